@@ -1,0 +1,38 @@
+"""Errors that a person can act on; each carries the exit code of the command line.
+
+Every message is one line: what is wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CheckFailed", "EnvironmentLacks", "InputError", "L4Error", "StorageError"]
+
+
+class L4Error(Exception):
+    """Base of all errors that l4export raises on purpose."""
+
+    exit_code = 2
+
+
+class CheckFailed(L4Error):
+    """Parity or verification ran to its end and found a difference (exit code 1)."""
+
+    exit_code = 1
+
+
+class InputError(L4Error):
+    """Bad usage or bad input: a checkpoint, an engine, a prompt, an option (exit code 2)."""
+
+    exit_code = 2
+
+
+class EnvironmentLacks(L4Error):
+    """The environment lacks a package, a provider or a driver (exit code 3)."""
+
+    exit_code = 3
+
+
+class StorageError(L4Error):
+    """Reading or writing failed: permissions, a full disk, a device error (exit code 4)."""
+
+    exit_code = 4

@@ -1,0 +1,106 @@
+"""A small builder for `onnx_ir` graphs with hierarchical names, and the edits that several passes share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+__all__ = ["GraphBuilder", "remove_unused_initializers", "replace_node"]
+
+
+class GraphBuilder:
+    """Collects nodes and initializers under a current scope such as `/layers.0/attn`.
+
+    A node called `name` in that scope is named `/layers.0/attn/name`, and so is its first output; further outputs
+    carry `:1`, `:2`. A name that is taken gets `_1`, `_2`, ...
+    """
+
+    def __init__(self, scope: str = "", taken: set[str] | None = None) -> None:
+        self.nodes: list[ir.Node] = []
+        self.initializers: list[ir.Value] = []
+        self._scope = scope
+        self._taken = set() if taken is None else taken
+
+    @contextlib.contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Everything built inside is named below `name`."""
+        outer = self._scope
+        self._scope = f"{outer}/{name}"
+        try:
+            yield
+        finally:
+            self._scope = outer
+
+    def op(
+        self, op_type: str, *inputs: ir.Value | None, name: str | None = None, domain: str = "", **attributes: Any
+    ) -> ir.Value:
+        """Add a node with one output and return that output."""
+        return self.ops(op_type, *inputs, outputs=1, name=name, domain=domain, **attributes)[0]
+
+    def ops(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        outputs: int,
+        name: str | None = None,
+        domain: str = "",
+        **attributes: Any,
+    ) -> Sequence[ir.Value]:
+        """Add a node with several outputs and return them."""
+        path = self._unique(f"{self._scope}/{name or op_type}")
+        values = [ir.Value(name=path if i == 0 else f"{path}:{i}") for i in range(outputs)]
+        node = ir.Node(
+            domain,
+            op_type,
+            inputs,
+            attributes=ir.convenience.convert_attributes(attributes),
+            outputs=values,
+            name=path,
+        )
+        self.nodes.append(node)
+        return node.outputs
+
+    def initializer(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+        """Add a weight under exactly this name (not scoped: weights keep their checkpoint names)."""
+        tensor.name = name
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+        self.initializers.append(value)
+        return value
+
+    def constant(self, array: np.ndarray | Sequence[int] | int, name: str) -> ir.Value:
+        """Add a small constant below the current scope; Python integers become int64."""
+        data = array if isinstance(array, np.ndarray) else np.asarray(array, dtype=np.int64)
+        return self.initializer(ir.tensor(data), self._unique(f"{self._scope}/{name}"))
+
+    def _unique(self, path: str) -> str:
+        candidate, i = path, 0
+        while candidate in self._taken:
+            i += 1
+            candidate = f"{path}_{i}"
+        self._taken.add(candidate)
+        return candidate
+
+
+def replace_node(graph: ir.Graph, node: ir.Node, builder: GraphBuilder, outputs: Sequence[ir.Value]) -> None:
+    """Put the builder's nodes in the place of `node`; `outputs` take over its outputs, names included."""
+    for value in builder.initializers:
+        graph.register_initializer(value)
+    for old, new in zip(node.outputs, outputs, strict=True):
+        new.type, new.shape = old.type, old.shape
+    ir.convenience.replace_nodes_and_values(graph, node, [node], builder.nodes, node.outputs, outputs)
+
+
+def remove_unused_initializers(graph: ir.Graph) -> int:
+    """Drop initializers nobody reads (inputs that carry a default stay); returns how many."""
+    unused = [
+        name
+        for name, value in graph.initializers.items()
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input()
+    ]
+    for name in unused:
+        del graph.initializers[name]
+    return len(unused)

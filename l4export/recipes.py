@@ -1,0 +1,202 @@
+"""The weight plane: lazy expressions over checkpoint tensors.
+
+A recipe is an `onnx_ir` tensor that knows its dtype and shape without reading a byte, so a graph can hold a 200 GB
+model as kilobytes. It is evaluated region by region: `read(region)` asks only for the source elements that the region
+needs, which is what lets emission stream. Passes rewrite recipes as they rewrite nodes, by wrapping them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+__all__ = ["Cast", "Interleave", "Recipe", "Region", "Slice", "Source", "Transpose", "as_recipe", "blocks", "whole"]
+
+Region = tuple[slice, ...]
+"""One `slice(start, stop)` per axis, in bounds, step 1."""
+
+
+class SourceData(Protocol):
+    """What a recipe needs from a stored tensor (see `l4export.checkpoint.SourceTensor`)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy dtype, `ml_dtypes` included."""
+
+    def read(self, index: Region, /) -> np.ndarray:
+        """The elements of one region, as a C-contiguous copy."""
+
+
+class Recipe(ir.LazyTensor):
+    """A tensor that is computed when it is read. Subclasses implement `read`.
+
+    `dims` (static) and `dtype` (an `ir.DataType`) are fixed at construction; `read(region)` returns an array of the
+    region's shape. Access to the whole tensor (`numpy`, `tobytes`) exists so that small graphs can be run as they are.
+    """
+
+    def __init__(self, dtype: ir.DataType, dims: Sequence[int]) -> None:
+        super().__init__(self._evaluate, dtype, ir.Shape(dims))
+        self.dims = tuple(dims)
+
+    def read(self, region: Region) -> np.ndarray:
+        """The elements of `region` in the recipe's dtype; reads only what they need of the sources."""
+        raise NotImplementedError
+
+    def _evaluate(self) -> ir.TensorProtocol:
+        return ir.Tensor(np.ascontiguousarray(self.read(whole(self.dims))), dtype=self.dtype)
+
+
+class Source(Recipe):
+    """A checkpoint tensor as it is stored."""
+
+    def __init__(self, data: SourceData) -> None:
+        super().__init__(ir.DataType.from_numpy(data.dtype), data.shape)
+        self._data = data
+
+    def read(self, region: Region) -> np.ndarray:
+        """Straight from the file."""
+        return self._data.read(region)
+
+
+class Constant(Recipe):
+    """A tensor that is in memory already."""
+
+    def __init__(self, tensor: ir.TensorProtocol) -> None:
+        super().__init__(tensor.dtype, tuple(tensor.shape.numpy()))
+        self._tensor = tensor
+
+    def read(self, region: Region) -> np.ndarray:
+        """A view of the array."""
+        return self._tensor.numpy()[region]
+
+
+class Slice(Recipe):
+    """`part[..., start:stop, ...]` along `axis`."""
+
+    def __init__(self, part: Recipe, axis: int, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= part.dims[axis]:
+            raise ValueError(f"slice {start}:{stop} outside axis {axis} of {part!r}")
+        super().__init__(part.dtype, [stop - start if i == axis else n for i, n in enumerate(part.dims)])
+        self._part, self._axis, self._start = part, axis, start
+
+    def read(self, region: Region) -> np.ndarray:
+        """The region, moved by `start`."""
+        cut = region[self._axis]
+        moved = slice(cut.start + self._start, cut.stop + self._start)
+        return self._part.read(_with(region, self._axis, moved))
+
+
+class Transpose(Recipe):
+    """`numpy.transpose(part, perm)`: output axis i is input axis `perm[i]`."""
+
+    def __init__(self, part: Recipe, perm: Sequence[int]) -> None:
+        if sorted(perm) != list(range(len(part.dims))):
+            raise ValueError(f"{list(perm)} does not permute the axes of {part!r}")
+        super().__init__(part.dtype, [part.dims[p] for p in perm])
+        self._part, self._perm = part, tuple(perm)
+
+    def read(self, region: Region) -> np.ndarray:
+        """The region of the input with its axes put back, transposed."""
+        asked = [slice(0, 0)] * len(region)
+        for axis, source_axis in enumerate(self._perm):
+            asked[source_axis] = region[axis]
+        return self._part.read(tuple(asked)).transpose(self._perm)
+
+
+class Interleave(Recipe):
+    """Tensors of one shape merged along `axis`: output index n*i + j is index i of part j, n parts."""
+
+    def __init__(self, parts: Sequence[Recipe], axis: int) -> None:
+        first = parts[0]
+        if any(p.dims != first.dims or p.dtype != first.dtype for p in parts):
+            raise ValueError(f"cannot interleave {list(parts)}: shapes and dtypes must be the same")
+        super().__init__(first.dtype, [n * len(parts) if i == axis else n for i, n in enumerate(first.dims)])
+        self._parts, self._axis = tuple(parts), axis
+
+    def read(self, region: Region) -> np.ndarray:
+        """Each part's share of the region, written with a stride."""
+        n, cut = len(self._parts), region[self._axis]
+        out = np.empty([s.stop - s.start for s in region], dtype=self.dtype.numpy())
+        for j, part in enumerate(self._parts):
+            start, stop = -((j - cut.start) // n), -((j - cut.stop) // n)
+            target = slice(start * n + j - cut.start, None, n)
+            out[_with(tuple(slice(None) for _ in region), self._axis, target)] = part.read(
+                _with(region, self._axis, slice(start, stop))
+            )
+        return out
+
+
+class Cast(Recipe):
+    """Another element type, each element rounded to nearest even.
+
+    Raises:
+        ValueError: when a finite element does not fit (it would become infinite).
+    """
+
+    def __init__(self, part: Recipe, dtype: ir.DataType) -> None:
+        super().__init__(dtype, part.dims)
+        self._part = part
+
+    def read(self, region: Region) -> np.ndarray:
+        """The region in the new type."""
+        values = self._part.read(region)
+        if values.dtype == ml_dtypes.bfloat16 and self.dtype == ir.DataType.FLOAT:
+            return _bfloat16_to_float32(values)
+        with np.errstate(over="ignore"):
+            out = values.astype(self.dtype.numpy(), order="C")
+        if self.dtype.bitwidth < 32 and not np.isfinite(out).all():
+            unfit = ~np.isfinite(out) & np.isfinite(values)
+            if unfit.any():
+                worst = float(np.abs(values[unfit].astype(np.float32)).max())
+                raise ValueError(f"a weight of magnitude {worst:g} does not fit {self.dtype.name.lower()}")
+        return out
+
+
+def _bfloat16_to_float32(values: np.ndarray) -> np.ndarray:
+    """Exact: a bfloat16 is the upper half of a float32. Several times as fast as a generic cast, without the GIL."""
+    wide = values.view(np.uint16).astype(np.uint32, order="C")
+    np.left_shift(wide, 16, out=wide)
+    return wide.view(np.float32)
+
+
+def as_recipe(tensor: ir.TensorProtocol) -> Recipe:
+    """`tensor` as a recipe, wrapped if it is in memory."""
+    return tensor if isinstance(tensor, Recipe) else Constant(tensor)
+
+
+def whole(shape: Sequence[int]) -> Region:
+    """The region that is everything."""
+    return tuple(slice(0, n) for n in shape)
+
+
+def blocks(shape: Sequence[int], itemsize: float, limit: int) -> Iterator[Region]:
+    """Cut a tensor into regions of at most about `limit` bytes, each contiguous in row-major order, in file order.
+
+    Cuts the first axis; where one index of it is already too large, the next axis, and so on.
+    """
+    if 0 in shape:
+        return
+    if not shape:
+        yield ()
+        return
+    inner = int(np.prod(shape[1:], dtype=np.int64))
+    if inner * itemsize > limit and len(shape) > 1:
+        for i in range(shape[0]):
+            for rest in blocks(shape[1:], itemsize, limit):
+                yield (slice(i, i + 1), *rest)
+        return
+    rows = max(1, int(limit // (inner * itemsize)))
+    for start in range(0, shape[0], rows):
+        yield (slice(start, min(start + rows, shape[0])), *whole(shape[1:]))
+
+
+def _with(region: Region, axis: int, cut: slice) -> Region:
+    return (*region[:axis], cut, *region[axis + 1 :])
