@@ -1,0 +1,221 @@
+"""Reads safetensors files: header first, weights only as views of a memory map.
+
+The format [github.com/huggingface/safetensors, README "Format"]: 8 bytes little-endian header length N; N bytes of
+UTF-8 JSON that start with "{" and may end with spaces; then the tensors' bytes, row-major and little-endian. The JSON
+maps each name to {"dtype", "shape", "data_offsets": [start, stop]}, offsets counted from the end of the header; the
+key "__metadata__" maps strings to strings. No key appears twice; tensors cover the rest of the file without gaps or
+overlaps. A file is untrusted: all of that is checked before anything is allocated for it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+
+from l4export.errors import InputError, StorageError
+
+__all__ = ["DTYPE_BITS", "HANDLED_DTYPES", "TensorEntry", "TensorFile", "parse_json_object", "read_header"]
+
+DTYPE_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+"""Bits of an element, for every dtype of the format."""
+
+HANDLED_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+"""The dtypes that weights may have, as numpy sees them."""
+
+_MAX_HEADER = 100_000_000  # the limit of the reference implementation
+_MAX_RANK = 32
+_HINT = "; download or convert the file again"
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a file: dtype as the format spells it, and absolute byte offsets in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
+    """Strict JSON: UTF-8, an object, no key twice, no NaN or Infinity; raises `InputError` naming `where`."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key appears twice in an object")
+        return found
+
+    def constant(word: str) -> None:
+        raise ValueError(f"{word} is not JSON")
+
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+    except RecursionError:
+        raise InputError(f"{where}: JSON is nested too deeply; is this the right file?") from None
+    except ValueError as error:  # bad UTF-8, bad JSON, an integer of thousands of digits
+        reason = "bad UTF-8" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())[:100]
+        raise InputError(f"{where}: not valid JSON ({reason}); is the file complete?") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a JSON object; is this the right file?")
+    return value
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of a file by name, in the order of their bytes; raises `InputError` or `StorageError`."""
+    fd, size = _open(path)
+    try:
+        return _read_header(fd, size, path)
+    finally:
+        os.close(fd)
+
+
+class TensorFile:
+    """A safetensors file, mapped into memory read-only.
+
+    Mapped pages that were read count in the process's resident memory until `release` gives them back.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd, self.size = _open(path)
+        try:
+            self.entries = _read_header(self._fd, self.size, path)
+            self._map = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # ValueError: the file shrank a moment ago
+            os.close(self._fd)
+            raise StorageError(f"{path}: cannot be mapped ({error}); check the file system") from None
+        except InputError:
+            os.close(self._fd)
+            raise
+        self._bytes = np.frombuffer(self._map, np.uint8)
+
+    def array(self, entry: TensorEntry) -> np.ndarray:
+        """A read-only view of the tensor, float32, float16 or bfloat16, that copies nothing.
+
+        Raises `InputError` for other dtypes, and when the file shrank since it was opened: reading the lost pages
+        would kill the process.
+        """
+        if entry.dtype not in HANDLED_DTYPES:
+            known = ", ".join(HANDLED_DTYPES)
+            raise InputError(
+                f"{self.path}: tensor {entry.name!r} has dtype {entry.dtype}; only {known} are supported, convert it"
+            )
+        if (now := os.fstat(self._fd).st_size) < self.size:
+            raise InputError(f"{self.path}: shrank from {self.size} to {now} bytes while open{_HINT}")
+        # The start of a tensor need not be aligned to its elements: numpy copes, on x86 at no cost.
+        return self._bytes[entry.start : entry.stop].view(HANDLED_DTYPES[entry.dtype]).reshape(entry.shape)
+
+    def release(self, view: np.ndarray) -> None:
+        """Tells the kernel that the pages under `view` (of `array`) are not needed; reading them again is allowed."""
+        low, high = (bound - byte_bounds(self._bytes)[0] for bound in byte_bounds(view))
+        low -= low % mmap.PAGESIZE
+        if high > low:
+            self._map.madvise(mmap.MADV_DONTNEED, low, high - low)
+
+    def __del__(self) -> None:
+        # The map lives as long as views of it do; the descriptor is only there to notice a shrinking file.
+        if (fd := getattr(self, "_fd", -1)) >= 0 and hasattr(self, "_map"):
+            os.close(fd)
+
+
+def _open(path: Path) -> tuple[int, int]:
+    """Descriptor and size of a regular file (a symbolic link to one is fine)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not hang us
+        status = os.fstat(fd)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; is the download complete?") from None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from None
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise InputError(f"{path}: not a regular file")
+    return fd, status.st_size
+
+
+def _read_header(fd: int, size: int, path: Path) -> dict[str, TensorEntry]:
+    if size < 8:
+        raise InputError(f"{path}: truncated: {size} bytes, a safetensors file has at least 8{_HINT}")
+    length = int.from_bytes(_read(fd, 8, 0, path), "little")
+    if length > _MAX_HEADER:
+        raise InputError(f"{path}: header of {length} bytes; the format allows {_MAX_HEADER}{_HINT}")
+    if 8 + length > size:
+        raise InputError(f"{path}: truncated: header describes {8 + length} bytes, file has {size}{_HINT}")
+    text = _read(fd, length, 8, path)
+    if not text.startswith(b"{"):
+        raise InputError(f"{path}: header does not start with '{{'; not a safetensors file{_HINT}")
+    header = parse_json_object(text, f"{path}: header")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InputError(f"{path}: __metadata__ must map strings to strings{_HINT}")
+    entries = [_entry(name, value, 8 + length, path) for name, value in header.items()]
+    entries.sort(key=lambda entry: (entry.start, entry.stop))
+    end = 8 + length
+    for entry in entries:
+        if entry.start != end:
+            problem = "overlaps" if entry.start < end else "leaves a gap after"
+            raise InputError(f"{path}: tensor {entry.name!r} {problem} the bytes before it{_HINT}")
+        end = entry.stop
+    if end > size:
+        raise InputError(f"{path}: truncated: header describes {end} bytes, file has {size}{_HINT}")
+    if end < size:
+        raise InputError(f"{path}: {size - end} bytes after the last tensor; header describes {end}{_HINT}")
+    return {entry.name: entry for entry in entries}
+
+
+def _read(fd: int, count: int, offset: int, path: Path) -> bytes:
+    data = b""
+    try:
+        while len(data) < count and (piece := os.pread(fd, count - len(data), offset + len(data))):
+            data += piece
+    except OSError as error:
+        raise StorageError(f"{path}: reading failed ({error.strerror}); check the disk") from None
+    if len(data) < count:
+        raise InputError(f"{path}: truncated while being read{_HINT}")
+    return data
+
+
+def _entry(name: str, value: object, base: int, path: Path) -> TensorEntry:
+    """One checked entry of the header; `base` is where the tensors' bytes begin."""
+
+    def refuse(problem: str) -> InputError:
+        return InputError(f"{path}: tensor {name[:200]!r}: {problem}{_HINT}")
+
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise refuse("expected an object with dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise refuse(f"unknown dtype {str(dtype)[:40]!r}")
+    for field, numbers in (("shape", shape), ("data_offsets", offsets)):
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+            raise refuse(f"{field} must be an array of integers from 0 to 2**63 - 1")
+    if len(shape) > _MAX_RANK or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise refuse(f"expected at most {_MAX_RANK} dimensions and data_offsets [start, stop]")
+    bits = DTYPE_BITS[dtype]
+    for size in shape:  # at most 32 factors below 2**63: exact and small in Python's integers
+        bits *= size
+    if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
+        raise refuse(f"{dtype} {shape} takes {bits // 8} bytes, data_offsets span {offsets[1] - offsets[0]}")
+    return TensorEntry(name, dtype, tuple(shape), base + offsets[0], base + offsets[1])

@@ -1,0 +1,62 @@
+"""The compiler, as a table of contents: which passes make an engine, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from l4export import passes
+
+__all__ = ["TARGETS", "PipelineOptions", "pass_name", "pipeline", "run_pipeline"]
+
+TARGETS = ("ort-cpu",)
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """What decides which passes run: the target, the KV layout (`concat`, `static`) and the longest sequence."""
+
+    target: str
+    kv_layout: str
+    max_context: int
+
+
+def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
+    """The passes from the reference graph to the target's graph. Every graph between them can be run."""
+    return [
+        # where earlier keys and values live
+        passes.KVCacheLayout(options.kv_layout),
+        # only the chosen experts are evaluated
+        passes.ExpertFusion(),
+        # rotation, cache update, masking and attention in one operator
+        passes.QKNormBeforeRotary(),
+        passes.AttentionFusion(options.max_context),
+        # what is left becomes standard operators
+        passes.InlineDialect(),
+        passes.RemoveUnused(),
+    ]
+
+
+def run_pipeline(
+    model: ir.Model, options: PipelineOptions, on_stage: Callable[[int, str, ir.Model], None] | None = None
+) -> list[str]:
+    """Run the passes on `model` in place and return their names.
+
+    `on_stage(index, name, model)` sees the graph at the start (0, "reference") and after each pass.
+    """
+    names = []
+    if on_stage:
+        on_stage(0, "reference", model)
+    for index, step in enumerate(pipeline(options), start=1):
+        step(model)
+        names.append(pass_name(step))
+        if on_stage:
+            on_stage(index, names[-1], model)
+    return names
+
+
+def pass_name(step: ir.passes.PassBase) -> str:
+    """The pass's name in manifests and dumps: its file's name, such as `expert_fusion`."""
+    return type(step).__module__.rpartition(".")[2]

@@ -1,0 +1,19 @@
+"""Graph passes: each rewrites the decoder in place, checks its precondition and says what it does as a formula."""
+
+from __future__ import annotations
+
+from l4export.passes.attention_fusion import AttentionFusion
+from l4export.passes.expert_fusion import ExpertFusion
+from l4export.passes.inline_dialect import InlineDialect
+from l4export.passes.kv_cache_layout import KVCacheLayout
+from l4export.passes.qk_norm_before_rotary import QKNormBeforeRotary
+from l4export.passes.remove_unused import RemoveUnused
+
+__all__ = [
+    "AttentionFusion",
+    "ExpertFusion",
+    "InlineDialect",
+    "KVCacheLayout",
+    "QKNormBeforeRotary",
+    "RemoveUnused",
+]

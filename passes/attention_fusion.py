@@ -1,0 +1,198 @@
+"""`RotaryEmbedding` + `l4.Attention` -> `com.microsoft.GroupQueryAttention`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from l4export.dialect import is_dialect
+from l4export.graph import GraphBuilder, remove_unused_initializers, replace_node
+
+__all__ = ["AttentionFusion"]
+
+_MASKED = {ir.DataType.FLOAT: -1e30, ir.DataType.FLOAT16: -6e4}
+"""Added to the score of a key in another chunk: exp(score + this) is 0 beside the token's own key, never NaN."""
+
+
+class AttentionFusion(ir.passes.InPlacePass):
+    """One operator for rotation, cache update, masking and attention.
+
+    * Rotation: `do_rotary=1, rotary_interleaved=1` with tables cos, sin [max_context, d/2] of position * inv_freq,
+      the product in float32 as transformers takes it. The operator refuses a sequence longer than its table.
+    * Lengths: seqlens_k int32 [B] = past_length + new_length - 1, total_sequence_length int32 [] = total_length.
+    * Chunks: `attention_bias` [B, 1, S, total], 0 where floor(query / C) = floor(key / C) and hugely negative
+      elsewhere, built once per chunk size C. A rotated layer whose chunk is no shorter than `max_context` needs
+      none: there is only one chunk, and the table's length enforces it.
+
+    Afterwards a call with several rows, several tokens and a cache that is not empty is refused by the operator.
+
+    Raises:
+        onnx_ir.passes.PreconditionError: when q is rotated and k is not, a rotation is not over adjacent pairs, its
+            angles are not an `l4.RotaryAngles` of the layer's positions, or a QK norm still follows a rotation.
+    """
+
+    def __init__(self, max_context: int) -> None:
+        super().__init__()
+        self.max_context = max_context
+
+    def requires(self, model: ir.Model) -> None:
+        """Every attention can be fused."""
+        for node in _attention_nodes(model):
+            for side in (0, 1):
+                producer = _producer(node.inputs[side])
+                if producer is not None and is_dialect(producer, "QKNorm") and _rotation(producer.inputs[0]) is not None:
+                    raise ir.passes.PreconditionError(f"{node.name}: run QKNormBeforeRotary first")
+            _Rotation.of(node)
+            _sequence_lengths(node)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite every `l4.Attention`."""
+        nodes = _attention_nodes(model)
+        shared = _Shared(model.graph, self.max_context)
+        for node in nodes:
+            _fuse(model.graph, node, shared)
+        if nodes:
+            model.opset_imports["com.microsoft"] = 1
+            remove_unused_initializers(model.graph)
+        return ir.passes.PassResult(model, modified=bool(nodes))
+
+
+@dataclass(frozen=True)
+class _Rotation:
+    """The rotations of one layer's q and k."""
+
+    q: ir.Node
+    k: ir.Node
+    inv_freq: ir.Value
+
+    @staticmethod
+    def of(node: ir.Node) -> _Rotation | None:
+        q, k = _rotation(node.inputs[0]), _rotation(node.inputs[1])
+        if q is None and k is None:
+            return None
+        if q is None or k is None or q.inputs[1:] != k.inputs[1:]:
+            raise ir.passes.PreconditionError(f"{node.name}: q and k must be rotated by the same angles")
+        if any(rotary.attributes.get_int("interleaved", 0) != 1 for rotary in (q, k)):
+            raise ir.passes.PreconditionError(f"{node.name}: rotation must be over adjacent pairs (interleaved=1)")
+        angles = _angles(q.inputs[1])
+        if angles is None or angles.inputs[0] is not node.inputs[5] or angles is not _angles(q.inputs[2]):
+            raise ir.passes.PreconditionError(f"{node.name}: angles must be l4.RotaryAngles of the layer's positions")
+        inv_freq = angles.inputs[1]
+        if inv_freq is None or inv_freq.const_value is None:
+            raise ir.passes.PreconditionError(f"{node.name}: inv_freq must be an initializer")
+        return _Rotation(q, k, inv_freq)
+
+
+class _Shared:
+    """Values that the fused layers have in common, each built on first use, before the layer that asks."""
+
+    def __init__(self, graph: ir.Graph, max_context: int) -> None:
+        self.graph = graph
+        self.max_context = max_context
+        self._made: dict[tuple[str, object], tuple[ir.Value, ...]] = {}
+
+    def lengths(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        """seqlens_k int32 [B] and total_sequence_length int32 []."""
+        past_length, new_length, total_length = _sequence_lengths(node).outputs
+
+        def make(b: GraphBuilder) -> tuple[ir.Value, ...]:
+            length = b.op("Add", past_length, new_length, name="length")
+            last = b.op("Sub", length, b.constant(1, "one"), name="last_slot")
+            seqlens_k = b.op("Cast", last, to=int(ir.DataType.INT32), name="seqlens_k")
+            total = b.op("Cast", b.op("Squeeze", total_length), to=int(ir.DataType.INT32), name="total_sequence_length")
+            return seqlens_k, total
+
+        return self._once(("lengths", past_length), node, make)
+
+    def tables(self, inv_freq: ir.Value, dtype: ir.DataType, node: ir.Node) -> tuple[ir.Value, ...]:
+        """cos and sin [max_context, d/2]."""
+
+        def make(b: GraphBuilder) -> tuple[ir.Value, ...]:
+            assert inv_freq.const_value is not None
+            positions = np.arange(self.max_context, dtype=np.float32)
+            angles = np.multiply.outer(positions, inv_freq.const_value.numpy()).astype(np.float64)
+            cos, sin = (f(angles).astype(dtype.numpy()) for f in (np.cos, np.sin))
+            return b.constant(cos, "cos_cache"), b.constant(sin, "sin_cache")
+
+        return self._once(("tables", inv_freq), node, make)
+
+    def chunk_bias(self, chunk: int, dtype: ir.DataType, node: ir.Node) -> ir.Value:
+        """attention_bias [B, 1, S, total]."""
+        positions = node.inputs[5]
+        total_length = _sequence_lengths(node).outputs[2]
+
+        def make(b: GraphBuilder) -> tuple[ir.Value, ...]:
+            size = b.constant(chunk, "chunk_size")
+            total = b.op("Squeeze", total_length, name="total")
+            keys = b.op("Range", b.constant(0, "zero"), total, b.constant(1, "one"), name="keys")
+            queries = b.op("Unsqueeze", positions, b.constant([1, 3], "query_axes"), name="queries")
+            query_chunk = b.op("Div", queries, size, name="query_chunk")
+            same = b.op("Equal", query_chunk, b.op("Div", keys, size, name="key_chunk"), name="same_chunk")
+            seen = b.constant(np.zeros((), dtype=dtype.numpy()), "seen")
+            masked = b.constant(np.asarray(_MASKED[dtype], dtype=dtype.numpy()), "masked")
+            return (b.op("Where", same, seen, masked, name="attention_bias"),)
+
+        return self._once(("chunk", chunk), node, make)[0]
+
+    def _once(self, key: tuple[str, object], node: ir.Node, make: object) -> tuple[ir.Value, ...]:
+        if key not in self._made:
+            b = GraphBuilder(scope=f"/attention/{key[1]}" if key[0] == "chunk" else "/attention")
+            self._made[key] = make(b)  # type: ignore[operator]
+            for value in b.initializers:
+                self.graph.register_initializer(value)
+            self.graph.insert_before(node, b.nodes)
+        return self._made[key]
+
+
+def _fuse(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
+    q, k, v, past_key, past_value = node.inputs[:5]
+    assert past_key is not None and past_key.dtype is not None
+    chunk = node.attributes.get_int("chunk_size")
+    rotation = _Rotation.of(node)
+    seqlens_k, total = shared.lengths(node)
+    cos, sin = shared.tables(rotation.inv_freq, past_key.dtype, node) if rotation else (None, None)
+    one_chunk = chunk >= 2**62 or (rotation is not None and chunk >= shared.max_context)
+    bias = None if one_chunk else shared.chunk_bias(chunk, past_key.dtype, node)
+    b = GraphBuilder(scope=str(node.name).rpartition("/")[0])
+    outputs = b.ops(
+        "GroupQueryAttention",
+        *(rotation.q.inputs[0] if rotation else q, rotation.k.inputs[0] if rotation else k, v),
+        *(past_key, past_value, seqlens_k, total, cos, sin, None, bias),
+        outputs=3,
+        domain="com.microsoft",
+        num_heads=node.attributes.get_int("num_heads"),
+        kv_num_heads=node.attributes.get_int("kv_num_heads"),
+        do_rotary=int(rotation is not None),
+        rotary_interleaved=int(rotation is not None),
+    )
+    replace_node(graph, node, b, outputs)
+
+
+def _attention_nodes(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if is_dialect(node, "Attention")]
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
+
+
+def _rotation(value: ir.Value | None) -> ir.Node | None:
+    node = _producer(value)
+    return node if node is not None and node.op_type == "RotaryEmbedding" else None
+
+
+def _angles(value: ir.Value | None) -> ir.Node | None:
+    """The `l4.RotaryAngles` behind a cos or sin, through a cast."""
+    node = _producer(value)
+    if node is not None and node.op_type == "Cast":
+        node = _producer(node.inputs[0])
+    return node if node is not None and is_dialect(node, "RotaryAngles") else None
+
+
+def _sequence_lengths(node: ir.Node) -> ir.Node:
+    producer = _producer(node.inputs[6])
+    if producer is None or not is_dialect(producer, "SequenceLengths"):
+        raise ir.passes.PreconditionError(f"{node.name}: past_length must come from l4.SequenceLengths")
+    return producer

@@ -1,0 +1,90 @@
+"""Choosing the next token of each row from its logits: greedy, or at a temperature from the nucleus."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4export.errors import InputError
+
+__all__ = ["Sampler"]
+
+
+class Sampler:
+    """Turns logits into tokens; the same settings, seed and logits always give the same tokens.
+
+    Temperature 0 is greedy: the likeliest token, of equal ones the lowest. Otherwise a token is drawn from
+    softmax(logits / temperature), in float64, cut to its nucleus: the smallest set of likeliest tokens whose mass
+    reaches `top_p` (Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020; equals go by index).
+
+    Row r draws from a random stream of its own, the r-th child of `seed`, once a call: what a row says depends
+    neither on the other rows nor on how many there are. Without a seed the streams are fresh ones.
+
+    Raises `InputError` for a temperature that is negative or not finite, a `top_p` outside (0, 1] or a negative seed.
+    """
+
+    def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> None:
+        if not (math.isfinite(temperature) and temperature >= 0):
+            raise InputError(f"temperature is {temperature}: give a finite number, 0 (greedy) or more")
+        if not 0 < top_p <= 1:
+            raise InputError(f"top_p is {top_p}: give a number above 0 and up to 1 (1 keeps every token)")
+        if seed is not None and seed < 0:
+            raise InputError(f"seed is {seed}: give an integer of 0 or more, or none for fresh randomness")
+        self.temperature = float(temperature)
+        self.top_p = float(top_p)
+        self._seeds = np.random.SeedSequence(seed)
+        self._streams: list[np.random.Generator] = []
+
+    def __call__(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+        """Return one token a row, int64 [batch], for logits float32 [batch, vocab].
+
+        A logit of -inf forbids its token. Raises `InputError` for another shape and for rows that define no
+        distribution: those that hold NaN or +inf, or nothing but -inf.
+        """
+        _check(logits)
+        if self.temperature == 0:
+            return np.argmax(logits, axis=1).astype(np.int64)
+        rows = zip(logits, self._random(len(logits)), strict=True)
+        return np.array([self._draw(row, stream) for row, stream in rows], dtype=np.int64)
+
+    def _random(self, rows: int) -> list[np.random.Generator]:
+        """The streams of the first `rows` rows; `spawn` goes on where it stopped, so late rows change no early one."""
+        for child in self._seeds.spawn(max(0, rows - len(self._streams))):
+            self._streams.append(np.random.Generator(np.random.PCG64(child)))
+        return self._streams[:rows]
+
+    def _draw(self, logits: NDArray[np.floating[Any]], stream: np.random.Generator) -> int:
+        """Invert the cumulative distribution of one row's nucleus at a uniform number."""
+        with np.errstate(over="ignore"):  # a tiny temperature sends all but the peak to -inf, which is its limit
+            mass = np.exp((logits.astype(np.float64) - float(logits.max())) / self.temperature)
+        mass /= mass.sum()
+        tokens = _nucleus(mass, self.top_p)
+        cumulative = np.cumsum(mass[tokens])
+        at = np.searchsorted(cumulative, stream.random() * cumulative[-1], side="right")
+        return int(tokens[min(int(at), len(tokens) - 1)])
+
+
+def _nucleus(mass: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
+    """The tokens that may be drawn; none of them has a mass of 0.
+
+    Tokens of at most (1 - top_p) / vocab each weigh less than 1 - top_p together, so they lie outside the nucleus
+    and only the others, a few thousand of 200000 as a rule, need sorting.
+    """
+    tokens = np.flatnonzero(mass > (1 - top_p) / mass.size)
+    if top_p == 1:
+        return tokens
+    likeliest = tokens[np.argsort(-mass[tokens], kind="stable")]
+    return likeliest[: np.searchsorted(np.cumsum(mass[likeliest]), top_p) + 1]
+
+
+def _check(logits: NDArray[np.floating[Any]]) -> None:
+    """Refuse logits that are not [batch, vocab] or whose largest value in a row is not finite."""
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise InputError(f"logits have the shape {list(logits.shape)}: give [batch, vocab], the last position's only")
+    peaks = logits.max(axis=1)  # NaN wins every comparison here, +inf all others; -inf only when alone
+    for row in np.flatnonzero(~np.isfinite(peaks)):
+        what = "contain NaN" if np.isnan(peaks[row]) else "contain +inf" if peaks[row] > 0 else "are all -inf"
+        raise InputError(f"logits of row {row} {what}: no token can be chosen; compare the engine with `l4export parity`")
