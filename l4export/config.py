@@ -266,7 +266,12 @@ def _hf_text(raw: object, where: str) -> _Fields:
         text.raw["attn_temperature_tuning"] = bool(tuning)  # files of the first release say 4 where they mean true
     heads = text.typed("num_attention_heads", text.value("num_attention_heads", 40), int, 1, 2**16)
     hidden = text.typed("hidden_size", text.value("hidden_size", 5120), int, 1, 2**20)
-    nulls = {"num_key_value_heads": heads, "head_dim": hidden // heads, "num_local_experts": 0}
+    nulls = {
+        "num_key_value_heads": heads,
+        "head_dim": hidden // heads,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+    }
     for name, meaning in nulls.items():
         if name in text.raw and text.raw[name] is None:
             text.raw[name] = meaning
@@ -314,7 +319,7 @@ def _hf_rope(text: _Fields, max_positions: int) -> tuple[float, RopeScaling | No
     given = text.value(name, None)
     rope = _Fields({} if given is None else given, f"{text.where}: {name}")
     theta = (rope if "rope_theta" in rope.raw else text).number("rope_theta", 500000.0)
-    kind = rope.value("rope_type", rope.value("type", "llama3" if "factor" in rope.raw else "default"))
+    kind = rope.value("rope_type", rope.value("type", None if "factor" in rope.raw else "default"))
     if kind not in ("default", "llama3") or any(isinstance(value, Mapping) for value in rope.raw.values()):
         raise rope.refuse("rope_type", f"is {_show(kind)}; expected 'default' or 'llama3', one for all layers")
     if rope.value("partial_rotary_factor", None) not in (None, 1):

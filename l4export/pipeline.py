@@ -33,6 +33,8 @@ def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
         # rotation, cache update, masking and attention in one operator
         passes.QKNormBeforeRotary(),
         passes.AttentionFusion(options.max_context),
+        # weights stay in the checkpoint's order
+        passes.UntransposedWeights(),
         # what is left becomes standard operators
         passes.InlineDialect(),
         passes.RemoveUnused(),

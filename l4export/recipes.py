@@ -85,13 +85,13 @@ class Slice(Recipe):
         if not 0 <= start <= stop <= part.dims[axis]:
             raise ValueError(f"slice {start}:{stop} outside axis {axis} of {part!r}")
         super().__init__(part.dtype, [stop - start if i == axis else n for i, n in enumerate(part.dims)])
-        self._part, self._axis, self._start = part, axis, start
+        self.part, self._axis, self._start = part, axis, start
 
     def read(self, region: Region) -> np.ndarray:
         """The region, moved by `start`."""
         cut = region[self._axis]
         moved = slice(cut.start + self._start, cut.stop + self._start)
-        return self._part.read(_with(region, self._axis, moved))
+        return self.part.read(_with(region, self._axis, moved))
 
 
 class Transpose(Recipe):
@@ -101,14 +101,14 @@ class Transpose(Recipe):
         if sorted(perm) != list(range(len(part.dims))):
             raise ValueError(f"{list(perm)} does not permute the axes of {part!r}")
         super().__init__(part.dtype, [part.dims[p] for p in perm])
-        self._part, self._perm = part, tuple(perm)
+        self.part, self.perm = part, tuple(perm)
 
     def read(self, region: Region) -> np.ndarray:
         """The region of the input with its axes put back, transposed."""
         asked = [slice(0, 0)] * len(region)
-        for axis, source_axis in enumerate(self._perm):
+        for axis, source_axis in enumerate(self.perm):
             asked[source_axis] = region[axis]
-        return self._part.read(tuple(asked)).transpose(self._perm)
+        return self.part.read(tuple(asked)).transpose(self.perm)
 
 
 class Interleave(Recipe):
@@ -119,13 +119,13 @@ class Interleave(Recipe):
         if any(p.dims != first.dims or p.dtype != first.dtype for p in parts):
             raise ValueError(f"cannot interleave {list(parts)}: shapes and dtypes must be the same")
         super().__init__(first.dtype, [n * len(parts) if i == axis else n for i, n in enumerate(first.dims)])
-        self._parts, self._axis = tuple(parts), axis
+        self.parts, self._axis = tuple(parts), axis
 
     def read(self, region: Region) -> np.ndarray:
         """Each part's share of the region, written with a stride."""
-        n, cut = len(self._parts), region[self._axis]
+        n, cut = len(self.parts), region[self._axis]
         out = np.empty([s.stop - s.start for s in region], dtype=self.dtype.numpy())
-        for j, part in enumerate(self._parts):
+        for j, part in enumerate(self.parts):
             start, stop = -((j - cut.start) // n), -((j - cut.stop) // n)
             target = slice(start * n + j - cut.start, None, n)
             out[_with(tuple(slice(None) for _ in region), self._axis, target)] = part.read(
@@ -143,11 +143,11 @@ class Cast(Recipe):
 
     def __init__(self, part: Recipe, dtype: ir.DataType) -> None:
         super().__init__(dtype, part.dims)
-        self._part = part
+        self.part = part
 
     def read(self, region: Region) -> np.ndarray:
         """The region in the new type."""
-        values = self._part.read(region)
+        values = self.part.read(region)
         if values.dtype == ml_dtypes.bfloat16 and self.dtype == ir.DataType.FLOAT:
             return _bfloat16_to_float32(values)
         with np.errstate(over="ignore"):

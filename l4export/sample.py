@@ -127,7 +127,7 @@ def _write_weights(path: Path, raw: dict[str, Any], seed: int, progress: Callabl
                 progress(done, total)
 
     shards = _shards(nbytes)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for k, names in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{k:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(names, file)

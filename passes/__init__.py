@@ -8,6 +8,7 @@ from l4export.passes.inline_dialect import InlineDialect
 from l4export.passes.kv_cache_layout import KVCacheLayout
 from l4export.passes.qk_norm_before_rotary import QKNormBeforeRotary
 from l4export.passes.remove_unused import RemoveUnused
+from l4export.passes.untransposed_weights import UntransposedWeights
 
 __all__ = [
     "AttentionFusion",
@@ -16,4 +17,5 @@ __all__ = [
     "KVCacheLayout",
     "QKNormBeforeRotary",
     "RemoveUnused",
+    "UntransposedWeights",
 ]

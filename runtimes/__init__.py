@@ -1,1 +1,40 @@
-"""Thin runtimes."""
+"""Thin runtimes: open an engine directory, own its KV cache, sample, stream. No PyTorch, no transformers.
+
+    engine = l4export.runtimes.load("engine/")
+    session = engine.session(batch=1)
+    logits = session.append(token_ids)                  # float32 [batch, tokens, vocab]
+    logits = session.append(token_ids, last_only=True)  # float32 [batch, 1, vocab]
+    for token in engine.generate(token_ids, max_new_tokens=64): ...
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from l4export.errors import InputError
+from l4export.manifest import load_manifest
+
+if TYPE_CHECKING:
+    from l4export.runtimes.engine import Engine
+
+__all__ = ["load"]
+
+
+def load(path: str | Path, threads: int | None = None) -> Engine:
+    """Open an engine directory with the runtime of its target.
+
+    `threads` is the number of threads of one call; None means one a core. The sizes of all files, and the digests of
+    those up to 64 MiB, are checked; `l4export verify` checks every byte.
+
+    Raises:
+        InputError: not an engine, a file that is missing or damaged, a target this version cannot run.
+        EnvironmentLacks: a package or an execution provider is missing.
+    """
+    directory = Path(path)
+    manifest = load_manifest(directory)
+    if manifest.target != "ort-cpu":
+        raise InputError(f"{directory}: target {manifest.target!r} has no runtime in this l4export; upgrade it")
+    from l4export.runtimes.engine import Engine
+
+    return Engine(directory, manifest, threads)

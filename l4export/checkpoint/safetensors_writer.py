@@ -46,7 +46,10 @@ def write_safetensors(
             try:
                 file.write(len(text).to_bytes(8, "little") + text)
                 for name, size in sizes.items():
-                    written = sum(file.write(memoryview(chunk).cast("B")) for chunk in chunks(name))
+                    written = 0
+                    for chunk in chunks(name):
+                        piece = np.frombuffer(chunk, np.uint8) if not isinstance(chunk, np.ndarray) else chunk
+                        written += file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
                     if written != size:
                         raise ValueError(f"tensor {name!r}: {written} bytes given, {size} expected")
             except BaseException:

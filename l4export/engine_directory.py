@@ -1,0 +1,129 @@
+"""An engine directory appears whole or not at all.
+
+It is written as the hidden sibling `.{name}.partial`, which has no manifest until everything else is on disk, and
+renamed at the end. An engine that is being replaced stays in place until that moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from l4export.errors import InputError, StorageError
+from l4export.manifest import MANIFEST
+
+__all__ = ["EngineDirectory"]
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+class EngineDirectory:
+    """The place of an engine, before and while it is built.
+
+    Args:
+        path: The final directory; its parent must exist.
+        replace: Whether an engine that is already there may be replaced.
+    """
+
+    def __init__(self, path: Path, replace: bool) -> None:
+        self.path = Path(os.path.abspath(path))
+        self.replace = replace
+        self.partial = self.path.with_name(f".{self.path.name}.partial")
+
+    def check(self) -> None:
+        """Refuse what can be refused before any work is done.
+
+        Raises:
+            InputError: the directory exists and may not be replaced, or is not an engine.
+            StorageError: the parent is missing or not writable.
+        """
+        if os.path.lexists(self.path):
+            if not self.replace:
+                raise InputError(f"{self.path}: exists already; choose another directory or pass --force")
+            if self.path.is_symlink() or not (self.path / MANIFEST).is_file():
+                raise InputError(f"{self.path}: is not an engine directory, so --force will not replace it; remove it")
+        parent = self.path.parent
+        if not parent.is_dir():
+            raise StorageError(f"{parent}: no such directory; create it first")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise StorageError(f"{parent}: not writable; choose another place or change its permissions")
+
+    @contextlib.contextmanager
+    def writing(self, expected_bytes: int) -> Iterator[Path]:
+        """Yield an empty directory to write into; it is removed again unless `finish` was called.
+
+        Raises:
+            InputError: another build is writing to the same place.
+            StorageError: less than `expected_bytes` are free.
+        """
+        self.partial.mkdir(exist_ok=True)
+        lock = os.open(self.partial, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.path}: another build is writing it; wait for it to end") from None
+            _empty(self.partial)  # what a killed build left
+            try:
+                free = shutil.disk_usage(self.partial).free
+                if free < expected_bytes:
+                    raise StorageError(
+                        f"{self.path.parent}: {expected_bytes:,} bytes are needed and {free:,} are free; make room"
+                    )
+                yield self.partial
+            finally:
+                if self.partial.exists():
+                    shutil.rmtree(self.partial, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+    def finish(self, manifest: str) -> None:
+        """Write the manifest, force everything to disk and move the directory to its name."""
+        for name in os.listdir(self.partial):
+            _sync(self.partial / name)
+        staged = self.partial / f"{MANIFEST}.partial"
+        staged.write_text(manifest, encoding="utf-8")
+        _sync(staged)
+        staged.rename(self.partial / MANIFEST)
+        _sync(self.partial)
+        if self.replace and self.path.exists():
+            _exchange(self.partial, self.path)
+            shutil.rmtree(self.partial, ignore_errors=True)
+        else:
+            os.rename(self.partial, self.path)
+        _sync(self.path.parent)
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swap two directories in one step (Linux), or in two where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        failed = libc.renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+        if not failed:
+            return
+    aside = b.with_name(f".{b.name}.replaced")
+    os.rename(b, aside)
+    os.rename(a, b)
+    os.rename(aside, a)
+
+
+def _empty(directory: Path) -> None:
+    for entry in os.scandir(directory):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

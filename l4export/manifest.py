@@ -1,0 +1,194 @@
+"""The engine directory's manifest: the contract between build and run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from l4export.config import ModelConfig
+from l4export.errors import CheckFailed, InputError, StorageError
+
+__all__ = ["FORMAT_VERSION", "MANIFEST", "FileRecord", "KVLayer", "Manifest", "file_record", "load_manifest", "verify"]
+
+MANIFEST = "manifest.json"
+FORMAT = "l4export-engine"
+FORMAT_VERSION = 1
+_MAX_MANIFEST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class KVLayer:
+    """One layer's cache: `kind` is `chunked` or `full` attention; `capacity` in slots, null where it grows."""
+
+    kind: str
+    capacity: int | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a runtime needs to know of an engine, and what it was made from. No timestamps."""
+
+    generator: str
+    target: str
+    model: ModelConfig
+    precision: dict[str, str]
+    """`compute`, `weights` and `kv_cache` dtypes; `quant`."""
+    max_context: int
+    """Longest sequence, in tokens, that a session may hold."""
+    kv_layout: str
+    kv_layers: tuple[KVLayer, ...]
+    prefill_max_tokens: int
+    """A runtime feeds at most this many tokens a call: attention scores take [heads, tokens, total] floats."""
+    inputs: tuple[dict[str, Any], ...]
+    outputs: tuple[dict[str, Any], ...]
+    passes: tuple[str, ...]
+    options: dict[str, Any]
+    source: dict[str, Any]
+    """`config_sha256` and `weights` (file name -> record) of the checkpoint."""
+    files: dict[str, FileRecord]
+
+    def to_json(self) -> str:
+        """The manifest file's text; the same manifest gives the same bytes."""
+        raw = dataclasses.asdict(self)
+        raw["model"] = self.model.to_dict()
+        kv = {"layout": raw.pop("kv_layout"), "layers": raw.pop("kv_layers")}
+        prefill = {"max_tokens_per_call": raw.pop("prefill_max_tokens"), "cut_at_multiples_of": None}
+        ordered = {"format": FORMAT, "format_version": FORMAT_VERSION, **raw, "kv_cache": kv, "prefill": prefill}
+        return json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"
+
+
+def load_manifest(engine: Path) -> Manifest:
+    """Read an engine directory's manifest.
+
+    Raises:
+        InputError: no such directory or manifest, not JSON, a newer format version, a field missing or of a wrong type.
+    """
+    path = engine / MANIFEST
+    if not engine.is_dir():
+        raise InputError(f"{engine}: no such engine directory; build one with `l4export build`")
+    if not path.is_file():
+        raise InputError(f"{engine}: not an engine directory (no {MANIFEST}); build one with `l4export build`")
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise InputError(f"{path}: larger than {_MAX_MANIFEST_BYTES >> 20} MiB, not a manifest; build the engine again")
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({type(error).__name__}); build the engine again") from error
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}; check permissions") from error
+    return _parse(raw, str(path))
+
+
+def _parse(raw: Any, where: str) -> Manifest:
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise InputError(f"{where}: not an l4export manifest; build the engine again")
+    version = raw.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise InputError(f"{where}: format_version is not a positive number; build the engine again")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{where}: format version {version} is newer than this l4export reads ({FORMAT_VERSION}); upgrade l4export"
+        )
+    try:
+        return Manifest(
+            generator=_typed(raw, "generator", str),
+            target=_typed(raw, "target", str),
+            model=ModelConfig.from_dict(_typed(raw, "model", dict), f"{where}: model"),
+            precision=_strings(_typed(raw, "precision", dict)),
+            max_context=_positive(raw, "max_context"),
+            kv_layout=_typed(raw["kv_cache"], "layout", str),
+            kv_layers=tuple(KVLayer(_typed(k, "kind", str), k["capacity"]) for k in _typed(raw["kv_cache"], "layers", list)),
+            prefill_max_tokens=_positive(raw["prefill"], "max_tokens_per_call"),
+            inputs=tuple(_typed(raw, "inputs", list)),
+            outputs=tuple(_typed(raw, "outputs", list)),
+            passes=tuple(_typed(raw, "passes", list)),
+            options=_typed(raw, "options", dict),
+            source=_typed(raw, "source", dict),
+            files={
+                _plain_name(name): FileRecord(_count(record, "bytes"), _typed(record, "sha256", str))
+                for name, record in _typed(raw, "files", dict).items()
+            },
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        detail = f"{error.args[0]}" if error.args else type(error).__name__
+        raise InputError(f"{where}: field missing or malformed ({detail}); build the engine again") from error
+
+
+def file_record(path: Path) -> FileRecord:
+    """Size and digest of a file, read in a stream."""
+    with open(path, "rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        return FileRecord(handle.seek(0, 2), digest)
+
+
+def verify(engine: Path) -> Manifest:
+    """Check every file of an engine against its manifest.
+
+    Raises:
+        CheckFailed: a file is missing, has another size, or another digest; all such files are named.
+        InputError: as `load_manifest`.
+    """
+    manifest = load_manifest(engine)
+    with ThreadPoolExecutor() as workers:
+        faults = [fault for fault in workers.map(lambda item: _fault(engine, *item), manifest.files.items()) if fault]
+    if faults:
+        raise CheckFailed(f"{engine}: {'; '.join(faults)}; build or copy the engine again")
+    return manifest
+
+
+def _fault(engine: Path, name: str, record: FileRecord) -> str | None:
+    path = engine / name
+    if not path.is_file():
+        return f"{name} is missing"
+    size = path.stat().st_size
+    if size != record.bytes:
+        return f"{name} has {size} bytes, not {record.bytes}"
+    return None if file_record(path).sha256 == record.sha256 else f"{name} has been changed"
+
+
+def _typed(raw: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = raw[key]
+    if not isinstance(value, kind):
+        raise TypeError(f"{key} must be {kind.__name__}")
+    return value
+
+
+def _count(raw: Mapping[str, Any], key: str) -> int:
+    value = raw[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{key} must be a count")
+    return value
+
+
+def _positive(raw: Mapping[str, Any], key: str) -> int:
+    value = _count(raw, key)
+    if value == 0:
+        raise TypeError(f"{key} must be positive")
+    return value
+
+
+def _strings(raw: Mapping[str, Any]) -> dict[str, str]:
+    if not all(isinstance(value, str) for value in raw.values()):
+        raise TypeError("precision must hold strings")
+    return dict(raw)
+
+
+def _plain_name(name: str) -> str:
+    """A file name inside the directory: nothing in a manifest leads outside of it."""
+    if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
+        raise TypeError(f"file name {name!r} leads outside the engine")
+    return name

@@ -1,0 +1,139 @@
+"""An engine on ONNX Runtime: the loaded graph, sessions on it, and generation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from l4export.errors import EnvironmentLacks, InputError
+from l4export.manifest import Manifest, file_record
+from l4export.runtimes.sampling import Sampler
+from l4export.runtimes.session import Session
+from l4export.runtimes.text import TextCodec
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["Engine"]
+
+_DECODER = "decoder.onnx"
+_PROVIDER = "CPUExecutionProvider"
+_DIGEST_LIMIT = 64 << 20
+
+
+class Engine:
+    """A decoder that is loaded once and shared by any number of sessions. Made by `l4export.runtimes.load`."""
+
+    def __init__(self, directory: Path, manifest: Manifest, threads: int | None = None) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.config = manifest.model
+        _check_files(directory, manifest)
+        self.inference = _inference_session(directory / _DECODER, threads)
+
+    @cached_property
+    def text(self) -> TextCodec | None:
+        """Tokenizer and chat template; None when the checkpoint had no tokenizer.json."""
+        return TextCodec.open(self.directory)
+
+    def session(self, batch: int = 1, capacity: int | None = None) -> Session:
+        """A fresh session of `batch` rows that can hold up to `capacity` tokens each (default: `max_context`).
+
+        Raises:
+            InputError: a batch below 1, or a capacity outside 1 .. `max_context`.
+        """
+        return Session(self.inference, self.manifest, batch, capacity)
+
+    def generate(
+        self,
+        token_ids: Sequence[int],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop_token_ids: Iterable[int] | None = None,
+    ) -> Iterator[int]:
+        """Continue one prompt; yields each new token as it is chosen, a stop token last.
+
+        Stops after `max_new_tokens`, at a token of `stop_token_ids` (default: the model's end-of-sequence tokens), or
+        when `max_context` is reached. Sampling is that of `l4export.runtimes.sampling.Sampler`.
+
+        Raises:
+            InputError: an empty prompt, one longer than `max_context`, ids out of range, bad sampling settings.
+        """
+        for step in self.generate_batch([token_ids], max_new_tokens, temperature, top_p, seed, stop_token_ids):
+            token = step[0]
+            assert token is not None
+            yield token
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop_token_ids: Iterable[int] | None = None,
+    ) -> Iterator[list[int | None]]:
+        """Continue several prompts of any lengths; yields one list a step, None where a row has ended.
+
+        Every row yields what `generate` yields for its prompt alone. Raises as `generate`.
+        """
+        stops = frozenset(self.config.eos_token_ids if stop_token_ids is None else stop_token_ids)
+        sampler = Sampler(temperature, top_p, seed)
+        limit = self.manifest.max_context
+        longest = max((len(prompt) for prompt in prompts), default=0)
+        session = self.session(len(prompts), min(limit, max(longest + max_new_tokens, 1)) if longest <= limit else None)
+        if any(len(prompt) == 0 for prompt in prompts):
+            raise InputError("a prompt is empty: give at least one token")
+        step: list[list[int]] = [list(prompt) for prompt in prompts]
+        running = [True] * len(prompts)
+        for count in range(max_new_tokens):
+            logits = session.append(step, last_only=True)[:, 0]
+            chosen = sampler(np.where(np.asarray(running)[:, None], logits, 0))
+            tokens = [int(token) if on else None for token, on in zip(chosen, running, strict=True)]
+            yield tokens
+            for row, token in enumerate(tokens):
+                full = session.lengths[row] >= session.capacity
+                running[row] = token is not None and token not in stops and not full
+            if not any(running) or count + 1 == max_new_tokens:
+                return
+            step = [[token] if on and token is not None else [] for token, on in zip(tokens, running, strict=True)]
+
+
+def _check_files(directory: Path, manifest: Manifest) -> None:
+    """Sizes of all files, digests of the small ones (the graph and the tokenizer among them)."""
+    if _DECODER not in manifest.files:
+        raise InputError(f"{directory}: the manifest lists no {_DECODER}; build the engine again")
+    for name, record in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise InputError(f"{directory}: {name} is missing; build or copy the engine again")
+        size = path.stat().st_size
+        if size != record.bytes:
+            raise InputError(f"{directory}: {name} has {size} bytes, not {record.bytes}; build or copy the engine again")
+        if size <= _DIGEST_LIMIT and file_record(path).sha256 != record.sha256:
+            raise InputError(f"{directory}: {name} has been changed; build or copy the engine again")
+
+
+def _inference_session(decoder: Path, threads: int | None) -> onnxruntime.InferenceSession:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise EnvironmentLacks("running an engine needs onnxruntime: pip install 'l4export[cpu]'") from error
+    options: Any = ort.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised, and told in one line by whoever asked
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    try:
+        session = ort.InferenceSession(str(decoder), options, providers=[_PROVIDER])
+    except Exception as error:
+        detail = " ".join(str(error).split())[:300]
+        raise InputError(f"{decoder}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
+    if session.get_providers()[0] != _PROVIDER:
+        raise EnvironmentLacks(f"ONNX Runtime gave {session.get_providers()[0]} instead of {_PROVIDER}")
+    return session
