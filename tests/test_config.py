@@ -184,7 +184,7 @@ def one_line(error: pytest.ExceptionInfo[InputError], *words: str) -> None:
         ("hidden_size", "64\n"),
         ("hidden_size", 64.0),
         ("hidden_size", None),
-        ("hidden_size", 10**5000),
+        ("hidden_size", 10**400),
         ("hidden_size", [64]),
         ("num_hidden_layers", 10**6),
         ("vocab_size", 2**25),

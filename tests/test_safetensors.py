@@ -92,7 +92,7 @@ def test_shorter_than_eight_bytes(size: int, tmp_path: Path) -> None:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
+@given(data=st.data())
 def test_damaged_files_never_crash(data: st.DataObject, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     header = json.dumps({"a": entry(0, 8), "b": entry(8, 12, [])}).encode()
@@ -126,7 +126,6 @@ arrays = st.builds(
 tensors = st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), arrays, max_size=6).map(
     lambda named: {name: array for name, array in named.items() if name != "__metadata__"}
 )
-bits = {2: np.uint16, 4: np.uint32}
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -134,7 +133,7 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tensors, st.booleans())
+@given(named=tensors, metadata=st.booleans())
 def test_reads_what_the_library_writes(named: dict[str, np.ndarray], metadata: bool, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     safetensors.numpy.save_file(named, path, metadata={"format": "np"} if metadata else None)
@@ -148,7 +147,7 @@ def test_reads_what_the_library_writes(named: dict[str, np.ndarray], metadata: b
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tensors, st.integers(1, 7))
+@given(named=tensors, pieces=st.integers(1, 7))
 def test_the_library_reads_what_we_write(named: dict[str, np.ndarray], pieces: int, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.unlink(missing_ok=True)

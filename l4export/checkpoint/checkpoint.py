@@ -88,12 +88,12 @@ class SourceTensor:
             return
         first, rest = index[0], index[1:]
         if isinstance(first, int):
-            return self._copy(source[first], rest, out)
+            return self._copy(source[first, ...], rest, out)
         rows = range(*first.indices(len(source)))
         row_bytes = source.nbytes // len(source)
         if row_bytes > _PIECE:
             for i, row in enumerate(rows):
-                self._copy(source[row], rest, out[i])
+                self._copy(source[row, ...], rest, out[i, ...])
             return None
         batch = max(1, _PIECE // (row_bytes * abs(rows.step)))
         for i in range(0, len(rows), batch):

@@ -1,0 +1,246 @@
+"""Does the engine compute what PyTorch computes? Position by position, on prefill and on decode."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4export.errors import InputError
+
+__all__ = ["DEFAULT_THRESHOLDS", "LogitComparison", "ParityReport", "check_parity", "compare_logits"]
+
+_NEAR_TIE = 1e-3
+"""Two logits are nearly tied when they differ by less than this share of the largest |logit|: float32 rounding, let
+alone another order of summation, may then swap the argmax without either side being wrong."""
+
+DEFAULT_THRESHOLDS: Mapping[str, float] = {
+    "max_relative_difference": 1e-4,
+    "kl_max": 1e-6,
+    "top1_agreement": 1.0,
+    "greedy_prefix": 1.0,
+}
+"""For engines that compute in float32. Measured differences are about 1e-6 of the largest |logit| (float32 sums in
+another order), so 1e-4 leaves room for deep models and none for a wrong operation."""
+
+_FP16_THRESHOLDS: Mapping[str, float] = {"max_relative_difference": 3e-2, "kl_max": 1e-2, "top1_agreement": 0.98}
+"""float16 has 11 bits: differences of 1e-3 of a logit are normal, and a router's near tie may choose another expert."""
+
+_AT_MOST = frozenset({"max_abs_difference", "max_relative_difference", "mean_abs_difference", "kl_mean", "kl_max"})
+_AT_LEAST = frozenset({"top1_agreement", "top5_overlap", "greedy_prefix"})
+
+
+@dataclass(frozen=True)
+class LogitComparison:
+    """How one set of logits departs from the reference's, over `positions` positions.
+
+    `max_relative_difference` is `max_abs_difference` over the reference's largest |logit|. `kl_*` are KL(reference ||
+    engine) in nats. `top1_agreement` is the share of positions with the same likeliest token; a position where they
+    differ although the reference's own two candidates are nearly tied is counted in `near_ties` and not as a
+    disagreement. `top5_overlap` is the mean share of common tokens among the five likeliest.
+    """
+
+    positions: int
+    largest_logit: float
+    max_abs_difference: float
+    mean_abs_difference: float
+    max_relative_difference: float
+    kl_mean: float
+    kl_max: float
+    top1_agreement: float
+    near_ties: int
+    top5_overlap: float
+    worst_position: int
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The verdict on an engine: `passed`, the figures, and the thresholds they were held against.
+
+    `greedy_prefix` is the share of the greedy continuation, of `greedy_tokens` tokens, before the first departure.
+    """
+
+    engine: str
+    reference: str
+    prefill_tokens: int
+    decode_tokens: int
+    chunk_boundaries: int
+    prefill: LogitComparison
+    decode: LogitComparison | None
+    greedy_tokens: int
+    greedy_prefix: float
+    thresholds: dict[str, float]
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every threshold was met."""
+        return not self.failures
+
+    def to_json(self) -> str:
+        """The report as a JSON document."""
+        return json.dumps({"passed": self.passed, **dataclasses.asdict(self)}, indent=1)
+
+
+def compare_logits(reference: NDArray[np.float32], engine: NDArray[np.float32]) -> LogitComparison:
+    """Compare logits float32 [positions, vocab]; differences and KL in float64.
+
+    Raises:
+        InputError: shapes differ, or the engine's logits are not finite (a NaN compares as equal to nothing).
+    """
+    if reference.shape != engine.shape:
+        raise InputError(f"logits of shape {list(engine.shape)} against {list(reference.shape)}: not comparable")
+    if not np.isfinite(engine).all():
+        at = int(np.argwhere(~np.isfinite(engine))[0][0])
+        raise InputError(f"the engine's logits at position {at} are not finite: it was built or loaded wrong")
+    difference = np.abs(reference.astype(np.float64) - engine)
+    largest = float(np.abs(reference).max())
+    kl = np.asarray([_kl(*pair) for pair in zip(reference, engine, strict=True)])
+    top = reference.argmax(axis=1), engine.argmax(axis=1)
+    rows = np.arange(len(reference))
+    gap = reference[rows, top[0]] - reference[rows, top[1]]
+    swapped = top[0] != top[1]
+    near = swapped & (gap < _NEAR_TIE * largest)
+    count = min(5, reference.shape[1])
+    return LogitComparison(
+        positions=len(reference),
+        largest_logit=largest,
+        max_abs_difference=float(difference.max()),
+        mean_abs_difference=float(difference.mean()),
+        max_relative_difference=float(difference.max() / largest) if largest else float(difference.max()),
+        kl_mean=float(kl.mean()),
+        kl_max=float(kl.max()),
+        top1_agreement=float(1 - (swapped & ~near).mean()),
+        near_ties=int(near.sum()),
+        top5_overlap=float(np.mean([_overlap(*pair, count) for pair in zip(reference, engine, strict=True)])),
+        worst_position=int(difference.max(axis=1).argmax()),
+    )
+
+
+def check_parity(
+    engine_path: Path,
+    checkpoint: Path,
+    prefill: int = 64,
+    decode: int = 32,
+    thresholds: Mapping[str, float] | None = None,
+    seed: int = 0,
+    on_step: Callable[[str], None] | None = None,
+) -> ParityReport:
+    """Run engine and reference on the same tokens and compare.
+
+    `prefill` seeded random tokens in one append, then `decode` further ones, one a call (teacher-forced), then a
+    greedy continuation of the prefill of `decode` tokens. `thresholds` override `DEFAULT_THRESHOLDS` by name.
+
+    Raises:
+        InputError: lengths beyond the engine's context, unknown thresholds, an engine of another architecture.
+        EnvironmentLacks: torch, transformers or onnxruntime is missing.
+    """
+    from l4export import runtimes
+    from l4export.hf_reference import HFReference
+
+    say = on_step or (lambda _: None)
+    limits = {name: value for name, value in (thresholds or {}).items()}
+    _check_thresholds(limits)
+    say("loading the engine")
+    engine = runtimes.load(engine_path)
+    manifest = engine.manifest
+    if prefill < 1 or decode < 0 or prefill + decode > manifest.max_context:
+        raise InputError(
+            f"--prefill {prefill} --decode {decode}: together at least 1 token of prefill and at most the engine's "
+            f"max_context of {manifest.max_context}"
+        )
+    defaults = DEFAULT_THRESHOLDS if manifest.precision["compute"] == "fp32" else _FP16_THRESHOLDS
+    limits = {**defaults, **limits}
+    say("loading the reference")
+    reference = HFReference(checkpoint)
+    if reference.vocab_size != engine.config.vocab_size:
+        raise InputError(f"{checkpoint}: vocabulary of {reference.vocab_size}, the engine's has {engine.config.vocab_size}")
+    ids = np.random.default_rng(seed).integers(0, engine.config.vocab_size, prefill + decode, dtype=np.int64)
+    say("running the reference")
+    expected = reference.logits(ids[None])[0]
+    say("running the engine")
+    session = engine.session(capacity=prefill + decode)
+    prefilled = session.append(ids[:prefill])[0]
+    decoded = [session.append(ids[at : at + 1])[0] for at in range(prefill, prefill + decode)]
+    say("comparing greedy continuations")
+    matched = _greedy_prefix(engine, reference, ids[:prefill].tolist(), decode)
+    report = ParityReport(
+        engine=str(engine_path),
+        reference=str(checkpoint),
+        prefill_tokens=prefill,
+        decode_tokens=decode,
+        chunk_boundaries=_boundaries(engine.config, prefill + decode),
+        prefill=compare_logits(expected[:prefill], prefilled),
+        decode=compare_logits(expected[prefill:], np.concatenate(decoded)) if decode else None,
+        greedy_tokens=decode,
+        greedy_prefix=matched / decode if decode else 1.0,
+        thresholds=dict(limits),
+        failures=(),
+    )
+    return dataclasses.replace(report, failures=tuple(_failures(report)))
+
+
+def _greedy_prefix(engine: Any, reference: Any, prompt: list[int], count: int) -> int:
+    """How many greedy tokens agree before the first that does not; a near tie ends the comparison as agreement."""
+    if count == 0:
+        return 0
+    expected = reference.greedy(prompt, count)
+    given = list(engine.generate(prompt, max_new_tokens=count, stop_token_ids=()))
+    for at, (want, got) in enumerate(zip(expected, given, strict=True)):
+        if want != got:
+            logits = reference.logits(np.asarray([prompt + expected[:at]]))[0, -1]
+            tied = logits[want] - logits[got] < _NEAR_TIE * np.abs(logits).max()
+            return count if tied else at
+    return count
+
+
+def _boundaries(config: Any, tokens: int) -> int:
+    """Chunk boundaries between the first token and the last; a comparison without any proves nothing of chunking."""
+    return (tokens - 1) // config.attention_chunk_size if any(config.chunked_layers) else 0
+
+
+def _failures(report: ParityReport) -> list[str]:
+    failures = []
+    for phase, figures in (("prefill", report.prefill), ("decode", report.decode)):
+        if figures is None:
+            continue
+        for name, limit in report.thresholds.items():
+            value = getattr(figures, name, None)
+            if value is not None and not (value <= limit if name in _AT_MOST else value >= limit):
+                failures.append(f"{phase} {name} {value:.3g}, threshold {limit:g}")
+    limit = report.thresholds.get("greedy_prefix")
+    if limit is not None and report.greedy_prefix < limit:
+        failures.append(f"greedy_prefix {report.greedy_prefix:.3g}, threshold {limit:g}")
+    return failures
+
+
+def _check_thresholds(thresholds: Mapping[str, float]) -> None:
+    known = sorted(_AT_MOST | _AT_LEAST)
+    for name, value in thresholds.items():
+        if name not in known:
+            raise InputError(f"--threshold {name}: not one of {', '.join(known)}")
+        if not np.isfinite(value) or value < 0:
+            raise InputError(f"--threshold {name}={value}: give a finite number of 0 or more")
+
+
+def _kl(reference: NDArray[np.float32], engine: NDArray[np.float32]) -> float:
+    """KL(softmax(reference) || softmax(engine)) in nats, never below 0 by rounding."""
+    p, q = _log_softmax(reference), _log_softmax(engine)
+    return max(0.0, float(np.sum(np.exp(p) * (p - q))))
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - float(logits.max())
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return result
+
+
+def _overlap(reference: NDArray[np.float32], engine: NDArray[np.float32], count: int) -> float:
+    best = [set(np.argsort(-logits, kind="stable")[:count].tolist()) for logits in (reference, engine)]
+    return len(best[0] & best[1]) / count
