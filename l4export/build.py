@@ -28,6 +28,7 @@ __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "BuildOptions", "BuildPlan", "build"
 DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 DEFAULT_MAX_CONTEXT = 8192
 _PREFILL_TOKENS = 512
+_DUMPED_WEIGHTS_BYTES = 64 << 20
 _STEM = "decoder"
 _COPIED_FILES = (
     "tokenizer.json",
@@ -151,7 +152,10 @@ def _max_context(checkpoint: Checkpoint, options: BuildOptions) -> int:
 
 
 def _dumper(directory: Path | None) -> Callable[[int, str, ir.Model], None] | None:
-    """Writes `00-reference.onnx`, `01-...` and so on; weights beyond 1 KiB are left out, as declared inputs."""
+    """Writes `00-reference.onnx`, `01-...` and so on.
+
+    Models up to 64 MiB are dumped with their weights and can be run; of larger ones only the structure is dumped.
+    """
     if directory is None:
         return None
     try:
@@ -160,18 +164,20 @@ def _dumper(directory: Path | None) -> Callable[[int, str, ir.Model], None] | No
         raise StorageError(f"--dump-ir {directory}: {error.strerror}; choose a writable directory") from error
 
     def dump(index: int, name: str, model: ir.Model) -> None:
-        proto = ir.to_proto(_without_weights(model))
+        tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+        small = sum(tensor.nbytes for tensor in tensors) <= _DUMPED_WEIGHTS_BYTES
+        proto = ir.to_proto(model if small else _without_weights(model))
         (directory / f"{index:02d}-{name}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
 
     return dump
 
 
 def _without_weights(model: ir.Model) -> ir.Model:
-    """A copy whose large initializers point to a data file that is not written: structure without bytes."""
+    """A copy whose recipes are declared to lie in a data file that is not written."""
     copy = model.clone()
     for value in copy.graph.initializers.values():
         tensor = value.const_value
-        if isinstance(tensor, Recipe) and tensor.nbytes > 1024:
+        if isinstance(tensor, Recipe):
             value.const_value = ir.ExternalTensor(
                 "weights-not-dumped", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=str(value.name)
             )
@@ -223,4 +229,3 @@ def _interface(value: ir.Value) -> dict[str, Any]:
     assert value.dtype is not None and value.shape is not None
     shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
     return {"name": str(value.name), "dtype": value.dtype.numpy().name, "shape": shape}
-

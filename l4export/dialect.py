@@ -286,8 +286,8 @@ _SOURCES: dict[str, tuple[str, str]] = {
     "MoE": (
         _MOE,
         "x [B, S, D], router_logits [B, S, E], gate_up [E, D, 2I], down [E, I, D] -> y [B, S, D] = sum over the k "
-        "experts e with the largest logits of (silu(g) * u) down_e, [g | u] = (sigmoid(logit_e) x) gate_up_e. The score "
-        "multiplies the expert's input (Llama4TextMoe). All experts are evaluated, unchosen ones on zeros.",
+        "experts e with the largest logits of (silu(g) * u) down_e, [g | u] = (sigmoid(logit_e) x) gate_up_e. The "
+        "score multiplies the expert's input (Llama4TextMoe). All experts are evaluated, unchosen ones on zeros.",
     ),
     "KeepLastPositions": (
         _KEEP_LAST_POSITIONS,

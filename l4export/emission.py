@@ -155,7 +155,7 @@ def _blocks(file: DataFile) -> Iterator[tuple[Placement, Region, int]]:
 
 def _evaluate(placed: Placement, region: Region) -> memoryview:
     try:
-        return memoryview(np.ascontiguousarray(placed.recipe.read(region)).reshape(-1).view(np.uint8))
+        return np.ascontiguousarray(placed.recipe.read(region)).reshape(-1).view(np.uint8).data
     except ValueError as error:
         raise InputError(f"{placed.value.name}: {error}; choose another --dtype") from error
 

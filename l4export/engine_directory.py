@@ -94,6 +94,7 @@ class EngineDirectory:
         _sync(self.partial)
         if self.replace and self.path.exists():
             _exchange(self.partial, self.path)
+            (self.partial / MANIFEST).unlink()  # from here on the old engine no longer looks like one
             shutil.rmtree(self.partial, ignore_errors=True)
         else:
             os.rename(self.partial, self.path)

@@ -67,7 +67,9 @@ class GraphBuilder:
     def initializer(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
         """Add a weight under exactly this name (not scoped: weights keep their checkpoint names)."""
         tensor.name = name
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+        )
         self.initializers.append(value)
         return value
 

@@ -36,7 +36,9 @@ class HFReference:
             import torch
             import transformers
         except ImportError as error:
-            raise EnvironmentLacks("the reference needs torch and transformers: pip install 'l4export[reference]'") from error
+            raise EnvironmentLacks(
+                "the reference needs torch and transformers: pip install 'l4export[reference]'"
+            ) from error
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         config = transformers.Llama4TextConfig.from_dict(_runnable(opened.raw_config))

@@ -84,7 +84,7 @@ def load_manifest(engine: Path) -> Manifest:
         raise InputError(f"{engine}: not an engine directory (no {MANIFEST}); build one with `l4export build`")
     try:
         if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise InputError(f"{path}: larger than {_MAX_MANIFEST_BYTES >> 20} MiB, not a manifest; build the engine again")
+            raise InputError(f"{path}: too large for a manifest (over {_MAX_MANIFEST_BYTES >> 20} MiB); build it again")
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({type(error).__name__}); build the engine again") from error
@@ -111,7 +111,7 @@ def _parse(raw: Any, where: str) -> Manifest:
             precision=_strings(_typed(raw, "precision", dict)),
             max_context=_positive(raw, "max_context"),
             kv_layout=_typed(raw["kv_cache"], "layout", str),
-            kv_layers=tuple(KVLayer(_typed(k, "kind", str), k["capacity"]) for k in _typed(raw["kv_cache"], "layers", list)),
+            kv_layers=tuple(_kv_layer(layer) for layer in _typed(raw["kv_cache"], "layers", list)),
             prefill_max_tokens=_positive(raw["prefill"], "max_tokens_per_call"),
             inputs=tuple(_typed(raw, "inputs", list)),
             outputs=tuple(_typed(raw, "outputs", list)),
@@ -126,6 +126,10 @@ def _parse(raw: Any, where: str) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         detail = f"{error.args[0]}" if error.args else type(error).__name__
         raise InputError(f"{where}: field missing or malformed ({detail}); build the engine again") from error
+
+
+def _kv_layer(raw: Mapping[str, Any]) -> KVLayer:
+    return KVLayer(_typed(raw, "kind", str), None if raw["capacity"] is None else _positive(raw, "capacity"))
 
 
 def file_record(path: Path) -> FileRecord:

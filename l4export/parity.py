@@ -160,7 +160,9 @@ def check_parity(
     say("loading the reference")
     reference = HFReference(checkpoint)
     if reference.vocab_size != engine.config.vocab_size:
-        raise InputError(f"{checkpoint}: vocabulary of {reference.vocab_size}, the engine's has {engine.config.vocab_size}")
+        raise InputError(
+            f"{checkpoint}: {reference.vocab_size} tokens in its vocabulary, not {engine.config.vocab_size}"
+        )
     ids = np.random.default_rng(seed).integers(0, engine.config.vocab_size, prefill + decode, dtype=np.int64)
     say("running the reference")
     expected = reference.logits(ids[None])[0]
@@ -214,9 +216,9 @@ def _failures(report: ParityReport) -> list[str]:
             value = getattr(figures, name, None)
             if value is not None and not (value <= limit if name in _AT_MOST else value >= limit):
                 failures.append(f"{phase} {name} {value:.3g}, threshold {limit:g}")
-    limit = report.thresholds.get("greedy_prefix")
-    if limit is not None and report.greedy_prefix < limit:
-        failures.append(f"greedy_prefix {report.greedy_prefix:.3g}, threshold {limit:g}")
+    wanted = report.thresholds.get("greedy_prefix", 0.0)
+    if report.greedy_prefix < wanted:
+        failures.append(f"greedy_prefix {report.greedy_prefix:.3g}, threshold {wanted:g}")
     return failures
 
 

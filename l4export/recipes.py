@@ -71,11 +71,11 @@ class Constant(Recipe):
 
     def __init__(self, tensor: ir.TensorProtocol) -> None:
         super().__init__(tensor.dtype, tuple(tensor.shape.numpy()))
-        self._tensor = tensor
+        self.tensor = tensor
 
     def read(self, region: Region) -> np.ndarray:
         """A view of the array."""
-        return self._tensor.numpy()[region]
+        return self.tensor.numpy()[region]
 
 
 class Slice(Recipe):

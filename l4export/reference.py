@@ -6,7 +6,7 @@ pipeline is judged against it. Letters in shapes are those of `l4export.dialect`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,12 +214,12 @@ class _Decoder:
 
     def cache(self, layer: int) -> tuple[ir.Value, ir.Value]:
         """The inputs that carry a layer's past keys and values."""
-        shape = ["batch", self.config.num_key_value_heads, "past", self.config.head_dim]
+        shape: list[int | str] = ["batch", self.config.num_key_value_heads, "past", self.config.head_dim]
         key, value = (_input(f"past_key_values.{layer}.{kind}", self.dtype, shape) for kind in ("key", "value"))
         return key, value
 
     def cache_output(self, value: ir.Value) -> ir.Value:
-        shape = ["batch", self.config.num_key_value_heads, "present", self.config.head_dim]
+        shape: list[int | str] = ["batch", self.config.num_key_value_heads, "present", self.config.head_dim]
         return _typed(value, self.dtype, shape)
 
     def model(self, inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
@@ -234,10 +234,10 @@ class _Decoder:
         return ir.Model(graph, ir_version=IR_VERSION, functions=dialect_functions())
 
 
-def _input(name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+def _input(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
 
-def _typed(value: ir.Value, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+def _typed(value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
     value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
     return value

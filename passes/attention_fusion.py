@@ -41,8 +41,8 @@ class AttentionFusion(ir.passes.InPlacePass):
         """Every attention can be fused."""
         for node in _attention_nodes(model):
             for side in (0, 1):
-                producer = _producer(node.inputs[side])
-                if producer is not None and is_dialect(producer, "QKNorm") and _rotation(producer.inputs[0]) is not None:
+                norm = _producer(node.inputs[side])
+                if norm is not None and is_dialect(norm, "QKNorm") and _rotation(norm.inputs[0]) is not None:
                     raise ir.passes.PreconditionError(f"{node.name}: run QKNormBeforeRotary first")
             _Rotation.of(node)
             _sequence_lengths(node)

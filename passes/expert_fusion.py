@@ -84,10 +84,9 @@ def _one_expert_rows(
     b: GraphBuilder, x: ir.Value, logits: ir.Value, k: int, fc1: ir.Value
 ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
     """Scaled rows, their router logits [rows, E], and for k > 1 the shape [B, S, k, D] of the results."""
-    assert fc1.shape is not None
-    experts = int(fc1.shape[0])
-    dtype = fc1.dtype
-    assert dtype is not None
+    assert isinstance(fc1.const_value, Recipe)
+    experts, _, width = fc1.const_value.dims
+    dtype = fc1.const_value.dtype
     row_shape = b.constant([-1, experts], "row_shape")
     if k == 1:
         score = b.op("Sigmoid", b.op("ReduceMax", logits, b.constant([-1], "expert_axis"), keepdims=1, name="max"))
@@ -98,7 +97,7 @@ def _one_expert_rows(
     scaled = b.op("Mul", tokens, scores, name="scaled")
     levels = b.constant(np.asarray([_NEVER, 0], dtype=dtype.numpy()), "levels")
     one_hot = b.op("OneHot", chosen, b.constant(experts, "experts"), levels, axis=-1, name="OneHot")
-    rows = b.op("Reshape", scaled, b.constant([-1, int(fc1.shape[2])], "scaled_shape"), name="rows")
+    rows = b.op("Reshape", scaled, b.constant([-1, width], "scaled_shape"), name="rows")
     return rows, b.op("Reshape", one_hot, row_shape, name="router_probs"), b.op("Shape", scaled, name="scaled_dims")
 
 

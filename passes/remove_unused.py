@@ -23,7 +23,7 @@ class RemoveUnused(ir.passes.InPlacePass):
         for step in (
             common.CommonSubexpressionEliminationPass(),
             common.RemoveUnusedNodesPass(),
-            common.RemoveUnusedFunctionsPass(),
+            common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             common.RemoveUnusedOpsetsPass(),
         ):
             modified |= step(model).modified

@@ -116,7 +116,7 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
             raise InputError(f"{directory}: {name} is missing; build or copy the engine again")
         size = path.stat().st_size
         if size != record.bytes:
-            raise InputError(f"{directory}: {name} has {size} bytes, not {record.bytes}; build or copy the engine again")
+            raise InputError(f"{path}: {size} bytes instead of {record.bytes}; build or copy the engine again")
         if size <= _DIGEST_LIMIT and file_record(path).sha256 != record.sha256:
             raise InputError(f"{directory}: {name} has been changed; build or copy the engine again")
 

@@ -15,22 +15,20 @@ if TYPE_CHECKING:
 
 __all__ = ["ConcatCache", "KVCache", "StaticCache"]
 
-_DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+_DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 
 
 class KVCache(ABC):
     """Keys and values of `batch` rows. Row r's tokens lie in slots 0 .. length_r - 1."""
 
-    def __init__(
-        self, inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int
-    ) -> None:
+    def __init__(self, inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int) -> None:
         model = manifest.model
         self.inference = inference
         self.batch = batch
         self.capacity = capacity
         self.vocab = model.vocab_size
         self.heads, self.head_dim = model.num_key_value_heads, model.head_dim
-        self.dtype = _DTYPES[manifest.precision["kv_cache"]]
+        self.dtype: np.dtype[Any] = _DTYPES[manifest.precision["kv_cache"]]
         kinds = [(layer, kind) for layer in range(model.num_hidden_layers) for kind in ("key", "value")]
         self.past_names = [f"past_key_values.{layer}.{kind}" for layer, kind in kinds]
         self.present_names = [f"present.{layer}.{kind}" for layer, kind in kinds]
@@ -77,9 +75,7 @@ class StaticCache(KVCache):
     nothing here.
     """
 
-    def __init__(
-        self, inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int
-    ) -> None:
+    def __init__(self, inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int) -> None:
         super().__init__(inference, manifest, batch, capacity)
         shape = (batch, self.heads, capacity, self.head_dim)
         self.buffers = [np.zeros(shape, dtype=self.dtype) for _ in self.past_names]
@@ -124,10 +120,9 @@ class StaticCache(KVCache):
 class ConcatCache(KVCache):
     """Caches that each call hands out one piece longer."""
 
-    def __init__(
-        self, inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int
-    ) -> None:
+    def __init__(self, inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int) -> None:
         super().__init__(inference, manifest, batch, capacity)
+        self.caches: list[NDArray[Any]] = []
         self.reset()
 
     def run(
@@ -143,8 +138,10 @@ class ConcatCache(KVCache):
             **dict(zip(self.past_names, pasts, strict=True)),
         }
         logits, *presents = self.inference.run(["logits", *self.present_names], feeds)
-        whole = row is None or self.batch == 1
-        self.caches = presents if whole else [self._with_row(*pair, row) for pair in zip(self.caches, presents, strict=True)]
+        if row is None or self.batch == 1:
+            self.caches = presents
+        else:
+            self.caches = [self._with_row(*pair, row) for pair in zip(self.caches, presents, strict=True)]
         return np.asarray(logits)
 
     def mark(self) -> list[NDArray[Any]]:
@@ -160,9 +157,9 @@ class ConcatCache(KVCache):
         shape = (self.batch, self.heads, 0, self.head_dim)
         self.caches = [np.zeros(shape, dtype=self.dtype) for _ in self.past_names]
 
-    def _with_row(self, cache: NDArray[Any], present: NDArray[Any], row: int | None) -> NDArray[Any]:
+    def _with_row(self, cache: NDArray[Any], present: NDArray[Any], row: int) -> NDArray[Any]:
         slots = max(cache.shape[2], present.shape[2])
-        grown = np.zeros((self.batch, self.heads, slots, self.head_dim), dtype=self.dtype)
+        grown: NDArray[Any] = np.zeros((self.batch, self.heads, slots, self.head_dim), dtype=self.dtype)
         grown[:, :, : cache.shape[2]] = cache
         grown[row, :, : present.shape[2]] = present[0]
         return grown

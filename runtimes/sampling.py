@@ -46,9 +46,11 @@ class Sampler:
         """
         _check(logits)
         if self.temperature == 0:
-            return np.argmax(logits, axis=1).astype(np.int64)
-        rows = zip(logits, self._random(len(logits)), strict=True)
-        return np.array([self._draw(row, stream) for row, stream in rows], dtype=np.int64)
+            tokens = [int(row.argmax()) for row in logits]
+        else:
+            rows = zip(logits, self._random(len(logits)), strict=True)
+            tokens = [self._draw(row, stream) for row, stream in rows]
+        return np.array(tokens, dtype=np.int64)
 
     def _random(self, rows: int) -> list[np.random.Generator]:
         """The streams of the first `rows` rows; `spawn` goes on where it stopped, so late rows change no early one."""
@@ -87,4 +89,4 @@ def _check(logits: NDArray[np.floating[Any]]) -> None:
     peaks = logits.max(axis=1)  # NaN wins every comparison here, +inf all others; -inf only when alone
     for row in np.flatnonzero(~np.isfinite(peaks)):
         what = "contain NaN" if np.isnan(peaks[row]) else "contain +inf" if peaks[row] > 0 else "are all -inf"
-        raise InputError(f"logits of row {row} {what}: no token can be chosen; compare the engine with `l4export parity`")
+        raise InputError(f"logits of row {row} {what}: no token can be chosen; check the engine with `l4export parity`")

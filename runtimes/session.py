@@ -111,7 +111,7 @@ class Session:
     ) -> NDArray[np.int64]:
         """The beginnings of all rows in one call, padded on the right; returns how many tokens each row was fed."""
         size = min(int(counts.max()), self._piece)
-        done = np.minimum(counts, size)
+        done: NDArray[np.int64] = np.minimum(counts, size)
         ids = np.zeros((self.batch, size), dtype=np.int64)
         for row, tokens in enumerate(rows):
             ids[row, : done[row]] = tokens[: done[row]]

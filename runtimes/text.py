@@ -72,9 +72,10 @@ class TextCodec:
             from tokenizers import Tokenizer
         except ImportError:
             raise _lacks("tokenizers") from None
+        data = _read(path, TOKENIZER_BYTES)
         try:
-            tokenizer = Tokenizer.from_buffer(_read(path, TOKENIZER_BYTES))
-        except ValueError as error:
+            tokenizer = Tokenizer.from_buffer(data)
+        except Exception as error:  # the library raises bare ones
             raise InputError(f"{path}: not a tokenizer: {_line(error)}; copy it from the checkpoint again") from None
         config = _read_config(directory / "tokenizer_config.json")
         tokens = {name: _content(config.get(name)) for name in SPECIAL_TOKENS}
@@ -196,7 +197,7 @@ def _render(source: str, variables: Mapping[str, Any]) -> str:
     try:
         tree = environment.parse(source)
         for loop in list(tree.find_all(nodes.For)):
-            loop.iter = nodes.Filter(loop.iter, "timed", [], [], None, None, lineno=loop.lineno, environment=environment)
+            loop.iter = nodes.Filter(loop.iter, "timed", [], [], None, None).set_environment(environment)
         pieces, size = [], 0
         for piece in environment.from_string(tree).generate(variables):
             pieces.append(piece)
@@ -221,7 +222,7 @@ def _sandbox() -> ImmutableSandboxedEnvironment:
     except ImportError:
         raise _lacks("jinja2") from None
     from jinja2.runtime import Context, Undefined
-    from jinja2.utils import Namespace, pass_environment
+    from jinja2.utils import Namespace, pass_context
 
     deadline = time.thread_time() + RENDER_SECONDS
 
@@ -233,7 +234,7 @@ def _sandbox() -> ImmutableSandboxedEnvironment:
                 _refuse(f"the result of {operator} is too large")
             return super().call_binop(context, operator, left, right)
 
-        def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PLE0213, RUF100
+        def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
             check_time()
             return super().call(__context, __obj, *args, **kwargs)
 
@@ -246,6 +247,9 @@ def _sandbox() -> ImmutableSandboxedEnvironment:
                 _refuse(f"the name {name!r} of a namespace starts with an underscore")
             super().__setitem__(name, value)
 
+    def new_dict(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return dict(*args, **kwargs)  # a function: the type itself would show its attributes
+
     def namespace(*args: Any, **kwargs: Any) -> PublicNamespace:
         made = PublicNamespace()
         for name, value in dict(*args, **kwargs).items():
@@ -256,7 +260,7 @@ def _sandbox() -> ImmutableSandboxedEnvironment:
         if time.thread_time() > deadline:
             _refuse(f"it takes more than {RENDER_SECONDS:g} seconds")
 
-    @pass_environment  # which also keeps it from being evaluated at compile time
+    @pass_context  # which also keeps it from being evaluated at compile time
     def timed(_: Any, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
             check_time()
@@ -264,7 +268,7 @@ def _sandbox() -> ImmutableSandboxedEnvironment:
 
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.filters |= {"tojson": _to_json, "timed": timed}
-    environment.globals |= {"namespace": namespace, "dict": lambda *args, **kwargs: dict(*args, **kwargs)}
+    environment.globals |= {"namespace": namespace, "dict": new_dict}
     environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
     return environment
 

@@ -19,7 +19,7 @@ from l4export.runtimes import text as module
 from l4export.runtimes.text import TextCodec, TextStream
 
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>", "<|eom|>"]
-CORPUS = ["the quick brown fox, the lazy dog; user system assistant ipython", "naïve café e\u0301", "日本語 🙂 👩‍🚀"] * 3
+CORPUS = ["the quick brown fox, the dog; user system assistant ipython", "naïve café e\u0301", "日本語 🙂 👩‍🚀"] * 3
 HARD = "the  fox 🙂👩‍🚀🇩🇪 e\u0301 \ufffd\ufffd  日本\n\n\t\x00 שלום" + "a" * 40
 
 LLAMA4 = """{{- bos_token }}
@@ -51,7 +51,7 @@ LLAMA4 = """{{- bos_token }}
 
 CHAT: list[dict[str, Any]] = [
     {"role": "system", "content": " You are terse. "},
-    {"role": "user", "content": "What's 6 × 7? <b>&amp;</b> 🙂"},
+    {"role": "user", "content": "What's 6 · 7? <b>&amp;</b> 🙂"},
     {"role": "assistant", "content": "", "tool_calls": [{"name": "mul", "arguments": {"a": 6, "b": "7 <é>"}}]},
     {"role": "ipython", "content": '{"result": 42}'},
     {"role": "user", "content": [{"type": "text", "text": "Say it"}, {"type": "text", "text": " again."}]},
@@ -67,7 +67,8 @@ def byte_level(corpus: list[str] = CORPUS) -> Tokenizer:
         vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], 0)])
+    begin = [(SPECIAL[0], 0)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{SPECIAL[0]} $A", special_tokens=begin)
     return tokenizer
 
 
@@ -130,9 +131,9 @@ def test_encode_gives_every_token_and_no_padding() -> None:
 
 @pytest.mark.parametrize("ids", [[-1], [2**40]])
 def test_impossible_ids_are_refused(ids: list[int]) -> None:
-    with pytest.raises(InputError, match="token ids?.*vocabulary"):
+    with pytest.raises(InputError, match=r"token ids?.*vocabulary"):
         CODEC.decode(ids)
-    with pytest.raises(InputError, match="token ids?.*vocabulary"):
+    with pytest.raises(InputError, match=r"token ids?.*vocabulary"):
         CODEC.stream().push(ids[0])
 
 
@@ -165,11 +166,9 @@ def test_a_stream_of_text_never_shows_an_unfinished_character(text: str) -> None
 
 
 def test_a_character_comes_with_its_last_byte() -> None:
-    symbols = dict(zip("🙂".encode(), [None] * 4, strict=True))
-    plain = byte_level(["nothing"])
-    codec = TextCodec(plain)
+    codec = TextCodec(byte_level(["nothing"]))
     ids = codec.encode("🙂!", add_special_tokens=False)
-    assert len(symbols) == 4 and len(ids) == 5
+    assert len(ids) == 5
     assert pieces(codec.stream(), ids) == ["", "", "", "🙂", "!", ""]
     assert pieces(codec.stream(), ids[:3]) == ["", "", "", "\ufffd"]
 
@@ -182,7 +181,7 @@ def test_a_flushed_stream_starts_anew() -> None:
     assert stream.flush() == ""
 
 
-@pytest.mark.parametrize("token", ["a", "é"[:1], "special", "unknown", "invalid"])
+@pytest.mark.parametrize("token", ["a", "é", "special", "unknown", "invalid"])
 def test_work_per_token_is_bounded(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where no character is ever finished: the window does not grow with invalid bytes or skipped tokens."""
     symbol = {"special": 4, "unknown": 10**6, "invalid": TOKENIZER.token_to_id("ÿ")}
@@ -225,7 +224,7 @@ def test_chat_is_that_of_llama_4(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("generate", [True, False])
-@pytest.mark.parametrize("count", range(len(CHAT) + 1))
+@pytest.mark.parametrize("count", range(1, len(CHAT) + 1))
 @pytest.mark.parametrize("tools", [None, [{"type": "function", "function": {"name": "mul"}}]])
 def test_chat_is_that_of_transformers(directory: Path, count: int, generate: bool, tools: list[Any] | None) -> None:
     transformers = pytest.importorskip("transformers")
@@ -244,7 +243,7 @@ def test_chat_is_that_of_transformers(directory: Path, count: int, generate: boo
 FEATURES = {
     "special tokens": "{{ bos_token }}{{ eos_token }}{{ unk_token is defined }}{{ pad_token is defined }}",
     "blocks": "{% for m in messages %}\n    {{ loop.index }}/{{ loop.length }}{{ loop.last }}\n{% endfor %}\nend\n",
-    "loop controls": "{% for m in messages %}{% if loop.index0 == 1 %}{% continue %}{% endif %}{{ m.role }}{% endfor %}",
+    "loop controls": "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% endfor %}",
     "break": "{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}",
     "else": "{% for i in [] %}{% else %}none{% endfor %}{% for i in nothing %}{% else %}none{% endfor %}",
     "filtered": "{% for m in messages if m.role == 'user' %}{{ loop.nextitem is defined }}{{ m.role }}{% endfor %}",
@@ -308,7 +307,7 @@ HOSTILE = {
     "set item": "{{ messages[0].update({'role': 'x'}) }}",
     "include": "{% include '/etc/passwd' %}",
     "import": "{% import '/etc/passwd' as x %}",
-    "power": "{{ 10 ** 10 ** 10 }}",
+    "power": "{{ 10 ** (10 ** 10) }}",
     "product": "{{ 'a' * 10000000000 }}",
     "list product": "{{ (1000000000000 * [0]) | length }}",
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
@@ -327,7 +326,7 @@ HOSTILE = {
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_templates_are_refused_in_one_line(source: str) -> None:
     start = time.perf_counter()
-    with pytest.raises(InputError, match="^chat template: .") as error:
+    with pytest.raises(InputError, match=r"^chat template: .") as error:
         templated(source).render_chat([{"role": "user", "content": "x"}])
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
     assert time.perf_counter() - start < 5
@@ -360,7 +359,7 @@ def test_sizes_of_templates_and_prompts_are_limited(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_reason_a_template_gives_is_told() -> None:
-    with pytest.raises(InputError, match="^chat template: roles must alternate; correct the messages"):
+    with pytest.raises(InputError, match=r"^chat template: roles must alternate; correct the messages"):
         templated(HOSTILE["raise"]).render_chat([])
 
 
@@ -382,7 +381,7 @@ def test_messages_stay_as_they_are() -> None:
         ("tokenizer_config.json", b"[]", "a JSON list, not an object"),
         ("tokenizer_config.json", b"\xff", "byte 0 is not UTF-8"),
         ("tokenizer_config.json", b'{"chat_template": 3}', "neither text nor a list"),
-        ("tokenizer_config.json", b'{"chat_template": [{"name": "default", "template": 3}]}', "neither text nor a list"),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "x", "template": 3}]}', "neither text nor a list"),
         ("chat_template.jinja", b"ok \xff", "byte 3 is not UTF-8"),
     ],
 )
@@ -398,7 +397,7 @@ def test_broken_files_are_refused_by_name(directory: Path, name: str, content: b
     [("tokenizer.json", 257 << 20), ("tokenizer_config.json", 17 << 20), ("chat_template.jinja", 17 << 20)],
 )
 def test_oversized_files_are_not_read(directory: Path, name: str, size: int) -> None:
-    os.truncate(directory / name, size) if (directory / name).exists() else (directory / name).touch()
+    (directory / name).touch()
     os.truncate(directory / name, size)  # sparse: takes no space
     with pytest.raises(InputError, match=f"{name}: {size} bytes, at most"):
         TextCodec.open(directory)

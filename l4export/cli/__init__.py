@@ -1,0 +1,99 @@
+"""The command line. Each command is a module of this package, imported when it is called: help stays fast."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from l4export import __version__
+from l4export.errors import L4Error
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "sample": "Write a seeded sample checkpoint in Hugging Face layout.",
+    "inspect": "Show what a checkpoint or an engine is.",
+    "build": "Build an engine directory from a checkpoint.",
+    "parity": "Compare an engine with PyTorch on the same weights.",
+    "run": "Generate text or tokens with an engine.",
+    "verify": "Check every file of an engine against its manifest.",
+}
+_INTERRUPTED = 130
+_INTERNAL_ERROR = 70
+
+
+class _LazyGroup(click.Group):
+    """Knows its commands by name and imports one only when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"l4export.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="l4export")
+def _group() -> None:
+    """Compile Llama 4 checkpoints into inference engines and prove that they compute what PyTorch computes.
+
+    Exit codes: 0 done; 1 parity or verification failed; 2 bad usage or bad input; 3 the environment lacks a package,
+    provider or driver; 4 reading or writing failed.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs a command and exits; every failure is one line on standard error."""
+    try:
+        result: Any = _group.main(arguments, prog_name="l4export", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        _exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        _exit(2)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "l4export"
+        _fail(f"{error.format_message()} See `{command} --help`.", 2)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except L4Error as error:
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; nothing is left to say
+        _exit(0)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; nothing half-done was left behind", _INTERRUPTED)
+    except OSError as error:
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}; check the path and the disk", 4)
+    except MemoryError:
+        _fail("out of memory; close other programs or use a smaller model, batch or context", 4)
+    except Exception as error:
+        if os.environ.get("L4EXPORT_TRACEBACK"):
+            raise
+        _fail(
+            f"internal error: {type(error).__name__}: {error}; please report it, with L4EXPORT_TRACEBACK=1 set",
+            _INTERNAL_ERROR,
+        )
+    else:
+        _exit(result if isinstance(result, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo("l4export: " + " ".join(message.split()), err=True)
+    _exit(code)
+
+
+def _exit(code: int) -> None:
+    sys.exit(code)

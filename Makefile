@@ -1,0 +1,39 @@
+# Every target does its own set-up: a virtual environment with the pinned dependencies, then its job.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test test-slow lint wheel-test bench clean
+
+quickstart: $(STAMP)
+	rm -rf engines/kjv
+	mkdir -p engines
+	$(BIN)/l4export build examples/kjv/model -o engines/kjv
+	$(BIN)/l4export parity engines/kjv --reference examples/kjv/model --prefill 200 --decode 64
+	$(BIN)/l4export run engines/kjv --prompt "In the beginning" --max-new-tokens 120 --temperature 0.7 --seed 1 --stats
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n auto -m "not slow" tests
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow tests
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/types && mkdir -p build/types
+	cp -r l4export build/types/l4export && cp -r passes runtimes build/types/l4export/
+	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p l4export
+
+wheel-test: $(STAMP)
+	VENV=$(VENV) bash tests/wheel_test.sh
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info engines

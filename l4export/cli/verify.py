@@ -1,0 +1,20 @@
+"""`l4export verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command("verify")
+@click.argument("engine", type=click.Path(path_type=Path))
+def command(engine: Path) -> None:
+    """Check the size and SHA-256 digest of every file of ENGINE against its manifest (exit code 1 if one differs)."""
+    from l4export.manifest import verify
+
+    manifest = verify(engine)
+    size = sum(record.bytes for record in manifest.files.values())
+    click.echo(f"{engine}: {len(manifest.files)} files, {size / 1e9:.3f} GB, all as built")
