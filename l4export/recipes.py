@@ -50,8 +50,11 @@ class Recipe(ir.LazyTensor):
         """The elements of `region` in the recipe's dtype; reads only what they need of the sources."""
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name or 'unnamed'}: {self.dtype.name.lower()} {list(self.dims)})"
+
     def _evaluate(self) -> ir.TensorProtocol:
-        return ir.Tensor(np.ascontiguousarray(self.read(whole(self.dims))), dtype=self.dtype)
+        return ir.Tensor(np.asarray(self.read(whole(self.dims)), order="C"), dtype=self.dtype)
 
 
 class Source(Recipe):
@@ -75,7 +78,7 @@ class Constant(Recipe):
 
     def read(self, region: Region) -> np.ndarray:
         """A view of the array."""
-        return self.tensor.numpy()[region]
+        return np.asarray(self.tensor.numpy()[region])
 
 
 class Slice(Recipe):

@@ -26,6 +26,9 @@ class AttentionFusion(ir.passes.InPlacePass):
       elsewhere, built once per chunk size C. A rotated layer whose chunk is no shorter than `max_context` needs
       none: there is only one chunk, and the table's length enforces it.
 
+    The operator takes head widths that are multiples of 16, of 8 where nothing is rotated; a layer with another width
+    keeps its `l4.Attention`, whose body is then what runs.
+
     Afterwards a call with several rows, several tokens and a cache that is not empty is refused by the operator.
 
     Raises:
@@ -48,7 +51,7 @@ class AttentionFusion(ir.passes.InPlacePass):
             _sequence_lengths(node)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite every `l4.Attention`."""
+        """Rewrite every `l4.Attention` whose head width the operator takes."""
         nodes = _attention_nodes(model)
         shared = _Shared(model.graph, self.max_context)
         for node in nodes:
@@ -171,7 +174,15 @@ def _fuse(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
 
 
 def _attention_nodes(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if is_dialect(node, "Attention")]
+    return [node for node in model.graph if is_dialect(node, "Attention") and _width_fits(node)]
+
+
+def _width_fits(node: ir.Node) -> bool:
+    past_key = node.inputs[3]
+    assert past_key is not None and past_key.shape is not None
+    head_dim = past_key.shape[3]
+    rotated = any(_rotation(value) is not None for value in node.inputs[:2])
+    return isinstance(head_dim, int) and head_dim % (16 if rotated else 8) == 0
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:
