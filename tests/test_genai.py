@@ -1,0 +1,64 @@
+"""onnxruntime-genai opens an engine directory as it is and says what transformers says."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime_genai as og
+import pytest
+from conftest import VARIANTS, Workshop, random_ids
+
+
+def _generator(workshop: Workshop, variant: str, layout: str, length: int) -> og.Generator:
+    model = og.Model(str(workshop.engine_path(variant, layout, 1200)))
+    parameters = og.GeneratorParams(model)
+    # min_length keeps a random model from stopping at its end-of-sequence token
+    parameters.set_search_options(max_length=length, min_length=length)
+    return og.Generator(model, parameters)
+
+
+def _say(generator: og.Generator, count: int) -> list[int]:
+    for _ in range(count):
+        generator.generate_next_token()
+    tokens: list[int] = generator.get_sequence(0).tolist()
+    return tokens[-count:]
+
+
+def _expected(workshop: Workshop, variant: str, prompt: list[int], count: int) -> list[int]:
+    """Greedy tokens of transformers with the end-of-sequence tokens forbidden, as min_length does."""
+    reference, stops = workshop.reference(variant), workshop.engine(variant, "static").config.eos_token_ids
+    tokens: list[int] = []
+    for _ in range(count):
+        logits = reference.logits(np.asarray([prompt + tokens]))[0, -1]
+        logits[list(stops)] = -np.inf
+        tokens.append(int(logits.argmax()))
+    return tokens
+
+
+@pytest.mark.parametrize("layout", ["concat", "static"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_same_greedy_tokens(workshop: Workshop, variant: str, layout: str) -> None:
+    prompt = random_ids(50, seed=7).tolist()
+    generator = _generator(workshop, variant, layout, 110)
+    generator.append_tokens(prompt)
+    assert _say(generator, 40) == _expected(workshop, variant, prompt, 40)
+
+
+@pytest.mark.parametrize("first", [23, 44, 600])  # 600: more than one call takes (512)
+@pytest.mark.parametrize("variant", ["scout", "maverick"])
+def test_a_second_prompt_appended_in_the_middle_of_a_chunk(workshop: Workshop, variant: str, first: int) -> None:
+    prompt, more = random_ids(first, seed=8).tolist(), random_ids(29, seed=9).tolist()
+    generator = _generator(workshop, variant, "static", first + 80)
+    generator.append_tokens(prompt)
+    generator.append_tokens(more)
+    assert _say(generator, 20) == _expected(workshop, variant, prompt + more, 20)
+
+
+def test_a_second_prompt_after_generation(workshop: Workshop) -> None:
+    """onnxruntime-genai 0.18 leaves the last generated token out of the cache: rewind by one and feed it first."""
+    prompt, more = random_ids(37, seed=8).tolist(), random_ids(29, seed=9).tolist()
+    generator = _generator(workshop, "scout", "static", 130)
+    generator.append_tokens(prompt)
+    said = _say(generator, 20)
+    generator.rewind_to(len(prompt) + len(said) - 1)
+    generator.append_tokens([said[-1], *more])
+    assert _say(generator, 20) == _expected(workshop, "scout", prompt + said + more, 20)
