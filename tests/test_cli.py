@@ -1,0 +1,293 @@
+"""The command line: what it prints, what it refuses, with which exit code, and that a refusal writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Workshop, copy_checkpoint, edit_config
+from safetensors.numpy import load_file, save_file
+
+from l4export.cli import main
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    def run(*arguments: object) -> Result:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return Result(int(caught.value.code or 0), output.out, output.err)
+
+    return run
+
+
+def assert_refused(result: Result, code: int, *words: str) -> None:
+    """One line on standard error that holds the words, nothing on standard output."""
+    assert result.code == code, result.err
+    assert result.out == ""
+    assert result.err.count("\n") == 1, result.err
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in result.err
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = "import sys, l4export.cli as c\ntry: c.main(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "numpy", "rich"}
+    assert not heavy & set(done.stderr.split())
+    for name in ("sample", "inspect", "build", "parity", "run", "verify"):
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize("command", ["sample", "inspect", "build", "parity", "run", "verify"])
+def test_every_command_has_help(cli: Callable[..., Result], command: str) -> None:
+    result = cli(command, "--help")
+    assert result.code == 0
+    assert result.out.startswith(f"Usage: l4export {command}")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["build"], ["no-such-command"], ["run"], ["sample", "x", "--variant", "none"], ["build", "a", "--o"]]
+)
+def test_bad_usage(cli: Callable[..., Result], arguments: list[str]) -> None:
+    assert_refused(cli(*arguments), 2, "l4export")
+
+
+def test_from_sample_to_parity(cli: Callable[..., Result], tmp_path: Path) -> None:
+    checkpoint, engine, report = tmp_path / "c", tmp_path / "e", tmp_path / "report.json"
+    assert "206,400 parameters" in cli("sample", checkpoint, "--variant", "scout").out
+    assert json.loads(cli("inspect", checkpoint, "--json").out)["experts"] == 4
+    plan = json.loads(cli("build", checkpoint, "-o", engine, "--dry-run", "--json").out)
+    assert not engine.exists()
+    built = json.loads(cli("build", checkpoint, "-o", engine, "--json").out)
+    assert built["passes"] == plan["passes"]
+    assert sum(plan["files"].values()) == (engine / "decoder-00001-of-00001.data").stat().st_size
+    assert json.loads(cli("inspect", engine, "--json").out)["kv_layout"] == "static"
+    assert cli("verify", engine).code == 0
+    shown = cli("parity", engine, "--reference", checkpoint, "--prefill", 50, "--decode", 30, "--json", report)
+    assert shown.code == 0
+    assert "parity: passed" in shown.out
+    assert json.loads(report.read_text())["chunk_boundaries"] == 4
+    tokens = json.loads(cli("run", engine, "--token-ids", "5,6,7", "--max-new-tokens", 4, "--json").out)
+    assert len(tokens["token_ids"]) == 4
+    assert tokens["finish_reason"] == "max_new_tokens"
+    assert cli("run", engine, "--token-ids", "5,6,7", "--max-new-tokens", 4).out.split() == [
+        str(token) for token in tokens["token_ids"]
+    ]
+
+
+def test_parity_failure_is_exit_code_1(cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
+    """An engine of other weights: the report is printed all the same."""
+    other = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
+    weights = load_file(other / "model.safetensors")
+    weights["model.layers.2.self_attn.v_proj.weight"] *= np.float32(1.01)
+    save_file(weights, other / "model.safetensors")
+    engine = workshop.engine_path("scout", "static")
+    result = cli("parity", engine, "--reference", other, "--prefill", 20, "--decode", 4)
+    assert result.code == 1
+    assert "parity: FAILED" in result.out
+    assert result.err.count("\n") == 1
+    assert "max_relative_difference" in result.err
+
+
+class TestBadCheckpoints:
+    """Exit code 2, one line, and neither an engine nor anything else is left."""
+
+    @pytest.fixture
+    def checkpoint(self, workshop: Workshop, tmp_path: Path) -> Path:
+        return copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
+
+    @pytest.fixture
+    def refused(self, cli: Callable[..., Result], checkpoint: Path, tmp_path: Path) -> Callable[..., None]:
+        def check(*words: str, code: int = 2, options: tuple[object, ...] = ()) -> None:
+            before = sorted(os.listdir(tmp_path))
+            assert_refused(cli("build", checkpoint, "-o", tmp_path / "e", *options), code, *words)
+            assert sorted(os.listdir(tmp_path)) == before
+
+        return check
+
+    def test_missing_directory(self, cli: Callable[..., Result], tmp_path: Path) -> None:
+        assert_refused(cli("build", tmp_path / "none", "-o", tmp_path / "e"), 2, "none")
+
+    def test_missing_weights(self, checkpoint: Path, refused: Callable[..., None]) -> None:
+        (checkpoint / "model.safetensors").unlink()
+        refused("model.safetensors")
+
+    def test_truncated_weights(self, checkpoint: Path, refused: Callable[..., None]) -> None:
+        with open(checkpoint / "model.safetensors", "r+b") as file:
+            file.truncate(500_000)
+        refused("truncated", "model.safetensors")
+
+    def test_gigantic_header(self, checkpoint: Path, refused: Callable[..., None]) -> None:
+        with open(checkpoint / "model.safetensors", "r+b") as file:
+            file.write((2**62).to_bytes(8, "little"))
+        refused("model.safetensors")
+
+    def test_index_that_leads_outside(self, checkpoint: Path, refused: Callable[..., None]) -> None:
+        (checkpoint / "model.safetensors").rename(checkpoint / "part.safetensors")
+        index = {"weight_map": {"lm_head.weight": "../secret.safetensors"}}
+        (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+        refused("secret")
+
+    def test_missing_shard(self, checkpoint: Path, refused: Callable[..., None]) -> None:
+        (checkpoint / "model.safetensors").unlink()
+        index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+        (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+        refused("missing shard", "model-00001-of-00002.safetensors")
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda w: w.pop("model.norm.weight"), ("model.norm.weight", "missing")),
+            (lambda w: w.update({"model.norm.weight": np.ones(63, np.float32)}), ("model.norm.weight", "[63]", "[64]")),
+            (lambda w: w.update({"model.norm.weight": np.ones(64, np.int8)}), ("model.norm.weight", "I8")),
+            (lambda w: w.update({"model.norm.weight": np.ones(64, np.float64)}), ("model.norm.weight", "F64")),
+        ],
+    )
+    def test_wrong_tensors(
+        self, checkpoint: Path, refused: Callable[..., None], change: Callable[..., object], words: tuple[str, ...]
+    ) -> None:
+        weights = load_file(checkpoint / "model.safetensors")
+        change(weights)
+        save_file(weights, checkpoint / "model.safetensors")
+        refused(*words)
+
+    @pytest.mark.parametrize(
+        ("changes", "word"),
+        [
+            ({"model_type": "mixtral"}, "mixtral"),
+            ({"num_key_value_heads": 3}, "num_key_value_heads"),
+            ({"num_hidden_layers": 5}, "layer"),
+            ({"num_experts_per_tok": 9}, "num_experts_per_tok"),
+            ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+            ({"vocab_size": "many"}, "vocab_size"),
+        ],
+    )
+    def test_wrong_configs(
+        self, checkpoint: Path, refused: Callable[..., None], changes: dict[str, object], word: str
+    ) -> None:
+        edit_config(checkpoint, **changes)
+        refused(word, "config.json")
+
+    def test_config_that_is_not_json(self, checkpoint: Path, refused: Callable[..., None]) -> None:
+        (checkpoint / "config.json").write_text("{not json")
+        refused("config.json")
+
+    def test_pickle_is_never_read(self, checkpoint: Path, refused: Callable[..., None]) -> None:
+        (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+        refused("pickle")
+
+    def test_context_beyond_the_model(self, refused: Callable[..., None]) -> None:
+        refused("--max-context", options=("--max-context", 4097))
+
+    def test_a_dtype_without_kernels(self, refused: Callable[..., None]) -> None:
+        refused("bfloat16", options=("--dtype", "bf16"))
+
+    def test_a_weight_that_does_not_fit(self, checkpoint: Path, refused: Callable[..., None]) -> None:
+        weights = load_file(checkpoint / "model.safetensors")
+        weights["model.layers.1.self_attn.q_proj.weight"][3, 4] = 1e6
+        save_file(weights, checkpoint / "model.safetensors")
+        refused("model.layers.1.self_attn.q_proj.weight", "1e+06", options=("--dtype", "fp16"))
+
+    def test_output_that_exists(self, cli: Callable[..., Result], checkpoint: Path, tmp_path: Path) -> None:
+        (tmp_path / "e").mkdir()
+        (tmp_path / "e" / "precious").write_text("kept")
+        assert_refused(cli("build", checkpoint, "-o", tmp_path / "e"), 2, "--force")
+        assert_refused(cli("build", checkpoint, "-o", tmp_path / "e", "--force"), 2, "not an engine")
+        assert (tmp_path / "e" / "precious").read_text() == "kept"
+
+    def test_output_without_a_parent(self, cli: Callable[..., Result], checkpoint: Path, tmp_path: Path) -> None:
+        assert_refused(cli("build", checkpoint, "-o", tmp_path / "none" / "e"), 4, "none")
+
+
+class TestBadEnginesAndPrompts:
+    @pytest.mark.parametrize(
+        ("ids", "word"),
+        [("256", "256"), ("-1", "-1"), ("1,x", "1,x"), ("", "empty"), (",".join(["1"] * 257), "--max-context")],
+    )
+    def test_bad_token_ids(self, cli: Callable[..., Result], workshop: Workshop, ids: str, word: str) -> None:
+        engine = workshop.engine_path("scout", "static")
+        assert_refused(cli("run", engine, "--token-ids", ids, "--max-new-tokens", 2), 2, word)
+
+    def test_neither_or_both_prompts(self, cli: Callable[..., Result], workshop: Workshop) -> None:
+        engine = workshop.engine_path("scout", "static")
+        assert_refused(cli("run", engine), 2, "--prompt")
+        assert_refused(cli("run", engine, "--prompt", "a", "--token-ids", "1"), 2, "--prompt")
+
+    def test_text_without_a_tokenizer(self, cli: Callable[..., Result], workshop: Workshop) -> None:
+        assert_refused(cli("run", workshop.engine_path("scout", "static"), "--prompt", "a"), 2, "--token-ids")
+
+    @pytest.mark.parametrize("option", [("--temperature", "-1"), ("--top-p", "0"), ("--top-p", "nan"), ("--seed", "-2")])
+    def test_bad_sampling(self, cli: Callable[..., Result], workshop: Workshop, option: tuple[str, str]) -> None:
+        engine = workshop.engine_path("scout", "static")
+        assert_refused(cli("run", engine, "--token-ids", "1", *option), 2, option[0].strip("-").replace("-", "_"))
+
+    @pytest.mark.parametrize(
+        ("arguments", "word"),
+        [
+            (("--threshold", "nonsense=1"), "nonsense"),
+            (("--threshold", "kl_max"), "NAME=VALUE"),
+            (("--prefill", "0"), "--prefill"),
+            (("--prefill", "250", "--decode", "10"), "max_context"),
+        ],
+    )
+    def test_bad_parity_options(
+        self, cli: Callable[..., Result], workshop: Workshop, arguments: tuple[str, ...], word: str
+    ) -> None:
+        engine, checkpoint = workshop.engine_path("scout", "static"), workshop.checkpoint("scout")
+        assert_refused(cli("parity", engine, "--reference", checkpoint, *arguments), 2, word)
+
+    def test_a_changed_byte(self, cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
+        engine = copy_checkpoint(workshop.engine_path("scout", "static"), tmp_path / "e")
+        with open(engine / "decoder-00001-of-00001.data", "r+b") as file:
+            file.seek(70_000)
+            byte = file.read(1)
+            file.seek(70_000)
+            file.write(bytes([byte[0] ^ 1]))
+        assert_refused(cli("verify", engine), 1, "decoder-00001-of-00001.data", "changed")
+        assert_refused(cli("run", engine, "--token-ids", "1"), 2, "decoder-00001-of-00001.data", "changed")
+
+    def test_a_missing_file(self, cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
+        engine = copy_checkpoint(workshop.engine_path("scout", "static"), tmp_path / "e")
+        (engine / "decoder.onnx").unlink()
+        assert_refused(cli("verify", engine), 1, "decoder.onnx", "missing")
+        assert_refused(cli("run", engine, "--token-ids", "1"), 2, "decoder.onnx", "missing")
+
+    def test_a_newer_format(self, cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
+        engine = copy_checkpoint(workshop.engine_path("scout", "static"), tmp_path / "e")
+        manifest = json.loads((engine / "manifest.json").read_text())
+        (engine / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
+        for command in (("verify", engine), ("inspect", engine), ("run", engine, "--token-ids", "1")):
+            assert_refused(cli(*command), 2, "newer", "upgrade")
+
+
+def test_without_onnxruntime_it_says_what_to_install(workshop: Workshop) -> None:
+    hide = "import sys; sys.modules['onnxruntime'] = None\nfrom l4export.cli import main\nmain(sys.argv[1:])"
+    arguments = ["run", str(workshop.engine_path("scout", "static")), "--token-ids", "1"]
+    done = subprocess.run([sys.executable, "-c", hide, *arguments], capture_output=True, text=True, check=False)
+    assert_refused(Result(done.returncode, done.stdout, done.stderr), 3, "pip install 'l4export[cpu]'")
+
+
+def test_without_torch_it_builds_and_says_what_parity_needs(workshop: Workshop, tmp_path: Path) -> None:
+    hide = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\nfrom l4export.cli import main\n"
+    start = [sys.executable, "-c", hide + "main(sys.argv[1:])"]
+    checkpoint, engine = str(workshop.checkpoint("scout")), str(tmp_path / "e")
+    subprocess.run([*start, "build", checkpoint, "-o", engine], check=True, capture_output=True)
+    done = subprocess.run(
+        [*start, "parity", engine, "--reference", checkpoint], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3
+    assert done.stderr.strip().splitlines()[-1].endswith("pip install 'l4export[reference]'")
