@@ -13,32 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from l4export.errors import InputError
+from l4export.config_fields import Fields, show
 
-__all__ = ["ModelConfig", "ParameterCount", "RopeScaling"]
-
-# name -> (default of transformers' Llama4TextConfig, lowest, highest accepted value)
-_INTEGERS: dict[str, tuple[int, int, int]] = {
-    "vocab_size": (202048, 1, 2**24),
-    "hidden_size": (5120, 1, 2**20),
-    "intermediate_size": (8192, 1, 2**20),
-    "intermediate_size_mlp": (16384, 1, 2**20),
-    "num_hidden_layers": (48, 1, 1024),
-    "num_attention_heads": (40, 1, 2**16),
-    "num_key_value_heads": (8, 1, 2**16),
-    "head_dim": (128, 2, 2**16),
-    "num_local_experts": (16, 0, 4096),
-    "num_experts_per_tok": (1, 0, 4096),
-    "max_position_embeddings": (131072, 1, 2**40),
-}
-_OPTIONAL: dict[str, tuple[int | None, int, int]] = {
-    "attention_chunk_size": (8192, 1, 2**40),
-    "bos_token_id": (None, 0, 2**24),
-    "pad_token_id": (None, 0, 2**24),
-}
-_NUMBERS = {"rms_norm_eps": 1e-5, "floor_scale": 8192.0, "attn_scale": 0.1}
-_ARCHITECTURES = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")
-_FLAGS = {"use_qk_norm": True, "attn_temperature_tuning": True, "tie_word_embeddings": False}
+__all__ = ["ModelConfig", "ParameterCount", "RopeScaling", "llama3_scaling"]
 
 
 @dataclass(frozen=True)
@@ -102,31 +79,18 @@ class ModelConfig:
         Keys that are absent take the defaults of transformers' `Llama4TextConfig`. Raises `InputError`, naming
         `where` and the field, for anything that is not a Llama 4 text model this package can compile.
         """
-        text = _hf_text(raw, where)
-        values = text.common()
-        layers: int = values["num_hidden_layers"]
-        rope_layers = _hf_rope_layers(text, layers)
-        theta, scaling = _hf_rope(text, values["max_position_embeddings"])
-        chunked = _hf_chunked_layers(text, rope_layers)
-        if values["attention_chunk_size"] is None:
-            chunked = (False,) * len(chunked)
-        config = cls(
-            **values,
-            moe_layers=_hf_moe_layers(text, layers),
-            rope_layers=rope_layers,
-            chunked_layers=chunked,
-            rope_theta=theta,
-            rope_scaling=scaling,
-        )
-        return _checked(config, text)
+        from l4export.config_hf import read_hf
+
+        values, fields = read_hf(raw, where)
+        return _checked(cls(**values), fields)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str) -> ModelConfig:
         """The inverse of `to_dict`; every field must be there, and unknown ones are refused (`InputError`)."""
-        data = _Fields(raw, where, required=True)
+        data = Fields(raw, where, required=True)
         names = {field.name for field in dataclasses.fields(cls)}
         if unknown := [name for name in data.raw if name not in names]:
-            raise data.refuse(_show(unknown[0]), "is not a field of a model config; build the engine again")
+            raise data.refuse(show(unknown[0]), "is not a field of a model config; build the engine again")
         scaling = data.value("rope_scaling", None)
         config = cls(
             **data.common(),
@@ -134,7 +98,7 @@ class ModelConfig:
             rope_layers=tuple(data.array("rope_layers", bool)),
             chunked_layers=tuple(data.array("chunked_layers", bool)),
             rope_theta=data.number("rope_theta", 0.0),
-            rope_scaling=None if scaling is None else _llama3(_Fields(scaling, f"{where}: rope_scaling", True)),
+            rope_scaling=None if scaling is None else llama3_scaling(Fields(scaling, f"{where}: rope_scaling", True)),
         )
         return _checked(config, data)
 
@@ -181,155 +145,8 @@ class ModelConfig:
         )
 
 
-class _Fields:
-    """Typed, bounded access to one JSON object; `required` refuses absent keys instead of taking their default."""
-
-    def __init__(self, raw: object, where: str, required: bool = False) -> None:
-        if not isinstance(raw, Mapping):
-            raise InputError(f"{where}: expected a JSON object, found {_show(raw)}")
-        self.raw, self.where, self.required = dict(raw), where, required
-
-    def refuse(self, name: str, problem: str) -> InputError:
-        return InputError(f"{self.where}: {name} {problem}")
-
-    def value(self, name: str, default: Any) -> Any:
-        if self.required and name not in self.raw:
-            raise self.refuse(name, "is missing")
-        return self.raw.get(name, default)
-
-    def typed(self, name: str, value: Any, kind: type, low: int = 0, high: int = 2**24) -> Any:
-        if type(value) is not kind or (isinstance(value, int) and not low <= value <= high):
-            wanted = f"an integer from {low} to {high}" if kind is int else "true or false"
-            raise self.refuse(name, f"is {_show(value)}; expected {wanted}")
-        return value
-
-    def number(self, name: str, default: float) -> float:
-        value = self.value(name, default)
-        zero_ok = name == "attn_scale"  # no temperature; the other numbers are divisors and bases
-        if type(value) not in (int, float) or not (0 < value < 1e30 or (zero_ok and value == 0)):
-            raise self.refuse(name, f"is {_show(value)}; expected a finite number above 0")
-        return float(value)
-
-    def array(self, name: str, kind: type) -> list[Any]:
-        value = self.value(name, None)
-        if not isinstance(value, list):
-            raise self.refuse(name, f"is {_show(value)}; expected an array")
-        return [self.typed(f"{name}[{i}]", item, kind) for i, item in enumerate(value)]
-
-    def common(self) -> dict[str, Any]:
-        """The fields that config.json and a manifest spell in the same way."""
-        values: dict[str, Any] = {}
-        for name, (default, low, high) in (_INTEGERS | _OPTIONAL).items():
-            value = self.value(name, default)
-            null = value is None and name in _OPTIONAL
-            values[name] = None if null else self.typed(name, value, int, low, high)
-        values |= {name: self.number(name, default) for name, default in _NUMBERS.items()}
-        values |= {name: self.typed(name, self.value(name, default), bool) for name, default in _FLAGS.items()}
-        return values | {"eos_token_ids": tuple(self.array("eos_token_ids", int))}
-
-
-def _show(value: object) -> str:
-    """A value for a message: short, and on one line whatever it holds."""
-    if isinstance(value, Mapping):
-        return "an object"
-    if isinstance(value, list | tuple):
-        return "an array"
-    if isinstance(value, int) and abs(value) >= 2**64:
-        return "an enormous integer"
-    return "null" if value is None else repr(value)[:60]
-
-
-def _hf_text(raw: object, where: str) -> _Fields:
-    """The text config of a config.json, with the spellings of different transformers versions made one."""
-    top = _Fields(raw, where)
-    text = top
-    if (kind := top.value("model_type", None)) == "llama4":
-        text = _Fields(top.value("text_config", None), f"{where}: text_config")
-        kind = text.value("model_type", "llama4_text")
-    if kind != "llama4_text":
-        raise text.refuse("model_type", f"is {_show(kind)}; only llama4 and llama4_text can be compiled")
-    names = top.value("architectures", None)
-    if names is not None and not (isinstance(names, list) and any(n in _ARCHITECTURES for n in names)):
-        shown = _show(names[0]) if isinstance(names, list) and names else _show(names)
-        raise top.refuse("architectures", f"is {shown}; only {' and '.join(_ARCHITECTURES)} can be compiled")
-    if any(fields.raw.get("quantization_config") is not None for fields in (top, text)):
-        raise top.refuse("quantization_config", "is present: a quantised checkpoint is not supported; use the bf16 one")
-    for name, wanted in (("hidden_act", "silu"), ("attention_bias", False)):
-        if (value := text.value(name, wanted)) != wanted or type(value) is not type(wanted):
-            raise text.refuse(name, f"is {_show(value)}; only {wanted!r} is supported")
-    for name in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"):
-        if text.raw.get(name) is None and top.raw.get(name) is not None:
-            text.raw[name] = top.raw[name]
-    eos = text.raw.get("eos_token_id")
-    text.raw["eos_token_ids"] = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if isinstance(tuning := text.raw.get("attn_temperature_tuning"), int | float):
-        text.raw["attn_temperature_tuning"] = bool(tuning)  # files of the first release say 4 where they mean true
-    heads = text.typed("num_attention_heads", text.value("num_attention_heads", 40), int, 1, 2**16)
-    hidden = text.typed("hidden_size", text.value("hidden_size", 5120), int, 1, 2**20)
-    nulls = {
-        "num_key_value_heads": heads,
-        "head_dim": hidden // heads,
-        "num_local_experts": 0,
-        "num_experts_per_tok": 0,
-    }
-    for name, meaning in nulls.items():
-        if name in text.raw and text.raw[name] is None:
-            text.raw[name] = meaning
-    return text
-
-
-def _hf_moe_layers(text: _Fields, layers: int) -> tuple[int, ...]:
-    """`moe_layers` where given, else every `interleave_moe_layer_step`-th layer; a step of 0 means none."""
-    if text.value("moe_layers", None) is not None:
-        return tuple(text.array("moe_layers", int))
-    step = text.value("interleave_moe_layer_step", 1)
-    step = text.typed("interleave_moe_layer_step", 0 if step is None else step, int)
-    dense = step == 0 or text.value("num_local_experts", 16) == 0
-    return () if dense else tuple(range(step - 1, layers, step))
-
-
-def _hf_rope_layers(text: _Fields, layers: int) -> tuple[bool, ...]:
-    """`no_rope_layers` (1 = RoPE), else all but every `no_rope_layer_interval`-th layer; an interval of 0 means all."""
-    if text.value("no_rope_layers", None) not in (None, []):
-        flags = text.array("no_rope_layers", int)
-        if bad := [flag for flag in flags if flag not in (0, 1)]:
-            raise text.refuse("no_rope_layers", f"contains {bad[0]}; expected only 0 and 1")
-        return tuple(flag == 1 for flag in flags)
-    interval = text.value("no_rope_layer_interval", 4)
-    interval = text.typed("no_rope_layer_interval", 0 if interval is None else interval, int)
-    return tuple(interval == 0 or (layer + 1) % interval != 0 for layer in range(layers))
-
-
-def _hf_chunked_layers(text: _Fields, rope_layers: tuple[bool, ...]) -> tuple[bool, ...]:
-    """`layer_types` where given, else chunked attention exactly where RoPE is used."""
-    types = text.value("layer_types", None)
-    if types is None:
-        return rope_layers
-    if not isinstance(types, list):
-        raise text.refuse("layer_types", f"is {_show(types)}; expected an array")
-    known = ("chunked_attention", "full_attention")
-    if bad := [word for word in types if word not in known]:
-        raise text.refuse("layer_types", f"contains {_show(bad[0])}; expected only {' and '.join(known)}")
-    return tuple(word == known[0] for word in types)
-
-
-def _hf_rope(text: _Fields, max_positions: int) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling from `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (4)."""
-    name = "rope_scaling" if text.value("rope_scaling", None) is not None else "rope_parameters"
-    given = text.value(name, None)
-    rope = _Fields({} if given is None else given, f"{text.where}: {name}")
-    theta = (rope if "rope_theta" in rope.raw else text).number("rope_theta", 500000.0)
-    kind = rope.value("rope_type", rope.value("type", None if "factor" in rope.raw else "default"))
-    if kind not in ("default", "llama3") or any(isinstance(value, Mapping) for value in rope.raw.values()):
-        raise rope.refuse("rope_type", f"is {_show(kind)}; expected 'default' or 'llama3', one for all layers")
-    if rope.value("partial_rotary_factor", None) not in (None, 1):
-        raise rope.refuse("partial_rotary_factor", "is not 1; rotation of a part of the head is not supported")
-    rope.raw.setdefault("original_max_position_embeddings", max_positions)
-    rope.required = True
-    return theta, _llama3(rope) if kind == "llama3" else None
-
-
-def _llama3(rope: _Fields) -> RopeScaling:
+def llama3_scaling(rope: Fields) -> RopeScaling:
+    """The `llama3` parameters of a rope object; raises `InputError` for one that is missing or out of range."""
     original = rope.value("original_max_position_embeddings", None)
     return RopeScaling(
         factor=rope.number("factor", 0.0),
@@ -339,7 +156,7 @@ def _llama3(rope: _Fields) -> RopeScaling:
     )
 
 
-def _checked(config: ModelConfig, fields: _Fields) -> ModelConfig:
+def _checked(config: ModelConfig, fields: Fields) -> ModelConfig:
     """Refuses values that are fine one by one and contradict each other."""
     c, layers, moe = config, config.num_hidden_layers, config.moe_layers
     ids = [c.bos_token_id, *c.eos_token_ids, c.pad_token_id]
