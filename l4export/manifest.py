@@ -113,9 +113,9 @@ def _parse(raw: Any, where: str) -> Manifest:
             kv_layout=_typed(raw["kv_cache"], "layout", str),
             kv_layers=tuple(_kv_layer(layer) for layer in _typed(raw["kv_cache"], "layers", list)),
             prefill_max_tokens=_positive(raw["prefill"], "max_tokens_per_call"),
-            inputs=tuple(_typed(raw, "inputs", list)),
-            outputs=tuple(_typed(raw, "outputs", list)),
-            passes=tuple(_typed(raw, "passes", list)),
+            inputs=_tuple(raw, "inputs", dict),
+            outputs=_tuple(raw, "outputs", dict),
+            passes=_tuple(raw, "passes", str),
             options=_typed(raw, "options", dict),
             source=_typed(raw, "source", dict),
             files={
@@ -169,6 +169,13 @@ def _typed(raw: Mapping[str, Any], key: str, kind: type) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{key} must be {kind.__name__}")
     return value
+
+
+def _tuple(raw: Mapping[str, Any], key: str, kind: type) -> tuple[Any, ...]:
+    values = _typed(raw, key, list)
+    if not all(isinstance(value, kind) for value in values):
+        raise TypeError(f"{key} must hold only {kind.__name__}")
+    return tuple(values)
 
 
 def _count(raw: Mapping[str, Any], key: str) -> int:

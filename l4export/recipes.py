@@ -14,7 +14,21 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["Cast", "Interleave", "Recipe", "Region", "Slice", "Source", "Transpose", "as_recipe", "blocks", "whole"]
+__all__ = [
+    "Cast",
+    "Evaluation",
+    "Interleave",
+    "Output",
+    "Recipe",
+    "Region",
+    "Slice",
+    "Source",
+    "Transpose",
+    "as_recipe",
+    "blocks",
+    "evaluation_of",
+    "whole",
+]
 
 Region = tuple[slice, ...]
 """One `slice(start, stop)` per axis, in bounds, step 1."""
@@ -55,6 +69,56 @@ class Recipe(ir.LazyTensor):
 
     def _evaluate(self) -> ir.TensorProtocol:
         return ir.Tensor(np.asarray(self.read(whole(self.dims)), order="C"), dtype=self.dtype)
+
+
+class Evaluation:
+    """Tensors that are computed together, such as the codes and the scales of a quantised weight.
+
+    `outputs` share their leading axes, `lead`: evaluating a region of `lead` gives each output's part of it, the
+    output's other axes whole. Emission cuts the last axis of `lead` only at multiples of `row_multiple`.
+
+    A plain recipe is the evaluation of itself alone (`evaluation_of`).
+    """
+
+    def __init__(self, lead: Sequence[int], row_multiple: int = 1) -> None:
+        self.lead = tuple(lead)
+        self.row_multiple = row_multiple
+        self.outputs: tuple[Recipe, ...] = ()
+
+    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
+        """The outputs' parts of a region of `lead`, in the order of `outputs`, each C-contiguous."""
+        raise NotImplementedError
+
+
+class Output(Recipe):
+    """One of the tensors of an evaluation."""
+
+    def __init__(self, evaluation: Evaluation, index: int, dtype: ir.DataType, dims: Sequence[int]) -> None:
+        super().__init__(dtype, dims)
+        self.evaluation, self.index = evaluation, index
+
+    def read(self, region: Region) -> np.ndarray:
+        """Evaluates the leading axes' region and cuts the others."""
+        count = len(self.evaluation.lead)
+        part = self.evaluation.evaluate(region[:count])[self.index]
+        return part[(..., *region[count:])]
+
+
+class _Alone(Evaluation):
+    """A plain recipe as an evaluation: all its axes lead."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe.dims)
+        self.outputs = (recipe,)
+
+    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
+        """The recipe's region."""
+        return (np.ascontiguousarray(self.outputs[0].read(region)),)
+
+
+def evaluation_of(recipe: Recipe) -> Evaluation:
+    """The evaluation that `recipe` is an output of: outputs of one evaluation share the same object."""
+    return recipe.evaluation if isinstance(recipe, Output) else _Alone(recipe)
 
 
 class Source(Recipe):

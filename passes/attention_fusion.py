@@ -79,8 +79,8 @@ class _Rotation:
             raise ir.passes.PreconditionError(f"{node.name}: q and k must be rotated by the same angles")
         if any(rotary.attributes.get_int("interleaved", 0) != 1 for rotary in (q, k)):
             raise ir.passes.PreconditionError(f"{node.name}: rotation must be over adjacent pairs (interleaved=1)")
-        angles = _angles(q.inputs[1])
-        if angles is None or angles.inputs[0] is not node.inputs[5] or angles is not _angles(q.inputs[2]):
+        angles = _angles(q.inputs[1], 0)
+        if angles is None or angles.inputs[0] is not node.inputs[5] or angles is not _angles(q.inputs[2], 1):
             raise ir.passes.PreconditionError(f"{node.name}: angles must be l4.RotaryAngles of the layer's positions")
         inv_freq = angles.inputs[1]
         if inv_freq is None or inv_freq.const_value is None:
@@ -194,12 +194,15 @@ def _rotation(value: ir.Value | None) -> ir.Node | None:
     return node if node is not None and node.op_type == "RotaryEmbedding" else None
 
 
-def _angles(value: ir.Value | None) -> ir.Node | None:
-    """The `l4.RotaryAngles` behind a cos or sin, through a cast."""
+def _angles(value: ir.Value | None, output: int) -> ir.Node | None:
+    """The `l4.RotaryAngles` whose output 0, cos, or 1, sin, is `value`, through a cast."""
     node = _producer(value)
     if node is not None and node.op_type == "Cast":
-        node = _producer(node.inputs[0])
-    return node if node is not None and is_dialect(node, "RotaryAngles") else None
+        value = node.inputs[0]
+        node = _producer(value)
+    if value is None or node is None or not is_dialect(node, "RotaryAngles"):
+        return None
+    return node if value is node.outputs[output] else None
 
 
 def _sequence_lengths(node: ir.Node) -> ir.Node:

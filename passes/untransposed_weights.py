@@ -49,7 +49,8 @@ def _stored(weight: ir.Value) -> ir.Value | None:
     producer = weight.producer()
     if producer is not None and producer.op_type == "Transpose":
         source = producer.inputs[0]
-        return source if source is not None and source.const_value is not None else None
+        swaps = tuple(producer.attributes.get_ints("perm", ())) == (1, 0)
+        return source if swaps and source is not None and source.const_value is not None else None
     recipe = _untransposed(weight.const_value) if isinstance(weight.const_value, Recipe) else None
     if recipe is None or len(weight.uses()) != 1:
         return None

@@ -213,6 +213,9 @@ class TestBadCheckpoints:
         assert_refused(cli("build", checkpoint, "-o", tmp_path / "none" / "e"), 4, "none")
 
 
+BAD_SAMPLING = [("--temperature", "-1"), ("--top-p", "0"), ("--top-p", "nan"), ("--seed", "-2")]
+
+
 class TestBadEnginesAndPrompts:
     @pytest.mark.parametrize(
         ("ids", "word"),
@@ -230,7 +233,7 @@ class TestBadEnginesAndPrompts:
     def test_text_without_a_tokenizer(self, cli: Callable[..., Result], workshop: Workshop) -> None:
         assert_refused(cli("run", workshop.engine_path("scout", "static"), "--prompt", "a"), 2, "--token-ids")
 
-    @pytest.mark.parametrize("option", [("--temperature", "-1"), ("--top-p", "0"), ("--top-p", "nan"), ("--seed", "-2")])
+    @pytest.mark.parametrize("option", BAD_SAMPLING)
     def test_bad_sampling(self, cli: Callable[..., Result], workshop: Workshop, option: tuple[str, str]) -> None:
         engine = workshop.engine_path("scout", "static")
         assert_refused(cli("run", engine, "--token-ids", "1", *option), 2, option[0].strip("-").replace("-", "_"))

@@ -66,7 +66,9 @@ def test_rows_that_are_fed_pieces_of_any_size(workshop: Workshop, variant: str, 
 
 @engines
 @pytest.mark.parametrize("stored", ["bfloat16", "float16"])
-def test_half_precision_checkpoints_are_read_exactly(workshop: Workshop, tmp_path: Path, layout: str, stored: str) -> None:
+def test_half_precision_checkpoints_are_read_exactly(
+    workshop: Workshop, tmp_path: Path, layout: str, stored: str
+) -> None:
     checkpoint = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
     dtype = np.dtype(stored) if stored == "float16" else np.dtype(ml_dtypes.bfloat16)
     weights = load_file(checkpoint / "model.safetensors")

@@ -23,8 +23,8 @@ PREFILL, TOTAL = 40, 50
 def _run(model: ir.Model, ids: np.ndarray) -> np.ndarray:
     """Logits of a prefill and of single tokens after it, with caches that grow."""
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
-    inputs = {value.name: value for value in model.graph.inputs}
-    caches = {name: np.zeros((1, v.shape[1], 0, v.shape[3]), np.float32) for name, v in inputs.items() if "past" in name}
+    pasts = {value.name: value for value in model.graph.inputs if str(value.name).startswith("past")}
+    caches = {name: np.zeros((1, v.shape[1], 0, v.shape[3]), np.float32) for name, v in pasts.items()}
     logits = []
     for start, stop in [(0, PREFILL), *((at, at + 1) for at in range(PREFILL, TOTAL))]:
         feeds = {"input_ids": ids[:, start:stop], "attention_mask": np.ones((1, stop), np.int64), **caches}

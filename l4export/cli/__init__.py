@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any
 
 import click
 
@@ -56,7 +55,9 @@ def _group() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs a command and exits; every failure is one line on standard error."""
     try:
-        result: Any = _group.main(arguments, prog_name="l4export", standalone_mode=False)
+        # Not `_group.main`, which prints lines of its own about an interruption.
+        with _group.make_context("l4export", sys.argv[1:] if arguments is None else list(arguments)) as context:
+            _group.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as error:
         _exit(error.exit_code)
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
             _INTERNAL_ERROR,
         )
     else:
-        _exit(result if isinstance(result, int) else 0)
+        _exit(0)
 
 
 def _fail(message: str, code: int) -> None:

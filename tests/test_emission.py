@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from l4export import emission
+from l4export.emission import DataFile, emit, plan
+from l4export.errors import InputError
+from l4export.graph import GraphBuilder
+from l4export.recipes import Cast, Interleave, Recipe, Region, Slice, Source, Transpose
+from tiny_graphs import UnreadableData, graph_input, model_of, source, typed
+
+FLOAT = ir.DataType.FLOAT
+
+
+def model_with(weights: dict[str, ir.TensorProtocol]) -> ir.Model:
+    """A graph that carries these weights."""
+    b = GraphBuilder()
+    for name, tensor in weights.items():
+        b.initializer(tensor, name)
+    x = graph_input("x", FLOAT, 1)
+    return model_of(b, [x], [typed(b.op("Identity", x), FLOAT)])
+
+
+def huge(*shape: int) -> Recipe:
+    return Source(UnreadableData(shape, np.float32))
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def assorted() -> dict[str, ir.TensorProtocol]:
+    """Weights of every kind of recipe, of sizes that are no multiples of a page or a block."""
+    experts = source(random(3, 20, 34).astype(ml_dtypes.bfloat16))
+    halves = [Transpose(Slice(experts, 2, start, start + 17), (0, 2, 1)) for start in (0, 17)]
+    return {
+        "plain": source(random(50, 21)),
+        "narrow": Cast(source(random(33, 70)), ir.DataType.FLOAT16),
+        "small": source(random(5)),
+        "experts": Cast(Interleave(halves, 1), FLOAT),
+        "in memory": ir.tensor(random(1000)),
+        "transposed": Transpose(source(random(40, 30)), (1, 0)),
+    }
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emission, "_BLOCK_BYTES", 1000)
+
+
+# plan
+
+
+def spans(files: list[DataFile]) -> Iterator[tuple[str, int, int]]:
+    for file in files:
+        for placed in file.placements:
+            yield file.name, placed.offset, placed.offset + placed.recipe.nbytes
+
+
+def test_offsets_are_aligned_to_pages() -> None:
+    files = plan(model_with(assorted()), "decoder")
+    assert all(start % 4096 == 0 for _, start, _ in spans(files))
+
+
+def test_weights_do_not_overlap_and_fill_the_file() -> None:
+    (file,) = plan(model_with(assorted()), "decoder")
+    ends = [0]
+    for _, start, end in spans([file]):
+        assert ends[-1] <= start < ends[-1] + 4096
+        ends.append(end)
+    assert file.size == ends[-1]
+
+
+def test_weights_keep_the_order_of_the_graph() -> None:
+    (file,) = plan(model_with(assorted()), "decoder")
+    names = [placed.value.name for placed in file.placements]
+    assert names == ["plain", "narrow", "experts", "in memory", "transposed"]
+
+
+@pytest.mark.parametrize(("elements", "files"), [(256, 0), (257, 1)])
+def test_up_to_a_kilobyte_stays_in_the_graph(elements: int, files: int) -> None:
+    assert len(plan(model_with({"w": source(random(elements))}), "decoder")) == files
+
+
+def test_a_file_ends_before_it_exceeds_4_gib() -> None:
+    weights = {f"w{i}": huge(1 << 18, 1 << 10) for i in range(9)}  # 1 GiB each
+    files = plan(model_with(weights), "decoder")
+    assert [len(file.placements) for file in files] == [4, 4, 1]
+    assert [file.size for file in files] == [4 << 30, 4 << 30, 1 << 30]
+    assert all(file.placements[0].offset == 0 for file in files)
+
+
+def test_alignment_counts_towards_the_limit() -> None:
+    # 4 GiB - 8000 bytes, then 5000: they would fit if the second could begin where the first ends
+    weights = {"first": huge((1 << 30) - 2000), "second": huge(1250)}
+    assert [len(file.placements) for file in plan(model_with(weights), "decoder")] == [1, 1]
+
+
+def test_a_weight_larger_than_a_file_has_its_own() -> None:
+    weights = {"before": huge(1 << 20), "large": huge(1 << 20, 1 << 12), "after": huge(1 << 20)}
+    files = plan(model_with(weights), "decoder")
+    assert [[placed.value.name for placed in file.placements] for file in files] == [["before"], ["large"], ["after"]]
+    assert files[1].size == 16 << 30
+
+
+def test_files_are_numbered_of_their_count() -> None:
+    weights = {f"w{i}": huge(1 << 30) for i in range(2)}
+    names = [file.name for file in plan(model_with(weights), "stem")]
+    assert names == ["stem-00001-of-00002.data", "stem-00002-of-00002.data"]
+
+
+def test_a_model_without_large_weights_has_no_files() -> None:
+    assert plan(model_with({}), "decoder") == []
+
+
+# emit
+
+
+def emitted(directory: Path, jobs: int) -> dict[str, bytes]:
+    directory.mkdir()
+    names = emit(model_with(assorted()), directory, "decoder", jobs)
+    assert sorted(names) == sorted(path.name for path in directory.iterdir())
+    return {name: (directory / name).read_bytes() for name in names}
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_every_weight_lies_where_it_was_planned(tmp_path: Path) -> None:
+    (file,) = plan(model_with(assorted()), "decoder")
+    data = emitted(tmp_path / "out", jobs=2)[file.name]
+    assert len(data) == file.size
+    for placed in file.placements:
+        nbytes = placed.recipe.nbytes
+        assert data[placed.offset : placed.offset + nbytes] == placed.recipe.numpy().tobytes(), placed.value.name
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_the_number_of_workers_changes_no_byte(tmp_path: Path) -> None:
+    one, *others = (emitted(tmp_path / str(jobs), jobs) for jobs in (1, 2, 7))
+    assert all(other == one for other in others)
+
+
+def test_the_size_of_blocks_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = emitted(tmp_path / "large", 2)
+    monkeypatch.setattr(emission, "_BLOCK_BYTES", 130)
+    assert emitted(tmp_path / "small", 2) == large
+
+
+def test_onnx_reads_the_weights_back(tmp_path: Path) -> None:
+    weights = assorted()
+    emit(model_with(weights), tmp_path, "decoder", 2)
+    loaded = {tensor.name: tensor for tensor in onnx.load(tmp_path / "decoder.onnx").graph.initializer}
+    for name, tensor in weights.items():
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(loaded[name]), tensor.numpy(), strict=True)
+
+
+def test_small_weights_are_in_the_graph_file(tmp_path: Path) -> None:
+    emit(model_with(assorted()), tmp_path, "decoder", 1)
+    loaded = onnx.load(tmp_path / "decoder.onnx", load_external_data=False).graph.initializer
+    assert [tensor.name for tensor in loaded if not tensor.external_data] == ["small"]
+
+
+def test_the_models_weights_refer_to_the_files_afterwards(tmp_path: Path) -> None:
+    model = model_with(assorted())
+    emit(model, tmp_path, "decoder", 1)
+    tensor = model.graph.initializers["plain"].const_value
+    assert isinstance(tensor, ir.ExternalTensor)
+    np.testing.assert_array_equal(tensor.numpy(), random(50, 21))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_progress_adds_up_to_the_weights_bytes(tmp_path: Path) -> None:
+    (file,) = plan(model_with(assorted()), "decoder")
+    seen: list[int] = []
+    emit(model_with(assorted()), tmp_path, "decoder", 2, seen.append)
+    assert len(seen) > 10 and min(seen) > 0
+    assert sum(seen) == sum(placed.recipe.nbytes for placed in file.placements)
+
+
+def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = emitted(tmp_path / "whole", 1)
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(fd, data[:999], offset))
+    assert emitted(tmp_path / "short", 1) == whole
+
+
+class Failing(Recipe):
+    """Fails in its last row."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(FLOAT, (100, 10))
+        self.error = error
+
+    def read(self, region: Region) -> np.ndarray:
+        if region[0].stop == 100:
+            raise self.error
+        return np.zeros([cut.stop - cut.start for cut in region], np.float32)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.usefixtures("small_blocks")
+def test_a_weight_that_cannot_be_converted_is_named(tmp_path: Path, jobs: int) -> None:
+    model = model_with({"fine": source(random(1000)), "too.large": Failing(ValueError("does not fit float16"))})
+    with pytest.raises(InputError, match=r"^too\.large: does not fit float16; choose another --dtype$"):
+        emit(model, tmp_path, "decoder", jobs)
+
+
+def test_a_value_too_large_for_float16_is_told_with_its_weight(tmp_path: Path) -> None:
+    weight = Cast(source(np.full((300, 2), 1e6, np.float32)), ir.DataType.FLOAT16)
+    with pytest.raises(InputError, match=r"^big: a weight of magnitude 1e\+06 does not fit float16"):
+        emit(model_with({"big": weight}), tmp_path, "decoder", 2)
+
+
+@pytest.mark.parametrize("error", [InputError("shrank while open"), OSError(5, "device error"), MemoryError()])
+def test_other_errors_pass_as_they_are(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as raised:
+        emit(model_with({"w": Failing(error)}), tmp_path, "decoder", 2)
+    assert raised.value is error
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_no_worker_is_left_running_after_an_error(tmp_path: Path) -> None:
+    import threading
+
+    before = threading.active_count()
+    with pytest.raises(InputError):
+        emit(model_with({"w": Failing(ValueError("no"))}), tmp_path, "decoder", 3)
+    assert threading.active_count() == before
+
+
+# Memory
+
+_MEASURED = """
+import os, resource, sys
+from pathlib import Path
+import onnx_ir as ir
+from l4export.checkpoint.safetensors import TensorFile
+from l4export.checkpoint.checkpoint import SourceTensor
+from l4export.emission import emit
+from l4export.recipes import Cast, Interleave, Slice, Source, Transpose
+from test_emission import model_with
+
+directory = Path(sys.argv[1])
+written = 0
+def swallow(descriptor, data, offset):  # the bytes go nowhere: this is about memory, not the disk
+    global written
+    written += len(data)
+    return len(data)
+os.pwrite = swallow
+file = TensorFile(directory / "sparse.safetensors")
+def stored(name):
+    return Source(SourceTensor(file.entries[name], file))
+experts = stored("experts")
+half = experts.dims[2] // 2
+halves = [Transpose(Slice(experts, 2, start, start + half), (0, 2, 1)) for start in (0, half)]
+weights = {"linear": Cast(stored("linear"), ir.DataType.FLOAT), "fc1": Interleave(halves, 1)}
+expected = sum(weight.nbytes for weight in weights.values())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+emit(model_with(weights), directory, "decoder", 2)
+assert written == expected, (written, expected)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def sparse_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
+    """A safetensors file of zeros that takes no room on the disk; returns the bytes of its tensors."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with open(path, "wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        handle.truncate(8 + len(text) + end)
+    return end
+
+
+def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
+    nbytes = sparse_checkpoint(
+        tmp_path / "sparse.safetensors", {"linear": (151_552, 2048), "experts": (8, 2048, 20_480)}
+    )
+    assert nbytes > 1.2e9
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
+    command = [sys.executable, "-c", _MEASURED, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=120)
+    # two workers, each with a block of 32 MiB, its source and temporaries, and at most as many mapped bytes
+    assert int(result.stdout) / 1024 < 450

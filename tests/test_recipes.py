@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from l4export.recipes import (
+    Cast,
+    Constant,
+    Interleave,
+    Recipe,
+    Region,
+    Slice,
+    Source,
+    Transpose,
+    as_recipe,
+    blocks,
+    whole,
+)
+from tiny_graphs import ArrayData, UnreadableData, source
+
+DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
+
+
+def numbered(shape: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
+    """Every element different, and exact in every dtype of the tests (up to 256 elements)."""
+    return np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape).astype(dtype)
+
+
+@st.composite
+def compositions(draw: st.DrawFn) -> tuple[Recipe, np.ndarray]:
+    """A recipe of random depth and, from the same choices, the array it must be."""
+    shape = tuple(draw(st.lists(st.integers(0, 4), min_size=1, max_size=3)))
+    array = numbered(shape, draw(st.sampled_from(DTYPES)))
+    recipe: Recipe = source(array)
+    for step in draw(st.lists(st.sampled_from(["slice", "transpose", "interleave", "cast"]), max_size=5)):
+        axis = draw(st.integers(0, array.ndim - 1))
+        if step == "slice":
+            stop = draw(st.integers(0, array.shape[axis]))
+            start = draw(st.integers(0, stop))
+            recipe = Slice(recipe, axis, start, stop)
+            array = array[(slice(None),) * axis + (slice(start, stop),)]
+        elif step == "transpose":
+            perm = draw(st.permutations(range(array.ndim)))
+            recipe, array = Transpose(recipe, perm), array.transpose(perm)
+        elif step == "interleave" and array.size <= 128:
+            parts = draw(st.integers(1, 3))
+            reverse = np.flip(array, axis).copy()
+            others = [(source(reverse), reverse), (recipe, array)][: parts - 1]
+            recipe = Interleave([recipe, *(other for other, _ in others)], axis)
+            array = np.stack([array, *(other for _, other in others)], axis + 1)
+            array = array.reshape(*array.shape[:axis], array.shape[axis] * parts, *array.shape[axis + 2 :])
+        elif step == "cast":
+            dtype = draw(st.sampled_from(DTYPES))
+            recipe, array = Cast(recipe, ir.DataType.from_numpy(np.dtype(dtype))), array.astype(dtype)
+    return recipe, array
+
+
+@st.composite
+def regions(draw: st.DrawFn, shape: tuple[int, ...]) -> Region:
+    cuts = []
+    for size in shape:
+        stop = draw(st.integers(0, size))
+        cuts.append(slice(draw(st.integers(0, stop)), stop))
+    return tuple(cuts)
+
+
+@given(st.data())
+def test_any_region_of_any_composition_is_what_numpy_gives(data: st.DataObject) -> None:
+    recipe, array = data.draw(compositions())
+    region = data.draw(regions(array.shape))
+    read = recipe.read(region)
+    assert read.dtype == array.dtype
+    np.testing.assert_array_equal(read, array[region], strict=True)
+
+
+@given(compositions())
+def test_dtype_and_shape_of_any_composition_are_those_of_numpy(pair: tuple[Recipe, np.ndarray]) -> None:
+    recipe, array = pair
+    assert (recipe.dims, recipe.dtype.numpy()) == (array.shape, array.dtype)
+    assert tuple(recipe.shape) == array.shape and recipe.nbytes == array.nbytes
+
+
+@given(compositions())
+def test_the_whole_of_any_composition_is_what_numpy_gives(pair: tuple[Recipe, np.ndarray]) -> None:
+    recipe, array = pair
+    np.testing.assert_array_equal(recipe.numpy(), array, strict=True)
+    assert recipe.tobytes() == array.tobytes()
+
+
+@given(st.data())
+def test_slice(data: st.DataObject) -> None:
+    array = numbered((4, 5, 3))
+    axis = data.draw(st.integers(0, 2))
+    stop = data.draw(st.integers(0, array.shape[axis]))
+    start = data.draw(st.integers(0, stop))
+    expected = np.take(array, range(start, stop), axis)
+    region = data.draw(regions(expected.shape))
+    np.testing.assert_array_equal(Slice(source(array), axis, start, stop).read(region), expected[region], strict=True)
+
+
+@given(st.permutations(range(3)), st.data())
+def test_transpose(perm: list[int], data: st.DataObject) -> None:
+    expected = np.transpose(array := numbered((4, 5, 3)), perm)
+    region = data.draw(regions(expected.shape))
+    np.testing.assert_array_equal(Transpose(source(array), perm).read(region), expected[region], strict=True)
+
+
+@given(st.integers(0, 2), st.integers(1, 4), st.data())
+def test_interleave(axis: int, count: int, data: st.DataObject) -> None:
+    arrays = [numbered((3, 4, 2)) + 100 * j for j in range(count)]
+    expected = np.empty([n * count if i == axis else n for i, n in enumerate((3, 4, 2))], np.float32)
+    for j, array in enumerate(arrays):
+        expected[(slice(None),) * axis + (slice(j, None, count),)] = array
+    region = data.draw(regions(expected.shape))
+    recipe = Interleave([source(array) for array in arrays], axis)
+    np.testing.assert_array_equal(recipe.read(region), expected[region], strict=True)
+
+
+@pytest.mark.parametrize("to", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cast_rounds_as_numpy_does(dtype: type, to: type) -> None:
+    array = np.random.default_rng(0).standard_normal((30, 7)).astype(dtype)
+    cast = Cast(source(array), ir.DataType.from_numpy(np.dtype(to)))
+    np.testing.assert_array_equal(cast.read(whole((30, 7))), array.astype(to), strict=True)
+
+
+def test_cast_rounds_ties_to_even() -> None:
+    halfway = np.asarray([1 + 2**-11, 1 + 3 * 2**-11], np.float32)  # between neighbours of float16
+    cast = Cast(source(halfway), ir.DataType.FLOAT16).read(whole((2,)))
+    assert cast.tolist() == [1.0, 1 + 2 * 2**-10]
+
+
+def test_cast_of_every_bfloat16_to_float32_is_exact() -> None:
+    bits = np.arange(65536, dtype=np.uint16)
+    wide = Cast(source(bits.view(ml_dtypes.bfloat16)), ir.DataType.FLOAT).read(whole(bits.shape))
+    assert wide.dtype == np.float32
+    np.testing.assert_array_equal(wide.view(np.uint32), bits.astype(np.uint32) << 16)
+
+
+def test_cast_of_a_transposed_bfloat16() -> None:
+    array = numbered((3, 4), ml_dtypes.bfloat16)
+    cast = Cast(Transpose(source(array), (1, 0)), ir.DataType.FLOAT).read(whole((4, 3)))
+    np.testing.assert_array_equal(cast, array.T.astype(np.float32))
+    assert cast.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("dtype", "to", "value"),
+    [
+        (np.float32, ir.DataType.FLOAT16, 65520.0),
+        (np.float32, ir.DataType.FLOAT16, -1e6),
+        (ml_dtypes.bfloat16, ir.DataType.FLOAT16, 1e30),
+        (np.float32, ir.DataType.BFLOAT16, 3.4e38),
+    ],
+)
+def test_cast_refuses_what_does_not_fit(dtype: type, to: ir.DataType, value: float) -> None:
+    array = np.asarray([1, value, 2], dtype)
+    with pytest.raises(ValueError, match=r"a weight of magnitude .* does not fit"):
+        Cast(source(array), to).read(whole((3,)))
+
+
+def test_cast_keeps_the_largest_value_that_fits() -> None:
+    array = np.asarray([65504.0, 65519.0], np.float32)
+    assert Cast(source(array), ir.DataType.FLOAT16).read(whole((2,))).tolist() == [65504.0, 65504.0]
+
+
+def test_cast_names_the_largest_magnitude_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="magnitude 90000 does not fit float16"):
+        Cast(source(np.asarray([7e4, -9e4, 1], np.float32)), ir.DataType.FLOAT16).read(whole((3,)))
+
+
+@pytest.mark.parametrize("to", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT])
+def test_cast_passes_infinity_and_nan_through(to: ir.DataType) -> None:
+    array = np.asarray([np.inf, -np.inf, np.nan, 1], np.float32)
+    out = Cast(source(array), to).read(whole((4,))).astype(np.float32)
+    np.testing.assert_array_equal(out, array)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_scalar_stays_a_scalar(dtype: type) -> None:
+    array = np.asarray(3, dtype)
+    for recipe in (source(array), as_recipe(ir.tensor(array)), Cast(as_recipe(ir.tensor(array)), ir.DataType.FLOAT)):
+        assert recipe.numpy().shape == () and float(recipe.numpy()) == 3
+
+
+def test_a_tensor_in_memory_becomes_a_recipe() -> None:
+    array = numbered((3, 4))
+    recipe = as_recipe(ir.tensor(array))
+    assert isinstance(recipe, Constant)
+    np.testing.assert_array_equal(recipe.read((slice(1, 3), slice(0, 2))), array[1:3, 0:2])
+
+
+def test_a_recipe_is_not_wrapped_again() -> None:
+    recipe = source(numbered((2,)))
+    assert as_recipe(recipe) is recipe
+
+
+def test_nothing_is_read_before_it_is_asked_for() -> None:
+    part = Source(UnreadableData((4, 6, 8), ml_dtypes.bfloat16))
+    halves = [Transpose(Slice(part, 2, start, start + 4), (0, 2, 1)) for start in (0, 4)]
+    recipe = Cast(Interleave(halves, 1), ir.DataType.FLOAT)
+    assert (recipe.dims, recipe.dtype, recipe.nbytes) == ((4, 8, 6), ir.DataType.FLOAT, 4 * 8 * 6 * 4)
+    with pytest.raises(AssertionError, match="read"):
+        recipe.read(whole(recipe.dims))
+
+
+@given(st.data())
+def test_only_the_elements_a_region_needs_are_read(data: st.DataObject) -> None:
+    stored = ArrayData(numbered((3, 4, 6)))
+    halves = [Transpose(Slice(Source(stored), 2, start, start + 3), (0, 2, 1)) for start in (0, 3)]
+    region = data.draw(regions((3, 6, 4)))
+    wanted = Cast(Interleave(halves, 1), ir.DataType.FLOAT).read(region)
+    read = [value for asked in stored.regions for value in stored.array[asked].flat]
+    assert sorted(read) == sorted(wanted.flat)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 1), (0, 4)])
+def test_slice_refuses_bounds_outside(start: int, stop: int) -> None:
+    with pytest.raises(ValueError, match="outside axis 0"):
+        Slice(source(numbered((3, 4))), 0, start, stop)
+
+
+@pytest.mark.parametrize("perm", [(0, 0), (0,), (0, 2), (0, 1, 2)])
+def test_transpose_refuses_what_is_no_permutation(perm: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="does not permute"):
+        Transpose(source(numbered((3, 4))), perm)
+
+
+@pytest.mark.parametrize("other", [numbered((2, 4)), numbered((3, 4), np.float16)])
+def test_interleave_refuses_parts_that_differ(other: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="must be the same"):
+        Interleave([source(numbered((3, 4))), source(other)], 0)
+
+
+SHAPES = st.lists(st.integers(1, 5), min_size=0, max_size=4).map(tuple)
+
+
+@given(SHAPES, st.sampled_from([0.5, 2, 4]), st.integers(1, 300))
+def test_blocks_cover_everything_once_in_file_order(shape: tuple[int, ...], itemsize: float, limit: int) -> None:
+    offsets = np.arange(int(np.prod(shape))).reshape(shape)
+    covered = [offsets[region].ravel() for region in blocks(shape, itemsize, limit)]
+    np.testing.assert_array_equal(np.concatenate(covered), offsets.ravel())
+
+
+@given(SHAPES, st.sampled_from([0.5, 2, 4]), st.integers(1, 300))
+def test_blocks_are_no_larger_than_the_limit_or_one_element(
+    shape: tuple[int, ...], itemsize: float, limit: int
+) -> None:
+    for region in blocks(shape, itemsize, limit):
+        elements = int(np.prod([cut.stop - cut.start for cut in region]))
+        assert elements * itemsize <= limit or elements == 1
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 4), (2, 0, 5)])
+def test_an_empty_tensor_has_no_blocks(shape: tuple[int, ...]) -> None:
+    assert list(blocks(shape, 4, 100)) == []
+
+
+def test_a_scalar_is_one_block() -> None:
+    assert list(blocks((), 4, 100)) == [()]
+
+
+def test_blocks_are_as_large_as_the_limit_allows() -> None:
+    assert [region[0] for region in blocks((10, 5), 4, 60)] == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
+
+
+def test_a_row_that_is_too_large_is_cut() -> None:
+    first = next(blocks((2, 10), 4, 16))
+    assert first == (slice(0, 1), slice(0, 4))
