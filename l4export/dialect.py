@@ -50,6 +50,22 @@ SequenceLengths (attention_mask, input_ids) => (past_length, new_length, total_l
 }
 """
 
+_CHECKED_TOKENS = """
+CheckedTokens <vocab_size> (input_ids) => (token_ids)
+{
+  zero = Constant <value_int = 0> ()
+  refusals = Constant <value_ints = [0]> ()
+  limit = Constant <value_int: int = @vocab_size> ()
+  below = Less (input_ids, zero)
+  above = GreaterOrEqual (input_ids, limit)
+  outside = Or (below, above)
+  outside_int = Cast <to = 7> (outside)
+  refused = ReduceMax <keepdims = 0> (outside_int)
+  [token_ids_must_be_in_the_vocabulary] passed = Gather (refusals, refused)
+  token_ids = Add (input_ids, passed)
+}
+"""
+
 _POSITIONS = """
 Positions (past_length, input_ids) => (positions)
 {
@@ -250,6 +266,11 @@ _SOURCES: dict[str, tuple[str, str]] = {
         "past_length int64 [B] = max(sum(mask) - S, 0), new_length int64 [B] real tokens of this call, total_length "
         "int64 [1] = max(longest row, S). A mask of another form, or an empty row, stops the run in the node "
         "rows_must_be_padded_on_the_right (a Gather out of bounds): a wrong answer would be silent.",
+    ),
+    "CheckedTokens": (
+        _CHECKED_TOKENS,
+        "input_ids int64 [B, S] as they are. An id below 0 or from vocab_size on stops the run in the node "
+        "token_ids_must_be_in_the_vocabulary: a lookup would wrap around or read zeros.",
     ),
     "Positions": (_POSITIONS, "past_length int64 [B] -> positions int64 [B, S] = past_length + 0, 1, ..., S-1."),
     "RotaryAngles": (

@@ -70,7 +70,8 @@ class _Decoder:
         )
         step = self.step(past_length, total, input_ids)
         embedding = self.weight("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-        x = b.op("Gather", embedding, input_ids, name="embed_tokens")
+        tokens = b.op("CheckedTokens", input_ids, domain=DOMAIN, name="input_ids", vocab_size=config.vocab_size)
+        x = b.op("Gather", embedding, tokens, name="embed_tokens")
         presents: list[ir.Value] = []
         for layer, (past_key, past_value) in enumerate(caches):
             with b.scope(f"layers.{layer}"):

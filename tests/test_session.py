@@ -163,6 +163,12 @@ class TestThirdPartyClients:
         with pytest.raises(Exception, match="rows_must_be_padded_on_the_right"):
             workshop.engine("scout", "static").inference.run(["logits"], feeds)
 
+    @pytest.mark.parametrize("token", [-1, 256, 2**40])
+    def test_a_token_outside_the_vocabulary_is_refused(self, workshop: Workshop, token: int) -> None:
+        feeds = self._feeds(workshop, np.asarray([[1, token, 3]]), np.ones((1, 3), np.int64))
+        with pytest.raises(Exception, match="token_ids_must_be_in_the_vocabulary"):
+            workshop.engine("scout", "static").inference.run(["logits"], feeds)
+
     def test_a_sequence_beyond_the_context_is_refused(self, workshop: Workshop) -> None:
         feeds = self._feeds(workshop, random_ids((1, 257)), np.ones((1, 257), np.int64))
         with pytest.raises(Exception, match="total_sequence_length"):
