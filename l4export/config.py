@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from l4export.config_fields import Fields, show
+from l4export.errors import InputError
 
 __all__ = ["ModelConfig", "ParameterCount", "RopeScaling", "llama3_scaling"]
 
@@ -111,6 +112,24 @@ class ModelConfig:
     def is_moe(self, layer: int) -> bool:
         """Whether the feed-forward block of `layer` is a mixture of experts."""
         return layer in self.moe_layers
+
+    def slice_layers(self, start: int, stop: int) -> ModelConfig:
+        """The model made of layers start .. stop - 1 alone, numbered from 0; embedding, final norm and head stay.
+
+        Raises:
+            InputError: no layer is in the slice, or one that the model does not have.
+        """
+        if not 0 <= start < stop <= self.num_hidden_layers:
+            have = f"the model has layers 0 to {self.num_hidden_layers - 1}"
+            empty = "no layer is in this slice; " if stop <= start else ""
+            raise InputError(f"--layers {start}:{stop}: {empty}{have}")
+        return dataclasses.replace(
+            self,
+            num_hidden_layers=stop - start,
+            moe_layers=tuple(layer - start for layer in self.moe_layers if start <= layer < stop),
+            rope_layers=self.rope_layers[start:stop],
+            chunked_layers=self.chunked_layers[start:stop],
+        )
 
     def inv_freq(self) -> np.ndarray:
         """RoPE's inverse frequencies, radians per position: float64 [head_dim / 2].

@@ -49,7 +49,8 @@ def _hf_text(raw: object, where: str) -> Fields:
     for name, wanted in (("hidden_act", "silu"), ("attention_bias", False)):
         if (value := text.value(name, wanted)) != wanted or type(value) is not type(wanted):
             raise text.refuse(name, f"is {show(value)}; only {wanted!r} is supported")
-    for name in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"):
+    # Not tie_word_embeddings: transformers takes it from the text config alone.
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if text.raw.get(name) is None and top.raw.get(name) is not None:
             text.raw[name] = top.raw[name]
     eos = text.raw.get("eos_token_id")

@@ -18,7 +18,7 @@ DOMAIN = "l4"
 OPSET_VERSION = 24
 
 _SEQUENCE_LENGTHS = """
-SequenceLengths (attention_mask, input_ids) => (past_length, new_length, total_length)
+SequenceLengths <max_context> (attention_mask, input_ids) => (past_length, new_length, total_length)
 {
   zero = Constant <value_int = 0> ()
   one = Constant <value_int = 1> ()
@@ -46,7 +46,12 @@ SequenceLengths (attention_mask, input_ids) => (past_length, new_length, total_l
   past_length = Add (past_clipped, passed)
   new_length = Sub (length, past_length)
   longest = ReduceMax <keepdims = 0> (length)
-  total_length = Max (longest, new_tokens)
+  total_unchecked = Max (longest, new_tokens)
+  limit = Constant <value_int: int = @max_context> ()
+  too_long = Greater (total_unchecked, limit)
+  too_long_int = Cast <to = 7> (too_long)
+  [sequence_must_fit_max_context] fits = Gather (refusals, too_long_int)
+  total_length = Add (total_unchecked, fits)
 }
 """
 
@@ -264,8 +269,9 @@ _SOURCES: dict[str, tuple[str, str]] = {
         _SEQUENCE_LENGTHS,
         "attention_mask int64 [B, total] (ones, then zeros: rows are padded on the right), input_ids int64 [B, S] -> "
         "past_length int64 [B] = max(sum(mask) - S, 0), new_length int64 [B] real tokens of this call, total_length "
-        "int64 [1] = max(longest row, S). A mask of another form, or an empty row, stops the run in the node "
-        "rows_must_be_padded_on_the_right (a Gather out of bounds): a wrong answer would be silent.",
+        "int64 [1] = max(longest row, S), at most max_context. A mask of another form, or an empty row, stops the run "
+        "in the node rows_must_be_padded_on_the_right (a Gather out of bounds), a longer sequence in "
+        "sequence_must_fit_max_context: a wrong answer would be silent.",
     ),
     "CheckedTokens": (
         _CHECKED_TOKENS,

@@ -24,7 +24,7 @@ def genai_config(config: ModelConfig, kv_layout: str, max_context: int, prefill_
     model = {
         "type": "llama",
         "bos_token_id": _first(config.bos_token_id, 0),
-        "eos_token_id": list(config.eos_token_ids) or [_first(config.pad_token_id, 0)],
+        "eos_token_id": list(config.eos_token_ids),
         "pad_token_id": _first(config.pad_token_id, *config.eos_token_ids, 0),
         "vocab_size": config.vocab_size,
         "context_length": max_context,

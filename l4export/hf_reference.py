@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from l4export.checkpoint import open_checkpoint
-from l4export.errors import EnvironmentLacks
+from l4export.checkpoint import Checkpoint, open_checkpoint
+from l4export.errors import EnvironmentLacks, InputError
 
 __all__ = ["HFReference"]
 
@@ -21,17 +22,23 @@ _LONGEST = 2**31 - 1
 class HFReference:
     """`Llama4ForCausalLM`, loaded by transformers itself in float32 on the CPU.
 
-    Independent of l4export's own readers: config and weights go through `from_pretrained`. Only what transformers
-    cannot run is changed in the config: `attn_temperature_tuning: 4` means true, an integral `floor_scale` is an
-    integer, and an `attention_chunk_size` of null (plain causal attention) becomes a chunk no sequence outgrows.
+    With `layers` (A, B) it is the model made of layers A .. B - 1 alone, numbered from 0, under the checkpoint's own
+    embedding, final norm and head.
+
+    Independent of l4export's own readers: config and weights go through `from_pretrained`, those of a slice through
+    the safetensors library first. Only what transformers cannot run is changed in the config:
+    `attn_temperature_tuning: 4` means true, an integral `floor_scale` is an integer, and an `attention_chunk_size` of
+    null (plain causal attention) becomes a chunk no sequence outgrows.
 
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
-        InputError: the checkpoint is not one l4export reads.
+        InputError: the checkpoint is not one l4export reads, lacks a weight, or lacks a layer of the slice.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, layers: tuple[int, int] | None = None) -> None:
         opened = open_checkpoint(checkpoint)
+        if layers is not None:
+            opened.config.slice_layers(*layers)  # refuses what is no slice of this model
         try:
             import torch
             import transformers
@@ -42,11 +49,26 @@ class HFReference:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         config = transformers.Llama4TextConfig.from_dict(_runnable(opened.raw_config))
+        weights = None
+        if layers is not None:
+            config = transformers.Llama4TextConfig.from_dict(_sliced(config.to_dict(), *layers))
+            weights = _slice_weights(opened, *layers)
         self._torch = torch
         self.vocab_size = opened.config.vocab_size
-        self.model: Any = transformers.Llama4ForCausalLM.from_pretrained(
-            checkpoint, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
-        ).eval()
+        model, report = transformers.Llama4ForCausalLM.from_pretrained(
+            checkpoint if weights is None else None,
+            config=config,
+            state_dict=weights,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers
+            raise InputError(
+                f"{checkpoint}: tensor {missing[0]!r} is missing; config.json and the weights do not match"
+            )
+        self.model: Any = model.eval()
 
     def logits(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """token_ids int64 [batch, tokens] -> logits float32 [batch, tokens, vocab], in one pass without a cache."""
@@ -71,7 +93,7 @@ class HFReference:
 def _runnable(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The text config as transformers accepts it (see `HFReference`)."""
     text: dict[str, Any] = json.loads(json.dumps(raw.get("text_config", raw)))
-    for name in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"):
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if text.get(name) is None and raw.get(name) is not None:
             text[name] = raw[name]
     if isinstance(text.get("attn_temperature_tuning"), int | float):
@@ -83,3 +105,35 @@ def _runnable(raw: Mapping[str, Any]) -> dict[str, Any]:
     if text.get("num_local_experts") == 0 or text.get("interleave_moe_layer_step") == 0:
         text["moe_layers"] = text.get("moe_layers") or []
     return text
+
+
+def _sliced(config: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """A config whose per-layer lists transformers has filled in, cut down to layers start .. stop - 1."""
+    return {
+        **config,
+        "num_hidden_layers": stop - start,
+        "moe_layers": [layer - start for layer in config["moe_layers"] if start <= layer < stop],
+        "no_rope_layers": config["no_rope_layers"][start:stop],
+        "layer_types": config["layer_types"][start:stop],
+    }
+
+
+def _slice_weights(checkpoint: Checkpoint, start: int, stop: int) -> dict[str, Any]:
+    """The text model's tensors outside of layers, and those of layers start .. stop - 1 under their new numbers."""
+    from safetensors import safe_open
+
+    weights: dict[str, Any] = {}
+    for file in checkpoint.files:
+        with safe_open(file.path, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
+                if new := _slice_name(name.removeprefix(checkpoint.prefix), start, stop):
+                    weights[new] = opened.get_tensor(name)
+    return weights
+
+
+def _slice_name(name: str, start: int, stop: int) -> str | None:
+    """What a tensor of the text model is called in the slice; None for one that is not in it."""
+    if not (match := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)):
+        return name if name.startswith(("model.", "lm_head.")) else None
+    layer = int(match[1])
+    return f"model.layers.{layer - start}.{match[2]}" if start <= layer < stop else None

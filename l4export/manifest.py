@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ __all__ = ["FORMAT_VERSION", "MANIFEST", "FileRecord", "KVLayer", "Manifest", "f
 MANIFEST = "manifest.json"
 FORMAT = "l4export-engine"
 FORMAT_VERSION = 1
+KV_LAYOUTS = ("concat", "static")
+DTYPES = ("fp32", "fp16")
 _MAX_MANIFEST_BYTES = 64 << 20
 
 
@@ -108,9 +110,9 @@ def _parse(raw: Any, where: str) -> Manifest:
             generator=_typed(raw, "generator", str),
             target=_typed(raw, "target", str),
             model=ModelConfig.from_dict(_typed(raw, "model", dict), f"{where}: model"),
-            precision=_strings(_typed(raw, "precision", dict)),
+            precision=_precision(_typed(raw, "precision", dict)),
             max_context=_positive(raw, "max_context"),
-            kv_layout=_typed(raw["kv_cache"], "layout", str),
+            kv_layout=_one_of(raw["kv_cache"], "layout", KV_LAYOUTS),
             kv_layers=tuple(_kv_layer(layer) for layer in _typed(raw["kv_cache"], "layers", list)),
             prefill_max_tokens=_positive(raw["prefill"], "max_tokens_per_call"),
             inputs=_tuple(raw, "inputs", dict),
@@ -192,10 +194,16 @@ def _positive(raw: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def _strings(raw: Mapping[str, Any]) -> dict[str, str]:
-    if not all(isinstance(value, str) for value in raw.values()):
-        raise TypeError("precision must hold strings")
-    return dict(raw)
+def _one_of(raw: Mapping[str, Any], key: str, known: Collection[str]) -> str:
+    value: str = _typed(raw, key, str)
+    if value not in known:
+        raise TypeError(f"{key} {value[:40]!r} is not one of {', '.join(known)}")
+    return value
+
+
+def _precision(raw: Mapping[str, Any]) -> dict[str, str]:
+    floats = {key: _one_of(raw, key, DTYPES) for key in ("weights", "compute", "kv_cache")}
+    return {**floats, "quant": _typed(raw, "quant", str)}
 
 
 def _plain_name(name: str) -> str:

@@ -26,7 +26,8 @@ class PipelineOptions:
 def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
     """The passes from the reference graph to the target's graph. Every graph between them can be run."""
     return [
-        # where earlier keys and values live
+        # how many tokens there may be, and where their keys and values live
+        passes.ContextLimit(options.max_context),
         passes.KVCacheLayout(options.kv_layout),
         # only the chosen experts are evaluated
         passes.ExpertFusion(),

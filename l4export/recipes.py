@@ -122,15 +122,24 @@ def evaluation_of(recipe: Recipe) -> Evaluation:
 
 
 class Source(Recipe):
-    """A checkpoint tensor as it is stored."""
+    """A checkpoint tensor as it is stored. No weight may be NaN or infinite: such a model computes nothing."""
 
     def __init__(self, data: SourceData) -> None:
         super().__init__(ir.DataType.from_numpy(data.dtype), data.shape)
         self._data = data
 
     def read(self, region: Region) -> np.ndarray:
-        """Straight from the file."""
-        return self._data.read(region)
+        """Straight from the file.
+
+        Raises:
+            ValueError: an element is NaN or infinite; its position is named.
+        """
+        values = self._data.read(region)
+        if not _all_finite(values):
+            bad = np.argwhere(~np.isfinite(values.astype(np.float32)))[0]
+            position = [int(at) + cut.start for at, cut in zip(bad, region, strict=True)]
+            raise ValueError(f"element {position} is {float(values[tuple(bad)])}, not a finite number")
+        return values
 
 
 class Constant(Recipe):
@@ -225,6 +234,20 @@ class Cast(Recipe):
                 worst = float(np.abs(values[unfit].astype(np.float32)).max())
                 raise ValueError(f"a weight of magnitude {worst:g} does not fit {self.dtype.name.lower()}")
         return out
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite, in one quick pass.
+
+    A half-precision number is finite if its bits without the sign are below infinity's; the sum of float32 numbers is
+    finite unless one of them is not, or it overflows, and then each is looked at.
+    """
+    if values.dtype.itemsize == 2:
+        infinity = 0x7C00 if values.dtype == np.float16 else 0x7F80
+        bits = values.view(np.uint16)
+        return not values.size or int((bits & 0x7FFF).max()) < infinity
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
 
 
 def _bfloat16_to_float32(values: np.ndarray) -> np.ndarray:

@@ -21,8 +21,8 @@ __all__ = ["IR_VERSION", "build_reference"]
 
 IR_VERSION = 11
 
-_NO_CHUNK = 2**62
-"""A chunk size no position reaches: plain causal attention."""
+_NO_LIMIT = 2**62
+"""A number no position reaches: as a chunk size it means plain causal attention."""
 
 WeightSource = Callable[[str, tuple[int, ...]], Recipe]
 """Gives the recipe of a checkpoint tensor from its name (without prefix) and the shape it must have."""
@@ -66,7 +66,7 @@ class _Decoder:
         caches = [self.cache(layer) for layer in range(config.num_hidden_layers)]
 
         past_length, new_length, total = b.ops(
-            "SequenceLengths", mask, input_ids, outputs=3, domain=DOMAIN, name="attention_mask"
+            "SequenceLengths", mask, input_ids, outputs=3, domain=DOMAIN, name="attention_mask", max_context=_NO_LIMIT
         )
         step = self.step(past_length, total, input_ids)
         embedding = self.weight("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
@@ -148,7 +148,7 @@ class _Decoder:
             name="Attention",
             num_heads=heads,
             kv_num_heads=kv_heads,
-            chunk_size=chunk or _NO_CHUNK,
+            chunk_size=chunk or _NO_LIMIT,
         )
         key.name, value.name = f"present.{layer}.key", f"present.{layer}.value"
         y = self.linear(y, f"{prefix}.o_proj.weight", heads * head_dim, config.hidden_size, "o_proj")

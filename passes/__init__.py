@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from l4export.passes.attention_fusion import AttentionFusion
+from l4export.passes.context_limit import ContextLimit
 from l4export.passes.expert_fusion import ExpertFusion
 from l4export.passes.inline_dialect import InlineDialect
 from l4export.passes.kv_cache_layout import KVCacheLayout
@@ -12,6 +13,7 @@ from l4export.passes.untransposed_weights import UntransposedWeights
 
 __all__ = [
     "AttentionFusion",
+    "ContextLimit",
     "ExpertFusion",
     "InlineDialect",
     "KVCacheLayout",

@@ -12,6 +12,9 @@ from l4export.graph import GraphBuilder, remove_unused_initializers, replace_nod
 
 __all__ = ["AttentionFusion"]
 
+_LONGEST_TABLE = 131072
+"""Positions in a rotation table: 64 MiB of cos and sin at a head width of 128."""
+
 _MASKED = {ir.DataType.FLOAT: -1e30, ir.DataType.FLOAT16: -6e4}
 """Added to the score of a key in another chunk: exp(score + this) is 0 beside the token's own key, never NaN."""
 
@@ -20,16 +23,18 @@ class AttentionFusion(ir.passes.InPlacePass):
     """One operator for rotation, cache update, masking and attention.
 
     * Rotation: `do_rotary=1, rotary_interleaved=1` with tables cos, sin [max_context, d/2] of position * inv_freq,
-      the product in float32 as transformers takes it. The operator refuses a sequence longer than its table.
+      the product in float32 as transformers takes it. Beyond 131072 positions a table would weigh more than it saves:
+      the `RotaryEmbedding` nodes then stay, with angles computed for the tokens of each call.
     * Lengths: seqlens_k int32 [B] = past_length + new_length - 1, total_sequence_length int32 [] = total_length.
     * Chunks: `attention_bias` [B, 1, S, total], 0 where floor(query / C) = floor(key / C) and hugely negative
-      elsewhere, built once per chunk size C. A rotated layer whose chunk is no shorter than `max_context` needs
-      none: there is only one chunk, and the table's length enforces it.
+      elsewhere, built once per chunk size C. A chunk that is no shorter than `max_context` needs none.
 
     The operator takes head widths that are multiples of 16, of 8 where nothing is rotated; a layer with another width
     keeps its `l4.Attention`, whose body is then what runs.
 
     Afterwards a call with several rows, several tokens and a cache that is not empty is refused by the operator.
+
+    Requires `ContextLimit(max_context)` to have run.
 
     Raises:
         onnx_ir.passes.PreconditionError: when q is rotated and k is not, a rotation is not over adjacent pairs, its
@@ -153,11 +158,10 @@ def _fuse(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
     q, k, v, past_key, past_value = node.inputs[:5]
     assert past_key is not None and past_key.dtype is not None
     chunk = node.attributes.get_int("chunk_size")
-    rotation = _Rotation.of(node)
+    rotation = _Rotation.of(node) if shared.max_context <= _LONGEST_TABLE else None
     seqlens_k, total = shared.lengths(node)
     cos, sin = shared.tables(rotation.inv_freq, past_key.dtype, node) if rotation else (None, None)
-    one_chunk = chunk >= 2**62 or (rotation is not None and chunk >= shared.max_context)
-    bias = None if one_chunk else shared.chunk_bias(chunk, past_key.dtype, node)
+    bias = None if chunk >= shared.max_context else shared.chunk_bias(chunk, past_key.dtype, node)
     b = GraphBuilder(scope=str(node.name).rpartition("/")[0])
     outputs = b.ops(
         "GroupQueryAttention",

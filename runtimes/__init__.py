@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from l4export.errors import InputError
 from l4export.manifest import load_manifest
+from l4export.manifest import verify as verified
 
 if TYPE_CHECKING:
     from l4export.runtimes.engine import Engine
@@ -21,18 +22,19 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(path: str | Path, threads: int | None = None) -> Engine:
+def load(path: str | Path, threads: int | None = None, verify: bool = False) -> Engine:
     """Open an engine directory with the runtime of its target.
 
-    `threads` is the number of threads of one call; None means one a core. The sizes of all files, and the digests of
-    those up to 64 MiB, are checked; `l4export verify` checks every byte.
+    `threads` is the number of threads of one call; None means one a core. The sizes of all files are checked, and the
+    digests of those up to 64 MiB; with `verify` every byte is, which takes as long as reading the engine.
 
     Raises:
+        CheckFailed: with `verify`, a file that differs from the manifest.
         InputError: not an engine, a file that is missing or damaged, a target this version cannot run.
         EnvironmentLacks: a package or an execution provider is missing.
     """
     directory = Path(path)
-    manifest = load_manifest(directory)
+    manifest = verified(directory) if verify else load_manifest(directory)
     if manifest.target != "ort-cpu":
         raise InputError(f"{directory}: target {manifest.target!r} has no runtime in this l4export; upgrade it")
     from l4export.runtimes.engine import Engine

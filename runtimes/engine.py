@@ -35,6 +35,7 @@ class Engine:
         self.config = manifest.model
         _check_files(directory, manifest)
         self.inference = _inference_session(directory / _DECODER, threads)
+        _check_interface(self.inference, manifest, directory)
 
     @cached_property
     def text(self) -> TextCodec | None:
@@ -82,8 +83,13 @@ class Engine:
     ) -> Iterator[list[int | None]]:
         """Continue several prompts of any lengths; yields one list a step, None where a row has ended.
 
-        Every row yields what `generate` yields for its prompt alone. Raises as `generate`.
+        Greedy, every row yields what `generate` yields for its prompt alone. Sampling, row r draws from a random
+        stream of its own, so what it says does not depend on the other rows, and row 0 says what `generate` says.
+
+        Raises as `generate`.
         """
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {max_new_tokens}: give 1 or more")
         stops = frozenset(self.config.eos_token_ids if stop_token_ids is None else stop_token_ids)
         sampler = Sampler(temperature, top_p, seed)
         limit = self.manifest.max_context
@@ -119,6 +125,14 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
             raise InputError(f"{path}: {size} bytes instead of {record.bytes}; build or copy the engine again")
         if size <= _DIGEST_LIMIT and file_record(path).sha256 != record.sha256:
             raise InputError(f"{directory}: {name} has been changed; build or copy the engine again")
+
+
+def _check_interface(inference: onnxruntime.InferenceSession, manifest: Manifest, directory: Path) -> None:
+    """The graph's own inputs and outputs are those that the manifest tells of."""
+    declared = [[value["name"], list(value["shape"])] for value in (*manifest.inputs, *manifest.outputs)]
+    values = (*inference.get_inputs(), *inference.get_overridable_initializers(), *inference.get_outputs())
+    if sorted(declared) != sorted([value.name, list(value.shape)] for value in values):
+        raise InputError(f"{directory}: manifest.json and {_DECODER} tell of different inputs; build the engine again")
 
 
 def _inference_session(decoder: Path, threads: int | None) -> onnxruntime.InferenceSession:

@@ -124,16 +124,16 @@ class Session:
 
     def _rows(self, token_ids: TokenIds) -> list[NDArray[np.int64]]:
         """The new tokens of each row, checked."""
+        if not isinstance(token_ids, Sequence | np.ndarray) or isinstance(token_ids, str | bytes):
+            raise InputError(f"token ids must be a sequence of integers, not {type(token_ids).__name__}")
         items: list[Any] = list(token_ids)
         nested = bool(items) and isinstance(items[0], Sequence | np.ndarray)
-        rows = [np.asarray(item) for item in (items if nested else [items])]
+        rows = [_as_array(index, item) for index, item in enumerate(items if nested else [items])]
         if len(rows) != self.batch:
             raise InputError(f"{len(rows)} rows of token ids for a session of {self.batch}: give one sequence a row")
         if not any(row.size for row in rows):
             raise InputError("no token ids to append: give at least one")
         for index, row in enumerate(rows):
-            if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
-                raise InputError(f"row {index}: token ids must be a flat sequence of integers")
             if row.size and (row.min() < 0 or row.max() >= self._vocab):
                 bad = row[(row < 0) | (row >= self._vocab)][0]
                 raise InputError(f"row {index}: token id {bad} is outside the vocabulary (0 to {self._vocab - 1})")
@@ -143,3 +143,16 @@ class Session:
                     f"{self.capacity}; shorten the prompt or build with a larger --max-context"
                 )
         return [row.astype(np.int64) for row in rows]
+
+
+def _as_array(index: int, item: Any) -> NDArray[Any]:
+    """One row's ids as a flat integer array."""
+    try:
+        row = np.asarray(item)
+    except (TypeError, ValueError):
+        row = np.zeros((0, 0))
+    if row.dtype == object and row.ndim == 1 and all(type(token) is int for token in row):
+        raise InputError(f"row {index}: token id {max(row, key=abs)} is outside the vocabulary")
+    if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
+        raise InputError(f"row {index}: token ids must be a flat sequence of integers")
+    return row

@@ -219,7 +219,16 @@ BAD_SAMPLING = [("--temperature", "-1"), ("--top-p", "0"), ("--top-p", "nan"), (
 class TestBadEnginesAndPrompts:
     @pytest.mark.parametrize(
         ("ids", "word"),
-        [("256", "256"), ("-1", "-1"), ("1,x", "1,x"), ("", "empty"), (",".join(["1"] * 257), "--max-context")],
+        [
+            ("256", "256"),
+            ("-1", "-1"),
+            ("1,x", "1,x"),
+            ("", "whole numbers"),
+            ("1,,2", "1,,2"),
+            ("1_0", "1_0"),
+            ("9" * 30, "vocabulary"),
+            (",".join(["1"] * 257), "--max-context"),
+        ],
     )
     def test_bad_token_ids(self, cli: Callable[..., Result], workshop: Workshop, ids: str, word: str) -> None:
         engine = workshop.engine_path("scout", "static")

@@ -32,7 +32,7 @@ def padded(lengths: list[int]) -> np.ndarray:
 
 def sequence_lengths(mask: np.ndarray, new_tokens: int) -> list[list[int]]:
     ids = np.zeros((len(mask), new_tokens), np.int64)
-    results = call("SequenceLengths", {"attention_mask": mask, "input_ids": ids}, [INT64] * 3)
+    results = call("SequenceLengths", {"attention_mask": mask, "input_ids": ids}, [INT64] * 3, max_context=16)
     return [result.tolist() for result in results]
 
 

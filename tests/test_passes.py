@@ -350,7 +350,8 @@ def test_tables_have_the_caches_dtype() -> None:
     [
         pytest.param(True, True, 17, True, id="two chunks"),
         pytest.param(True, True, 16, False, id="one chunk, rotated"),
-        pytest.param(False, True, 16, True, id="one chunk, no table that limits the length"),
+        pytest.param(False, True, 16, False, id="one chunk, not rotated"),
+        pytest.param(False, True, 17, True, id="two chunks, not rotated"),
         pytest.param(True, False, 64, False, id="rotated, full"),
         pytest.param(False, False, 64, False, id="not rotated, full"),
     ],

@@ -136,7 +136,8 @@ def test_cast_rounds_ties_to_even() -> None:
 
 def test_cast_of_every_bfloat16_to_float32_is_exact() -> None:
     bits = np.arange(65536, dtype=np.uint16)
-    wide = Cast(source(bits.view(ml_dtypes.bfloat16)), ir.DataType.FLOAT).read(whole(bits.shape))
+    stored = as_recipe(ir.tensor(bits.view(ml_dtypes.bfloat16)))
+    wide = Cast(stored, ir.DataType.FLOAT).read(whole(bits.shape))
     assert wide.dtype == np.float32
     np.testing.assert_array_equal(wide.view(np.uint32), bits.astype(np.uint32) << 16)
 
@@ -176,8 +177,22 @@ def test_cast_names_the_largest_magnitude_that_does_not_fit() -> None:
 @pytest.mark.parametrize("to", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT])
 def test_cast_passes_infinity_and_nan_through(to: ir.DataType) -> None:
     array = np.asarray([np.inf, -np.inf, np.nan, 1], np.float32)
-    out = Cast(source(array), to).read(whole((4,))).astype(np.float32)
+    out = Cast(as_recipe(ir.tensor(array)), to).read(whole((4,))).astype(np.float32)
     np.testing.assert_array_equal(out, array)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_stored_number_that_is_not_finite_is_refused_with_its_position(dtype: type, bad: float) -> None:
+    array = numbered((4, 5, 3), dtype)
+    array[2, 3, 1] = bad
+    with pytest.raises(ValueError, match=r"element \[2, 3, 1\] is"):
+        Transpose(source(array), (1, 0, 2)).read((slice(2, 5), slice(1, 4), slice(0, 3)))
+
+
+def test_large_finite_numbers_are_not_refused() -> None:
+    array = np.full((8, 8), np.finfo(np.float32).max, np.float32)  # their sum overflows
+    np.testing.assert_array_equal(source(array).numpy(), array)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,47 @@ def test_config_is_what_transformers_would_write(samples: dict[str, Path]) -> No
     raw = json.loads((samples["scout"] / "config.json").read_text())
     assert raw["model_type"] == "llama4_text" and raw["rope_parameters"]["rope_type"] == "llama3"
     assert json.loads((samples["guard"] / "config.json").read_text())["attention_chunk_size"] is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "parameters", "tensors"), [("scout", 107_769_861_120, 579), ("maverick", 400_711_848_960, 507)]
+)
+def test_full_size_has_the_released_shapes_and_no_weights(
+    tmp_path: Path, variant: str, parameters: int, tensors: int
+) -> None:
+    write_sample(tmp_path / "out", variant, "full", seed=0)
+    checkpoint = open_checkpoint(tmp_path / "out")
+    config = checkpoint.config
+    assert config.parameter_count().total == parameters
+    assert sum(int(np.prod(tensor.shape)) for tensor in checkpoint.tensors.values()) == parameters
+    assert len(checkpoint.tensors) == tensors and config.num_hidden_layers == 48
+    assert sum(config.rope_layers) == 36 and config.rope_layers[:4] == (True, True, True, False)
+    experts = {"scout": 16, "maverick": 128}[variant]
+    shape = (experts, 5120, 16384)
+    last = checkpoint.tensor("model.layers.47.feed_forward.experts.gate_up_proj", shape)
+    assert not last.read((experts - 1, slice(5000, None), slice(100))).any()
+    assert sum(file.size for file in checkpoint.files) > 2 * parameters
+    alone = {tensor.file_name for tensor in checkpoint.tensors.values() if tensor.nbytes > 5 * 10**9}
+    assert all(file.size < 5.001e9 or file.path.name in alone for file in checkpoint.files)
+    files = list((tmp_path / "out").iterdir())
+    assert sum(file.stat().st_blocks * 512 for file in files) < 2_000_000
+    assert sum(file.suffix == ".safetensors" for file in files) == len(checkpoint.files) > 40
+
+
+def test_a_full_size_file_is_what_the_safetensors_library_reads(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    write_sample(tmp_path / "out", "scout", "full", seed=0)
+    with safe_open(min((tmp_path / "out").glob("*.safetensors")), "np") as file:
+        rows = file.get_slice("model.embed_tokens.weight")
+        assert rows.get_shape() == [202048, 5120] and rows.get_dtype() == "BF16"
+
+
+def test_full_size_is_refused_where_it_would_be_a_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variant in ("guard", "mobile"):
+        with pytest.raises(InputError, match=f"'{variant}' has no size 'full'; choose scout or maverick"):
+            write_sample(tmp_path / "out", variant, "full", 0)
+    monkeypatch.setattr(sample, "_taken_bytes", lambda descriptor: os.fstat(descriptor).st_size)
+    with pytest.raises(StorageError, match="does not keep sparse files"):
+        write_sample(tmp_path / "out", "scout", "full", 0)
+    assert list(tmp_path.iterdir()) == []

@@ -171,5 +171,5 @@ class TestThirdPartyClients:
 
     def test_a_sequence_beyond_the_context_is_refused(self, workshop: Workshop) -> None:
         feeds = self._feeds(workshop, random_ids((1, 257)), np.ones((1, 257), np.int64))
-        with pytest.raises(Exception, match="total_sequence_length"):
+        with pytest.raises(Exception, match="sequence_must_fit_max_context"):
             workshop.engine("scout", "static").inference.run(["logits"], feeds)

@@ -82,7 +82,7 @@ def test_dump_ir_writes_runnable_stages(workshop: Workshop, tmp_path: Path) -> N
     build(workshop.checkpoint("maverick"), tmp_path / "e", BuildOptions(dump_ir=tmp_path / "ir"))
     files = sorted(path.name for path in (tmp_path / "ir").iterdir())
     assert files[0] == "00-reference.onnx"
-    assert files[-1] == "07-remove_unused.onnx"
+    assert files[-1] == "08-remove_unused.onnx"
     ids = random_ids((1, TOTAL))
     for name in (files[0], files[3], files[-1]):
         assert_close(_run(ir.load(tmp_path / "ir" / name), ids), workshop.reference("maverick").logits(ids))

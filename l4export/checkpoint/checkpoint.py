@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,15 @@ class Checkpoint:
         _ = tensor.dtype
         return tensor
 
+    def unexpected(self, used: Collection[str]) -> list[str]:
+        """Tensors of the text model whose names (without prefix) are not among those `used`, in order.
+
+        Rotary frequencies, which old checkpoints carry and config.json decides, do not count.
+        """
+        text = (f"{self.prefix}model.", f"{self.prefix}lm_head.")
+        names = [name.removeprefix(self.prefix) for name in self.tensors if name.startswith(text)]
+        return [name for name in names if name not in used and not name.endswith("rotary_emb.inv_freq")]
+
     def header_digest(self) -> str:
         """sha256 (hex) over config.json and every header: names, dtypes, shapes, offsets, file sizes; no weights."""
         digest = hashlib.sha256(len(self._config_bytes).to_bytes(8, "little") + self._config_bytes)
@@ -173,7 +183,21 @@ def _open(path: Path) -> Checkpoint:
         if name not in tensors or tensors[name].file_name != file_name:
             raise InputError(f"{path / _INDEX}: tensor {name!r} is not in {file_name}; download the checkpoint again")
     prefix = "language_model." if any(name.startswith("language_model.") for name in tensors) else ""
+    if config.tie_word_embeddings and f"{prefix}lm_head.weight" in tensors:
+        config = dataclasses.replace(config, tie_word_embeddings=False)  # a stored head wins, as in transformers
+    config = _with_generation_config(config, path / "generation_config.json")
     return Checkpoint(path, config, raw, tensors, prefix, files, config_bytes)
+
+
+def _with_generation_config(config: ModelConfig, path: Path) -> ModelConfig:
+    """The config with the stop tokens of generation_config.json, which transformers' `generate` obeys first."""
+    if not path.is_file():
+        return config
+    eos = parse_json_object(_read_small(path), str(path)).get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if any(type(token) is not int or not 0 <= token < config.vocab_size for token in ids):
+        raise InputError(f"{path}: eos_token_id must hold ids from 0 to {config.vocab_size - 1}")
+    return dataclasses.replace(config, eos_token_ids=tuple(ids)) if ids else config
 
 
 def _weight_map(path: Path) -> dict[str, str]:

@@ -19,6 +19,7 @@ _COMMANDS = {
     "build": "Build an engine directory from a checkpoint.",
     "parity": "Compare an engine with PyTorch on the same weights.",
     "run": "Generate text or tokens with an engine.",
+    "bench": "Measure an engine's speed, memory and use of the memory bandwidth.",
     "verify": "Check every file of an engine against its manifest.",
 }
 _INTERRUPTED = 130
@@ -58,43 +59,43 @@ def main(arguments: list[str] | None = None) -> None:
         # Not `_group.main`, which prints lines of its own about an interruption.
         with _group.make_context("l4export", sys.argv[1:] if arguments is None else list(arguments)) as context:
             _group.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.Exit as error:
-        _exit(error.exit_code)
+        sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
-        _exit(2)
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "l4export"
-        _fail(f"{error.format_message()} See `{command} --help`.", 2)
-    except click.ClickException as error:
-        _fail(error.format_message(), 2)
-    except L4Error as error:
-        _fail(str(error), error.exit_code)
+        sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; nothing is left to say
-        _exit(0)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing half-done was left behind", _INTERRUPTED)
-    except OSError as error:
-        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}; check the path and the disk", 4)
-    except MemoryError:
-        _fail("out of memory; close other programs or use a smaller model, batch or context", 4)
-    except Exception as error:
-        if os.environ.get("L4EXPORT_TRACEBACK"):
+    except (KeyboardInterrupt, Exception) as error:
+        if not isinstance(error, _EXPECTED) and os.environ.get("L4EXPORT_TRACEBACK"):
             raise
-        _fail(
-            f"internal error: {type(error).__name__}: {error}; please report it, with L4EXPORT_TRACEBACK=1 set",
-            _INTERNAL_ERROR,
-        )
-    else:
-        _exit(0)
+        message, code = _explain(error)
+        click.echo("l4export: " + " ".join(message.split()), err=True)
+        sys.exit(code)
+    sys.exit(0)
 
 
-def _fail(message: str, code: int) -> None:
-    click.echo("l4export: " + " ".join(message.split()), err=True)
-    _exit(code)
+_EXPECTED = (L4Error, click.ClickException, click.Abort, KeyboardInterrupt, OSError, MemoryError)
 
 
-def _exit(code: int) -> None:
-    sys.exit(code)
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What to say of a failure, and the exit code."""
+    match error:
+        case L4Error():
+            return str(error), error.exit_code
+        case click.UsageError():
+            command = error.ctx.command_path if error.ctx else "l4export"
+            return f"{error.format_message()} See `{command} --help`.", 2
+        case click.ClickException():
+            return error.format_message(), 2
+        case KeyboardInterrupt() | click.Abort():
+            return "interrupted; nothing that looks finished was left behind", _INTERRUPTED
+        case OSError():
+            return f"{error.filename or 'input or output'}: {error.strerror or error}; check the path and the disk", 4
+        case MemoryError():
+            return "out of memory; close other programs or use a smaller model, batch or context", 4
+        case _:
+            what = f"{type(error).__name__}: {error}"
+            return f"internal error: {what}; please report it, with L4EXPORT_TRACEBACK=1 set", _INTERNAL_ERROR

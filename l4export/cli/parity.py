@@ -41,6 +41,8 @@ def command(
 
     from l4export.parity import check_parity
 
+    if json_file is not None and str(json_file) != "-":
+        json_file.touch()  # better to fail now than after minutes of work
     limits = dict(_threshold(item) for item in thresholds)
     with Console(stderr=True).status("") as status:
         report = check_parity(engine, reference, prefill, decode, limits, seed, status.update)
@@ -79,7 +81,8 @@ def _show(report: ParityReport) -> None:
     console = Console()
     console.print(table)
     matched = round(report.greedy_prefix * report.greedy_tokens)
-    console.print(f"greedy tokens in common: {matched} of {report.greedy_tokens}", highlight=False)
+    stopped = " (then a near tie; what follows cannot be compared)" if report.greedy_ended_at_near_tie else ""
+    console.print(f"greedy tokens in common: {matched} of {report.greedy_tokens}{stopped}", highlight=False)
     crossed = report.chunk_boundaries
     remark = "" if crossed else " (chunking was not exercised)"
     console.print(f"chunk boundaries crossed: {crossed}{remark}", highlight=False)

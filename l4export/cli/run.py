@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,8 @@ __all__ = ["command"]
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-p", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of a call.  [default: one a core]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a call.  [default: one a core]")
+@click.option("--verify", is_flag=True, help="Check every byte of the engine first.")
 @click.option("--stats", is_flag=True, help="Speed and time to first token, on standard error.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -40,6 +42,7 @@ def command(
     top_p: float,
     seed: int | None,
     threads: int | None,
+    verify: bool,
     stats: bool,
     as_json: bool,
 ) -> None:
@@ -49,7 +52,7 @@ def command(
     if (prompt is None) == (token_ids is None):
         raise InputError("give either --prompt TEXT or --token-ids 1,2,3")
     started = time.monotonic()
-    loaded = runtimes.load(engine, threads)
+    loaded = runtimes.load(engine, threads, verify)
     ids = _encode(loaded, prompt, raw) if prompt is not None else _parse_ids(str(token_ids))
     record = _Record(prompt_tokens=len(ids), load_seconds=time.monotonic() - started)
     stream = loaded.text.stream() if loaded.text is not None else None
@@ -131,7 +134,6 @@ def _encode(engine: Engine, prompt: str, raw: bool) -> list[int]:
 
 
 def _parse_ids(text: str) -> list[int]:
-    try:
-        return [int(item) for item in text.split(",") if item.strip()]
-    except ValueError:
-        raise InputError(f"--token-ids {text[:60]}: write whole numbers with commas, as in 1,2,3") from None
+    if not re.fullmatch(r"\s*-?[0-9]+\s*(,\s*-?[0-9]+\s*)*", text):
+        raise InputError(f"--token-ids {text[:60]!r}: write whole numbers with commas between them, as in 1,2,3")
+    return [int(item) for item in text.split(",")]
