@@ -1,81 +1,49 @@
-"""Streaming emission: recipes -> data files, a bounded number of bytes in memory whatever the model's size.
+"""Streaming emission: recipes -> data files, within a memory budget that does not depend on the model's size.
 
-Offsets are planned first, from dtypes and shapes alone; then workers evaluate blocks of recipes and write each to its
-own place. The bytes do not depend on the number of workers or their order.
+The plan (`l4export.placement`) says where everything goes; workers evaluate blocks and write each output's part to its
+own place. The bytes do not depend on the number of workers, their order, the budget, or interruptions.
+
+Memory: a block in hand costs at most about three times its larger side, the bytes it reads or the bytes it writes: a
+copy of the source, the mapped pages or temporaries beside it, and the result. So with `jobs` workers and a budget of B
+bytes a block's larger side is at most B / (3 jobs), and never more than 32 MiB, beyond which nothing becomes faster.
+The interpreter and its libraries, about 100 MB, are not counted in the budget.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from l4export.errors import InputError
-from l4export.recipes import Recipe, Region, as_recipe, blocks
+from l4export.journal import Journal
+from l4export.manifest import FileRecord
+from l4export.placement import INLINE_BYTES, DataFile, Unit, plan, row_cells, subregions, units
+from l4export.recipes import Evaluation, Output, Recipe, whole
 
-__all__ = ["DataFile", "Placement", "emit", "plan"]
+__all__ = ["DEFAULT_BUDGET", "block_bytes", "check_budget", "emit", "emit_data", "emit_graph"]
 
-_ALIGNMENT = 4096
-"""Offsets are multiples of a page, so that a runtime can map a tensor where it lies."""
-
-_FILE_BYTES = 4 << 30
-"""A data file is closed before it grows beyond this; a larger tensor has a file of its own."""
-
-_INLINE_BYTES = 1024
-"""Smaller tensors stay in the graph file."""
+DEFAULT_BUDGET = 512 << 20
+"""Bytes of memory for weights on their way."""
 
 _BLOCK_BYTES = 32 << 20
-"""Output bytes that one worker has in hand at a time; the recipe's own temporaries are of the same order."""
+"""A block's larger side never exceeds this, or one row where that is more."""
 
+_COST = 3
+"""Bytes of memory for each byte of a block's larger side."""
 
-@dataclass(frozen=True)
-class Placement:
-    """Where one weight goes: `value`'s recipe, written at `offset` of its data file."""
-
-    value: ir.Value
-    recipe: Recipe
-    offset: int
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """One data file: its name, its weights in file order, and its size in bytes."""
-
-    name: str
-    placements: tuple[Placement, ...]
-    size: int
-
-
-def plan(model: ir.Model, stem: str) -> list[DataFile]:
-    """Give every weight of more than 1 KiB a file and an offset, in the order of the graph's initializers.
-
-    Files are named `{stem}-00001-of-00003.data`. Reads no weights.
-    """
-    files: list[tuple[list[Placement], int]] = []
-    placements: list[Placement] = []
-    size = 0
-    for value in model.graph.initializers.values():
-        if value.const_value is None or value.const_value.nbytes <= _INLINE_BYTES:
-            continue
-        recipe = as_recipe(value.const_value)
-        offset = -(-size // _ALIGNMENT) * _ALIGNMENT
-        if placements and offset + recipe.nbytes > _FILE_BYTES:
-            files.append((placements, size))
-            placements, offset = [], 0
-        placements.append(Placement(value, recipe, offset))
-        size = offset + recipe.nbytes
-    if placements:
-        files.append((placements, size))
-    return [
-        DataFile(f"{stem}-{i:05d}-of-{len(files):05d}.data", tuple(placed), size)
-        for i, (placed, size) in enumerate(files, start=1)
-    ]
+_PIECE_BYTES = 1 << 20
+"""Bytes read at a time when data files are read again, for their digests or to resume."""
 
 
 def emit(
@@ -84,83 +52,253 @@ def emit(
     stem: str,
     jobs: int,
     on_progress: Callable[[int], None] | None = None,
-) -> list[str]:
-    """Write `{stem}.onnx` and its data files into `directory`; returns the names of the files.
+    budget: int = DEFAULT_BUDGET,
+) -> dict[str, FileRecord | None]:
+    """Write `{stem}.onnx` and its data files into `directory`; returns the files with what is known of them."""
+    files = plan(model, stem)
+    records = emit_data(files, directory, jobs, budget, on_progress=on_progress)
+    return {emit_graph(model, files, directory, stem): None, **records}
 
-    `jobs` workers each hold one block at a time. `on_progress(n)` is told of every n bytes written. The model's weights
-    are references into the data files afterwards.
+
+def emit_data(
+    files: Sequence[DataFile],
+    directory: Path,
+    jobs: int,
+    budget: int = DEFAULT_BUDGET,
+    journal: Journal | None = None,
+    on_resume: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> dict[str, FileRecord]:
+    """Write the data files; returns the size and digest of each.
+
+    Units that `journal` knows are read back, and written again only if they are not what it says. `on_resume(n)` is
+    told once how many bytes need no writing, before the first is written; `on_progress(n)`, by any thread but by one
+    at a time, of every n bytes written.
 
     Raises:
-        InputError: when a weight cannot be converted, by the weight's name.
-        OSError: when writing fails (a full disk, no permission).
+        InputError: when a weight cannot be converted, by the weight's name; a budget that is too small.
+        OSError: when reading back or writing fails (a full disk, no permission).
     """
-    files = plan(model, stem)
-    for file in files:
-        _write_file(directory / file.name, file, jobs, on_progress)
+    check_budget(files, jobs, budget)
+    work = units(files)
+    with contextlib.ExitStack() as stack:
+        descriptors = {file.name: stack.enter_context(_opened(directory / file.name, file.size)) for file in files}
+        writer = _Writer(descriptors, block_bytes(jobs, budget), journal, on_progress)
+        hasher = stack.enter_context(ThreadPoolExecutor(1))
+        workers = stack.enter_context(ThreadPoolExecutor(jobs))
+        intact: set[int] = set()
+        if journal and journal.entries:
+            _clear_gaps(files, descriptors)
+            known = [unit for unit in work if unit.number in journal.entries]
+            checks = {unit.number: workers.submit(writer.is_intact, unit, journal.entries) for unit in known}
+            _finish(workers, list(checks.values()))
+            intact = {number for number, check in checks.items() if check.result()}
+        if on_resume:
+            on_resume(sum(unit.nbytes for unit in work if unit.number in intact))
+        running = {unit.number: workers.submit(writer.write, unit) for unit in work if unit.number not in intact}
+        digests = {file.name: hasher.submit(_record, file, descriptors[file.name], work, running) for file in files}
+        _finish(workers, list(running.values()))
+        return {name: digest.result() for name, digest in digests.items()}
+
+
+def emit_graph(model: ir.Model, files: Sequence[DataFile], directory: Path, stem: str) -> str:
+    """Write `{stem}.onnx`, which refers to the data files, and return its name. So does `model` afterwards.
+
+    Raises:
+        InputError: when a small weight, which the graph file holds, cannot be converted, by its name.
+        OSError: when writing fails.
+    """
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, Recipe) and tensor.nbytes <= INLINE_BYTES:
+            with _named(str(value.name)):
+                value.const_value = ir.Tensor(
+                    np.asarray(tensor.read(whole(tensor.dims)), order="C"), dtype=tensor.dtype, name=value.name
+                )
     for file in files:
         for placed in file.placements:
-            placed.value.const_value = ir.ExternalTensor(
-                file.name,
-                placed.offset,
-                placed.recipe.nbytes,
-                placed.recipe.dtype,
-                shape=placed.recipe.shape,
-                name=str(placed.value.name),
-                base_dir=directory,
-            )
-    graph_name = f"{stem}.onnx"
-    (directory / graph_name).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
-    return [graph_name, *(file.name for file in files)]
+            recipe = placed.recipe
+            for value in placed.values:
+                value.const_value = ir.ExternalTensor(
+                    file.name,
+                    placed.offset,
+                    recipe.nbytes,
+                    recipe.dtype,
+                    shape=recipe.shape,
+                    name=str(value.name),
+                    base_dir=directory,
+                )
+    name = f"{stem}.onnx"
+    (directory / name).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    return name
 
 
-def _write_file(path: Path, file: DataFile, jobs: int, on_progress: Callable[[int], None] | None) -> None:
-    with open(path, "wb") as handle:
-        handle.truncate(file.size)
-        descriptor = handle.fileno()
-
-        def write(placed: Placement, region: Region, offset: int) -> int:
-            data = _evaluate(placed, region)
-            _write_all(descriptor, data, offset)
-            return len(data)
-
-        with ThreadPoolExecutor(max_workers=jobs) as workers:
-            pending: deque[Future[int]] = deque()
-            try:
-                for placed, region, offset in _blocks(file):
-                    pending.append(workers.submit(write, placed, region, offset))
-                    if len(pending) > 2 * jobs:
-                        _finish(pending.popleft(), on_progress)
-                while pending:
-                    _finish(pending.popleft(), on_progress)
-            finally:
-                for left in pending:
-                    left.cancel()
-        os.fsync(descriptor)
+def block_bytes(jobs: int, budget: int) -> int:
+    """Bytes of a block's larger side, so that `jobs` blocks fit the budget."""
+    return min(_BLOCK_BYTES, budget // (_COST * jobs))
 
 
-def _finish(block: Future[int], on_progress: Callable[[int], None] | None) -> None:
-    written = block.result()
-    if on_progress:
-        on_progress(written)
+def check_budget(files: Sequence[DataFile], jobs: int, budget: int) -> None:
+    """Raise `InputError` unless every worker can hold one row of any weight, and say what would do."""
+    least, name = 0, ""
+    for unit in units(files):
+        lead = unit.evaluation.lead
+        row = min(row_cells(unit.evaluation), lead[-1]) if lead else 1
+        if (side := -(-_side_bytes(unit.evaluation) * row // math.prod(lead))) > least:
+            least, name = side, unit.name
+    if (needed := _COST * jobs * least) > budget:
+        raise InputError(
+            f"--memory-budget {budget:,}: {jobs} jobs need at least {needed:,} bytes (a row of {name} for each); "
+            "raise it or lower --jobs"
+        )
 
 
-def _blocks(file: DataFile) -> Iterator[tuple[Placement, Region, int]]:
-    """Every block of the file with its absolute offset."""
-    for placed in file.placements:
-        offset = placed.offset
-        for region in blocks(placed.recipe.dims, placed.recipe.dtype.itemsize, _BLOCK_BYTES):
-            yield placed, region, offset
-            offset += int(np.prod([cut.stop - cut.start for cut in region]) * placed.recipe.dtype.itemsize)
+class _Writer:
+    """What the workers do, each with a unit of its own."""
+
+    def __init__(
+        self,
+        descriptors: Mapping[str, int],
+        limit: int,
+        journal: Journal | None,
+        on_progress: Callable[[int], None] | None,
+    ) -> None:
+        self._descriptors, self._limit = descriptors, limit
+        self._journal, self._on_progress = journal, on_progress
+        self._lock = threading.Lock()
+
+    def write(self, unit: Unit) -> None:
+        """Evaluate a unit block by block, write every output's part, and note it in the journal."""
+        offsets = [part.offset for part in unit.parts]
+        checksums = [0] * len(unit.parts)
+        cells = max(1, self._limit * math.prod(unit.evaluation.lead) // _side_bytes(unit.evaluation))
+        for region in subregions(unit.evaluation, unit.region, cells):
+            with _named(unit.name):
+                outputs = unit.evaluation.evaluate(region)
+            written = 0
+            for i, part in enumerate(unit.parts):
+                data = _bytes(outputs[part.output], unit.evaluation.outputs[part.output].dtype)
+                _write_all(self._descriptors[part.file], data, offsets[i])
+                checksums[i] = zlib.crc32(data, checksums[i])
+                offsets[i] += len(data)
+                written += len(data)
+            del outputs, data  # or they would live on beside the next block
+            if self._on_progress:
+                with self._lock:
+                    self._on_progress(written)
+        ends = [part.offset + part.nbytes for part in unit.parts]
+        assert offsets == ends, f"{unit.name}: evaluated to other sizes than planned"
+        if self._journal:
+            self._journal.add(unit.number, tuple(checksums))
+
+    def is_intact(self, unit: Unit, entries: Mapping[int, tuple[int, ...]]) -> bool:
+        """Whether the files hold what the journal says of a unit."""
+        found = []
+        for part in unit.parts:
+            checksum = 0
+            for data in _read_back(self._descriptors[part.file], part.offset, part.offset + part.nbytes):
+                checksum = zlib.crc32(data, checksum)
+            found.append(checksum)
+        return tuple(found) == entries[unit.number]
 
 
-def _evaluate(placed: Placement, region: Region) -> memoryview:
+@contextlib.contextmanager
+def _opened(path: Path, size: int) -> Iterator[int]:
+    """A data file of its final size; what is not written of it reads as zeros."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
-        return np.ascontiguousarray(placed.recipe.read(region)).reshape(-1).view(np.uint8).data
-    except ValueError as error:
-        raise InputError(f"{placed.value.name}: {error}; choose another --dtype") from error
+        os.ftruncate(descriptor, size)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _clear_gaps(files: Sequence[DataFile], descriptors: Mapping[str, int]) -> None:
+    """Zeros between the weights, which no unit covers, whatever happened to the files meanwhile."""
+    for file in files:
+        starts = [placed.offset for placed in file.placements]
+        ends = [placed.offset + placed.recipe.nbytes for placed in file.placements]
+        for end, start in zip(ends[:-1], starts[1:], strict=True):
+            _write_all(descriptors[file.name], memoryview(bytes(start - end)), end)
+
+
+def _finish(workers: ThreadPoolExecutor, tasks: Sequence[Future[Any]]) -> None:
+    """Wait for all; at the first error, or Ctrl-C, begin no other task and raise it."""
+    try:
+        done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    except BaseException:
+        workers.shutdown(cancel_futures=True)
+        raise
+
+
+def _record(file: DataFile, descriptor: int, work: Sequence[Unit], running: Mapping[int, Future[None]]) -> FileRecord:
+    """Size and digest of a data file, read close behind the workers, while its pages are still in memory."""
+    digest, done = hashlib.sha256(), 0
+    ours = sorted(
+        (part.offset + part.nbytes, unit.number) for unit in work for part in unit.parts if part.file == file.name
+    )
+    for end, number in ours:
+        if number in running:
+            running[number].result()
+        for data in _read_back(descriptor, done, end):
+            digest.update(data)
+        # Not for the memory's sake: the kernel begins to write pages at once, instead of when they are too many.
+        os.posix_fadvise(descriptor, done, end - done, os.POSIX_FADV_DONTNEED)
+        done = end
+    return FileRecord(file.size, digest.hexdigest())
+
+
+def _read_back(descriptor: int, start: int, stop: int) -> Iterator[bytes]:
+    while start < stop and (data := os.pread(descriptor, min(_PIECE_BYTES, stop - start), start)):
+        yield data
+        start += len(data)
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
+
+
+def _bytes(values: np.ndarray, dtype: ir.DataType) -> memoryview:
+    if dtype.bitwidth < 8:
+        return memoryview(ir.Tensor(values, dtype=dtype).tobytes())
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+@contextlib.contextmanager
+def _named(weight: str) -> Iterator[None]:
+    """Turns a recipe's complaint into one that names the weight."""
+    try:
+        yield
+    except ValueError as error:
+        advice = "choose another --dtype" if "does not fit" in str(error) else "check the checkpoint"
+        raise InputError(f"{weight}: {error}" + ("" if ";" in str(error) else f"; {advice}")) from error
+
+
+def _side_bytes(evaluation: Evaluation) -> int:
+    """The larger side of a whole evaluation: the bytes that it reads, or that it gives."""
+    return max(_source_bytes(evaluation), sum(output.nbytes for output in evaluation.outputs), 1)
+
+
+def _source_bytes(expression: Recipe | Evaluation) -> int:
+    """Bytes of the checkpoint, or of arrays in memory, that an expression is made of.
+
+    Follows the recipes among its attributes; of a part that is larger than the expression it counts only the share.
+    """
+    if isinstance(expression, Output):
+        return _source_bytes(expression.evaluation)
+    inner = [recipe for name, held in vars(expression).items() if name != "outputs" for recipe in _recipes(held)]
+    if isinstance(expression, Evaluation):
+        alone = not isinstance(expression.outputs[0], Output)
+        return sum(map(_source_bytes, expression.outputs if alone else inner))
+    if not inner:
+        return expression.nbytes
+    share = min(1.0, expression.size / max(1, sum(recipe.size for recipe in inner)))
+    return math.ceil(share * sum(map(_source_bytes, inner)))
+
+
+def _recipes(held: object) -> list[Recipe]:
+    return [recipe for recipe in (held if isinstance(held, list | tuple) else [held]) if isinstance(recipe, Recipe)]

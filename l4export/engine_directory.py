@@ -1,7 +1,8 @@
 """An engine directory appears whole or not at all.
 
 It is written as the hidden sibling `.{name}.partial`, which has no manifest until everything else is on disk, and
-renamed at the end. An engine that is being replaced stays in place until that moment.
+renamed at the end. An engine that is being replaced stays in place until that moment. A build that fails or is killed
+leaves the sibling with its journal, for the next build to go on with, once there is anything in it to keep.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import ctypes
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from l4export.errors import InputError, StorageError
+from l4export.journal import JOURNAL, has_progress
 from l4export.manifest import MANIFEST
 
 __all__ = ["EngineDirectory"]
@@ -56,40 +58,67 @@ class EngineDirectory:
 
     @contextlib.contextmanager
     def writing(self, expected_bytes: int) -> Iterator[Path]:
-        """Yield an empty directory to write into; it is removed again unless `finish` was called.
+        """Yield the directory to write into, with what an earlier build left there.
+
+        At the end it is gone, finished or not. After an error it stays if its journal tells of weights that were
+        written; not after bad input, because what mends that changes the bytes.
 
         Raises:
             InputError: another build is writing to the same place.
             StorageError: less than `expected_bytes` are free.
         """
         self.partial.mkdir(exist_ok=True)
-        lock = os.open(self.partial, os.O_RDONLY)
+        lock = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(f"{self.path}: another build is writing it; wait for it to end") from None
-            _empty(self.partial)  # what a killed build left
+            if not self._is_partial(lock):
+                raise InputError(f"{self.path}: another build has just ended; build again")
+            keep = False
             try:
-                free = shutil.disk_usage(self.partial).free
-                if free < expected_bytes:
-                    raise StorageError(
-                        f"{self.path.parent}: {expected_bytes:,} bytes are needed and {free:,} are free; make room"
-                    )
+                self._check_room(expected_bytes)
                 yield self.partial
+            except BaseException as error:
+                keep = not isinstance(error, InputError) and has_progress(self.partial)
+                raise
             finally:
-                if self.partial.exists():
+                if not keep and self._is_partial(lock):
                     shutil.rmtree(self.partial, ignore_errors=True)
         finally:
             os.close(lock)
 
+    def clear(self, keep: Collection[str] = ()) -> None:
+        """Remove what an earlier build left in the partial directory, but for regular files of the names in `keep`."""
+        for entry in os.scandir(self.partial):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif entry.name not in keep or not entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
+
+    def _is_partial(self, lock: int) -> bool:
+        """Whether the directory that is locked still has the partial directory's name."""
+        return self.partial.exists() and os.path.samestat(os.fstat(lock), os.lstat(self.partial))
+
+    def _check_room(self, expected_bytes: int) -> None:
+        """What an earlier build left counts as room: it is gone on with, or removed."""
+        free = shutil.disk_usage(self.partial).free
+        taken = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in os.scandir(self.partial))
+        if free + taken < expected_bytes:
+            raise StorageError(
+                f"{self.path.parent}: {expected_bytes - taken:,} bytes are needed and {free:,} are free; make room"
+            )
+
     def finish(self, manifest: str) -> None:
         """Write the manifest, force everything to disk and move the directory to its name."""
         for name in os.listdir(self.partial):
-            _sync(self.partial / name)
+            if name != JOURNAL:
+                _sync(self.partial / name)
         staged = self.partial / f"{MANIFEST}.partial"
         staged.write_text(manifest, encoding="utf-8")
         _sync(staged)
+        (self.partial / JOURNAL).unlink(missing_ok=True)  # as late as can be: from here on a kill costs all the work
         staged.rename(self.partial / MANIFEST)
         _sync(self.partial)
         if self.replace and self.path.exists():
@@ -112,14 +141,6 @@ def _exchange(a: Path, b: Path) -> None:
     os.rename(b, aside)
     os.rename(a, b)
     os.rename(aside, a)
-
-
-def _empty(directory: Path) -> None:
-    for entry in os.scandir(directory):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
-        else:
-            os.unlink(entry.path)
 
 
 def _sync(path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from l4export import emission
 from l4export import engine_directory as module
-from l4export.build import BuildOptions, build
+from l4export.build import KEPT, BuildOptions, build
 from l4export.engine_directory import EngineDirectory
 from l4export.errors import InputError, StorageError
 from l4export.manifest import verify
@@ -208,14 +208,32 @@ def fail_at_byte(monkeypatch: pytest.MonkeyPatch, error: BaseException, count: i
     monkeypatch.setattr(emission.os, "pwrite", failing)
 
 
+def assert_kept(place: Path, before: dict[str, bytes] | None = None) -> None:
+    """There is no new engine, and what was written is there to go on with, but looks like none."""
+    assert left(place) == [".e.partial"] if before is None else [".e.partial", "e"]
+    assert before is None or contents(place / "e") == before
+    assert "journal" in left(place / ".e.partial") and "manifest.json" not in left(place / ".e.partial")
+
+
 @pytest.mark.parametrize("error", [RuntimeError("bug"), MemoryError(), KeyboardInterrupt()])
-def test_an_exception_while_writing_leaves_nothing(
+def test_an_exception_while_writing_leaves_no_engine(
     checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     fail_at_byte(monkeypatch, error)
     with pytest.raises(type(error)):
         build(checkpoint, place / "e")
+    assert_kept(place)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_an_exception_before_any_weight_is_written_leaves_nothing(
+    checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    fail_at_byte(monkeypatch, error, 0)
+    with pytest.raises((type(error), StorageError)) as raised:
+        build(checkpoint, place / "e")
     assert left(place) == []
+    assert not isinstance(error, OSError) or str(raised.value).endswith("nothing was built")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
@@ -223,9 +241,9 @@ def test_a_device_error_while_writing_is_told(
     checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     fail_at_byte(monkeypatch, OSError(number, os.strerror(number)))
-    with pytest.raises(StorageError, match=f"/e: {os.strerror(number)}; nothing was built"):
+    with pytest.raises(StorageError, match=f"/e: {os.strerror(number)}; {KEPT}"):
         build(checkpoint, place / "e")
-    assert left(place) == []
+    assert_kept(place)
 
 
 def test_an_exception_while_replacing_leaves_the_old_engine(
@@ -236,7 +254,7 @@ def test_an_exception_while_replacing_leaves_the_old_engine(
     fail_at_byte(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(StorageError):
         build(checkpoint, place / "e", FORCE)
-    assert contents(place / "e") == before and left(place) == ["e"]
+    assert_kept(place, before)
 
 
 def test_a_directory_that_appears_meanwhile_is_not_overwritten(checkpoint: Path, place: Path) -> None:
@@ -244,9 +262,9 @@ def test_a_directory_that_appears_meanwhile_is_not_overwritten(checkpoint: Path,
         (place / "e").mkdir(exist_ok=True)
         (place / "e" / "precious").touch()
 
-    with pytest.raises(StorageError, match="nothing was built"):
+    with pytest.raises(StorageError, match="Directory not empty"):
         build(checkpoint, place / "e", on_progress=appear)
-    assert left(place) == ["e"] and left(place / "e") == ["precious"]
+    assert left(place / "e") == ["precious"]
 
 
 def test_a_system_without_exchange_replaces_too(
@@ -397,22 +415,30 @@ def test_a_replacement_killed_while_it_finishes_leaves_the_old_engine_or_the_new
     assert not replaced[0] and replaced[-1] and replaced == sorted(replaced)
 
 
-def test_an_interrupted_build_says_so_and_leaves_nothing(checkpoint: Path, place: Path, tmp_path: Path) -> None:
+def test_an_interrupted_build_says_so_and_can_go_on(
+    checkpoint: Path, place: Path, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
     slow = environment(tmp_path / "site", _SLOW.format(seconds=0.05))
     with subprocess.Popen(command(checkpoint, place / "e"), env=slow, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(place / ".e.partial" / "decoder-00001-of-00001.data", process)
+        wait_for(place / ".e.partial" / "journal", process)
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    # click ends the terminal's line, where ^C is shown, with an empty one
-    assert errors.strip().splitlines() == ["l4export: interrupted; nothing half-done was left behind"]
-    assert left(place) == []
+    # the terminal's line, where ^C is shown, is ended with an empty one
+    assert errors.strip().splitlines() == [f"l4export: interrupted; {KEPT}"]
+    assert_kept(place)
+    build(checkpoint, place / "e")
+    assert contents(place / "e") == expected and left(place) == ["e"]
 
 
 def assert_disk_failure(result: subprocess.CompletedProcess[str], place: Path, reason: str) -> None:
     assert result.returncode == 4, result.stderr
     assert len(result.stderr.splitlines()) == 1 and reason in result.stderr
-    assert left(place) == []
+    assert "manifest.json" not in left(place) and not (place / "e").exists()
+    kept = (place / ".e.partial").exists()
+    assert kept == (KEPT in result.stderr)
+    assert not kept or "manifest.json" not in left(place / ".e.partial")
 
 
 def test_a_file_that_may_not_grow_fails_in_one_line(checkpoint: Path, place: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,10 +13,21 @@ from typing import TYPE_CHECKING
 
 import click
 
+from l4export.errors import InputError, L4Error
+
 if TYPE_CHECKING:
     from l4export.build import BuildOptions, BuildPlan
 
 __all__ = ["command"]
+
+_UNITS = {"": 1, **{f"{p}{u}": 1000**i for i, p in enumerate("KMGT", 1) for u in ("", "B")}}
+_UNITS |= {"B": 1, **{f"{p}iB": 1024**i for i, p in enumerate("KMGT", 1)}}
+
+
+class _Interrupted(L4Error):
+    """Ctrl-C, with what a person may want to know then."""
+
+    exit_code = 130
 
 
 @click.command("build")
@@ -32,7 +45,16 @@ __all__ = ["command"]
     help="KV cache: buffers of --max-context updated in place, or tensors that grow.",
 )
 @click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
-@click.option("--jobs", type=int, help="Blocks of weights in flight.  [default: one a core]")
+@click.option("--layers", metavar="A:B", callback=lambda *a: _layers(a[2]), help="Only the layers A to B - 1.")
+@click.option("--jobs", type=int, help="Workers, each with a block of weights in hand.  [default: one a core]")
+@click.option(
+    "--memory-budget",
+    metavar="SIZE",
+    default="512MiB",
+    show_default=True,
+    callback=lambda *a: _size(a[2]),
+    help="Memory for weights on their way, as 512MB, 2GiB or 1.5G.",
+)
 @click.option("--force", is_flag=True, help="Replace an engine that is already there.")
 @click.option("--dump-ir", type=click.Path(path_type=Path), help="Write the graph after each pass into this directory.")
 @click.option("--dry-run", is_flag=True, help="Plan only: say what would be written.")
@@ -44,24 +66,31 @@ def command(
     dtype: str,
     kv_layout: str,
     max_context: int | None,
+    layers: tuple[int, int] | None,
     jobs: int | None,
+    memory_budget: int,
     force: bool,
     dump_ir: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Build an engine directory from the Llama 4 CHECKPOINT directory."""
-    from l4export.build import BuildOptions, build, plan_build
+    from l4export.build import KEPT, BuildOptions, build, plan_build
     from l4export.engine_directory import EngineDirectory
 
-    options = BuildOptions(target, dtype, kv_layout, max_context, jobs, force, dump_ir)
+    options = BuildOptions(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers)
     if dry_run:
         EngineDirectory(engine, replace=force).check()
         _show_plan(plan_build(checkpoint, options), engine, as_json)
         return
     started = time.monotonic()
-    with _progress(quiet=as_json) as advance:
-        manifest = build(checkpoint, engine, options, advance)
+    try:
+        with _progress(quiet=as_json) as advance:
+            manifest = build(checkpoint, engine, options, advance, _notice)
+    except KeyboardInterrupt:
+        click.echo(err=True)  # ends the line on which the terminal shows ^C
+        kept = EngineDirectory(engine, replace=force).partial.exists()
+        raise _Interrupted(f"interrupted; {KEPT if kept else 'nothing was built'}") from None
     seconds = time.monotonic() - started
     size = sum(record.bytes for record in manifest.files.values())
     if as_json:
@@ -88,6 +117,26 @@ def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
     for name, size in files.items():
         click.echo(f"  {name}  {size:,} bytes")
     click.echo(f"  passes: {', '.join(planned.passes)}; {summary['nodes']} nodes; context {planned.max_context}")
+
+
+def _size(text: str) -> int:
+    """Bytes: 512MB and 512M are millions, 512MiB are binary; upper and lower case are the same."""
+    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?([a-z]*)", text.strip().lower(), re.ASCII)
+    if not match or match[2] not in units:
+        raise InputError(f"--memory-budget {text[:40]!r} is not a size; write it as 512MB, 2GiB or 1.5G")
+    return int(float(match[1]) * units[match[2]])
+
+
+def _layers(text: str | None) -> tuple[int, int] | None:
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text or "", re.ASCII)
+    if text is not None and not match:
+        raise InputError(f"--layers {text[:40]!r} is not a range; write A:B for the layers A to B - 1, as 0:4")
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _notice(line: str) -> None:
+    print(f"l4export: {line}", file=sys.stderr)  # not click.echo: a progress bar that is on the screen moves aside
 
 
 def _described(options: BuildOptions) -> str:
@@ -121,14 +170,17 @@ def _progress(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _lines(interval: float = 10.0) -> Callable[[int, int], None]:
-    started = last = time.monotonic()
+    """Bytes that were written before the first call count as done, but not in the rate."""
+    last = time.monotonic()
+    first: tuple[int, float] | None = None
 
     def advance(written: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, first
         now = time.monotonic()
-        if now - last >= interval:
+        first = first or (written, now)
+        if now - last >= interval and written > first[0]:
             last = now
-            rate = written / (now - started)
+            rate = (written - first[0]) / (now - first[1])
             left = (total - written) / rate
             done = f"{written / 1e9:.2f} of {total / 1e9:.2f} GB"
             click.echo(f"{done}, {rate / 1e9:.2f} GB/s, {left:.0f} s left", err=True)

@@ -1,0 +1,165 @@
+"""What is to be built: the options, and the compiled graph whose weights are still recipes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from l4export import __version__
+from l4export.checkpoint import Checkpoint, open_checkpoint
+from l4export.config import ModelConfig
+from l4export.emission import DEFAULT_BUDGET, check_budget
+from l4export.errors import InputError, StorageError
+from l4export.pipeline import TARGETS, PipelineOptions, run_pipeline
+from l4export.placement import DataFile, plan
+from l4export.provenance import Sources
+from l4export.recipes import Recipe, Source
+from l4export.reference import build_reference
+
+__all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "STEM", "BuildOptions", "BuildPlan", "plan_build"]
+
+DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+DEFAULT_MAX_CONTEXT = 8192
+STEM = "decoder"
+_DUMPED_WEIGHTS_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build. `max_context` None means the model's own limit, at most 8192; `jobs` None means one a core.
+
+    `memory_budget` is in bytes, for weights on their way (see `l4export.emission`). `layers` (A, B) builds an engine
+    of the layers A to B - 1 alone.
+    """
+
+    target: str = "ort-cpu"
+    dtype: str = "fp32"
+    kv_layout: str = "static"
+    max_context: int | None = None
+    jobs: int | None = None
+    force: bool = False
+    dump_ir: Path | None = None
+    memory_budget: int = DEFAULT_BUDGET
+    layers: tuple[int, int] | None = None
+
+    @property
+    def workers(self) -> int:
+        """`jobs`, or one a core."""
+        return self.jobs or os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """A compiled graph whose weights are still recipes: everything is known of the engine but the bytes."""
+
+    checkpoint: Checkpoint
+    config: ModelConfig
+    """The checkpoint's, or that of its layers in `options.layers`."""
+    sources: Sources
+    model: ir.Model
+    options: BuildOptions
+    max_context: int
+    passes: tuple[str, ...]
+
+    files: tuple[DataFile, ...]
+    """Where the weights go."""
+
+    @property
+    def data_files(self) -> dict[str, int]:
+        """Name and size in bytes of each data file to be written."""
+        return {file.name: file.size for file in self.files}
+
+
+def plan_build(checkpoint_path: Path, options: BuildOptions) -> BuildPlan:
+    """Open the checkpoint, build its reference graph and run the pipeline. Reads no weights.
+
+    `options.dump_ir` names a directory for the graph after every pass.
+
+    Raises:
+        InputError: a checkpoint or an option that cannot be built; by name.
+    """
+    _check(options)
+    checkpoint = open_checkpoint(checkpoint_path)
+    config = checkpoint.config if options.layers is None else checkpoint.config.slice_layers(*options.layers)
+    max_context = _max_context(config, options)
+    used = {file.path.name for file in checkpoint.files} if options.layers is None else set()
+
+    def weights(name: str, shape: tuple[int, ...]) -> Recipe:
+        tensor = checkpoint.tensor(_stored_name(name, options.layers), shape)
+        used.add(tensor.file_name)
+        return Source(tensor)
+
+    model = build_reference(config, weights, DTYPES[options.dtype])
+    sources = Sources.of([checkpoint.path / name for name in ("config.json", *sorted(used))])
+    pipeline_options = PipelineOptions(options.target, options.kv_layout, max_context)
+    passes = run_pipeline(model, pipeline_options, _dumper(options.dump_ir))
+    model.producer_name, model.producer_version = "l4export", __version__
+    files = plan(model, STEM)
+    check_budget(files, options.workers, options.memory_budget)
+    return BuildPlan(checkpoint, config, sources, model, options, max_context, tuple(passes), tuple(files))
+
+
+def _check(options: BuildOptions) -> None:
+    if options.target not in TARGETS:
+        raise InputError(f"--target {options.target} is not one of {', '.join(TARGETS)}")
+    if options.dtype not in DTYPES:
+        raise InputError(f"--dtype {options.dtype} is not one of {', '.join(DTYPES)}")
+    if options.target == "ort-cpu" and options.dtype == "bf16":
+        raise InputError("--dtype bf16: ONNX Runtime's CPU provider has no bfloat16 MatMul; use fp32 or fp16")
+    if options.jobs is not None and options.jobs < 1:
+        raise InputError(f"--jobs {options.jobs} must be at least 1")
+    if options.memory_budget < 1:
+        raise InputError(f"--memory-budget {options.memory_budget} must be a positive number of bytes")
+
+
+def _stored_name(name: str, layers: tuple[int, int] | None) -> str:
+    """The checkpoint's name of a weight whose layer is counted from `layers[0]`."""
+    first = layers[0] if layers else 0
+    return re.sub(r"^model\.layers\.(\d+)\.", lambda match: f"model.layers.{first + int(match[1])}.", name)
+
+
+def _max_context(config: ModelConfig, options: BuildOptions) -> int:
+    limit = config.max_position_embeddings
+    if options.max_context is None:
+        return min(limit, DEFAULT_MAX_CONTEXT)
+    if not 1 <= options.max_context <= limit:
+        raise InputError(f"--max-context {options.max_context}: this model takes 1 to {limit} tokens")
+    return options.max_context
+
+
+def _dumper(directory: Path | None) -> Callable[[int, str, ir.Model], None] | None:
+    """Writes `00-reference.onnx`, `01-...` and so on.
+
+    Models up to 64 MiB are dumped with their weights and can be run; of larger ones only the structure is dumped.
+    """
+    if directory is None:
+        return None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"--dump-ir {directory}: {error.strerror}; choose a writable directory") from error
+
+    def dump(index: int, name: str, model: ir.Model) -> None:
+        tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+        small = sum(tensor.nbytes for tensor in tensors) <= _DUMPED_WEIGHTS_BYTES
+        proto = ir.to_proto(model if small else _without_weights(model))
+        (directory / f"{index:02d}-{name}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
+
+    return dump
+
+
+def _without_weights(model: ir.Model) -> ir.Model:
+    """A copy whose recipes are declared to lie in a data file that is not written."""
+    copy = model.clone()
+    for value in copy.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, Recipe):
+            value.const_value = ir.ExternalTensor(
+                "weights-not-dumped", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=str(value.name)
+            )
+    return copy

@@ -1,0 +1,79 @@
+"""`l4export bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from l4export.bench import BenchReport
+
+__all__ = ["command"]
+
+
+@click.command("bench")
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option("--prefill", type=int, default=512, show_default=True, help="Tokens of the prompt.")
+@click.option("--decode", type=int, default=64, show_default=True, help="Tokens fed one by one after it.")
+@click.option("--repeats", type=int, default=5, show_default=True, help="Runs; medians are shown.")
+@click.option("--threads", type=int, help="Threads of a call.  [default: one a core]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(engine: Path, prefill: int, decode: int, repeats: int, threads: int | None, as_json: bool) -> None:
+    """Measure ENGINE: speed, time to first token, loading, memory, and use of the memory bandwidth.
+
+    One row of random tokens, after a warm-up. The bound on decoding is the machine's own read bandwidth, measured on
+    the spot with as many threads, over the bytes of weights that a token must read: all of them, but of experts only
+    the chosen ones and of the embedding one row.
+    """
+    from rich.console import Console
+
+    from l4export.bench import bench_engine
+
+    with Console(stderr=True).status("") as status:
+        report = bench_engine(engine, prefill, decode, repeats, threads, status.update)
+    if as_json:
+        click.echo(report.to_json())
+    else:
+        _show(report)
+
+
+def _show(report: BenchReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    runs = f"{_count(report.threads, 'thread')}, {_count(report.repeats, 'run')}"
+    table = Table(title=f"{report.engine}: {runs}", title_justify="left", show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    bound = report.read_bandwidth / report.decode_weight_bytes
+    rows = (
+        (f"prefill of {report.prefill_tokens} tokens", f"{report.prefill_tokens_per_second:.1f} tokens/s"),
+        (f"decode of {report.decode_tokens} tokens", f"{report.decode_tokens_per_second:.2f} tokens/s"),
+        ("first token", f"{report.first_token_seconds:.3f} s"),
+        ("load", f"{report.load_seconds:.2f} s"),
+        ("load and first token, cold", f"{report.cold_first_token_seconds:.2f} s"),
+        ("memory after loading", _gigabytes(report.resident_loaded_bytes)),
+        ("memory in use", _gigabytes(report.resident_steady_bytes)),
+        ("... not mapped from the engine's files", _gigabytes(report.resident_private_bytes)),
+        ("peak memory", _gigabytes(report.resident_peak_bytes)),
+        ("weights", _gigabytes(report.weight_bytes)),
+        ("weights read for a token", _gigabytes(report.decode_weight_bytes)),
+        ("read bandwidth of this machine", f"{report.read_bandwidth / 1e9:.1f} GB/s"),
+        ("decode at that bandwidth", f"{bound:.2f} tokens/s"),
+        ("share of it that decode reaches", f"{report.decode_bandwidth_share:.0%}"),
+    )
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _gigabytes(size: int | None) -> str:
+    if size is None:
+        return "-"
+    return f"{size / 1e9:.3f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"

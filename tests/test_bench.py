@@ -1,0 +1,129 @@
+"""`bench`: figures that make sense, bytes that can be counted by hand, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from conftest import Workshop
+
+from l4export.bench import BenchReport, bench_engine, decode_weight_bytes, read_bandwidth
+from l4export.config import ModelConfig
+from l4export.errors import InputError
+from l4export.sample import hf_config
+
+BANDWIDTH = 12e9
+
+
+@pytest.fixture(autouse=True)
+def quick_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("l4export.bench.read_bandwidth", lambda _threads: BANDWIDTH)
+
+
+def weights(model: ir.Model) -> dict[str, int]:
+    return {name: value.const_value.nbytes for name, value in model.graph.initializers.items()}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("layout", ["static", "concat"])
+def test_a_report(workshop: Workshop, layout: str) -> None:
+    path = workshop.engine_path("scout", layout)
+    steps: list[str] = []
+    report = bench_engine(path, prefill=40, decode=12, repeats=2, threads=1, on_step=steps.append)
+    assert (report.threads, report.prefill_tokens, report.decode_tokens, report.repeats) == (1, 40, 12, 2)
+    assert 0 < report.load_seconds < report.cold_first_token_seconds
+    assert report.prefill_tokens_per_second == pytest.approx(40 / report.first_token_seconds)
+    assert report.resident_loaded_bytes and report.resident_steady_bytes and report.resident_peak_bytes
+    assert 0 < report.resident_private_bytes <= report.resident_steady_bytes <= report.resident_peak_bytes  # type: ignore[operator]
+    assert report.read_bandwidth == BANDWIDTH
+    share = report.decode_tokens_per_second * report.decode_weight_bytes / BANDWIDTH
+    assert report.decode_bandwidth_share == pytest.approx(share)
+    assert BenchReport(**json.loads(report.to_json())) == report
+    assert steps[0] == "loading the engine" and "measuring, 2 of 2" in steps
+
+
+def test_decode_weight_bytes_are_those_of_active_parameters(workshop: Workshop) -> None:
+    """Counted another way: the config's active parameters, less the embedding, of which one row is read."""
+    for variant in ("scout", "maverick", "guard", "mobile", "scout-top2"):
+        model = ir.load(workshop.engine_path(variant, "static") / "decoder.onnx")
+        config = workshop.engine(variant, "static").config
+        rows = 0 if config.tie_word_embeddings else (config.vocab_size - 1) * config.hidden_size
+        expected = 4 * (config.parameter_count().active - rows)
+        counted = decode_weight_bytes(model, config)
+        # constants of the graph: counters, one row of RoPE's angles
+        assert expected <= counted <= expected + 2000, variant
+        tables = {name: size for name, size in weights(model).items() if name.endswith("_cache")}
+        assert counted + sum(tables.values()) < sum(weights(model).values()) or not config.moe_layers
+
+
+def tensor(name: str, dtype: ir.DataType, *shape: int) -> ir.Value:
+    raw = ir.tensor(np.zeros(shape, np.float32)) if dtype == ir.DataType.FLOAT else None
+    packed = raw or ir.PackedTensor(np.zeros(int(np.prod(shape)) // 2, np.uint8), dtype, shape=ir.Shape(shape))
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=packed)
+
+
+def test_rules_of_decode_weight_bytes() -> None:
+    config = dataclasses.replace(
+        ModelConfig.from_hf(hf_config("scout", "tiny"), "scout"), num_local_experts=4, num_experts_per_tok=2
+    )
+    ids, x = ir.Value(name="ids"), ir.Value(name="x")
+    codes, scales = tensor("codes", ir.DataType.UINT4, 64, 32), tensor("scales", ir.DataType.FLOAT, 64, 2)
+    experts = tensor("experts", ir.DataType.UINT4, 4, 8, 8)
+    expert_scales = tensor("expert_scales", ir.DataType.FLOAT, 4, 8)
+    stored, factor = tensor("stored", ir.DataType.UINT4, 8, 8), tensor("factor", ir.DataType.FLOAT, 8)
+    tied, unused = tensor("tied", ir.DataType.FLOAT, 64, 8), tensor("unused", ir.DataType.FLOAT, 1000)
+    row = ir.node("GatherBlockQuantized", [codes, ids, scales], domain="com.microsoft")
+    moe = ir.node("QMoE", [row.outputs[0], x, experts, expert_scales], domain="com.microsoft")
+    dequantised = ir.node("DequantizeLinear", [stored, factor])
+    product = ir.node("MatMul", [moe.outputs[0], dequantised.outputs[0]])
+    lookup = ir.node("Gather", [tied, ids])
+    head = ir.node("MatMul", [lookup.outputs[0], tied])
+    initializers = [codes, scales, experts, expert_scales, stored, factor, tied, unused]
+    graph = ir.Graph(
+        [ids, x],
+        [product.outputs[0], head.outputs[0]],
+        nodes=[row, moe, dequantised, product, lookup, head],
+        initializers=initializers,
+    )
+    expected = 16 + 8  # one row of codes and one of scales
+    expected += (128 + 128) // 2  # two experts of four
+    expected += 32 + 32  # through DequantizeLinear
+    expected += 64 * 8 * 4  # the tied table, once, in full
+    assert decode_weight_bytes(ir.Model(graph, ir_version=10), config) == expected
+
+
+def test_read_bandwidth_is_plausible() -> None:
+    assert 5e8 < read_bandwidth(1) < 1e12
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prefill": 250, "decode": 20}, "--prefill 250 --decode 20: .*max_context of 256"),
+        ({"prefill": 0}, "--prefill 0: give at least 1"),
+        ({"decode": -1}, "--decode -1: give at least 1"),
+        ({"repeats": 0}, "--repeats 0: give at least 1"),
+        ({"threads": 0}, "--threads 0: give at least 1"),
+    ],
+)
+def test_refusals(workshop: Workshop, options: dict[str, int], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        bench_engine(workshop.engine_path("scout", "static"), **options)  # type: ignore[arg-type]
+
+
+def test_command_line(workshop: Workshop) -> None:
+    path = workshop.engine_path("scout", "static")
+    command = [sys.executable, "-m", "l4export", "bench", str(path), "--prefill", "20", "--decode", "4"]
+    command += ["--repeats", "1", "--threads", "1"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    report = BenchReport(**json.loads(done.stdout))
+    assert report.engine == str(path) and report.prefill_tokens == 20
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for words in ("prefill of 20 tokens", "decode of 4 tokens", "read bandwidth", "peak memory", "thread, 1 run"):
+        assert words in shown
+    refused = subprocess.run([*command, "--decode", "500"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "max_context" in refused.stderr
