@@ -13,9 +13,10 @@ from typing import Any
 import onnx_ir as ir
 
 from l4export.build_plan import DEFAULT_MAX_CONTEXT, DTYPES, STEM, BuildOptions, BuildPlan, plan_build
+from l4export.companions import check_companions
 from l4export.emission import emit_data, emit_graph
 from l4export.engine_directory import EngineDirectory
-from l4export.errors import StorageError
+from l4export.errors import InputError, StorageError
 from l4export.genai import genai_config
 from l4export.journal import JOURNAL, Journal
 from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
@@ -27,13 +28,6 @@ __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "KEPT", "BuildOptions", "BuildPlan",
 
 KEPT = "what was written is kept: run the same command again to go on"
 _PREFILL_TOKENS = 512
-_COPIED_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 _GENAI_CONFIG = "genai_config.json"
 _NOT_IN_BYTES = {"jobs", "memory_budget", "force", "dump_ir"}
 """Options that change no byte of an engine."""
@@ -60,6 +54,8 @@ def build(
     options = options or BuildOptions()
     directory = EngineDirectory(engine_path, replace=options.force)
     directory.check()
+    if options.dump_ir is not None and directory.path in [(p := options.dump_ir.absolute()), *p.parents]:
+        raise InputError(f"--dump-ir {options.dump_ir}: lies inside the engine; choose another directory")
     planned = plan_build(checkpoint_path, options)
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
@@ -143,7 +139,7 @@ class _Build:
 
 def _companions(checkpoint: Path) -> dict[str, FileRecord]:
     """Tokenizer, chat template and generation defaults, where the checkpoint has them: they are copied as they are."""
-    return {name: file_record(checkpoint / name) for name in _COPIED_FILES if (checkpoint / name).is_file()}
+    return {name: file_record(checkpoint / name) for name in check_companions(checkpoint)}
 
 
 def _journal_head(planned: BuildPlan) -> dict[str, str]:

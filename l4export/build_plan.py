@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from l4export import __version__
 from l4export.checkpoint import Checkpoint, open_checkpoint
+from l4export.companions import check_companions
 from l4export.config import ModelConfig
 from l4export.emission import DEFAULT_BUDGET, check_budget
 from l4export.errors import InputError, StorageError
@@ -87,14 +88,23 @@ def plan_build(checkpoint_path: Path, options: BuildOptions) -> BuildPlan:
     checkpoint = open_checkpoint(checkpoint_path)
     config = checkpoint.config if options.layers is None else checkpoint.config.slice_layers(*options.layers)
     max_context = _max_context(config, options)
+    check_companions(checkpoint.path)
     used = {file.path.name for file in checkpoint.files} if options.layers is None else set()
+    names: set[str] = set()
 
     def weights(name: str, shape: tuple[int, ...]) -> Recipe:
-        tensor = checkpoint.tensor(_stored_name(name, options.layers), shape)
+        stored = _stored_name(name, options.layers)
+        tensor = checkpoint.tensor(stored, shape)
+        names.add(stored)
         used.add(tensor.file_name)
         return Source(tensor)
 
     model = build_reference(config, weights, DTYPES[options.dtype])
+    if options.layers is None and (unexpected := checkpoint.unexpected(names)):
+        raise InputError(
+            f"{checkpoint.path}: tensor {unexpected[0]!r} is no part of the model that config.json describes; "
+            "config.json and the weights do not match"
+        )
     sources = Sources.of([checkpoint.path / name for name in ("config.json", *sorted(used))])
     pipeline_options = PipelineOptions(options.target, options.kv_layout, max_context)
     passes = run_pipeline(model, pipeline_options, _dumper(options.dump_ir))

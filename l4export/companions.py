@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 from l4export.errors import InputError
 
-__all__ = ["COMPANIONS", "check_companions", "copy_companions"]
+__all__ = ["COMPANIONS", "check_companions"]
 
 COMPANIONS = (
     "tokenizer.json",
@@ -37,14 +36,6 @@ def check_companions(checkpoint: Path) -> list[str]:
             raise InputError(f"{path}: larger than {_MAX_BYTES >> 20} MiB; restore or remove it")
         if name.endswith(".json") and not _is_json_object(path):
             raise InputError(f"{path}: not a JSON object; restore or remove it")
-    return names
-
-
-def copy_companions(checkpoint: Path, target: Path) -> list[str]:
-    """Copy them into the directory `target`; returns their names. Raises as `check_companions`, and `OSError`."""
-    names = check_companions(checkpoint)
-    for name in names:
-        shutil.copyfile(checkpoint / name, target / name)
     return names
 
 

@@ -15,9 +15,10 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from l4export.companions import COMPANIONS
 from l4export.errors import InputError, StorageError
 from l4export.journal import JOURNAL, has_progress
-from l4export.manifest import MANIFEST
+from l4export.manifest import MANIFEST, load_manifest
 
 __all__ = ["EngineDirectory"]
 
@@ -36,7 +37,7 @@ class EngineDirectory:
     def __init__(self, path: Path, replace: bool) -> None:
         self.path = Path(os.path.abspath(path))
         self.replace = replace
-        self.partial = self.path.with_name(f".{self.path.name}.partial")
+        self.partial = self.path.parent / f".{self.path.name}.partial"
 
     def check(self) -> None:
         """Refuse what can be refused before any work is done.
@@ -45,16 +46,29 @@ class EngineDirectory:
             InputError: the directory exists and may not be replaced, or is not an engine.
             StorageError: the parent is missing or not writable.
         """
+        if not self.path.name:
+            raise InputError(f"{self.path}: cannot be an engine directory; name a new one")
         if os.path.lexists(self.path):
-            if not self.replace:
-                raise InputError(f"{self.path}: exists already; choose another directory or pass --force")
-            if self.path.is_symlink() or not (self.path / MANIFEST).is_file():
-                raise InputError(f"{self.path}: is not an engine directory, so --force will not replace it; remove it")
+            self._check_replaceable()
         parent = self.path.parent
         if not parent.is_dir():
             raise StorageError(f"{parent}: no such directory; create it first")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise StorageError(f"{parent}: not writable; choose another place or change its permissions")
+
+    def _check_replaceable(self) -> None:
+        """What exists must be an engine, with nothing beside it that replacing would lose."""
+        if self.path.is_symlink() or not (self.path / MANIFEST).is_file():
+            raise InputError(f"{self.path}: exists already and is not an engine directory; choose another name")
+        if not self.replace:
+            raise InputError(f"{self.path}: exists already; choose another directory or pass --force")
+        try:
+            known = {MANIFEST, *load_manifest(self.path).files}
+        except InputError:
+            return  # damaged, or of another version: replacing it is what mends it
+        foreign = sorted(set(os.listdir(self.path)) - known)
+        if foreign:
+            raise InputError(f"{self.path}: {foreign[0]} is no part of the engine and would be lost; move it away")
 
     @contextlib.contextmanager
     def writing(self, expected_bytes: int) -> Iterator[Path]:
@@ -76,6 +90,7 @@ class EngineDirectory:
                 raise InputError(f"{self.path}: another build is writing it; wait for it to end") from None
             if not self._is_partial(lock):
                 raise InputError(f"{self.path}: another build has just ended; build again")
+            self._check_ours()
             keep = False
             try:
                 self._check_room(expected_bytes)
@@ -96,6 +111,13 @@ class EngineDirectory:
                 shutil.rmtree(entry.path)
             elif entry.name not in keep or not entry.is_file(follow_symlinks=False):
                 os.unlink(entry.path)
+
+    def _check_ours(self) -> None:
+        """Only what a build writes may be in the partial directory: it is emptied without asking."""
+        ours = {JOURNAL, MANIFEST, f"{MANIFEST}.partial", "genai_config.json", *COMPANIONS}
+        foreign = sorted(n for n in os.listdir(self.partial) if n not in ours and not n.startswith("decoder"))
+        if foreign:
+            raise InputError(f"{self.partial}: {foreign[0]} was not written by a build; move the directory away")
 
     def _is_partial(self, lock: int) -> bool:
         """Whether the directory that is locked still has the partial directory's name."""

@@ -101,7 +101,8 @@ class Output(Recipe):
         """Evaluates the leading axes' region and cuts the others."""
         count = len(self.evaluation.lead)
         part = self.evaluation.evaluate(region[:count])[self.index]
-        return part[(..., *region[count:])]
+        every: Region = (slice(None),) * count
+        return part[every + region[count:]]
 
 
 class _Alone(Evaluation):

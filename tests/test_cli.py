@@ -205,9 +205,34 @@ class TestBadCheckpoints:
     def test_output_that_exists(self, cli: Callable[..., Result], checkpoint: Path, tmp_path: Path) -> None:
         (tmp_path / "e").mkdir()
         (tmp_path / "e" / "precious").write_text("kept")
-        assert_refused(cli("build", checkpoint, "-o", tmp_path / "e"), 2, "--force")
-        assert_refused(cli("build", checkpoint, "-o", tmp_path / "e", "--force"), 2, "not an engine")
+        for options in ((), ("--force",)):
+            assert_refused(cli("build", checkpoint, "-o", tmp_path / "e", *options), 2, "not an engine")
         assert (tmp_path / "e" / "precious").read_text() == "kept"
+
+    def test_output_that_is_an_engine(self, cli: Callable[..., Result], checkpoint: Path, tmp_path: Path) -> None:
+        assert cli("build", checkpoint, "-o", tmp_path / "e").code == 0
+        assert_refused(cli("build", checkpoint, "-o", tmp_path / "e"), 2, "--force")
+        assert cli("build", checkpoint, "-o", tmp_path / "e", "--force").code == 0
+
+    def test_the_root_directory_as_output(self, cli: Callable[..., Result], checkpoint: Path) -> None:
+        assert_refused(cli("build", checkpoint, "-o", "/"), 2, "name a new one")
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_a_weight_that_is_not_finite(self, checkpoint: Path, refused: Callable[..., None], bad: float) -> None:
+        weights = load_file(checkpoint / "model.safetensors")
+        weights["model.layers.1.feed_forward.experts.down_proj"][2, 3, 4] = bad
+        save_file(weights, checkpoint / "model.safetensors")
+        refused("model.layers.1.feed_forward.experts.down_proj", "[2, 3, 4]")
+
+    def test_a_tensor_that_the_config_knows_nothing_of(self, checkpoint: Path, refused: Callable[..., None]) -> None:
+        weights = load_file(checkpoint / "model.safetensors")
+        weights["model.layers.1.self_attn.q_proj.bias"] = np.ones(64, np.float32)
+        save_file(weights, checkpoint / "model.safetensors")
+        refused("model.layers.1.self_attn.q_proj.bias")
+
+    def test_a_tokenizer_that_is_not_json(self, checkpoint: Path, refused: Callable[..., None]) -> None:
+        (checkpoint / "tokenizer.json").write_text("{")
+        refused("tokenizer.json")
 
     def test_output_without_a_parent(self, cli: Callable[..., Result], checkpoint: Path, tmp_path: Path) -> None:
         assert_refused(cli("build", checkpoint, "-o", tmp_path / "none" / "e"), 4, "none")

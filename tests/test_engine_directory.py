@@ -114,7 +114,7 @@ def test_force_builds_where_nothing_is(checkpoint: Path, place: Path, expected: 
 def test_force_refuses_a_directory_that_is_no_engine(checkpoint: Path, place: Path) -> None:
     (place / "e").mkdir()
     (place / "e" / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="is not an engine directory, so --force will not replace it"):
+    with pytest.raises(InputError, match="exists already and is not an engine directory"):
         build(checkpoint, place / "e", FORCE)
     assert left(place / "e") == ["thesis.tex"]
 
@@ -123,7 +123,7 @@ def test_force_refuses_a_link_to_an_engine(checkpoint: Path, other: Path, place:
     build(other, place / "real")
     before = contents(place / "real")
     (place / "e").symlink_to("real")
-    with pytest.raises(InputError, match="is not an engine directory, so --force will not replace it"):
+    with pytest.raises(InputError, match="exists already and is not an engine directory"):
         build(checkpoint, place / "e", FORCE)
     assert contents(place / "real") == before
 
@@ -163,11 +163,43 @@ def test_two_writers_exclude_each_other(place: Path) -> None:
 
 
 def test_what_a_killed_build_left_is_cleared(checkpoint: Path, place: Path, expected: dict[str, bytes]) -> None:
-    (place / ".e.partial" / "nested").mkdir(parents=True)
-    (place / ".e.partial" / "old.data").write_bytes(b"?")
-    (place / ".e.partial" / "link").symlink_to(place)
+    (place / ".e.partial").mkdir()
+    (place / ".e.partial" / "decoder-00001-of-00009.data").write_bytes(b"?")
+    (place / ".e.partial" / "decoder.onnx").symlink_to(place)
     build(checkpoint, place / "e")
     assert contents(place / "e") == expected and left(place) == ["e"]
+
+
+def test_a_partial_directory_that_no_build_made_is_left_alone(checkpoint: Path, place: Path) -> None:
+    (place / ".e.partial").mkdir()
+    (place / ".e.partial" / "precious").write_text("kept")
+    with pytest.raises(InputError, match="precious was not written by a build"):
+        build(checkpoint, place / "e")
+    assert left(place) == [".e.partial"] and left(place / ".e.partial") == ["precious"]
+
+
+def test_a_link_in_the_place_of_the_partial_directory_is_not_followed(checkpoint: Path, place: Path) -> None:
+    (place / "other").mkdir()
+    (place / "other" / "precious").write_text("kept")
+    (place / ".e.partial").symlink_to("other")
+    with pytest.raises((InputError, StorageError)):
+        build(checkpoint, place / "e")
+    assert left(place / "other") == ["precious"]
+
+
+def test_force_refuses_to_lose_a_file_that_is_no_part_of_the_engine(checkpoint: Path, place: Path) -> None:
+    build(checkpoint, place / "e")
+    (place / "e" / "NOTES").write_text("kept")
+    with pytest.raises(InputError, match="NOTES is no part of the engine"):
+        build(checkpoint, place / "e", FORCE)
+    assert (place / "e" / "NOTES").read_text() == "kept"
+
+
+@pytest.mark.parametrize("dump", ["e", "e/stages"])
+def test_dumps_inside_the_engine_are_refused(checkpoint: Path, place: Path, dump: str) -> None:
+    with pytest.raises(InputError, match="lies inside the engine"):
+        build(checkpoint, place / "e", BuildOptions(dump_ir=place / dump))
+    assert left(place) == []
 
 
 def test_the_lock_is_released(checkpoint: Path, place: Path) -> None:

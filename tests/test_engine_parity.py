@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from l4export import runtimes
 from l4export.build import BuildOptions, build
+from l4export.errors import InputError
 from l4export.hf_reference import HFReference
 
 PREFILL, DECODE = 50, 30  # 80 tokens in chunks of 16: four boundaries and more, one of them inside the prefill's tail
@@ -179,3 +180,45 @@ def test_a_chunk_size_of_null_is_plain_causal_attention(workshop: Workshop, tmp_
     assert_close(runtimes.load(tmp_path / "e").session().append(ids)[0], expected)
     chunked = workshop.reference("scout").logits(ids[None])[0]
     assert np.abs(expected - chunked).max() > 0.1 * np.abs(expected).max()  # the switch does something
+
+
+def test_a_stored_head_wins_over_tied_embeddings(workshop: Workshop, tmp_path: Path) -> None:
+    """As in transformers, which ties only what is not stored."""
+    checkpoint = copy_checkpoint(workshop.checkpoint("mobile"), tmp_path / "c")
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["lm_head.weight"] = np.random.default_rng(0).standard_normal((256, 64)).astype(np.float32) / 3
+    save_file(weights, checkpoint / "model.safetensors")
+    build(checkpoint, tmp_path / "e", BuildOptions(max_context=128))
+    ids = random_ids(60)
+    expected = HFReference(checkpoint).logits(ids[None])[0]
+    assert_close(runtimes.load(tmp_path / "e").session().append(ids)[0], expected)
+    assert np.abs(expected - workshop.reference("mobile").logits(ids[None])[0]).max() > 0.1
+
+
+def test_the_outer_config_does_not_tie_embeddings(workshop: Workshop, tmp_path: Path) -> None:
+    """transformers reads tie_word_embeddings from the text config alone; without a head there is no such model."""
+    checkpoint = copy_checkpoint(workshop.checkpoint("mobile"), tmp_path / "c")
+    text = json.loads((checkpoint / "config.json").read_text())
+    del text["tie_word_embeddings"]
+    outer = {"model_type": "llama4", "text_config": text, "tie_word_embeddings": True}
+    (checkpoint / "config.json").write_text(json.dumps(outer))
+    with pytest.raises(InputError, match=r"lm_head\.weight.*missing"):
+        build(checkpoint, tmp_path / "e")
+
+
+def test_stop_tokens_of_the_generation_config_win(workshop: Workshop, tmp_path: Path) -> None:
+    checkpoint = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    assert build(checkpoint, tmp_path / "e").model.eos_token_ids == (7, 9)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_context_too_long_for_rotation_tables(workshop: Workshop, tmp_path: Path, layout: str) -> None:
+    checkpoint = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
+    edit_config(checkpoint, max_position_embeddings=10_485_760)
+    manifest = build(checkpoint, tmp_path / "e", BuildOptions(kv_layout=layout, max_context=10_485_760))
+    assert sum(record.bytes for record in manifest.files.values()) < 2_000_000
+    ids = random_ids(80)
+    session = runtimes.load(tmp_path / "e").session(capacity=100)
+    got = [session.append(ids[:50])] + [session.append(ids[at : at + 1]) for at in range(50, 80)]
+    assert_close(np.concatenate(got, axis=1)[0], workshop.reference("scout").logits(ids[None])[0])
