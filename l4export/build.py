@@ -173,7 +173,12 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
         generator=generator(),
         target=options.target,
         model=config,
-        precision={"weights": options.dtype, "compute": options.dtype, "kv_cache": options.dtype, "quant": "none"},
+        precision={
+            "weights": options.dtype,
+            "compute": options.dtype,
+            "kv_cache": options.dtype,
+            "quant": _quant(options),
+        },
         max_context=planned.max_context,
         kv_layout=options.kv_layout,
         kv_layers=tuple(KVLayer("chunked" if chunked else "full", capacity) for chunked in config.chunked_layers),
@@ -186,10 +191,16 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
             "kv_layout": options.kv_layout,
             "max_context": planned.max_context,
             **({"layers": list(options.layers)} if options.layers else {}),
+            **({"policy": options.policy.to_dict()} if options.policy else {}),
         },
         source=source,
         files=files,
     )
+
+
+def _quant(options: BuildOptions) -> str:
+    """The kinds of quantisation in use, such as "int4, int8", or "none"."""
+    return ", ".join(sorted({rule.kind for rule in options.policy.rules})) if options.policy else "none"
 
 
 def _interface(value: ir.Value) -> dict[str, Any]:

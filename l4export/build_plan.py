@@ -18,6 +18,7 @@ from l4export.emission import DEFAULT_BUDGET, check_budget
 from l4export.errors import InputError, StorageError
 from l4export.pipeline import TARGETS, PipelineOptions, run_pipeline
 from l4export.placement import DataFile, plan
+from l4export.policy import Policy
 from l4export.provenance import Sources
 from l4export.recipes import Recipe, Source
 from l4export.reference import build_reference
@@ -35,7 +36,7 @@ class BuildOptions:
     """What to build. `max_context` None means the model's own limit, at most 8192; `jobs` None means one a core.
 
     `memory_budget` is in bytes, for weights on their way (see `l4export.emission`). `layers` (A, B) builds an engine
-    of the layers A to B - 1 alone.
+    of the layers A to B - 1 alone. `policy` says what is quantised how (`l4export.policy`); None means nothing.
     """
 
     target: str = "ort-cpu"
@@ -47,6 +48,7 @@ class BuildOptions:
     dump_ir: Path | None = None
     memory_budget: int = DEFAULT_BUDGET
     layers: tuple[int, int] | None = None
+    policy: Policy | None = None
 
     @property
     def workers(self) -> int:
@@ -106,7 +108,7 @@ def plan_build(checkpoint_path: Path, options: BuildOptions) -> BuildPlan:
             "config.json and the weights do not match"
         )
     sources = Sources.of([checkpoint.path / name for name in ("config.json", *sorted(used))])
-    pipeline_options = PipelineOptions(options.target, options.kv_layout, max_context)
+    pipeline_options = PipelineOptions(options.target, options.kv_layout, max_context, options.policy)
     passes = run_pipeline(model, pipeline_options, _dumper(options.dump_ir))
     model.producer_name, model.producer_version = "l4export", __version__
     files = plan(model, STEM)

@@ -124,7 +124,7 @@ def emit_graph(model: ir.Model, files: Sequence[DataFile], directory: Path, stem
                     placed.offset,
                     recipe.nbytes,
                     recipe.dtype,
-                    shape=recipe.shape,
+                    shape=value.shape or recipe.shape,  # readers of one place may see it in different shapes
                     name=str(value.name),
                     base_dir=directory,
                 )

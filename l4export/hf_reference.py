@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,13 @@ class HFReference:
                 f"{checkpoint}: tensor {missing[0]!r} is missing; config.json and the weights do not match"
             )
         self.model: Any = model.eval()
+
+    def replace(self, weights: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
+        """Put other values in the place of weights, by their checkpoint names (without prefix) and layout."""
+        parameters = dict(self.model.named_parameters())
+        with self._torch.no_grad():
+            for name, values in weights:
+                parameters[name].copy_(self._torch.from_numpy(np.ascontiguousarray(values)))
 
     def logits(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """token_ids int64 [batch, tokens] -> logits float32 [batch, tokens, vocab], in one pass without a cache."""

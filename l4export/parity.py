@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from l4export.errors import InputError
 from l4export.manifest import Manifest
+from l4export.policy import Rule
 
 __all__ = ["DEFAULT_THRESHOLDS", "LogitComparison", "ParityReport", "check_parity", "compare_logits"]
 
@@ -28,6 +29,9 @@ another order), so 1e-4 leaves room for deep models and none for a wrong operati
 
 _FP16_THRESHOLDS: Mapping[str, float] = {"max_relative_difference": 3e-2, "kl_max": 1e-2, "top1_agreement": 0.98}
 """float16 has 11 bits: differences of 1e-3 of a logit are normal, and a router's near tie may choose another expert."""
+
+_INT8_ACTIVATION_THRESHOLDS: Mapping[str, float] = {"kl_mean": 5e-2}
+"""Activations rounded to int8 move every product by up to 0.4 %, and a router's near tie may choose another expert."""
 
 _AT_MOST = frozenset({"max_abs_difference", "max_relative_difference", "mean_abs_difference", "kl_mean", "kl_max"})
 _AT_LEAST = frozenset({"top1_agreement", "top5_overlap", "greedy_prefix"})
@@ -135,6 +139,7 @@ def check_parity(
     decode: int = 32,
     thresholds: Mapping[str, float] | None = None,
     seed: int = 0,
+    dequantized: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> ParityReport:
     """Run engine and reference on the same tokens and compare.
@@ -142,6 +147,10 @@ def check_parity(
     `prefill` seeded random tokens in one append, then `decode` further ones, one a call (teacher-forced), then a
     greedy continuation of the prefill of `decode` tokens. `thresholds` override `DEFAULT_THRESHOLDS` by name. An
     engine that was built of a slice of the layers is compared with the same slice of the reference.
+
+    A quantised engine is judged twice: against the checkpoint's weights (its quality; nothing is demanded unless
+    `thresholds` say so), and with `dequantized` against a reference that uses the engine's own weights, dequantised:
+    that one is tight where activations are not quantised too.
 
     Raises:
         InputError: lengths beyond the engine's context, unknown thresholds, an engine of another architecture.
@@ -161,10 +170,13 @@ def check_parity(
             f"--prefill {prefill} --decode {decode}: together at least 1 token of prefill and at most the engine's "
             f"max_context of {manifest.max_context}"
         )
-    defaults = DEFAULT_THRESHOLDS if manifest.precision["compute"] == "fp32" else _FP16_THRESHOLDS
-    limits = {**defaults, **limits}
+    limits = {**_default_thresholds(manifest, dequantized), **limits}
     say("loading the reference")
     reference = HFReference(checkpoint, _layers(manifest))
+    if dequantized:
+        from l4export.dequantized import dequantized_weights
+
+        reference.replace(dequantized_weights(engine_path))
     if reference.vocab_size != engine.config.vocab_size:
         raise InputError(
             f"{checkpoint}: {reference.vocab_size} tokens in its vocabulary, not {engine.config.vocab_size}"
@@ -181,7 +193,7 @@ def check_parity(
     matched, tied = _greedy_prefix(engine, reference, ids[:prefill].tolist(), decode, accepted)
     report = ParityReport(
         engine=str(engine_path),
-        reference=str(checkpoint),
+        reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}",
         prefill_tokens=prefill,
         decode_tokens=decode,
         chunk_boundaries=_boundaries(engine.config, prefill + decode),
@@ -194,6 +206,26 @@ def check_parity(
         failures=(),
     )
     return dataclasses.replace(report, failures=tuple(_failures(report)))
+
+
+def _default_thresholds(manifest: Manifest, dequantized: bool) -> Mapping[str, float]:
+    if manifest.precision["compute"] != "fp32":
+        return _FP16_THRESHOLDS
+    if manifest.precision["quant"] == "none":
+        return DEFAULT_THRESHOLDS
+    if not dequantized:
+        return {}
+    return _INT8_ACTIVATION_THRESHOLDS if _rounds_activations(manifest) else DEFAULT_THRESHOLDS
+
+
+def _rounds_activations(manifest: Manifest) -> bool:
+    """Whether ONNX Runtime rounds activations to int8: at accuracy level 4, and before int8 experts at any level."""
+    policy = manifest.options["policy"]
+    experts = [f"model.layers.{layer}.feed_forward.experts.down_proj" for layer in manifest.model.moe_layers]
+    integers = [rule for rule in policy["rules"] if rule["kind"] != "fp8"]
+    at_8_bits = [Rule(tuple(r["weights"]), "int8", but=tuple(r["but"])) for r in integers if r["kind"] == "int8"]
+    int8_experts = any(rule.matches(name) for rule in at_8_bits for name in experts)
+    return bool(integers) and (policy["accuracy_level"] == 4 or int8_experts)
 
 
 def _layers(manifest: Manifest) -> tuple[int, int] | None:

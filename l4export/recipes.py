@@ -91,7 +91,7 @@ class Evaluation:
 
 
 class Output(Recipe):
-    """One of the tensors of an evaluation."""
+    """One of the tensors of an evaluation; its axes behind the leading ones may cut the same bytes in another way."""
 
     def __init__(self, evaluation: Evaluation, index: int, dtype: ir.DataType, dims: Sequence[int]) -> None:
         super().__init__(dtype, dims)
@@ -101,8 +101,9 @@ class Output(Recipe):
         """Evaluates the leading axes' region and cuts the others."""
         count = len(self.evaluation.lead)
         part = self.evaluation.evaluate(region[:count])[self.index]
+        rows = [cut.stop - cut.start for cut in region[:count]]
         every: Region = (slice(None),) * count
-        return part[every + region[count:]]
+        return part.reshape(*rows, *self.dims[count:])[every + region[count:]]
 
 
 class _Alone(Evaluation):
@@ -162,13 +163,13 @@ class Slice(Recipe):
         if not 0 <= start <= stop <= part.dims[axis]:
             raise ValueError(f"slice {start}:{stop} outside axis {axis} of {part!r}")
         super().__init__(part.dtype, [stop - start if i == axis else n for i, n in enumerate(part.dims)])
-        self.part, self._axis, self._start = part, axis, start
+        self.part, self.axis, self.cut = part, axis, slice(start, stop)
 
     def read(self, region: Region) -> np.ndarray:
         """The region, moved by `start`."""
-        cut = region[self._axis]
-        moved = slice(cut.start + self._start, cut.stop + self._start)
-        return self.part.read(_with(region, self._axis, moved))
+        cut = region[self.axis]
+        moved = slice(cut.start + self.cut.start, cut.stop + self.cut.start)
+        return self.part.read(_with(region, self.axis, moved))
 
 
 class Transpose(Recipe):
@@ -196,17 +197,17 @@ class Interleave(Recipe):
         if any(p.dims != first.dims or p.dtype != first.dtype for p in parts):
             raise ValueError(f"cannot interleave {list(parts)}: shapes and dtypes must be the same")
         super().__init__(first.dtype, [n * len(parts) if i == axis else n for i, n in enumerate(first.dims)])
-        self.parts, self._axis = tuple(parts), axis
+        self.parts, self.axis = tuple(parts), axis
 
     def read(self, region: Region) -> np.ndarray:
         """Each part's share of the region, written with a stride."""
-        n, cut = len(self.parts), region[self._axis]
+        n, cut = len(self.parts), region[self.axis]
         out = np.empty([s.stop - s.start for s in region], dtype=self.dtype.numpy())
         for j, part in enumerate(self.parts):
             start, stop = -((j - cut.start) // n), -((j - cut.stop) // n)
             target = slice(start * n + j - cut.start, None, n)
-            out[_with(tuple(slice(None) for _ in region), self._axis, target)] = part.read(
-                _with(region, self._axis, slice(start, stop))
+            out[_with(tuple(slice(None) for _ in region), self.axis, target)] = part.read(
+                _with(region, self.axis, slice(start, stop))
             )
         return out
 

@@ -10,6 +10,7 @@ from l4export.passes.kv_cache_layout import KVCacheLayout
 from l4export.passes.qk_norm_before_rotary import QKNormBeforeRotary
 from l4export.passes.remove_unused import RemoveUnused
 from l4export.passes.untransposed_weights import UntransposedWeights
+from l4export.passes.weight_quantization import WeightQuantization
 
 __all__ = [
     "AttentionFusion",
@@ -20,4 +21,5 @@ __all__ = [
     "QKNormBeforeRotary",
     "RemoveUnused",
     "UntransposedWeights",
+    "WeightQuantization",
 ]

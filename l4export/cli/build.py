@@ -17,6 +17,7 @@ from l4export.errors import InputError, L4Error
 
 if TYPE_CHECKING:
     from l4export.build import BuildOptions, BuildPlan
+    from l4export.policy import Policy
 
 __all__ = ["command"]
 
@@ -37,6 +38,15 @@ class _Interrupted(L4Error):
 @click.option(
     "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True, help="Float type."
 )
+@click.option(
+    "--quant",
+    type=click.Choice(["none", "int8", "int4", "fp8"]),
+    default="none",
+    show_default=True,
+    help="Store weights in fewer bits; with int4 the head and the embedding have 8.",
+)
+@click.option("--block-size", type=int, help="Weights that share a scale.  [default: at most 128; fp8: a channel]")
+@click.option("--policy", "policy_file", type=click.Path(path_type=Path), help="What is quantised how, as a TOML file.")
 @click.option(
     "--kv-layout",
     type=click.Choice(["concat", "static"]),
@@ -64,6 +74,9 @@ def command(
     engine: Path,
     target: str,
     dtype: str,
+    quant: str,
+    block_size: int | None,
+    policy_file: Path | None,
     kv_layout: str,
     max_context: int | None,
     layers: tuple[int, int] | None,
@@ -78,7 +91,8 @@ def command(
     from l4export.build import KEPT, BuildOptions, build, plan_build
     from l4export.engine_directory import EngineDirectory
 
-    options = BuildOptions(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers)
+    policy = _policy(quant, block_size, policy_file)
+    options = BuildOptions(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy)
     if dry_run:
         EngineDirectory(engine, replace=force).check()
         _show_plan(plan_build(checkpoint, options), engine, as_json)
@@ -98,6 +112,16 @@ def command(
         click.echo(json.dumps({**summary, "max_context": manifest.max_context, "passes": list(manifest.passes)}))
         return
     click.echo(f"{engine}: {size / 1e9:.3f} GB in {len(manifest.files)} files, {seconds:.1f} s ({_described(options)})")
+
+
+def _policy(quant: str, block_size: int | None, policy_file: Path | None) -> Policy | None:
+    from l4export.policy import load_policy, standard_policy
+
+    if policy_file is None:
+        return standard_policy(quant, block_size)
+    if quant != "none" or block_size is not None:
+        raise InputError("--policy says everything: leave --quant and --block-size out")
+    return load_policy(policy_file)
 
 
 def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
@@ -140,7 +164,8 @@ def _notice(line: str) -> None:
 
 
 def _described(options: BuildOptions) -> str:
-    return f"{options.target}, {options.dtype}, KV {options.kv_layout}"
+    kinds = sorted({rule.kind for rule in options.policy.rules}) if options.policy else []
+    return ", ".join([options.target, options.dtype, *kinds, f"KV {options.kv_layout}"])
 
 
 @contextmanager

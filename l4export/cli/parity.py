@@ -22,6 +22,7 @@ __all__ = ["command"]
 @click.option("--decode", type=int, default=32, show_default=True, help="Tokens fed one by one, and greedy tokens.")
 @click.option("--threshold", "thresholds", multiple=True, metavar="NAME=VALUE", help="Override a threshold.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses the tokens.")
+@click.option("--dequantized", is_flag=True, help="Give the reference the engine's own weights, dequantised.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the report to a file; - prints it.")
 def command(
     engine: Path,
@@ -30,6 +31,7 @@ def command(
     decode: int,
     thresholds: tuple[str, ...],
     seed: int,
+    dequantized: bool,
     json_file: Path | None,
 ) -> None:
     """Compare ENGINE with transformers in float32 on the reference checkpoint's own weights.
@@ -45,7 +47,7 @@ def command(
         json_file.touch()  # better to fail now than after minutes of work
     limits = dict(_threshold(item) for item in thresholds)
     with Console(stderr=True).status("") as status:
-        report = check_parity(engine, reference, prefill, decode, limits, seed, status.update)
+        report = check_parity(engine, reference, prefill, decode, limits, seed, dequantized, status.update)
     if json_file is not None and str(json_file) == "-":
         click.echo(report.to_json())
     else:
@@ -86,7 +88,10 @@ def _show(report: ParityReport) -> None:
     crossed = report.chunk_boundaries
     remark = "" if crossed else " (chunking was not exercised)"
     console.print(f"chunk boundaries crossed: {crossed}{remark}", highlight=False)
-    console.print("parity: passed" if report.passed else "parity: FAILED", highlight=False)
+    verdict = "passed" if report.passed else "FAILED"
+    if not report.thresholds:
+        verdict = "nothing was demanded of a quantised engine's quality; --threshold NAME=VALUE does"
+    console.print(f"parity: {verdict}", highlight=False, soft_wrap=True)
 
 
 _ROWS = (

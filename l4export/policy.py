@@ -1,0 +1,194 @@
+"""What is quantised how: patterns of weight names -> schemes."""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from l4export.errors import InputError, StorageError
+from l4export.quantization.schemes import BLOCK_SIZES, Scheme
+
+__all__ = ["QUANTIZATIONS", "Policy", "Rule", "load_policy", "standard_policy"]
+
+QUANTIZATIONS = ("none", "int8", "int4", "fp8")
+_ACCURACY_LEVELS = (1, 4)
+_MAX_POLICY_BYTES = 1 << 20
+_MATRICES = ("model.layers.*_proj.weight", "model.layers.*.experts.*_proj")
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Weights whose names match a pattern of `weights`, and none of `but`, are stored as `kind`.
+
+    Patterns are a shell's (`*`, `?`, `[...]`) over checkpoint names without the multimodal prefix. `kind` is `int4`,
+    `int8` or `fp8`. `block_size` None means for integers the largest of 128, 64, 32, 16 that divides the width, for
+    fp8 one scale per output channel.
+    """
+
+    weights: tuple[str, ...]
+    kind: str
+    block_size: int | None = None
+    symmetric: bool = True
+    but: tuple[str, ...] = ()
+
+    def matches(self, name: str) -> bool:
+        """Whether the rule speaks of this weight."""
+        return _any(name, self.weights) and not _any(name, self.but)
+
+    def scheme(self, name: str, *widths: int) -> Scheme:
+        """The scheme for a weight, or for several that must share one, of these contraction widths.
+
+        Raises:
+            InputError: the block size does not divide a width, or none does.
+        """
+        block = self.block_size
+        if self.kind == "fp8":
+            return Scheme("fp8", block or 0)
+        if block is None:
+            block = next((size for size in reversed(BLOCK_SIZES) if not any(width % size for width in widths)), None)
+        if block is None or any(width % block for width in widths):
+            given = "no block size" if self.block_size is None else f"block size {block}"
+            shown = " and ".join(str(width) for width in sorted(set(widths)))
+            raise InputError(f"{name}: {given} divides its width of {shown}; choose one of {_listed(BLOCK_SIZES)}")
+        return Scheme("int4" if self.kind == "int4" else "int8", block, self.symmetric)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Rules, and how exactly ONNX Runtime multiplies: `accuracy_level` 1 keeps float32 activations, 4 rounds them to
+    int8 by block, which is several times as fast. Weights that no rule names stay as they are."""
+
+    rules: tuple[Rule, ...]
+    accuracy_level: int = 4
+
+    def rule_for(self, name: str) -> Rule | None:
+        """The rule that speaks of a weight; None when it stays float.
+
+        Raises:
+            InputError: two rules that differ speak of it.
+        """
+        found = [rule for rule in self.rules if rule.matches(name)]
+        kinds = {(rule.kind, rule.block_size, rule.symmetric) for rule in found}
+        if len(kinds) > 1:
+            shown = " and ".join(", ".join(rule.weights) for rule in found[:2])
+            raise InputError(
+                f"the policy contradicts itself on {name}: rules {shown}; add the name to one rule's `but`"
+            )
+        return found[0] if found else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For manifests, as plain JSON values."""
+        rules = [{**asdict(rule), "weights": list(rule.weights), "but": list(rule.but)} for rule in self.rules]
+        return {"accuracy_level": self.accuracy_level, "rules": rules}
+
+    def check_used(self, names: Iterable[str]) -> None:
+        """Refuse a rule that speaks of no weight: it is a mistyped pattern.
+
+        Raises:
+            InputError: by the rule's patterns.
+        """
+        known = list(names)
+        for rule in self.rules:
+            if not any(rule.matches(name) for name in known):
+                raise InputError(f"the policy's rule for {', '.join(rule.weights)} names no weight of this model")
+
+
+def standard_policy(quant: str, block_size: int | None = None) -> Policy | None:
+    """The policy behind `--quant`: None for `none`.
+
+    Matrices of attention, experts and feed-forward are stored as asked; the head, which int4 damages most, and the
+    embedding, of which a step reads one row, at 8 bits; with fp8 the embedding stays float. The router, norms and
+    everything else stay float: they are tiny.
+
+    Raises:
+        InputError: an unknown quantisation, or a block size with `none`.
+    """
+    if quant not in QUANTIZATIONS:
+        raise InputError(f"--quant {quant} is not one of {_listed(QUANTIZATIONS)}")
+    if quant == "none":
+        if block_size is not None:
+            raise InputError("--block-size needs --quant int4, int8 or fp8")
+        return None
+    _check_block(quant, block_size, "--block-size")
+    if quant == "fp8":
+        return Policy((Rule((*_MATRICES, _HEAD), "fp8", block_size),))
+    rest = Rule((_HEAD, _EMBEDDING), "int8")
+    return Policy((Rule(_MATRICES, quant, block_size), rest))
+
+
+def load_policy(path: Path) -> Policy:
+    """Read a policy from a TOML file.
+
+        accuracy_level = 4
+
+        [[rule]]
+        weights = ["model.layers.*.experts.*"]
+        kind = "int4"
+        block_size = 32
+
+    Raises:
+        InputError: not TOML, or a key or value that means nothing, by name.
+        StorageError: the file cannot be read.
+    """
+    try:
+        if path.stat().st_size > _MAX_POLICY_BYTES:
+            raise InputError(f"{path}: larger than {_MAX_POLICY_BYTES >> 20} MiB; not a policy")
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}; check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not TOML ({error})") from error
+    _known(raw, {"accuracy_level", "rule"}, str(path))
+    level = raw.get("accuracy_level", 4)
+    if type(level) is not int or level not in _ACCURACY_LEVELS:
+        raise InputError(f"{path}: accuracy_level must be one of {_listed(_ACCURACY_LEVELS)}")
+    rules = raw.get("rule")
+    if not isinstance(rules, list) or not rules or not all(isinstance(rule, dict) for rule in rules):
+        raise InputError(f"{path}: names nothing; write at least one [[rule]]")
+    return Policy(tuple(_rule(rule, f"{path}: rule {i}") for i, rule in enumerate(rules, start=1)), level)
+
+
+def _rule(raw: Mapping[str, Any], where: str) -> Rule:
+    _known(raw, {"weights", "but", "kind", "block_size", "symmetric"}, where)
+    kind, block, symmetric = raw.get("kind"), raw.get("block_size"), raw.get("symmetric", True)
+    if kind not in QUANTIZATIONS[1:]:
+        raise InputError(f"{where}: kind must be one of {_listed(QUANTIZATIONS[1:])}")
+    if block is not None and type(block) is not int:
+        raise InputError(f"{where}: block_size must be a whole number")
+    _check_block(str(kind), block, f"{where}: block_size")
+    if type(symmetric) is not bool or (kind == "fp8" and not symmetric):
+        raise InputError(f"{where}: symmetric must be true or false, and true for fp8")
+    return Rule(_patterns(raw, "weights", where), str(kind), block, symmetric, _patterns(raw, "but", where))
+
+
+def _patterns(raw: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = raw.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        raise InputError(f"{where}: {key} must be a list of patterns")
+    if key == "weights" and not value:
+        raise InputError(f'{where}: names nothing; write weights = ["..."]')
+    return tuple(value)
+
+
+def _check_block(kind: str, block: int | None, what: str) -> None:
+    allowed = (128,) if kind == "fp8" else BLOCK_SIZES
+    if block is not None and block not in allowed:
+        raise InputError(f"{what} {block}: {kind} takes {_listed(allowed)}")
+
+
+def _known(raw: Mapping[str, Any], keys: set[str], where: str) -> None:
+    if unknown := sorted(set(raw) - keys):
+        raise InputError(f"{where}: {unknown[0]!r} means nothing; known are {_listed(sorted(keys))}")
+
+
+def _any(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _listed(items: Iterable[object]) -> str:
+    return ", ".join(str(item) for item in items)

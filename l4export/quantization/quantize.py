@@ -1,0 +1,150 @@
+"""Quantising and dequantising of matrices: the arguments' checks, and the choice of the kernel."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from l4export.quantization.schemes import FP8_BLOCK, Scheme
+
+__all__ = ["dequantize", "quantize_rows"]
+
+_SOURCES = {np.dtype(ml_dtypes.bfloat16): False, np.dtype(np.float16): True, np.dtype(np.float32): False}
+
+
+def quantize_rows(
+    source: np.ndarray,
+    scheme: Scheme,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    zero_points: np.ndarray | None = None,
+    row_start: int = 0,
+    row_step: int = 1,
+    transposed: bool = False,
+) -> None:
+    """Quantise a matrix into rows `row_start + row_step * n` of the outputs.
+
+    `source` is [N, K], or [K, N] if `transposed`; bfloat16, float16 or float32; its last axis must be contiguous. The
+    outputs are C-contiguous and shaped as `scheme` says for their own number of rows (`Scheme.allocate`); rows that are
+    not written stay as they are. The GIL is released, and calls may run side by side on different rows of the same
+    outputs (fp8-b128: on different blocks of 128 rows; there `row_step` must be 1 and `row_start` a multiple of 128).
+
+    Raises:
+        ValueError: for a NaN or an infinity in `source`, named with its (row, column) there; for a block size that does
+            not divide K; for a scale that `scale_dtype` cannot hold; for arrays that do not fit. After one of the first
+            and third kind the output rows are undefined.
+    """
+    half = _SOURCES.get(source.dtype)
+    if half is None or source.ndim != 2:
+        raise ValueError(f"cannot quantise {source.dtype} {list(source.shape)}: bfloat16, float16 or float32 matrices")
+    n, k = source.shape[::-1] if transposed else source.shape
+    scheme.check(k)
+    if 0 in {n, k}:
+        return
+    _check_outputs(scheme, (n, k), (codes, scales, zero_points), row_start, row_step)
+    flat, stride = _flat_bits(source)
+    wide, narrow = _scale_arrays(scales)
+    if scheme.kind == "fp8":
+        failed = _kernel("fp8", source)(
+            flat, half, stride, transposed, n, k, scheme.block_size > 0,
+            codes.view(np.uint8), wide, narrow, row_start, row_step,
+        )  # fmt: skip
+    else:
+        zeros = np.empty((codes.shape[0], 0), np.uint8) if zero_points is None else zero_points
+        failed = _kernel("int", source)(
+            flat, half, stride, transposed, n, k, scheme.bits, scheme.block_size, scheme.symmetric,
+            codes, wide, narrow, zeros, row_start, row_step,
+        )  # fmt: skip
+    if failed >= 0:
+        _explain(source, failed // k, failed % k, transposed)
+
+
+def dequantize(codes: np.ndarray, scales: np.ndarray, zero_points: np.ndarray | None, scheme: Scheme) -> np.ndarray:
+    """The float32 [N, K] matrix that the codes stand for, in plain NumPy."""
+    wide = scales.astype(np.float32)
+    if scheme.kind == "fp8":
+        values = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        if scheme.block_size:
+            wide = wide.repeat(FP8_BLOCK, 0)[: values.shape[0]].repeat(FP8_BLOCK, 1)[:, : values.shape[1]]
+        return np.asarray(values * wide)
+    numbers = (_nibbles(codes) if scheme.bits == 4 else codes).astype(np.int16)
+    n, blocks = scales.shape
+    middle = np.full((n, blocks), 1 << (scheme.bits - 1), np.int16)
+    if zero_points is not None:
+        middle = (_nibbles(zero_points) if scheme.bits == 4 else zero_points)[:, :blocks].astype(np.int16)
+    numbers = numbers.reshape(n, blocks, scheme.block_size) - middle[:, :, None]
+    return np.asarray((numbers.astype(np.float32) * wide[:, :, None]).reshape(n, blocks * scheme.block_size))
+
+
+def _nibbles(packed: np.ndarray) -> np.ndarray:
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(packed.shape[0], -1)
+
+
+def _check_outputs(
+    scheme: Scheme,
+    shape: tuple[int, int],
+    outputs: tuple[np.ndarray, np.ndarray, np.ndarray | None],
+    row_start: int,
+    row_step: int,
+) -> None:
+    (n, k), (codes, scales, zero_points) = shape, outputs
+    square = scheme.kind == "fp8" and scheme.block_size > 0
+    if row_step < 1 or row_start < 0 or codes.ndim != 2 or row_start + row_step * (n - 1) >= codes.shape[0]:
+        raise ValueError(f"rows {row_start} + {row_step} * (0..{n - 1}) are outside codes of shape {list(codes.shape)}")
+    if square and (row_step != 1 or row_start % FP8_BLOCK):
+        raise ValueError(f"blocks of {FP8_BLOCK}x{FP8_BLOCK} cannot start at row {row_start} with step {row_step}")
+    rows = codes.shape[0]
+    wanted = [
+        ("codes", codes, scheme.codes_shape(rows, k), scheme.codes_dtype),
+        ("scales", scales, scheme.scales_shape(rows, k), np.dtype(scheme.scale_dtype)),
+    ]
+    zeros_shape = scheme.zero_points_shape(rows, k)
+    if (zeros_shape is None) != (zero_points is None):
+        raise ValueError(f"{scheme.name} has {'no' if zeros_shape is None else 'need of'} zero points")
+    if zeros_shape is not None and zero_points is not None:
+        wanted.append(("zero points", zero_points, zeros_shape, np.dtype(np.uint8)))
+    for name, array, expected, dtype in wanted:
+        same_type = array.dtype == dtype or (scheme.kind == "fp8" and name == "codes" and array.dtype == np.uint8)
+        if array.shape != expected or not same_type:
+            raise ValueError(f"{name} are {array.dtype} {list(array.shape)}, not {dtype} {list(expected)}")
+        if not (array.flags.c_contiguous and array.flags.writeable and array.flags.aligned):
+            raise ValueError(f"{name} are not a writeable, aligned C-contiguous array")
+
+
+def _flat_bits(source: np.ndarray) -> tuple[np.ndarray, int]:
+    """The source's bits as a flat array, and the distance between its rows, in elements."""
+    size = source.itemsize
+    rows, columns = source.shape
+    step = source.strides[0] if rows > 1 else columns * size
+    if (columns > 1 and source.strides[1] != size) or step < columns * size or step % size or not source.flags.aligned:
+        raise ValueError(f"the last axis of the source is not contiguous (strides {source.strides})")
+    stride = step // size
+    bits = source.view(np.uint16 if size == 2 else np.uint32)
+    return as_strided(bits, ((rows - 1) * stride + columns,), (size,), writeable=False), stride
+
+
+def _scale_arrays(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(float32 scales, float16 bits): the one that is not used has no columns."""
+    rows = scales.shape[0]
+    if scales.dtype == np.float32:
+        return scales, np.empty((rows, 0), np.uint16)
+    return np.empty((rows, 0), np.float32), scales.view(np.uint16)
+
+
+def _kernel(name: str, source: np.ndarray):  # type: ignore[no-untyped-def]
+    from l4export.quantization.kernels import kernel
+
+    return kernel(name, source.itemsize)
+
+
+def _explain(source: np.ndarray, n: int, k: int, transposed: bool) -> None:
+    """Raise for a matrix that a kernel gave up on, near (n, k) of the result."""
+    step = max(1, (1 << 20) // source.shape[1])
+    for start in range(0, source.shape[0], step):
+        found = np.argwhere(~np.isfinite(source[start : start + step].astype(np.float32)))
+        if found.size:
+            row, column = start + int(found[0][0]), int(found[0][1])
+            raise ValueError(f"weight at (row {row}, column {column}) is {float(source[row, column])}")
+    row, column = (k, n) if transposed else (n, k)
+    raise ValueError(f"the weights from (row {row}, column {column}) on are too large for float16 scales")

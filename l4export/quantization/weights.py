@@ -1,0 +1,138 @@
+"""A quantised weight: codes, scales and zero points as lazy tensors of one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from l4export.quantization.quantize import quantize_rows
+from l4export.quantization.schemes import FP8_BLOCK, Scheme
+from l4export.recipes import Cast, Evaluation, Interleave, Output, Recipe, Region, Slice, Transpose
+
+__all__ = ["QuantizedWeight"]
+
+
+class QuantizedWeight(Evaluation):
+    """`weight` [N, K] or [E, N, K], quantised along K as `scheme` says (`l4export.quantization.schemes`).
+
+    `codes`, `scales` and `zero_points` (None for symmetric schemes) are its outputs; `codes_as` gives the codes in
+    another shape of the same bytes. Casts of the recipe are skipped: codes are made from the checkpoint's own numbers.
+    fp8 scales are [.., N, 1] or [.., N, ceil(K / 128)], a block's scale repeated for each of its 128 rows, as a
+    DequantizeLinear with blocks along K wants them.
+
+    Raises:
+        ValueError: a block size that does not divide K.
+    """
+
+    def __init__(self, weight: Recipe, scheme: Scheme) -> None:
+        *outer, n, k = weight.dims
+        scheme.check(k)
+        square = scheme.kind == "fp8" and scheme.block_size > 0
+        super().__init__((*outer, n), row_multiple=FP8_BLOCK if square else 1)
+        self.weight = _without_casts(weight)
+        self.square = square
+        self.scheme = scheme
+        self.k = k
+        code = ir.DataType.FLOAT8E4M3FN if scheme.kind == "fp8" else ir.DataType.UINT8
+        scale = ir.DataType.FLOAT if scheme.scale_dtype == "float32" else ir.DataType.FLOAT16
+        outputs = [
+            Output(self, 0, code, (*outer, *scheme.codes_shape(n, k))),
+            Output(self, 1, scale, (*outer, n, scheme.scales_shape(n, k)[1])),
+        ]
+        zeros = scheme.zero_points_shape(n, k)
+        if zeros is not None:
+            outputs.append(Output(self, 2, ir.DataType.UINT8, (*outer, *zeros)))
+        self.outputs = tuple(outputs)
+
+    @property
+    def codes(self) -> Recipe:
+        """Packed codes, uint8 or float8."""
+        return self.outputs[0]
+
+    @property
+    def scales(self) -> Recipe:
+        """Scales."""
+        return self.outputs[1]
+
+    @property
+    def zero_points(self) -> Recipe | None:
+        """Packed zero points, of asymmetric schemes."""
+        return self.outputs[2] if len(self.outputs) > 2 else None
+
+    def codes_as(self, *dims: int) -> Output:
+        """The codes in another shape; the bytes are stored once."""
+        return Output(self, 0, self.codes.dtype, dims)
+
+    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
+        """Codes, scales and zero points of some rows, each in one pass over their part of the checkpoint."""
+        counts = [cut.stop - cut.start for cut in region]
+        flat = [self.scheme.allocate(counts[-1], self.k) for _ in range(int(np.prod(counts[:-1])))]
+        for index, (codes, scales, zero_points) in zip(np.ndindex(*counts[:-1]), flat, strict=True):
+            outer = tuple(slice(cut.start + i, cut.start + i + 1) for cut, i in zip(region, index, strict=False))
+            part = (*outer, region[-1], slice(0, self.k))
+            # A square block needs neighbouring rows together, so there interleaving is done beforehand.
+            pieces = [_Piece(_matrix(self.weight.read(part)), False, 0, 1)] if self.square else None
+            for piece in pieces or _stored_pieces(self.weight, part):
+                quantize_rows(
+                    piece.values, self.scheme, codes, scales, zero_points, piece.start, piece.step, piece.transposed
+                )
+        columns = [self._per_row(counts[-1], list(part)) for part in zip(*flat, strict=True)]
+        return tuple(np.stack(part).reshape(*counts, -1) for part in columns if part[0] is not None)
+
+    def _per_row(self, rows: int, part: list[np.ndarray]) -> list[np.ndarray]:
+        """Scales of square blocks, repeated for each row of the block; everything else is by row already."""
+        if part[0] is None or part[0].shape[0] == rows:
+            return part
+        return [np.repeat(scales, FP8_BLOCK, axis=0)[:rows] for scales in part]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Part of a block as it is stored: `values` is [n, K] or, `transposed`, [K, n]; row i is row start + step * i."""
+
+    values: np.ndarray
+    transposed: bool
+    start: int
+    step: int
+
+
+def _stored_pieces(recipe: Recipe, region: Region) -> Iterator[_Piece]:
+    """What must be read for `region` of a weight, in the checkpoint's order: the kernel transposes and interleaves."""
+    if isinstance(recipe, Transpose) and _swaps_last_two(recipe.perm):
+        yield _Piece(_matrix(recipe.part.read((*region[:-2], region[-1], region[-2]))), True, 0, 1)
+    elif isinstance(recipe, Interleave) and recipe.axis == len(recipe.dims) - 2:
+        n, cut = len(recipe.parts), region[-2]
+        for j, part in enumerate(recipe.parts):
+            start, stop = -((j - cut.start) // n), -((j - cut.stop) // n)
+            first = start * n + j - cut.start
+            for piece in _stored_pieces(part, (*region[:-2], slice(start, stop), region[-1])):
+                yield _Piece(piece.values, piece.transposed, first + n * piece.start, n * piece.step)
+    else:
+        yield _Piece(_matrix(recipe.read(region)), False, 0, 1)
+
+
+def _without_casts(recipe: Recipe) -> Recipe:
+    match recipe:
+        case Cast():
+            return _without_casts(recipe.part)
+        case Slice():
+            cut = recipe.cut
+            return Slice(_without_casts(recipe.part), recipe.axis, cut.start, cut.stop)
+        case Transpose():
+            return Transpose(_without_casts(recipe.part), recipe.perm)
+        case Interleave():
+            return Interleave([_without_casts(part) for part in recipe.parts], recipe.axis)
+    return recipe
+
+
+def _swaps_last_two(perm: Sequence[int]) -> bool:
+    axes = list(range(len(perm)))
+    return list(perm) == [*axes[:-2], axes[-1], axes[-2]]
+
+
+def _matrix(values: np.ndarray) -> np.ndarray:
+    """The last two axes; those before have length 1 here."""
+    return np.ascontiguousarray(values.reshape(values.shape[-2:]))

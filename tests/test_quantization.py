@@ -1,0 +1,181 @@
+"""Quantised engines compute exactly what their own weights say, and their weights are what the definition says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+from conftest import LAYOUTS, Workshop, assert_close, copy_checkpoint, random_ids
+from safetensors.numpy import load_file, save_file
+
+from l4export import runtimes
+from l4export.build import BuildOptions, build, plan_build
+from l4export.dequantized import dequantized_weights
+from l4export.errors import InputError
+from l4export.hf_reference import HFReference
+from l4export.parity import check_parity
+from l4export.policy import Policy, Rule, standard_policy
+from l4export.quantization import Scheme, dequantize
+from l4export.quantization.weights import QuantizedWeight
+from l4export.recipes import Cast, Interleave, Slice, Transpose, whole
+from tiny_graphs import source
+
+MATRICES = ("model.layers.*_proj.weight", "model.layers.*.experts.*_proj")
+REST = ("lm_head.weight", "model.embed_tokens.weight")
+SCHEMES = {
+    "int4": Rule(MATRICES, "int4"),
+    "int4 block 16 asymmetric": Rule(MATRICES, "int4", 16, symmetric=False),
+    "fp8": Rule(MATRICES, "fp8"),
+    "fp8 square": Rule(MATRICES, "fp8", 128),
+}
+
+
+def exact(rule: Rule, variant: str) -> Policy:
+    """A policy whose activations stay float32."""
+    rest = REST[1:] if variant == "mobile" else REST
+    return Policy((rule, Rule(rest, "int8", symmetric=rule.symmetric)), accuracy_level=1)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("variant", ["scout", "maverick", "mobile", "scout-top2"])
+def test_an_engine_computes_with_its_dequantised_weights(
+    workshop: Workshop, tmp_path: Path, variant: str, scheme: str
+) -> None:
+    checkpoint = workshop.checkpoint(variant)
+    for layout in LAYOUTS if scheme == "int4" else ("static",):
+        options = BuildOptions(kv_layout=layout, max_context=128, policy=exact(SCHEMES[scheme], variant))
+        build(checkpoint, tmp_path / layout, options)
+        report = check_parity(tmp_path / layout, checkpoint, 50, 30, dequantized=True)
+        assert report.passed, report.failures
+        assert report.thresholds["max_relative_difference"] == 1e-4  # float level: activations are not quantised
+        assert report.greedy_prefix == 1
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_int8_activations_stay_close(workshop: Workshop, tmp_path: Path, quant: str) -> None:
+    checkpoint = workshop.checkpoint("maverick")
+    build(checkpoint, tmp_path / "e", BuildOptions(max_context=128, policy=standard_policy(quant)))
+    report = check_parity(tmp_path / "e", checkpoint, 50, 10, dequantized=True)
+    assert report.passed, report.failures
+
+
+def test_the_dequantised_weights_follow_from_the_checkpoint(workshop: Workshop, tmp_path: Path) -> None:
+    """Names and layouts as in the checkpoint, each value within a step of the original: half a step by
+    rounding, and up to a whole one where the extreme of the other sign has no code."""
+    checkpoint = workshop.checkpoint("scout")
+    build(checkpoint, tmp_path / "e", BuildOptions(policy=exact(Rule(MATRICES, "int8", 16), "scout")))
+    weights = load_file(checkpoint / "model.safetensors")
+    found = dict(dequantized_weights(tmp_path / "e"))
+    assert set(weights) - set(found) == {name for name in weights if "norm" in name or "router" in name}
+    for name, values in found.items():
+        assert values.shape == weights[name].shape
+        assert np.abs(values - weights[name]).max() <= np.abs(weights[name]).max() / 128 * 1.01
+    e, d, i = 1, 5, 3  # one expert's element, found through blocks of 16 along the input axis d
+    original = weights["model.layers.2.feed_forward.experts.gate_up_proj"][e, :16, i]
+    extreme = original[np.abs(original).argmax()]
+    scale = extreme / np.float32(-128)
+    code = np.clip(np.rint(original[d] * (np.float32(1) / scale)), -128, 127)
+    assert found["model.layers.2.feed_forward.experts.gate_up_proj"][e, d, i] == np.float32(code) * scale
+
+
+def test_tied_embeddings_are_stored_once(workshop: Workshop, tmp_path: Path) -> None:
+    planned = plan_build(workshop.checkpoint("mobile"), BuildOptions(policy=standard_policy("int8")))
+    codes = [name for name in planned.model.graph.initializers if name.startswith("model.embed_tokens.weight.codes")]
+    assert len(codes) == 2
+    places = [
+        placed.offset for file in planned.files for placed in file.placements if str(placed.values[0].name) in codes
+    ]
+    assert len(places) == 1
+
+
+def test_operators_of_a_standard_int4_engine(workshop: Workshop) -> None:
+    planned = plan_build(workshop.checkpoint("maverick"), BuildOptions(policy=standard_policy("int4")))
+    types = [node.op_type for node in planned.model.graph]
+    assert (types.count("MatMulNBits"), types.count("QMoE"), types.count("GatherBlockQuantized")) == (29, 2, 1)
+    assert types.count("FusedMatMul") == 2  # the routers
+    assert "weight_quantization" in planned.passes
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_bytes_do_not_depend_on_jobs_or_budget(workshop: Workshop, tmp_path: Path, jobs: int) -> None:
+    checkpoint = workshop.checkpoint("scout")
+    policy = standard_policy("int4")
+    first = build(checkpoint, tmp_path / "a", BuildOptions(policy=policy))
+    again = build(checkpoint, tmp_path / "b", BuildOptions(policy=policy, jobs=jobs, memory_budget=64 << 20))
+    assert first.files == again.files
+
+
+class TestQuantizedWeight:
+    """An evaluation, by regions, against quantising the whole matrix."""
+
+    def experts(self) -> np.ndarray:
+        return np.random.default_rng(0).standard_normal((3, 64, 40)).astype(ml_dtypes.bfloat16)
+
+    def fused(self, stored: np.ndarray) -> Interleave:
+        """[E, D, 2I] -> [E, 2I, D] with gate and up rows in turn, cast as a float engine would."""
+        recipe = Cast(source(stored), ir.DataType.FLOAT)
+        width = stored.shape[2] // 2
+        halves = [Slice(recipe, 2, start, start + width) for start in (0, width)]
+        return Interleave([Transpose(half, (0, 2, 1)) for half in halves], axis=1)
+
+    @pytest.mark.parametrize("scheme", [Scheme("int4", 32), Scheme("int8", 16, False), Scheme("fp8", 0)])
+    @pytest.mark.parametrize("region", [(0, 3, 0, 40), (1, 2, 5, 9), (0, 2, 7, 40), (2, 3, 3, 4)])
+    def test_regions_are_parts_of_the_whole(self, scheme: Scheme, region: tuple[int, ...]) -> None:
+        stored = self.experts()
+        weight = QuantizedWeight(self.fused(stored), scheme)
+        e0, e1, n0, n1 = region
+        everything = weight.evaluate(whole(weight.lead))
+        part = weight.evaluate((slice(e0, e1), slice(n0, n1)))
+        for got, all_of_it in zip(part, everything, strict=True):
+            np.testing.assert_array_equal(got.view(np.uint8), all_of_it[e0:e1, n0:n1].view(np.uint8))
+
+    def test_values_are_those_of_the_float_recipe_up_to_half_a_step(self) -> None:
+        recipe = self.fused(self.experts())
+        weight = QuantizedWeight(recipe, Scheme("int8", 32))
+        codes, scales = weight.evaluate(whole(weight.lead))
+        for expert in range(3):
+            values = dequantize(codes[expert], scales[expert], None, Scheme("int8", 32))
+            step = np.abs(scales[expert]).repeat(32, axis=1)
+            assert (np.abs(values - recipe.numpy()[expert]) <= step * 0.501 + step * (values < 0)).all()
+
+    def test_codes_in_another_shape_are_the_same_bytes(self) -> None:
+        weight = QuantizedWeight(
+            source(np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)), Scheme("int4", 32)
+        )
+        assert weight.codes_as(6, 2, 16).tobytes() == weight.codes.tobytes()
+
+    def test_a_number_that_is_not_finite_is_named(self, workshop: Workshop, tmp_path: Path) -> None:
+        checkpoint = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
+        weights = load_file(checkpoint / "model.safetensors")
+        weights["model.layers.1.feed_forward.experts.gate_up_proj"][2, 3, 4] = np.nan
+        save_file(weights, checkpoint / "model.safetensors")
+        with pytest.raises(InputError, match=r"model\.layers\.1\.feed_forward\.experts\.gate_up_proj.*\[2, 3, 4\]"):
+            build(checkpoint, tmp_path / "e", BuildOptions(policy=standard_policy("int4")))
+
+
+@pytest.mark.parametrize(
+    ("policy", "word"),
+    [
+        (Policy((Rule(("nothing.*",), "int4"),)), "names no weight"),
+        (Policy((Rule(MATRICES, "int4", 128),)), "block size 128 divides its width of 64"),
+        (Policy((Rule(("*.experts.gate_up_proj",), "int4"),)), "one scheme for both"),
+        (Policy((Rule(MATRICES, "int4"), Rule(("*.q_proj.weight",), "int8"))), "contradicts itself"),
+    ],
+)
+def test_policies_that_cannot_be_followed(workshop: Workshop, tmp_path: Path, policy: Policy, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        build(workshop.checkpoint("scout"), tmp_path / "e", BuildOptions(policy=policy))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slice_of_layers_can_be_quantised(workshop: Workshop, tmp_path: Path) -> None:
+    checkpoint = workshop.checkpoint("maverick")
+    options = BuildOptions(layers=(1, 3), max_context=64, policy=exact(SCHEMES["int4"], "maverick"))
+    build(checkpoint, tmp_path / "e", options)
+    ids = random_ids(40)
+    reference = HFReference(checkpoint, (1, 3))
+    reference.replace(dequantized_weights(tmp_path / "e"))
+    assert_close(runtimes.load(tmp_path / "e").session().append(ids)[0], reference.logits(ids[None])[0])
