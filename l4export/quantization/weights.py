@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from l4export.quantization.quantize import quantize_rows
 from l4export.quantization.schemes import FP8_BLOCK, Scheme
-from l4export.recipes import Cast, Evaluation, Interleave, Output, Recipe, Region, Slice, Transpose
+from l4export.recipes import Cast, Evaluation, Interleave, Output, Recipe, Region, Slice, Source, Transpose
 
 __all__ = ["QuantizedWeight"]
 
@@ -32,7 +32,8 @@ class QuantizedWeight(Evaluation):
         scheme.check(k)
         square = scheme.kind == "fp8" and scheme.block_size > 0
         super().__init__((*outer, n), row_multiple=FP8_BLOCK if square else 1)
-        self.weight = _without_casts(weight)
+        self.weight = _as_stored(weight, checked=False)
+        self._named = lambda region: _as_stored(weight, checked=True).read(region)
         self.square = square
         self.scheme = scheme
         self.k = k
@@ -76,9 +77,13 @@ class QuantizedWeight(Evaluation):
             # A square block needs neighbouring rows together, so there interleaving is done beforehand.
             pieces = [_Piece(_matrix(self.weight.read(part)), False, 0, 1)] if self.square else None
             for piece in pieces or _stored_pieces(self.weight, part):
-                quantize_rows(
-                    piece.values, self.scheme, codes, scales, zero_points, piece.start, piece.step, piece.transposed
-                )
+                try:
+                    quantize_rows(
+                        piece.values, self.scheme, codes, scales, zero_points, piece.start, piece.step, piece.transposed
+                    )
+                except ValueError:
+                    self._named(part)  # names a number that is not finite by its place in the whole weight
+                    raise
         columns = [self._per_row(counts[-1], list(part)) for part in zip(*flat, strict=True)]
         return tuple(np.stack(part).reshape(*counts, -1) for part in columns if part[0] is not None)
 
@@ -114,17 +119,19 @@ def _stored_pieces(recipe: Recipe, region: Region) -> Iterator[_Piece]:
         yield _Piece(_matrix(recipe.read(region)), False, 0, 1)
 
 
-def _without_casts(recipe: Recipe) -> Recipe:
+def _as_stored(recipe: Recipe, checked: bool) -> Recipe:
+    """The recipe without its casts; sources look for numbers that are not finite only if `checked`."""
     match recipe:
+        case Source():
+            return Source(recipe.data, checked)
         case Cast():
-            return _without_casts(recipe.part)
+            return _as_stored(recipe.part, checked)
         case Slice():
-            cut = recipe.cut
-            return Slice(_without_casts(recipe.part), recipe.axis, cut.start, cut.stop)
+            return Slice(_as_stored(recipe.part, checked), recipe.axis, recipe.cut.start, recipe.cut.stop)
         case Transpose():
-            return Transpose(_without_casts(recipe.part), recipe.perm)
+            return Transpose(_as_stored(recipe.part, checked), recipe.perm)
         case Interleave():
-            return Interleave([_without_casts(part) for part in recipe.parts], recipe.axis)
+            return Interleave([_as_stored(part, checked) for part in recipe.parts], recipe.axis)
     return recipe
 
 
