@@ -56,6 +56,10 @@ def _group() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs a command and exits; every failure is one line on standard error."""
     try:
+        if arguments is None and sys.argv[1:2] in (["run"], ["bench"]):
+            from l4export.runtimes.huge_pages import restart_with_huge_pages
+
+            restart_with_huge_pages()
         # Not `_group.main`, which prints lines of its own about an interruption.
         with _group.make_context("l4export", sys.argv[1:] if arguments is None else list(arguments)) as context:
             _group.invoke(context)

@@ -25,6 +25,7 @@ from llama_cpp_peer import Peer, build_peer
 
 from l4export import runtimes
 from l4export.runtimes.engine import Engine
+from l4export.runtimes.huge_pages import restart_with_huge_pages
 
 
 def build_seconds(checkpoint: Path, engine: Path) -> float:
@@ -104,6 +105,7 @@ def compare(peer: Peer, checkpoint: Path, work: Path, rounds: int, threads: int,
 
 def main() -> None:
     """Parse, build, compare, print."""
+    restart_with_huge_pages()  # as `l4export run` and `bench` do
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)

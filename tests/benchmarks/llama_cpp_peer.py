@@ -22,7 +22,9 @@ Output is left in the page cache; how long writing it out takes is in `sync_s` a
 checkpoint is in the page cache is the caller's affair. `peak_rss` counts mapped pages of the files that are read and is
 what `time -v` reports; `peak_anonymous` is memory proper. Speed is `llama-bench`'s: a warm-up, then `repeats` prefills
 of `prefill` random tokens with logits for the last one only, then `repeats` times `decode` single random tokens from an
-empty cache; the medians are given. Random tokens make every expert work.
+empty cache; the medians are given. Random tokens make every expert work. `others_cores` is how many cores other processes
+kept busy meanwhile: above a few hundredths the figures are those of a shared machine, and decode suffers most, because
+OpenMP's threads wait for each other many times a token.
 
 **Without a tokenizer** the checkpoint is converted without a vocabulary (see `llama_cpp_inside.py`).
 """
@@ -168,16 +170,18 @@ class Peer:
         model = model or self.model
         if model is None:
             raise ValueError("no model: call convert_and_quantize first, or give model=")
-        load = os.getloadavg()[0]
+        load, others = os.getloadavg()[0], _others_seconds()
         command = [self.binaries / "llama-bench", "-m", model, "-p", prefill, "-n", decode, "-t", threads]
         command += ["-r", repeats, "-o", "json", *options]
         start = time.perf_counter()
         runs = json.loads(_output(command))
+        wall = time.perf_counter() - start
         figures: dict[str, Any] = {
             "threads": threads,
             "repeats": repeats,
-            "wall_s": time.perf_counter() - start,
+            "wall_s": wall,
             "load_average": [load, os.getloadavg()[0]],
+            "others_cores": (_others_seconds() - others) / wall,
             "cpu": runs[0].get("cpu_info"),
             "flash_attention": runs[0].get("flash_attn"),
             "repack": runs[0].get("repack"),
@@ -356,6 +360,13 @@ def _sync(path: Path) -> float:
     return time.perf_counter() - start
 
 
+def _others_seconds() -> float:
+    """Seconds of all cores that neither this process nor its finished children used: their rise tells of company."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
+    user, nice, system, _, _, interrupt, soft, steal = (int(field) for field in fields)
+    return (user + nice + system + interrupt + soft + steal) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+
 def _run(command: list[Any], environment: dict[str, str] | None = None) -> None:
     """Runs a step of the build, with its output on standard error."""
     done = subprocess.run([str(part) for part in command], env=environment, stdout=sys.stderr, check=False)
@@ -396,7 +407,10 @@ def _report(result: dict[str, Any]) -> None:
             run = figures[step]
             spread = f"{min(run['samples']):.1f} .. {max(run['samples']):.1f}"
             print(f"{step:9} {run['tokens_per_s']:7.1f} tokens/s   {run['tokens']} tokens, {spread}")
-    print(f"threads   {figures['threads']:7}    load average {figures['load_average'][0]:.2f} when measuring began")
+    print(
+        f"threads   {figures['threads']:7}   load average {figures['load_average'][0]:.2f} when measuring began, "
+        f"{max(figures['others_cores'], 0):.2f} cores used by other processes"
+    )
     if routing := result["routing"]:
         for layer, picked in routing["picked"].items():
             print(f"layer {layer}: {len(picked)} of {routing['experts']} experts picked, {list(picked.values())} times")
