@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class QuantizedWeight(Evaluation):
         square = scheme.kind == "fp8" and scheme.block_size > 0
         super().__init__((*outer, n), row_multiple=FP8_BLOCK if square else 1)
         self.weight = _as_stored(weight, checked=False)
-        self._named = lambda region: _as_stored(weight, checked=True).read(region)
+        self._named = functools.partial(_read_checked, weight)
         self.square = square
         self.scheme = scheme
         self.k = k
@@ -117,6 +118,11 @@ def _stored_pieces(recipe: Recipe, region: Region) -> Iterator[_Piece]:
                 yield _Piece(piece.values, piece.transposed, first + n * piece.start, n * piece.step)
     else:
         yield _Piece(_matrix(recipe.read(region)), False, 0, 1)
+
+
+def _read_checked(weight: Recipe, region: Region) -> np.ndarray:
+    """The region; `ValueError` with its place in the whole weight for a number that is not finite."""
+    return _as_stored(weight, checked=True).read(region)
 
 
 def _as_stored(recipe: Recipe, checked: bool) -> Recipe:
