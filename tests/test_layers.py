@@ -20,9 +20,6 @@ from l4export.parity import check_parity
 from l4export.sample import hf_config
 
 # `--layers` of the build: skipped as long as only the reference can be sliced.
-can_build_slices = pytest.mark.skipif(
-    "layers" not in {field.name for field in dataclasses.fields(BuildOptions)}, reason="build has no --layers"
-)
 SLICES = [(variant, layers) for variant in ("scout", "maverick") for layers in ((1, 3), (2, 4))]
 
 
@@ -119,7 +116,6 @@ def test_layers_of_a_manifest_are_checked(workshop: Workshop, tmp_path: Path) ->
         check_parity(engine, workshop.checkpoint("scout"), 4, 2)
 
 
-@can_build_slices
 @pytest.mark.parametrize("layout", ["static", "concat"])
 @pytest.mark.parametrize(("variant", "layers"), SLICES)
 def test_an_engine_of_a_slice_is_at_parity(
@@ -134,7 +130,6 @@ def test_an_engine_of_a_slice_is_at_parity(
     assert report.chunk_boundaries == 3
 
 
-@can_build_slices
 def test_an_engine_of_another_slice_is_not_at_parity(workshop: Workshop, tmp_path: Path) -> None:
     checkpoint = workshop.checkpoint("scout")
     manifest = build(checkpoint, tmp_path / "engine", BuildOptions(max_context=256, layers=(1, 3)))
@@ -143,7 +138,6 @@ def test_an_engine_of_another_slice_is_not_at_parity(workshop: Workshop, tmp_pat
     assert not check_parity(tmp_path / "engine", checkpoint, prefill=20, decode=2).passed
 
 
-@can_build_slices
 def test_bad_slices_are_refused_by_the_build(workshop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--layers 3:9: the model has layers 0 to 3"):
         build(workshop.checkpoint("scout"), tmp_path / "engine", BuildOptions(layers=(3, 9)))

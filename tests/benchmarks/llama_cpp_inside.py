@@ -10,6 +10,7 @@ SOURCE is the unpacked source package of llama-cpp-python. `describe` and `route
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -22,17 +23,26 @@ import numpy as np
 
 
 def convert(source: Path, checkpoint: Path, out: Path, outtype: str) -> None:
-    """Runs llama.cpp's own convert_hf_to_gguf.py on a checkpoint that has no tokenizer.
+    """Runs llama.cpp's own convert_hf_to_gguf.py, without a vocabulary where it could not convert the tokenizer.
 
-    The converter insists on a tokenizer whose pre-tokenizer it knows by its hash, which no made-up tokenizer can have.
-    So the vocabulary is left out instead, with the converter's own `_set_vocab_none` (tokenizer model "none", as it
-    does for models without text): token numbers work, text does not, every tensor is converted exactly as always.
+    The converter insists on a tokenizer whose pre-tokenizer it knows by its hash, which neither a checkpoint without a
+    tokenizer nor a home-made one can offer. Their vocabulary is left out, with the converter's own `_set_vocab_none`
+    (tokenizer model "none", as it does for models without text): token numbers work, text does not, every tensor is
+    converted exactly as always.
     """
     sys.path.insert(0, str(source / "vendor" / "llama.cpp"))
     import convert_hf_to_gguf  # type: ignore[import-not-found]
     from conversion.llama import Llama4Model  # type: ignore[import-not-found]
 
-    Llama4Model.set_vocab = lambda model: model._set_vocab_none()
+    convert_vocabulary = Llama4Model.set_vocab
+
+    def set_vocab(model: Any) -> None:
+        if any((checkpoint / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+            with contextlib.suppress(NotImplementedError):  # a pre-tokenizer that it does not know
+                return convert_vocabulary(model)
+        return model._set_vocab_none()
+
+    Llama4Model.set_vocab = set_vocab
     sys.argv = ["convert_hf_to_gguf.py", str(checkpoint), "--outfile", str(out), "--outtype", outtype]
     convert_hf_to_gguf.main()
 

@@ -22,11 +22,13 @@ Output is left in the page cache; how long writing it out takes is in `sync_s` a
 checkpoint is in the page cache is the caller's affair. `peak_rss` counts mapped pages of the files that are read and is
 what `time -v` reports; `peak_anonymous` is memory proper. Speed is `llama-bench`'s: a warm-up, then `repeats` prefills
 of `prefill` random tokens with logits for the last one only, then `repeats` times `decode` single random tokens from an
-empty cache; the medians are given. Random tokens make every expert work. `others_cores` is how many cores other processes
-kept busy meanwhile: above a few hundredths the figures are those of a shared machine, and decode suffers most, because
-OpenMP's threads wait for each other many times a token.
+empty cache; the medians are given. Random tokens make every expert work.
 
-**Without a tokenizer** the checkpoint is converted without a vocabulary (see `llama_cpp_inside.py`).
+`others_cores` is how many cores other processes kept busy meanwhile. Above a few hundredths the figures are those of a
+shared machine, and decode suffers most, because OpenMP's threads wait for each other many times a token.
+
+A checkpoint without a tokenizer, or with one that llama.cpp has never heard of, is converted without a vocabulary (see
+`llama_cpp_inside.py`).
 """
 
 from __future__ import annotations
@@ -122,11 +124,7 @@ class Peer:
         for stale in (whole, quantised, record):
             stale.unlink(missing_ok=True)
         load = os.getloadavg()[0]
-        if any((checkpoint / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-            script = self.source / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py"
-            command = [self.python, script, checkpoint, "--outfile", whole, "--outtype", outtype]
-        else:
-            command = [self.python, INSIDE, self.source, "convert", checkpoint, whole, outtype]
+        command = [self.python, INSIDE, self.source, "convert", checkpoint, whole, outtype]
         convert = {**_timed(command, folder / "convert.log"), "sync_s": _sync(whole)}
         count = threads or len(os.sched_getaffinity(0))
         command = [self.binaries / "llama-quantize", whole, quantised, scheme, str(count)]
@@ -321,8 +319,7 @@ def _warnings(config: dict[str, Any], described: dict[str, Any]) -> list[str]:
 def _timed(command: list[Any], log: Path) -> dict[str, float]:
     """Runs a command to its end: wall, user and system seconds and the most memory that it held."""
     with log.open("wb") as output:
-        start = time.perf_counter()
-        # the descriptor of the log keeps the child's output off ours; the child is reaped by wait4 below
+        start, others = time.perf_counter(), _others_seconds()
         child = subprocess.Popen([str(part) for part in command], stdout=output, stderr=subprocess.STDOUT)
         status_file, peak, anonymous = Path(f"/proc/{child.pid}/status"), 0, 0
         try:
@@ -337,6 +334,7 @@ def _timed(command: list[Any], log: Path) -> dict[str, float]:
                 time.sleep(0.01)
         except BaseException:
             child.kill()
+            child.wait()
             raise
         wall = time.perf_counter() - start
     child.returncode = os.waitstatus_to_exitcode(status)
@@ -349,6 +347,7 @@ def _timed(command: list[Any], log: Path) -> dict[str, float]:
         "system_s": usage.ru_stime,
         "peak_rss": peak,
         "peak_anonymous": anonymous,
+        "others_cores": (_others_seconds() - others) / wall,
     }
 
 
@@ -394,7 +393,7 @@ def _report(result: dict[str, Any]) -> None:
         print(
             f"{step:9} {spent['wall_s']:7.1f} s   user {spent['user_s']:.1f} s, system {spent['system_s']:.1f} s, "
             f"peak RSS {spent['peak_rss'] / 1e9:.2f} GB (anonymous {spent['peak_anonymous'] / 1e9:.2f} GB), "
-            f"sync {spent['sync_s']:.1f} s"
+            f"sync {spent['sync_s']:.1f} s, {max(spent['others_cores'], 0):.2f} cores used by other processes"
         )
     share = {kind: 100 * held["bytes"] / timings["bytes"] for kind, held in timings["types"].items()}
     types = ", ".join(f"{kind} {part:.1f} %" for kind, part in share.items())

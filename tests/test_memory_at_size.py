@@ -1,0 +1,59 @@
+"""Proofs at size, minutes long: `make test-slow`. They need 30 GB of disk."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+GB = 10**9
+
+
+def run(*arguments: object) -> int:
+    """Run l4export in a process of its own; its peak resident memory in bytes."""
+    process = subprocess.Popen([sys.executable, "-m", "l4export", *map(str, arguments)])
+    _, status, usage = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, arguments
+    return usage.ru_maxrss * 1024
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench") / "scout"
+    run("sample", path, "--variant", "scout", "--size", "bench")
+    return path
+
+
+def test_a_float_engine_of_a_model_of_1_88_billion_parameters(bench: Path, tmp_path: Path) -> None:
+    """3.77 GB in, 7.54 GB out; the issue asks for less than 1.5 GB."""
+    assert run("build", bench, "-o", tmp_path / "e") < 0.6 * GB
+    run("run", tmp_path / "e", "--token-ids", "1,2,3", "--max-new-tokens", 4)
+
+
+def test_an_int4_engine_of_it(bench: Path, tmp_path: Path) -> None:
+    assert run("build", bench, "-o", tmp_path / "e", "--quant", "int4") < 0.6 * GB
+    run("run", tmp_path / "e", "--token-ids", "1,2,3", "--max-new-tokens", 4)
+
+
+def test_four_layers_of_full_size_take_no_more_than_one(tmp_path: Path) -> None:
+    """Within a tenth; the weights are holes in the file."""
+    run("sample", tmp_path / "full", "--variant", "scout", "--size", "full")
+    one, four = (
+        run("build", tmp_path / "full", "-o", tmp_path / f"e{stop}", "--quant", "int4", "--layers", f"0:{stop}")
+        for stop in (1, 4)
+    )
+    assert four < 1.1 * one
+
+
+def test_the_measurement_sees_memory() -> None:
+    """A process that holds 1 GB is seen to hold it."""
+    process = subprocess.Popen([sys.executable, "-c", "x = b'1' * 10**9"])
+    _, _, usage = os.wait4(process.pid, 0)
+    assert isinstance(usage, resource.struct_rusage)
+    assert usage.ru_maxrss * 1024 > GB
