@@ -25,7 +25,9 @@ of `prefill` random tokens with logits for the last one only, then `repeats` tim
 empty cache; the medians are given. Random tokens make every expert work.
 
 `others_cores` is how many cores other processes kept busy meanwhile. Above a few hundredths the figures are those of a
-shared machine, and decode suffers most, because OpenMP's threads wait for each other many times a token.
+shared machine, and decode suffers most, because OpenMP's threads wait for each other many times a token. The
+environment is handed on to the peer, and matters: huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`) make its decode
+a tenth faster, so both sides get them or neither.
 
 A checkpoint without a tokenizer, or with one that llama.cpp has never heard of, is converted without a vocabulary (see
 `llama_cpp_inside.py`).
@@ -181,6 +183,7 @@ class Peer:
             "load_average": [load, os.getloadavg()[0]],
             "others_cores": (_others_seconds() - others) / wall,
             "cpu": runs[0].get("cpu_info"),
+            "glibc_tunables": os.environ.get("GLIBC_TUNABLES"),
             "flash_attention": runs[0].get("flash_attn"),
             "repack": runs[0].get("repack"),
         }
