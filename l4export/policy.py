@@ -86,16 +86,18 @@ class Policy:
         rules = [{**asdict(rule), "weights": list(rule.weights), "but": list(rule.but)} for rule in self.rules]
         return {"accuracy_level": self.accuracy_level, "rules": rules}
 
-    def check_used(self, names: Iterable[str]) -> None:
-        """Refuse a rule that speaks of no weight: it is a mistyped pattern.
+    def check_used(self, quantized: Iterable[str]) -> None:
+        """Refuse a rule that speaks of none of the weights that were quantised: a mistyped pattern, or norms alone.
 
         Raises:
             InputError: by the rule's patterns.
         """
-        known = list(names)
+        known = list(quantized)
         for rule in self.rules:
             if not any(rule.matches(name) for name in known):
-                raise InputError(f"the policy's rule for {', '.join(rule.weights)} names no weight of this model")
+                raise InputError(
+                    f"the policy's rule for {', '.join(rule.weights)} names no weight of this model that can be quantised"
+                )
 
 
 def standard_policy(quant: str, block_size: int | None = None) -> Policy | None:

@@ -7,6 +7,7 @@ needs, which is what lets emission stream. Passes rewrite recipes as they rewrit
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -60,9 +61,9 @@ class Recipe(ir.LazyTensor):
         super().__init__(self._evaluate, dtype, ir.Shape(dims))
         self.dims = tuple(dims)
 
+    @abc.abstractmethod
     def read(self, region: Region) -> np.ndarray:
         """The elements of `region` in the recipe's dtype; reads only what they need of the sources."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name or 'unnamed'}: {self.dtype.name.lower()} {list(self.dims)})"
@@ -71,7 +72,7 @@ class Recipe(ir.LazyTensor):
         return ir.Tensor(np.asarray(self.read(whole(self.dims)), order="C"), dtype=self.dtype)
 
 
-class Evaluation:
+class Evaluation(abc.ABC):
     """Tensors that are computed together, such as the codes and the scales of a quantised weight.
 
     `outputs` share their leading axes, `lead`: evaluating a region of `lead` gives each output's part of it, the
@@ -85,9 +86,9 @@ class Evaluation:
         self.row_multiple = row_multiple
         self.outputs: tuple[Recipe, ...] = ()
 
+    @abc.abstractmethod
     def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
         """The outputs' parts of a region of `lead`, in the order of `outputs`, each C-contiguous."""
-        raise NotImplementedError
 
 
 class Output(Recipe):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import onnx_ir as ir
 
 from l4export.errors import InputError
@@ -40,7 +42,6 @@ class WeightQuantization(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every operator whose weight a rule names."""
-        self.policy.check_used(weight_name(value) for value in model.graph.initializers.values())
         for node in list(model.graph):
             match node.op_type, node.domain:
                 case "FusedMatMul", "com.microsoft":
@@ -49,6 +50,7 @@ class WeightQuantization(ir.passes.InPlacePass):
                     self._moe(model.graph, node)
                 case "Gather", "":
                     self._gather(model.graph, node)
+        self.policy.check_used(self.quantized)
         remove_unused_initializers(model.graph)
         if self.quantized:
             model.opset_imports["com.microsoft"] = 1
@@ -139,7 +141,7 @@ class WeightQuantization(ir.passes.InPlacePass):
         replace_node(graph, node, b, [row])
 
     def _dequantize(self, graph: ir.Graph, node: ir.Node, inputs: dict[int, QuantizedWeight]) -> None:
-        """Put a DequantizeLinear before each of these inputs of a node, or take the one that is there."""
+        """Put a DequantizeLinear before each of these inputs of a node; equal ones are merged by the clean-up."""
         for index, quantized in inputs.items():
             weight = node.inputs[index]
             assert weight is not None
@@ -159,7 +161,10 @@ class WeightQuantization(ir.passes.InPlacePass):
 
     def _quantize(self, weight: ir.Value, scheme: Scheme) -> QuantizedWeight:
         if weight not in self._weights:
-            self._weights[weight] = QuantizedWeight(as_recipe(_tensor(weight)), scheme)
+            recipe = as_recipe(_tensor(weight))
+            if recipe.dtype == ir.DataType.FLOAT16:
+                scheme = dataclasses.replace(scheme, scale_dtype="float16")  # the operators want one float type
+            self._weights[weight] = QuantizedWeight(recipe, scheme)
             self.quantized[weight_name(weight)] = scheme.name
         return self._weights[weight]
 

@@ -99,6 +99,21 @@ def test_operators_of_a_standard_int4_engine(workshop: Workshop) -> None:
     assert "weight_quantization" in planned.passes
 
 
+@pytest.mark.parametrize("quant", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("variant", ["scout", "mobile"])
+def test_float16_engines_can_be_quantised(workshop: Workshop, tmp_path: Path, variant: str, quant: str) -> None:
+    """Scales are float16 then. Half precision and, for integers, int8 activations: close, not at float level."""
+    checkpoint = workshop.checkpoint(variant)
+    build(checkpoint, tmp_path / "e", BuildOptions(dtype="fp16", max_context=64, policy=standard_policy(quant)))
+    ids = random_ids(40)
+    reference = HFReference(checkpoint)
+    reference.replace(dequantized_weights(tmp_path / "e"))
+    expected = reference.logits(ids[None])[0]
+    got = runtimes.load(tmp_path / "e").session().append(ids)[0]
+    # the median position: a router's near tie may choose another expert
+    assert np.median(np.abs(got - expected).max(axis=1)) <= 0.05 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_bytes_do_not_depend_on_jobs_or_budget(workshop: Workshop, tmp_path: Path, jobs: int) -> None:
     checkpoint = workshop.checkpoint("scout")
@@ -160,6 +175,7 @@ class TestQuantizedWeight:
     ("policy", "word"),
     [
         (Policy((Rule(("nothing.*",), "int4"),)), "names no weight"),
+        (Policy((Rule(MATRICES, "int4"), Rule(("*norm.weight",), "int8"))), "names no weight .* that can be quantised"),
         (Policy((Rule(MATRICES, "int4", 128),)), "block size 128 divides its width of 64"),
         (Policy((Rule(("*.experts.gate_up_proj",), "int4"),)), "one scheme for both"),
         (Policy((Rule(MATRICES, "int4"), Rule(("*.q_proj.weight",), "int8"))), "contradicts itself"),
