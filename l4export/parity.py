@@ -209,12 +209,12 @@ def check_parity(
 
 
 def _default_thresholds(manifest: Manifest, dequantized: bool) -> Mapping[str, float]:
+    if manifest.precision["quant"] != "none" and not dequantized:
+        return {}
     if manifest.precision["compute"] != "fp32":
         return _FP16_THRESHOLDS
     if manifest.precision["quant"] == "none":
         return DEFAULT_THRESHOLDS
-    if not dequantized:
-        return {}
     return _INT8_ACTIVATION_THRESHOLDS if _rounds_activations(manifest) else DEFAULT_THRESHOLDS
 
 

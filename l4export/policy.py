@@ -95,9 +95,8 @@ class Policy:
         known = list(quantized)
         for rule in self.rules:
             if not any(rule.matches(name) for name in known):
-                raise InputError(
-                    f"the policy's rule for {', '.join(rule.weights)} names no weight of this model that can be quantised"
-                )
+                shown = ", ".join(rule.weights)
+                raise InputError(f"the policy's rule for {shown} names no weight of this model that can be quantised")
 
 
 def standard_policy(quant: str, block_size: int | None = None) -> Policy | None:
