@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from l4export.passes.projection_packing import JOIN
 from l4export.quantization import Scheme, dequantize
 
 __all__ = ["dequantized_weights"]
@@ -37,8 +38,16 @@ def dequantized_weights(engine: Path) -> Iterator[tuple[str, np.ndarray]]:
                 yield name.removesuffix(".fc1"), _gate_up(values)
             elif name.endswith(".fc2"):
                 yield name.removesuffix(".fc2"), values.transpose(0, 2, 1)
+            elif JOIN in name:
+                yield from zip(name.split(JOIN), _cut(node, values), strict=True)
             else:
                 yield name, values
+
+
+def _cut(node: ir.Node, values: np.ndarray) -> list[np.ndarray]:
+    """The weights that `ProjectionPacking` put one below the other, as the `Split` of their product tells."""
+    split = next(use.node for use in node.outputs[0].uses() if use.node.op_type == "Split")
+    return np.split(values, np.cumsum(_array(split.inputs[1]))[:-1])
 
 
 def _matrices(node: ir.Node, operand: int) -> np.ndarray:

@@ -40,7 +40,7 @@ def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
         # weights stay in the checkpoint's order
         passes.UntransposedWeights(),
         # weights in fewer bits, as the policy says
-        *([passes.WeightQuantization(options.policy)] if options.policy else []),
+        *([passes.WeightQuantization(options.policy), passes.ProjectionPacking()] if options.policy else []),
         # what is left becomes standard operators
         passes.InlineDialect(),
         passes.RemoveUnused(),

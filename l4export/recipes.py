@@ -24,6 +24,7 @@ __all__ = [
     "Region",
     "Slice",
     "Source",
+    "Stack",
     "Transpose",
     "as_recipe",
     "blocks",
@@ -105,6 +106,42 @@ class Output(Recipe):
         rows = [cut.stop - cut.start for cut in region[:count]]
         every: Region = (slice(None),) * count
         return part.reshape(*rows, *self.dims[count:])[every + region[count:]]
+
+
+class Stack(Evaluation):
+    """Evaluations one below the other: the outputs of each are joined along the first axis, in order.
+
+    Each part is named by any of its outputs; all have as many outputs, alike but for their first axis.
+
+    Raises:
+        ValueError: parts that differ in more, or whose rows belong together (`row_multiple`).
+    """
+
+    def __init__(self, parts: Sequence[Recipe]) -> None:
+        self.parts = tuple(parts)
+        alike = {tuple((out.dtype, out.dims[1:]) for out in part.outputs) for part in self._evaluations()}
+        if len(alike) > 1 or any(part.row_multiple > 1 for part in self._evaluations()):
+            raise ValueError(f"cannot stack {list(parts)}: rows must be alike and stand alone")
+        first = next(self._evaluations())
+        super().__init__((sum(part.lead[0] for part in self._evaluations()), *first.lead[1:]))
+        self.outputs = tuple(self.output(i, out.dims[1:]) for i, out in enumerate(first.outputs))
+
+    def output(self, index: int, row: Sequence[int]) -> Output:
+        """Output `index`, seen as rows of shape `row`."""
+        return Output(self, index, next(self._evaluations()).outputs[index].dtype, (self.lead[0], *row))
+
+    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
+        """What each part has of the region."""
+        pieces, start = [], 0
+        for part in self._evaluations():
+            first, last = (min(max(at - start, 0), part.lead[0]) for at in (region[0].start, region[0].stop))
+            if first < last:
+                pieces.append(part.evaluate((slice(first, last), *region[1:])))
+            start += part.lead[0]
+        return tuple(map(np.concatenate, zip(*pieces, strict=True)))
+
+    def _evaluations(self) -> Iterator[Evaluation]:
+        return map(evaluation_of, self.parts)
 
 
 class _Alone(Evaluation):

@@ -7,6 +7,7 @@ from l4export.passes.context_limit import ContextLimit
 from l4export.passes.expert_fusion import ExpertFusion
 from l4export.passes.inline_dialect import InlineDialect
 from l4export.passes.kv_cache_layout import KVCacheLayout
+from l4export.passes.projection_packing import ProjectionPacking
 from l4export.passes.qk_norm_before_rotary import QKNormBeforeRotary
 from l4export.passes.remove_unused import RemoveUnused
 from l4export.passes.untransposed_weights import UntransposedWeights
@@ -18,6 +19,7 @@ __all__ = [
     "ExpertFusion",
     "InlineDialect",
     "KVCacheLayout",
+    "ProjectionPacking",
     "QKNormBeforeRotary",
     "RemoveUnused",
     "UntransposedWeights",

@@ -94,7 +94,8 @@ def test_tied_embeddings_are_stored_once(workshop: Workshop, tmp_path: Path) -> 
 def test_operators_of_a_standard_int4_engine(workshop: Workshop) -> None:
     planned = plan_build(workshop.checkpoint("maverick"), BuildOptions(policy=standard_policy("int4")))
     types = [node.op_type for node in planned.model.graph]
-    assert (types.count("MatMulNBits"), types.count("QMoE"), types.count("GatherBlockQuantized")) == (29, 2, 1)
+    assert (types.count("MatMulNBits"), types.count("QMoE"), types.count("GatherBlockQuantized")) == (17, 2, 1)
+    assert types.count("Split") == 8  # q, k, v, and gate and up, of each of four layers are multiplied together
     assert types.count("FusedMatMul") == 2  # the routers
     assert "weight_quantization" in planned.passes
 
