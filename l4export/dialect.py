@@ -12,43 +12,55 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-__all__ = ["DOMAIN", "OPSET_VERSION", "dialect_functions", "is_dialect"]
+__all__ = ["DOMAIN", "NO_LIMIT", "OPSET_VERSION", "dialect_functions", "is_dialect"]
 
 DOMAIN = "l4"
 OPSET_VERSION = 24
+NO_LIMIT = 2**62
+"""A number no position reaches: as a chunk size it means plain causal attention."""
 
 _SEQUENCE_LENGTHS = """
-SequenceLengths <max_context> (attention_mask, input_ids) => (past_length, new_length, total_length)
+SequenceLengths <max_context> (attention_mask, input_ids, mask_start, cache_start)
+  => (past_length, new_length, total_length)
 {
   zero = Constant <value_int = 0> ()
   one = Constant <value_int = 1> ()
   rows = Constant <value_ints = [1]> ()
   refusals = Constant <value_ints = [0]> ()
-  length = ReduceSum <keepdims = 0> (attention_mask, rows)
-  length_column = Unsqueeze (length, rows)
+  masked = ReduceSum <keepdims = 0> (attention_mask, rows)
+  masked_column = Unsqueeze (masked, rows)
   columns_1 = Shape <start = 1, end = 2> (attention_mask)
   columns = Squeeze (columns_1)
-  slots = Range (zero, columns, one)
-  expected = Less (slots, length_column)
+  mask_columns = Range (zero, columns, one)
+  expected = Less (mask_columns, masked_column)
   expected_int = Cast <to = 7> (expected)
   difference = Sub (expected_int, attention_mask)
   wrong = Abs (difference)
   wrong_count = ReduceSum <keepdims = 0> (wrong)
-  empty_rows = Less (length, one)
-  empty_int = Cast <to = 7> (empty_rows)
-  empty_count = ReduceSum <keepdims = 0> (empty_int)
-  faults = Add (wrong_count, empty_count)
-  refused = Min (faults, one)
-  [rows_must_be_padded_on_the_right] passed = Gather (refusals, refused)
   new_tokens = Shape <start = 1, end = 2> (input_ids)
+  length = Add (masked, mask_start)
   past_signed = Sub (length, new_tokens)
   past_clipped = Max (past_signed, zero)
+  empty_rows = Less (masked, one)
+  padded_rows = Less (past_clipped, mask_start)
+  lowest_start = Min (mask_start, cache_start)
+  negative_rows = Less (lowest_start, zero)
+  faulty_rows = Or (empty_rows, padded_rows)
+  all_faulty_rows = Or (faulty_rows, negative_rows)
+  faulty_int = Cast <to = 7> (all_faulty_rows)
+  faulty_count = ReduceSum <keepdims = 0> (faulty_int)
+  faults = Add (wrong_count, faulty_count)
+  refused = Min (faults, one)
+  [rows_must_be_padded_on_the_right] passed = Gather (refusals, refused)
   past_length = Add (past_clipped, passed)
   new_length = Sub (length, past_length)
   longest = ReduceMax <keepdims = 0> (length)
   total_unchecked = Max (longest, new_tokens)
+  ends = Add (length, cache_start)
+  farthest = ReduceMax <keepdims = 0> (ends)
+  reach = Max (farthest, total_unchecked)
   limit = Constant <value_int: int = @max_context> ()
-  too_long = Greater (total_unchecked, limit)
+  too_long = Greater (reach, limit)
   too_long_int = Cast <to = 7> (too_long)
   [sequence_must_fit_max_context] fits = Gather (refusals, too_long_int)
   total_length = Add (total_unchecked, fits)
@@ -71,8 +83,32 @@ CheckedTokens <vocab_size> (input_ids) => (token_ids)
 }
 """
 
-_POSITIONS = """
-Positions (past_length, input_ids) => (positions)
+_CHUNK_LENGTHS = """
+ChunkLengths <chunk_size> (past_length, new_length, input_ids, cache_start)
+  => (chunk_past, chunk_new, chunk_total)
+{
+  refusals = Constant <value_ints = [0]> ()
+  chunk = Constant <value_int: int = @chunk_size> ()
+  new_tokens = Shape <start = 1, end = 2> (input_ids)
+  position = Add (past_length, cache_start)
+  offset = Mod (position, chunk)
+  ends = Add (offset, new_length)
+  farthest = ReduceMax <keepdims = 0> (ends)
+  reach = Max (farthest, new_tokens)
+  straddles = Greater (reach, chunk)
+  straddles_int = Cast <to = 7> (straddles)
+  [new_tokens_must_stay_in_one_chunk] passed = Gather (refusals, straddles_int)
+  slot = Min (offset, past_length)
+  chunk_past = Add (slot, passed)
+  chunk_new = Add (new_length, passed)
+  chunk_ends = Add (chunk_past, chunk_new)
+  longest = ReduceMax <keepdims = 0> (chunk_ends)
+  chunk_total = Max (longest, new_tokens)
+}
+"""
+
+_SLOTS = """
+Slots (past_length, input_ids) => (slots)
 {
   zero = Constant <value_int = 0> ()
   one = Constant <value_int = 1> ()
@@ -81,16 +117,25 @@ Positions (past_length, input_ids) => (positions)
   new_tokens = Squeeze (new_tokens_1)
   offsets = Range (zero, new_tokens, one)
   past_column = Unsqueeze (past_length, columns)
-  positions = Add (past_column, offsets)
+  slots = Add (past_column, offsets)
+}
+"""
+
+_POSITIONS = """
+Positions (slots, cache_start) => (positions)
+{
+  columns = Constant <value_ints = [1]> ()
+  start_column = Unsqueeze (cache_start, columns)
+  positions = Add (slots, start_column)
 }
 """
 
 _ROTARY_ANGLES = """
-RotaryAngles (positions, inv_freq) => (cos, sin)
+RotaryAngles (slots, inv_freq) => (cos, sin)
 {
   last = Constant <value_ints = [-1]> ()
-  positions_float = Cast <to = 1> (positions)
-  column = Unsqueeze (positions_float, last)
+  slots_float = Cast <to = 1> (slots)
+  column = Unsqueeze (slots_float, last)
   angles = Mul (column, inv_freq)
   cos = Cos (angles)
   sin = Sin (angles)
@@ -172,19 +217,23 @@ AppendToCache <num_heads> (past, x, past_length, total_length) => (present)
 """
 
 _CHUNK_CAUSAL_MASK = """
-ChunkCausalMask <chunk_size> (positions, present_key) => (mask)
+ChunkCausalMask <chunk_size> (slots, cache_start, present_key) => (mask)
 {
   zero = Constant <value_int = 0> ()
   one = Constant <value_int = 1> ()
   query_axes = Constant <value_ints = [1, 3]> ()
+  start_axes = Constant <value_ints = [1, 2, 3]> ()
   chunk = Constant <value_int: int = @chunk_size> ()
-  slots_1 = Shape <start = 2, end = 3> (present_key)
-  slots = Squeeze (slots_1)
-  keys = Range (zero, slots, one)
-  queries = Unsqueeze (positions, query_axes)
+  key_slots_1 = Shape <start = 2, end = 3> (present_key)
+  key_slots = Squeeze (key_slots_1)
+  keys = Range (zero, key_slots, one)
+  queries = Unsqueeze (slots, query_axes)
   causal = LessOrEqual (keys, queries)
-  key_chunk = Div (keys, chunk)
-  query_chunk = Div (queries, chunk)
+  start = Unsqueeze (cache_start, start_axes)
+  key_positions = Add (keys, start)
+  query_positions = Add (queries, start)
+  key_chunk = Div (key_positions, chunk)
+  query_chunk = Div (query_positions, chunk)
   same_chunk = Equal (key_chunk, query_chunk)
   mask = And (causal, same_chunk)
 }
@@ -192,12 +241,12 @@ ChunkCausalMask <chunk_size> (positions, present_key) => (mask)
 
 _ATTENTION = """
 Attention <num_heads, kv_num_heads, chunk_size>
-  (q, k, v, past_key, past_value, positions, past_length, total_length) => (y, present_key, present_value)
+  (q, k, v, past_key, past_value, slots, past_length, total_length, cache_start) => (y, present_key, present_value)
 {
   joined_shape = Constant <value_ints = [0, 0, -1]> ()
   present_key = l4.AppendToCache <num_heads: int = @kv_num_heads> (past_key, k, past_length, total_length)
   present_value = l4.AppendToCache <num_heads: int = @kv_num_heads> (past_value, v, past_length, total_length)
-  mask = l4.ChunkCausalMask <chunk_size: int = @chunk_size> (positions, present_key)
+  mask = l4.ChunkCausalMask <chunk_size: int = @chunk_size> (slots, cache_start, present_key)
   queries = l4.SplitHeads <num_heads: int = @num_heads> (q)
   heads = Attention (queries, present_key, present_value, mask)
   tokens = Transpose <perm = [0, 2, 1, 3]> (heads)
@@ -267,10 +316,12 @@ KeepLastPositions (hidden, new_length, logits_to_keep) => (kept)
 _SOURCES: dict[str, tuple[str, str]] = {
     "SequenceLengths": (
         _SEQUENCE_LENGTHS,
-        "attention_mask int64 [B, total] (ones, then zeros: rows are padded on the right), input_ids int64 [B, S] -> "
-        "past_length int64 [B] = max(sum(mask) - S, 0), new_length int64 [B] real tokens of this call, total_length "
-        "int64 [1] = max(longest row, S), at most max_context. A mask of another form, or an empty row, stops the run "
-        "in the node rows_must_be_padded_on_the_right (a Gather out of bounds), a longer sequence in "
+        "attention_mask int64 [B, columns] (ones, then zeros: rows are padded on the right), input_ids int64 [B, S], "
+        "mask_start int64 [B] or [1] (tokens in the cache before the mask's first column), cache_start int64 [B] or "
+        "[1] (position of the token in slot 0) -> past_length int64 [B] = max(mask_start + sum(mask) - S, 0), "
+        "new_length int64 [B] real tokens of this call, total_length int64 [1] = max(longest row, S). A mask of "
+        "another form, an empty row, padding behind mask_start, or a negative start stops the run in the node "
+        "rows_must_be_padded_on_the_right (a Gather out of bounds), a position from max_context on in "
         "sequence_must_fit_max_context: a wrong answer would be silent.",
     ),
     "CheckedTokens": (
@@ -278,11 +329,20 @@ _SOURCES: dict[str, tuple[str, str]] = {
         "input_ids int64 [B, S] as they are. An id below 0 or from vocab_size on stops the run in the node "
         "token_ids_must_be_in_the_vocabulary: a lookup would wrap around or read zeros.",
     ),
-    "Positions": (_POSITIONS, "past_length int64 [B] -> positions int64 [B, S] = past_length + 0, 1, ..., S-1."),
+    "ChunkLengths": (
+        _CHUNK_LENGTHS,
+        "past_length, new_length int64 [B], cache_start int64 [B] or [1] -> the same lengths within a cache that holds "
+        "one chunk of chunk_size tokens: chunk_past int64 [B] = min((cache_start + past_length) mod chunk_size, "
+        "past_length), chunk_new = new_length, chunk_total int64 [1] = max(longest chunk_past + chunk_new, S). New "
+        "tokens of two chunks stop the run in the node new_tokens_must_stay_in_one_chunk.",
+    ),
+    "Slots": (_SLOTS, "past_length int64 [B] -> cache slots int64 [B, S] of the new tokens = past_length + 0 .. S-1."),
+    "Positions": (_POSITIONS, "slots int64 [B, S], cache_start int64 [B] or [1] -> positions = slots + cache_start."),
     "RotaryAngles": (
         _ROTARY_ANGLES,
-        "positions int64 [B, S], inv_freq float32 [d/2] -> cos, sin float32 [B, S, d/2] of position * inv_freq, the "
-        "product taken in float32 as transformers does.",
+        "slots int64 [B, S], inv_freq float32 [d/2] -> cos, sin float32 [B, S, d/2] of slot * inv_freq, the product "
+        "taken in float32 as transformers does. Scores depend on differences of angles alone, so a cache may count "
+        "its slots from any position.",
     ),
     "QKNorm": (
         _QK_NORM,
@@ -301,8 +361,8 @@ _SOURCES: dict[str, tuple[str, str]] = {
     ),
     "ChunkCausalMask": (
         _CHUNK_CAUSAL_MASK,
-        "positions int64 [B, S] -> bool [B, 1, S, T]: key <= query and floor(key / chunk_size) = floor(query / "
-        "chunk_size). A chunk_size larger than any position is a plain causal mask.",
+        "slots int64 [B, S] -> bool [B, 1, S, T]: key <= query and floor((cache_start + key) / chunk_size) = "
+        "floor((cache_start + query) / chunk_size). A chunk_size of NO_LIMIT is a plain causal mask.",
     ),
     "Attention": (
         _ATTENTION,

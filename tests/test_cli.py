@@ -306,7 +306,7 @@ class TestBadEnginesAndPrompts:
     def test_a_newer_format(self, cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
         engine = copy_checkpoint(workshop.engine_path("scout", "static"), tmp_path / "e")
         manifest = json.loads((engine / "manifest.json").read_text())
-        (engine / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
+        (engine / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
         for command in (("verify", engine), ("inspect", engine), ("run", engine, "--token-ids", "1")):
             assert_refused(cli(*command), 2, "newer", "upgrade")
 

@@ -138,7 +138,7 @@ def test_a_newer_version_is_refused(engine: Path) -> None:
 
 
 def test_a_newer_version_is_refused_whatever_else_it_holds(engine: Path) -> None:
-    (engine / MANIFEST).write_text(json.dumps({"format": "l4export-engine", "format_version": 2}))
+    (engine / MANIFEST).write_text(json.dumps({"format": "l4export-engine", "format_version": FORMAT_VERSION + 1}))
     assert "upgrade l4export" in refusal(engine)
 
 
