@@ -13,6 +13,7 @@ import numpy as np
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.manifest import Manifest, file_record
 from l4export.runtimes.sampling import Sampler
+from l4export.runtimes.saved_session import load_session
 from l4export.runtimes.session import Session
 from l4export.runtimes.text import TextCodec
 
@@ -53,6 +54,15 @@ class Engine:
                 or buffers that do not fit into memory.
         """
         return Session(self.inference, self.manifest, batch, capacity, start)
+
+    def load_session(self, path: str | Path) -> Session:
+        """The session that `Session.save` wrote, to go on with.
+
+        Raises:
+            InputError: no such file, one that is damaged, or one that another engine has saved.
+            StorageError: reading failed.
+        """
+        return load_session(Path(path), self.inference, self.manifest)
 
     def generate(
         self,

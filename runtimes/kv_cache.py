@@ -15,12 +15,54 @@ from l4export.manifest import Manifest
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["Call", "ChunkedCache", "ConcatCache", "KVCache", "StaticCache", "new_cache"]
+__all__ = ["CacheSpec", "Call", "ChunkedCache", "ConcatCache", "KVCache", "StaticCache", "new_cache"]
 
 _DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 
 Arrays = Sequence[NDArray[Any]]
-"""One array for the keys and one for the values of every layer, in the order of the decoder's inputs."""
+"""One array for each name of a `CacheSpec`."""
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """What an engine's caches are: one array for the keys and one for the values of every layer.
+
+    Attributes:
+        names: `{layer}.key`, `{layer}.value`.
+        local: For each array, whether its layer keeps one chunk only.
+        heads: Key/value heads.
+        head_dim: Their width.
+        dtype: Of keys and values.
+    """
+
+    names: tuple[str, ...]
+    local: tuple[bool, ...]
+    heads: int
+    head_dim: int
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> CacheSpec:
+        """As the manifest has it."""
+        model, chunked = manifest.model, manifest.kv_layout == "chunked"
+        names = tuple(f"{layer}.{kind}" for layer in range(model.num_hidden_layers) for kind in ("key", "value"))
+        local = tuple(chunked and layer.kind == "chunked" for layer in manifest.kv_layers for _ in ("key", "value"))
+        dtype = _DTYPES[manifest.precision["kv_cache"]]
+        return cls(names, local, model.num_key_value_heads, model.head_dim, dtype)
+
+    @property
+    def past(self) -> list[str]:
+        """The decoder's inputs."""
+        return [f"past_key_values.{name}" for name in self.names]
+
+    @property
+    def present(self) -> list[str]:
+        """The decoder's outputs."""
+        return [f"present.{name}" for name in self.names]
+
+    def shapes(self, count: int, local_count: int) -> list[tuple[int, int, int]]:
+        """Of one row's tokens in every array, [kv_heads, tokens, head_dim]; `local_count` of one chunk."""
+        return [(self.heads, local_count if local else count, self.head_dim) for local in self.local]
 
 
 @dataclass(frozen=True)
@@ -58,22 +100,16 @@ class KVCache(ABC):
     """Keys and values of `batch` rows, each in the first slots of its layer's array [batch, kv_heads, slots, head_dim].
 
     Attributes:
-        local: For each array, whether its layer keeps one chunk only.
+        spec: What the arrays have in common.
+        arrays: Keys and values of every layer, in the order of `spec`.
     """
 
     def __init__(self, inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int) -> None:
-        model = manifest.model
         self.inference = inference
+        self.spec = CacheSpec.of(manifest)
         self.batch = batch
         self.capacity = capacity
-        self.vocab = model.vocab_size
-        self.heads, self.head_dim = model.num_key_value_heads, model.head_dim
-        self.dtype: np.dtype[Any] = _DTYPES[manifest.precision["kv_cache"]]
-        kinds = [(layer, kind) for layer in range(model.num_hidden_layers) for kind in ("key", "value")]
-        self.past_names = [f"past_key_values.{layer}.{kind}" for layer, kind in kinds]
-        self.present_names = [f"present.{layer}.{kind}" for layer, kind in kinds]
-        chunked = manifest.kv_layout == "chunked"
-        self.local = [chunked and manifest.kv_layers[layer].kind == "chunked" for layer, _ in kinds]
+        self.vocab = manifest.model.vocab_size
         self.arrays: list[NDArray[Any]] = []
 
     @abstractmethod
@@ -100,12 +136,13 @@ class KVCache(ABC):
         """Views [kv_heads, count, head_dim] of a row's tokens; `local_count` in layers that keep one chunk."""
         return [
             array[row, :, : local_count if local else count]
-            for array, local in zip(self.arrays, self.local, strict=True)
+            for array, local in zip(self.arrays, self.spec.local, strict=True)
         ]
 
-    def shape(self, count: int) -> tuple[int, int, int, int]:
-        """Of an array with `count` slots."""
-        return self.batch, self.heads, count, self.head_dim
+    def new_arrays(self, slots: Sequence[int]) -> list[NDArray[Any]]:
+        """Zeros, with so many slots in each array."""
+        heads, width = self.spec.heads, self.spec.head_dim
+        return [np.zeros((self.batch, heads, count, width), dtype=self.spec.dtype) for count in slots]
 
 
 def new_cache(inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int) -> KVCache:
@@ -123,12 +160,12 @@ class StaticCache(KVCache):
 
     def __init__(self, inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int) -> None:
         super().__init__(inference, manifest, batch, capacity)
-        self.arrays = [np.zeros(self.shape(slots), dtype=self.dtype) for slots in self.slots(manifest)]
+        self.arrays = self.new_arrays(self.slots(manifest))
         self._bindings: dict[int | None, Any] = {}
 
     def slots(self, manifest: Manifest) -> list[int]:
         """Slots of each buffer."""
-        return [self.capacity] * len(self.past_names)
+        return [self.capacity] * len(self.spec.names)
 
     def run(self, call: Call) -> NDArray[np.float32]:
         """Bound by address, so nothing is copied; the arrays outlive the call."""
@@ -161,10 +198,10 @@ class StaticCache(KVCache):
         """The call's binding with its caches bound, made once for each row and once for all of them."""
         if row not in self._bindings:
             binding = self.inference.io_binding()
-            for past, present, buffer in zip(self.past_names, self.present_names, self.arrays, strict=True):
+            for past, present, buffer in zip(self.spec.past, self.spec.present, self.arrays, strict=True):
                 part = buffer if row is None else buffer[row : row + 1]
-                binding.bind_input(past, "cpu", 0, self.dtype, part.shape, part.ctypes.data)
-                binding.bind_output(present, "cpu", 0, self.dtype, part.shape, part.ctypes.data)
+                binding.bind_input(past, "cpu", 0, self.spec.dtype, part.shape, part.ctypes.data)
+                binding.bind_output(present, "cpu", 0, self.spec.dtype, part.shape, part.ctypes.data)
             self._bindings[row] = binding
         return self._bindings[row]
 
@@ -190,7 +227,7 @@ class ChunkedCache(StaticCache):
                 view[:] = part
 
     def _chunk(self, row: int, slots: int) -> Arrays:
-        return [array[row, :, :slots] for array, local in zip(self.arrays, self.local, strict=True) if local]
+        return [array[row, :, :slots] for array, local in zip(self.arrays, self.spec.local, strict=True) if local]
 
 
 class ConcatCache(KVCache):
@@ -205,8 +242,8 @@ class ConcatCache(KVCache):
         held, row = int(call.lengths.max()), call.row
         rows = slice(None) if row is None else slice(row, row + 1)
         pasts = [array[rows, :, :held] for array in self.arrays]
-        feeds = {**call.inputs(), **dict(zip(self.past_names, pasts, strict=True))}
-        logits, *presents = self.inference.run(["logits", *self.present_names], feeds)
+        feeds = {**call.inputs(), **dict(zip(self.spec.past, pasts, strict=True))}
+        logits, *presents = self.inference.run(["logits", *self.spec.present], feeds)
         if row is None or self.batch == 1:
             self.arrays = presents
         else:
@@ -216,7 +253,7 @@ class ConcatCache(KVCache):
     def fill(self, rows: Sequence[Arrays]) -> None:
         """Arrays as long as the longest row."""
         longest = max(tokens[0].shape[1] for tokens in rows)
-        self.arrays = [np.zeros(self.shape(longest), dtype=self.dtype) for _ in self.past_names]
+        self.arrays = self.new_arrays([longest] * len(self.spec.names))
         for row, tokens in enumerate(rows):
             for array, part in zip(self.arrays, tokens, strict=True):
                 array[row, :, : part.shape[1]] = part
@@ -231,11 +268,11 @@ class ConcatCache(KVCache):
 
     def reset(self) -> None:
         """No slots."""
-        self.arrays = [np.zeros(self.shape(0), dtype=self.dtype) for _ in self.past_names]
+        self.arrays = self.new_arrays([0] * len(self.spec.names))
 
     def _with_row(self, array: NDArray[Any], present: NDArray[Any], row: int) -> NDArray[Any]:
         slots = max(array.shape[2], present.shape[2])
-        grown: NDArray[Any] = np.zeros(self.shape(slots), dtype=self.dtype)
+        (grown,) = self.new_arrays([slots])
         grown[:, :, : array.shape[2]] = array
         grown[row, :, : present.shape[2]] = present[0]
         return grown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,10 @@ class SessionState:
     starts: NDArray[np.int64]
     held: NDArray[np.int64]
 
+    def of(self, rows: list[int]) -> SessionState:
+        """The state of some rows."""
+        return SessionState(self.capacity, self.lengths[rows], self.starts[rows], self.held[rows])
+
 
 class Session:
     """`batch` rows of tokens, each at its own length. Made by `Engine.session`.
@@ -39,6 +44,7 @@ class Session:
         lengths: int64 [batch], tokens that each row holds.
         starts: int64 [batch], positions of each row's first token: 0, unless `Engine.session` was told otherwise.
         capacity: Tokens that a row can hold.
+        manifest: The engine's.
     """
 
     def __init__(
@@ -61,7 +67,7 @@ class Session:
         self.capacity = capacity or limit - int(self.starts.min())
         self.lengths = np.zeros(batch, dtype=np.int64)
         self._inference = inference
-        self._manifest = manifest
+        self.manifest = manifest
         self._limit = limit
         self._vocab = manifest.model.vocab_size
         self._piece = manifest.prefill_max_tokens
@@ -145,9 +151,19 @@ class Session:
         chosen = range(self.batch) if rows is None else rows
         if not len(chosen) or not all(0 <= row < self.batch for row in chosen):
             raise InputError(f"rows {list(chosen)}: give rows of 0 to {self.batch - 1}")
-        index = list(chosen)
-        state = SessionState(self.capacity, *(a[index] for a in (self.lengths, self.starts, self._chunks.held)))
-        return Session.restored(self._inference, self._manifest, state, [self.tokens(row) for row in index])
+        return Session.restored(
+            self._inference, self.manifest, self.state.of(list(chosen)), [self.tokens(row) for row in chosen]
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the session to a file, which `Engine.load_session` opens; only the slots in use take room there.
+
+        Raises:
+            StorageError: writing failed; a file that was there before is as it was.
+        """
+        from l4export.runtimes.saved_session import save_session
+
+        save_session(self, Path(path))
 
     @classmethod
     def restored(
@@ -163,6 +179,11 @@ class Session:
         session._chunks.held[:] = state.held
         session._cache.fill(tokens)
         return session
+
+    @property
+    def state(self) -> SessionState:
+        """A copy of everything but the keys and values."""
+        return SessionState(self.capacity, self.lengths.copy(), self.starts.copy(), self._chunks.held.copy())
 
     def reset(self) -> None:
         """Forget every token; the buffers stay."""
