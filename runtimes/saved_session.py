@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["load_session", "save_session"]
 
 _FORMAT = "l4export-session-1"
+_ROWS = ("lengths", "starts", "held")
 _NO_COUNT = 2**48
+"""More tokens than there can be."""
 _DTYPE_NAMES = {dtype: name for name, dtype in HANDLED_DTYPES.items()}
 
 
@@ -67,9 +69,7 @@ def load_session(path: Path, inference: onnxruntime.InferenceSession, manifest: 
     if file.metadata.get("format") != _FORMAT:
         raise InputError(f"{path}: not a session that this version of l4export has saved")
     if file.metadata.get("engine") != _identity(manifest):
-        raise InputError(
-            f"{path}: saved by a session of another engine; load it with that one, or feed the prompt anew"
-        )
+        raise InputError(f"{path}: saved with another engine; load it with that one, or feed the prompt anew")
     text = file.metadata.get("state", "")
     state, shapes = _state(text, manifest, spec, path)
     names = [f"{row}.{name}" for row in range(len(shapes)) for name in spec.names]
@@ -89,12 +89,13 @@ def _state(
 ) -> tuple[SessionState, list[list[tuple[int, int, int]]]]:
     """A state that a session of this engine can be in, and for each row the shapes of what it holds then."""
     raw = parse_json_object(text.encode(), f"{path}: state")
-    rows = [raw.get(name) for name in ("lengths", "starts", "held")]
-    counts = [number for numbers in rows if isinstance(numbers, list) for number in numbers]
+    rows = [raw[name] if isinstance(raw.get(name), list) else [] for name in _ROWS]
+    numbers = [raw.get("capacity"), *itertools.chain(*rows)]
     if (
-        any(type(number) is not int or not 0 <= number < _NO_COUNT for number in (raw.get("capacity"), *counts))
-        or {len(numbers) if isinstance(numbers, list) else 0 for numbers in rows} != {len(counts) // 3}
-        or not counts
+        raw.keys() != {"capacity", *_ROWS}
+        or not rows[0]
+        or len({len(row) for row in rows}) != 1
+        or any(type(number) is not int or not 0 <= number < _NO_COUNT for number in numbers)
     ):
         raise _damaged(path, "its state is not that of a session")
     lengths, starts, held = (np.asarray(numbers, dtype=np.int64) for numbers in rows)
@@ -113,7 +114,7 @@ def _state(
 
 
 def _state_json(state: SessionState) -> str:
-    rows = {name: getattr(state, name).tolist() for name in ("lengths", "starts", "held")}
+    rows = {name: getattr(state, name).tolist() for name in _ROWS}
     return json.dumps({"capacity": state.capacity, **rows})
 
 
@@ -121,7 +122,7 @@ def _digest(state: str, arrays: Iterable[NDArray[Any]]) -> str:
     digest = hashlib.sha256(state.encode())
     for array in arrays:
         for head in array:
-            digest.update(np.ascontiguousarray(head).reshape(-1).view(np.uint8))
+            digest.update(np.ascontiguousarray(head).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
