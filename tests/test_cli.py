@@ -89,6 +89,19 @@ def test_from_sample_to_parity(cli: Callable[..., Result], tmp_path: Path) -> No
     ]
 
 
+def test_a_layout_in_chunks(cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
+    checkpoint, engine = workshop.checkpoint("scout"), tmp_path / "e"
+    assert cli("build", checkpoint, "-o", engine, "--kv-layout", "chunked", "--max-context", 1000).code == 0
+    assert not (engine / "genai_config.json").exists()
+    facts = json.loads(cli("inspect", engine, "--json").out)
+    assert facts["kv_slots"] == {"chunked": 16, "full": 1000}
+    slot = 2 * 2 * 16 * 4  # keys and values, heads, width, float32
+    assert (facts["kv_bytes_per_token"], facts["kv_bytes"]) == (slot, slot * (3 * 16 + 1000))
+    assert cli("parity", engine, "--reference", checkpoint, "--prefill", 50, "--decode", 30).code == 0
+    said = cli("run", engine, "--token-ids", "5,6,7", "--max-new-tokens", 3).out.split()
+    assert said == [str(token) for token in workshop.greedy("scout", [5, 6, 7], 3)]
+
+
 def test_parity_failure_is_exit_code_1(cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
     """An engine of other weights: the report is printed all the same."""
     other = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")

@@ -77,7 +77,8 @@ def plot(rows: list[Row], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "kv_decode", "svg.fonttype": "none"})  # the same rows give the same bytes
+    # the same rows give the same bytes
+    matplotlib.rcParams.update({"svg.hashsalt": "kv_decode", "svg.fonttype": "none"})
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
