@@ -149,11 +149,10 @@ class Session:
             InputError: no rows, a row that is not there, or no memory for another session.
         """
         chosen = range(self.batch) if rows is None else rows
-        if not len(chosen) or not all(0 <= row < self.batch for row in chosen):
+        if not len(chosen) or not all(row in range(self.batch) for row in chosen):
             raise InputError(f"rows {list(chosen)}: give rows of 0 to {self.batch - 1}")
-        return Session.restored(
-            self._inference, self.manifest, self.state.of(list(chosen)), [self.tokens(row) for row in chosen]
-        )
+        state, tokens = self.state.of([int(row) for row in chosen]), [self.tokens(int(row)) for row in chosen]
+        return Session.restored(self._inference, self.manifest, state, tokens)
 
     def save(self, path: str | Path) -> None:
         """Write the session to a file, which `Engine.load_session` opens; only the slots in use take room there.
@@ -257,7 +256,10 @@ class Session:
 
     def _per_row(self, value: int | Sequence[int], what: str) -> NDArray[np.int64]:
         """One whole number for every row, or one each."""
-        given = np.asarray(value)
+        try:
+            given = np.asarray(value)
+        except ValueError:  # rows of different lengths
+            given = np.zeros((0, 0))
         if given.dtype.kind not in "iu" or given.shape not in ((), (self.batch,)):
             raise InputError(f"{what}: give a whole number, or one for each of {self.batch} rows")
         return np.broadcast_to(given, self.batch).astype(np.int64)

@@ -93,6 +93,41 @@ def test_static_buffers_are_updated_in_place(workshop: Workshop) -> None:
         assert not buffer[0, :, 30:].any()
 
 
+@layouts
+def test_masks_do_not_grow_with_the_sequence(workshop: Workshop, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = workshop.engine("scout", layout).session(batch=2)
+    session.append(random_ids((2, 90)))
+    run, shapes = session._cache.run, []
+
+    def watched(call: Call) -> np.ndarray:
+        shapes.append(call.inputs()["attention_mask"].shape)
+        return run(call)
+
+    monkeypatch.setattr(session._cache, "run", watched)
+    session.append([[1], [2]])
+    assert shapes == [(2, 1)]
+
+
+@pytest.mark.parametrize("start", [-1, 256, [0, 256], [0], [0, 0, 0], 1.5, [[0], [1, 2]]])
+def test_impossible_starts_are_refused(workshop: Workshop, start: object) -> None:
+    with pytest.raises(InputError) as caught:
+        workshop.engine("scout", "chunked").session(batch=2, start=start)  # type: ignore[arg-type]
+    assert "start" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@layouts
+def test_the_context_counts_from_position_0(workshop: Workshop, layout: str) -> None:
+    session = workshop.engine("scout", layout).session(batch=2, start=[250, 100])
+    assert session.capacity == 156
+    with pytest.raises(InputError, match=r"row 0: 7 tokens from position 250 .* --max-context"):
+        session.append([random_ids(7), random_ids(7)])
+    assert session.append([random_ids(6), random_ids(7)]).shape == (2, 7, 256)
+    with pytest.raises(InputError, match=r"row 0: 1 tokens from position 256"):
+        session.append([[1], [2]])
+    assert np.isfinite(session.append([[], [2]])[1]).all()
+    assert session.positions.tolist() == [256, 108]
+
+
 @pytest.mark.parametrize(("batch", "capacity"), [(0, None), (-1, None), (1, 0), (1, 257)])
 def test_impossible_sessions_are_refused(workshop: Workshop, batch: int, capacity: int | None) -> None:
     with pytest.raises(InputError):

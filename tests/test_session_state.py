@@ -130,7 +130,7 @@ def test_the_beginnings_of_chunks_can_be_reached_from_afar(workshop: Workshop) -
 
 
 @layouts
-@pytest.mark.parametrize("tokens", [-1, 31, [1], [1, 2, 3], [1, -1], [1, 21], 1.5, "1"])
+@pytest.mark.parametrize("tokens", [-1, 31, [1], [1, 2, 3], [1, -1], [1, 21], [[1], [2, 3]], 1.5, "1"])
 def test_impossible_rewinds_leave_the_session_as_it_was(workshop: Workshop, layout: str, tokens: object) -> None:
     ids = random_ids((2, 40))
     session = workshop.engine("scout", layout).session(batch=2)
@@ -141,7 +141,7 @@ def test_impossible_rewinds_leave_the_session_as_it_was(workshop: Workshop, layo
 
 
 @layouts
-@pytest.mark.parametrize("rows", [[], [2], [-1], [0, 5]])
+@pytest.mark.parametrize("rows", [[], [2], [-1], [0, 5], [0.5]])
 def test_impossible_forks_are_refused(workshop: Workshop, layout: str, rows: list[int]) -> None:
     with pytest.raises(InputError, match="give rows of 0 to 1"):
         workshop.engine("scout", layout).session(batch=2).fork(rows)
