@@ -14,10 +14,11 @@ import onnx_ir as ir
 
 from l4export.build_plan import DEFAULT_MAX_CONTEXT, DTYPES, STEM, BuildOptions, BuildPlan, plan_build
 from l4export.companions import check_companions
+from l4export.config import ModelConfig
 from l4export.emission import emit_data, emit_graph
 from l4export.engine_directory import EngineDirectory
 from l4export.errors import InputError, StorageError
-from l4export.genai import genai_config
+from l4export.genai import GENAI_LAYOUTS, genai_config
 from l4export.journal import JOURNAL, Journal
 from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
 from l4export.placement import plan_digest
@@ -100,10 +101,12 @@ class _Build:
                 else:
                     weights = self._emit(partial)
                 emit_graph(planned.model, self.files, partial, STEM)
-                (partial / _GENAI_CONFIG).write_text(_genai(planned), encoding="utf-8")
                 for name in (companions := _companions(planned.checkpoint.path)):
                     shutil.copyfile(planned.checkpoint.path / name, partial / name)
-                records = weights | {name: file_record(partial / name) for name in (graph, _GENAI_CONFIG, *companions)}
+                texts = _texts(planned)
+                for name, text in texts.items():
+                    (partial / name).write_text(text, encoding="utf-8")
+                records = weights | {name: file_record(partial / name) for name in (graph, *texts, *companions)}
                 manifest = _manifest(planned, dict(sorted(records.items())), source.result())
                 planned.sources.check_unchanged()
                 directory.finish(manifest.to_json())
@@ -161,13 +164,23 @@ def _listed(changed: list[str]) -> str:
     return " and ".join(name if name == "l4export" else f"the {name}" for name in causes)
 
 
-def _genai(planned: BuildPlan) -> str:
-    return genai_config(planned.config, planned.options.kv_layout, planned.max_context, _PREFILL_TOKENS)
+def _texts(planned: BuildPlan) -> dict[str, str]:
+    """Files for other runtimes, where these can run the engine."""
+    layout = planned.options.kv_layout
+    if layout not in GENAI_LAYOUTS:
+        return {}
+    return {_GENAI_CONFIG: genai_config(planned.config, layout, planned.max_context, _PREFILL_TOKENS)}
+
+
+def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLayer, ...]:
+    """Kind and capacity of each layer's cache."""
+    chunk, whole = config.attention_chunk_size, None if layout == "concat" else max_context
+    local = min(chunk, max_context) if layout == "chunked" and chunk is not None else whole
+    return tuple(KVLayer("chunked", local) if chunked else KVLayer("full", whole) for chunked in config.chunked_layers)
 
 
 def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str, Any]) -> Manifest:
     config, options = planned.config, planned.options
-    capacity = planned.max_context if options.kv_layout == "static" else None
     graph = planned.model.graph
     return Manifest(
         generator=generator(),
@@ -181,8 +194,9 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
         },
         max_context=planned.max_context,
         kv_layout=options.kv_layout,
-        kv_layers=tuple(KVLayer("chunked" if chunked else "full", capacity) for chunked in config.chunked_layers),
+        kv_layers=_kv_layers(config, options.kv_layout, planned.max_context),
         prefill_max_tokens=_PREFILL_TOKENS,
+        prefill_cut=config.attention_chunk_size if options.kv_layout == "chunked" else None,
         inputs=tuple(_interface(value) for value in graph.inputs),
         outputs=tuple(_interface(value) for value in graph.outputs),
         passes=planned.passes,

@@ -17,8 +17,8 @@ TARGETS = ("ort-cpu",)
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """What decides which passes run: the target, the KV layout (`concat`, `static`), the longest sequence in tokens,
-    and what is quantised how (None: nothing)."""
+    """What decides which passes run: the target, the KV layout (`concat`, `static`, `chunked`), the longest sequence in
+    tokens, and what is quantised how (None: nothing)."""
 
     target: str
     kv_layout: str

@@ -22,7 +22,7 @@ from l4export.sample import write_sample
 torch.set_num_threads(1)  # tiny models: threads only wait for each other, and tests run side by side
 
 VARIANTS = ("scout", "maverick", "guard", "mobile", "scout-top2", "maverick-top2")
-LAYOUTS = ("concat", "static")
+LAYOUTS = ("concat", "static", "chunked")
 
 
 @pytest.fixture(scope="session")

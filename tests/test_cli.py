@@ -89,6 +89,19 @@ def test_from_sample_to_parity(cli: Callable[..., Result], tmp_path: Path) -> No
     ]
 
 
+def test_a_layout_in_chunks(cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
+    checkpoint, engine = workshop.checkpoint("scout"), tmp_path / "e"
+    assert cli("build", checkpoint, "-o", engine, "--kv-layout", "chunked", "--max-context", 1000).code == 0
+    assert not (engine / "genai_config.json").exists()
+    facts = json.loads(cli("inspect", engine, "--json").out)
+    assert facts["kv_slots"] == {"chunked": 16, "full": 1000}
+    slot = 2 * 2 * 16 * 4  # keys and values, heads, width, float32
+    assert (facts["kv_bytes_per_token"], facts["kv_bytes"]) == (slot, slot * (3 * 16 + 1000))
+    assert cli("parity", engine, "--reference", checkpoint, "--prefill", 50, "--decode", 30).code == 0
+    said = cli("run", engine, "--token-ids", "5,6,7", "--max-new-tokens", 3).out.split()
+    assert said == [str(token) for token in workshop.greedy("scout", [5, 6, 7], 3)]
+
+
 def test_parity_failure_is_exit_code_1(cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
     """An engine of other weights: the report is printed all the same."""
     other = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
@@ -306,7 +319,7 @@ class TestBadEnginesAndPrompts:
     def test_a_newer_format(self, cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
         engine = copy_checkpoint(workshop.engine_path("scout", "static"), tmp_path / "e")
         manifest = json.loads((engine / "manifest.json").read_text())
-        (engine / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
+        (engine / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
         for command in (("verify", engine), ("inspect", engine), ("run", engine, "--token-ids", "1")):
             assert_refused(cli(*command), 2, "newer", "upgrade")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime_genai as og
 import pytest
-from conftest import VARIANTS, Workshop, random_ids
+from conftest import LAYOUTS, VARIANTS, Workshop, random_ids
 
 
 def _generator(workshop: Workshop, variant: str, layout: str, length: int) -> og.Generator:
@@ -41,6 +41,12 @@ def test_same_greedy_tokens(workshop: Workshop, variant: str, layout: str) -> No
     generator = _generator(workshop, variant, layout, 110)
     generator.append_tokens(prompt)
     assert _say(generator, 40) == _expected(workshop, variant, prompt, 40)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_it_cannot_run_has_no_config_for_it(workshop: Workshop, layout: str) -> None:
+    """A second prompt would run over the end of a chunk."""
+    assert (workshop.engine_path("scout", layout) / "genai_config.json").exists() == (layout != "chunked")
 
 
 @pytest.mark.parametrize("first", [23, 44, 600])  # 600: more than one call takes (512)

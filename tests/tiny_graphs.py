@@ -69,13 +69,18 @@ def model_of(builder: GraphBuilder, inputs: Sequence[ir.Value], outputs: Sequenc
     return ir.Model(graph, ir_version=IR_VERSION, functions=dialect_functions())
 
 
-def run(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The outputs of one call in ONNX Runtime's CPU provider."""
+def loaded(model: ir.Model) -> ort.InferenceSession:
+    """The model in ONNX Runtime's CPU provider."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     proto = ir.to_proto(model).SerializeToString()
-    return ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"]).run(None, dict(feeds))
+    return ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+
+
+def run(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs of one call in ONNX Runtime's CPU provider."""
+    return loaded(model).run(None, dict(feeds))
 
 
 def call(

@@ -86,7 +86,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of a file by name, in the order of their bytes; raises `InputError` or `StorageError`."""
     fd, size = _open(path)
     try:
-        return _read_header(fd, size, path)
+        return _read_header(fd, size, path)[0]
     finally:
         os.close(fd)
 
@@ -101,7 +101,7 @@ class TensorFile:
         self.path = path
         self._fd, self.size = _open(path)
         try:
-            self.entries = _read_header(self._fd, self.size, path)
+            self.entries, self.metadata = _read_header(self._fd, self.size, path)
             self._map = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: the file shrank a moment ago
             os.close(self._fd)
@@ -155,7 +155,8 @@ def _open(path: Path) -> tuple[int, int]:
     return fd, status.st_size
 
 
-def _read_header(fd: int, size: int, path: Path) -> dict[str, TensorEntry]:
+def _read_header(fd: int, size: int, path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """Tensors and metadata."""
     if size < 8:
         raise InputError(f"{path}: truncated: {size} bytes, a safetensors file has at least 8{_HINT}")
     length = int.from_bytes(_read(fd, 8, 0, path), "little")
@@ -182,7 +183,7 @@ def _read_header(fd: int, size: int, path: Path) -> dict[str, TensorEntry]:
         raise InputError(f"{path}: truncated: header describes {end} bytes, file has {size}{_HINT}")
     if end < size:
         raise InputError(f"{path}: {size - end} bytes after the last tensor; header describes {end}{_HINT}")
-    return {entry.name: entry for entry in entries}
+    return {entry.name: entry for entry in entries}, metadata
 
 
 def _read(fd: int, count: int, offset: int, path: Path) -> bytes:

@@ -49,10 +49,10 @@ class _Interrupted(L4Error):
 @click.option("--policy", "policy_file", type=click.Path(path_type=Path), help="What is quantised how, as a TOML file.")
 @click.option(
     "--kv-layout",
-    type=click.Choice(["concat", "static"]),
+    type=click.Choice(["concat", "static", "chunked"]),
     default="static",
     show_default=True,
-    help="KV cache: buffers of --max-context updated in place, or tensors that grow.",
+    help="KV cache: buffers of --max-context slots, the same but one chunk for chunked layers, or tensors that grow.",
 )
 @click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
 @click.option("--layers", metavar="A:B", callback=lambda *a: _layers(a[2]), help="Only the layers A to B - 1.")
