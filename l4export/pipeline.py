@@ -49,7 +49,11 @@ def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
         passes.QKNormBeforeRotary(),
         passes.AttentionFusion(options.max_context),
         # keys and values in fewer bits
-        *([passes.KVCacheQuantization(KV_BITS[options.kv_dtype], options.kv_scales)] if options.kv_dtype in KV_BITS else []),
+        *(
+            [passes.KVCacheQuantization(KV_BITS[options.kv_dtype], options.kv_scales)]
+            if options.kv_dtype in KV_BITS
+            else []
+        ),
         # weights stay in the checkpoint's order
         passes.UntransposedWeights(),
         # weights in fewer bits, as the policy says
