@@ -29,10 +29,13 @@ class KVCacheCast(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Put casts around every `l4.Attention` and retype its caches."""
-        nodes = [node for node in model.graph if is_dialect(node, "Attention")]
+        nodes = [node for node in model.graph if is_dialect(node, "Attention") and self._differs(node)]
         for node in nodes:
             self._cast(model.graph, node)
         return ir.passes.PassResult(model, modified=bool(nodes))
+
+    def _differs(self, node: ir.Node) -> bool:
+        return any(cache is not None and cache.dtype != self.dtype for cache in node.inputs[3:5])
 
     def _cast(self, graph: ir.Graph, node: ir.Node) -> None:
         (past_key, past_value), y = node.inputs[3:5], node.outputs[0]

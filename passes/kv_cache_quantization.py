@@ -55,7 +55,8 @@ class KVCacheQuantization(ir.passes.InPlacePass):
                     f"--kv-dtype int{self.bits}: ONNX Runtime's GroupQueryAttention takes no heads as wide as those of "
                     f"{node.name}; use fp32 or fp16"
                 )
-        nodes = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+        fused = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+        nodes = [node for node in fused if "kv_cache_bit_width" not in node.attributes]
         for node in nodes:
             self._quantize(model.graph, node)
         return ir.passes.PassResult(model, modified=bool(nodes))
@@ -84,6 +85,7 @@ class KVCacheQuantization(ir.passes.InPlacePass):
     def _scale(self, past: ir.Value) -> NDArray[np.float32]:
         assert past.shape is not None
         _, heads, _, width = past.shape
+        assert isinstance(heads, int) and isinstance(width, int)
         if self.scales is None:
             return np.ones((heads, 1, width), dtype=np.float32)
         return self.scales[str(past.name)].reshape(heads, 1, width)
