@@ -37,6 +37,7 @@ class PipelineOptions:
 
 def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
     """The passes from the reference graph to the target's graph. Every graph between them can be run."""
+    kv_float, kv_bits = KV_FLOATS.get(options.kv_dtype or ""), KV_BITS.get(options.kv_dtype or "")
     return [
         # how many tokens there may be, and where their keys and values live
         passes.ContextLimit(options.max_context),
@@ -44,16 +45,12 @@ def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
         # only the chosen experts are evaluated
         passes.ExpertFusion(),
         # keys and values in another float type
-        *([passes.KVCacheCast(KV_FLOATS[options.kv_dtype])] if options.kv_dtype in KV_FLOATS else []),
+        *([passes.KVCacheCast(kv_float)] if kv_float else []),
         # rotation, cache update, masking and attention in one operator
         passes.QKNormBeforeRotary(),
         passes.AttentionFusion(options.max_context),
         # keys and values in fewer bits
-        *(
-            [passes.KVCacheQuantization(KV_BITS[options.kv_dtype], options.kv_scales)]
-            if options.kv_dtype in KV_BITS
-            else []
-        ),
+        *([passes.KVCacheQuantization(kv_bits, options.kv_scales)] if kv_bits else []),
         # weights stay in the checkpoint's order
         passes.UntransposedWeights(),
         # weights in fewer bits, as the policy says
