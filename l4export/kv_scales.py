@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,21 +45,31 @@ def kv_scales(
         EnvironmentLacks: onnxruntime is missing.
     """
     from l4export.runtimes.engine import Engine
+    from l4export.runtimes.kv_cache import CacheSpec
 
     capacity = min(manifest.max_context, len(token_ids))
     session = Engine(engine_path, manifest).session(capacity=capacity)
-    step = min(manifest.prefill_max_tokens, manifest.model.attention_chunk_size or capacity)
+    names = CacheSpec.of(manifest).past
     rotated = {f"past_key_values.{layer}.key" for layer, rope in enumerate(manifest.model.rope_layers) if rope}
     largest: dict[str, NDArray[np.float32]] = {}
     for start in range(0, len(token_ids), capacity):
         session.reset()
         sequence = token_ids[start : start + capacity]
-        for at in range(0, len(sequence), step):
-            session.append(list(sequence[at : at + step]), last_only=True)
-            for name, cached in session.caches().items():
-                peak = _peak(cached[0].astype(np.float32), rotated=name in rotated)
+        for piece in _pieces(len(sequence), manifest):
+            session.append(sequence[piece], last_only=True)
+            for name, cached in zip(names, session.tokens(0), strict=True):
+                peak = _peak(cached.astype(np.float32), rotated=name in rotated)
                 largest[name] = np.maximum(largest.get(name, peak), peak)
     return {name: _scale(name, peak, bits) for name, peak in largest.items()}
+
+
+def _pieces(tokens: int, manifest: Manifest) -> Iterator[slice]:
+    """What is fed at once: never over the end of a chunk, whose keys may be gone afterwards."""
+    start, chunk = 0, manifest.model.attention_chunk_size or tokens
+    while start < tokens:
+        stop = min(tokens, start + manifest.prefill_max_tokens, start - start % chunk + chunk)
+        yield slice(start, stop)
+        start = stop
 
 
 def _peak(cached: NDArray[np.float32], rotated: bool) -> NDArray[np.float32]:
