@@ -54,9 +54,10 @@ class Workshop:
             edit_config(path, num_experts_per_tok=int(top))
         return path
 
-    def _engine_path(self, variant: str, layout: str, max_context: int = 256) -> Path:
-        path = self.root / f"{variant}-{layout}-{max_context}"
-        build(self.checkpoint(variant), path, BuildOptions(kv_layout=layout, max_context=max_context))
+    def _engine_path(self, variant: str, layout: str, max_context: int = 256, kv_dtype: str = "fp32") -> Path:
+        path = self.root / f"{variant}-{layout}-{max_context}-{kv_dtype}"
+        options = BuildOptions(kv_layout=layout, max_context=max_context, kv_dtype=kv_dtype)
+        build(self.checkpoint(variant), path, options)
         return path
 
 
