@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from l4export.companions import check_companions
 from l4export.config import ModelConfig
 from l4export.emission import emit_data, emit_graph
 from l4export.engine_directory import EngineDirectory
-from l4export.errors import InputError, StorageError
+from l4export.errors import EnvironmentLacks, InputError, StorageError
 from l4export.genai import GENAI_LAYOUTS, genai_config
 from l4export.journal import JOURNAL, Journal
 from l4export.kv_scales import METHOD, kv_scales
@@ -52,6 +53,7 @@ def build(
     Raises:
         InputError: a checkpoint, an option or a weight that cannot be built; an output that exists (without `force`);
             a checkpoint that changed meanwhile.
+        EnvironmentLacks: the KV cache is quantised and onnxruntime is missing.
         StorageError: reading or writing failed.
     """
     options = options or BuildOptions()
@@ -60,6 +62,8 @@ def build(
     if options.dump_ir is not None and directory.path in [(p := options.dump_ir.absolute()), *p.parents]:
         raise InputError(f"--dump-ir {options.dump_ir}: lies inside the engine; choose another directory")
     planned = plan_build(checkpoint_path, options)
+    if planned.calibration:
+        _check_can_calibrate()
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
     except OSError as error:
@@ -153,6 +157,17 @@ class _Build:
     @property
     def _total(self) -> int:
         return sum(placed.recipe.nbytes for file in self.files for placed in file.placements)
+
+
+def _check_can_calibrate() -> None:
+    """Before the weights are written, not after."""
+    try:
+        importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise EnvironmentLacks(
+            "the scales of an int8 or int4 KV cache are measured by running the engine, which needs onnxruntime: "
+            "pip install 'l4export[cpu]'"
+        ) from error
 
 
 def _companions(checkpoint: Path) -> dict[str, FileRecord]:

@@ -24,7 +24,7 @@ MOST_TOKENS = 4096
 _DEFAULT = Path(__file__).with_name("calibration.txt")
 _RANDOM = "random token ids, seed 0"
 _MOST_BYTES = 64 << 20
-_TOKEN_IDS = re.compile(r"[\d\s,\[\]]+", re.ASCII)
+_TOKEN_IDS = re.compile(r"[\d\s,\[\]]*", re.ASCII)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ def kv_scales(
         for piece in _pieces(len(sequence), manifest):
             session.append(sequence[piece], last_only=True)
             for name, cached in zip(names, session.tokens(0), strict=True):
-                peak = _peak(cached.astype(np.float32), rotated=name in rotated)
+                new = cached[:, piece.start - piece.stop :].astype(np.float32)
+                peak = _peak(new, rotated=name in rotated)
                 largest[name] = np.maximum(largest.get(name, peak), peak)
     return {name: _scale(name, peak, bits) for name, peak in largest.items()}
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -50,6 +52,18 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, past: int, bias: np.n
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     y = weights / weights.sum(axis=-1, keepdims=True) @ v
     return y.transpose(0, 2, 1, 3).reshape(q.shape[0], q.shape[2], -1)
+
+
+def scales_of(engine: Path) -> dict[str, np.ndarray]:
+    """The scales in an engine's graph, by cache; none where the cache is float."""
+    found = {}
+    for node in ir.load(engine / "decoder.onnx").graph:
+        if node.op_type == "GroupQueryAttention":
+            for past, scale in zip(node.inputs[3:5], node.inputs[12:14], strict=False):
+                constant = None if scale is None else scale.producer()
+                assert past is not None and constant is not None
+                found[str(past.name)] = constant.attributes.get_tensor("value").numpy()
+    return found
 
 
 @contextmanager

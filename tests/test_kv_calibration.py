@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import builtins
-import json
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
-from click.testing import CliRunner
 from conftest import LAYOUTS, Workshop, copy_checkpoint
-from kv_definitions import reading
+from kv_definitions import reading, scales_of
 from safetensors.numpy import load_file, save_file
 
 from l4export.build import BuildOptions, build, plan_build
 from l4export.calibration_text import FEWEST_TOKENS, MOST_TOKENS, read_calibration_text
-from l4export.cli import main
 from l4export.errors import InputError
 from l4export.kv_scales import METHOD
 from l4export.manifest import load_manifest
@@ -33,17 +28,6 @@ def ids_file(tmp_path: Path) -> Path:
     path = tmp_path / "ids.txt"
     path.write_text(", ".join(map(str, IDS)))
     return path
-
-
-def scales(engine: Path) -> dict[str, np.ndarray]:
-    """By cache, as the graph has them."""
-    found = {}
-    for node in ir.load(engine / "decoder.onnx").graph:
-        if node.op_type == "GroupQueryAttention":
-            for past, scale in zip(node.inputs[3:5], node.inputs[12:14], strict=True):
-                assert past is not None and scale is not None and (constant := scale.producer()) is not None
-                found[str(past.name)] = constant.attributes.get_tensor("value").numpy()
-    return found
 
 
 # The text
@@ -121,7 +105,7 @@ def test_scales_are_those_of_transformers_keys_and_values(
             if kind == "key" and config.rope_layers[layer]:
                 size = np.repeat(np.hypot(x[..., 0::2], x[..., 1::2]), 2, axis=-1)
             peaks[name] = np.maximum(peaks.get(name, 0), size.max(axis=1, keepdims=True))
-    found = scales(tmp_path / "e")
+    found = scales_of(tmp_path / "e")
     assert found.keys() == peaks.keys()
     for name, peak in peaks.items():
         np.testing.assert_allclose(found[name], REACH["int4"] * peak, rtol=1e-4)
@@ -135,7 +119,7 @@ def test_a_channel_that_stays_zero_gets_its_heads_largest_scale(
     weights["model.layers.0.self_attn.v_proj.weight"][:17] = 0  # all of head 0, one channel of head 1
     save_file(weights, checkpoint / "model.safetensors")
     build(checkpoint, tmp_path / "e", BuildOptions(kv_dtype="int8", calibrate=ids_file))
-    found = scales(tmp_path / "e")["past_key_values.0.value"][:, 0]
+    found = scales_of(tmp_path / "e")["past_key_values.0.value"][:, 0]
     np.testing.assert_allclose(found[0], REACH["int8"])
     assert found[1, 0] == found[1].max() and (found[1, 1:] > 0).all()
 
@@ -183,46 +167,6 @@ def test_another_kv_dtype_takes_over_the_weights(workshop: Workshop, tmp_path: P
 
 
 def test_planning_measures_nothing(workshop: Workshop, ids_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_onnxruntime(monkeypatch)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     planned = plan_build(workshop.checkpoint("scout"), BuildOptions(kv_dtype="int4", calibrate=ids_file))
     assert planned.data_files == plan_build(workshop.checkpoint("scout"), BuildOptions()).data_files
-
-
-def without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = builtins.__import__
-
-    def refuse(name: str, *arguments: Any) -> Any:
-        if name.partition(".")[0] == "onnxruntime":
-            raise ImportError(name)
-        return original(name, *arguments)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["--kv-dtype", "int8"], 3, "needs onnxruntime: pip install"),
-        (["--calibrate", "x"], 2, "only scales of --kv-dtype int8 and int4 are calibrated"),
-        (["--kv-dtype", "fp16", "--calibrate", "x"], 2, "only scales of --kv-dtype int8 and int4 are calibrated"),
-        (["--kv-dtype", "int8", "--calibrate", "x"], 2, "--calibrate x: no such file"),
-        (["--kv-dtype", "fp8"], 2, "fp8"),
-    ],
-)
-def test_what_cannot_be_built_is_refused_in_one_line(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, message: str
-) -> None:
-    without_onnxruntime(monkeypatch)
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, ["build", str(workshop.checkpoint("scout")), "-o", "e", *arguments])
-    assert result.exit_code == code and message in result.output
-    assert not list(tmp_path.iterdir())
-
-
-def test_json_stays_one_document(workshop: Workshop, tmp_path: Path, ids_file: Path) -> None:
-    engine = tmp_path / "e"
-    arguments = ["build", str(workshop.checkpoint("scout")), "-o", str(engine), "--kv-dtype", "int4", "--json"]
-    result = CliRunner().invoke(main, [*arguments, "--calibrate", str(ids_file)])
-    assert json.loads(result.stdout)["engine"] == str(engine)
-    facts = json.loads(CliRunner().invoke(main, ["inspect", str(engine), "--json"]).stdout)
-    assert facts["precision"]["kv_cache"] == "int4" and facts["kv_bytes_per_token"] == 2 * 4 * 2 * 16 // 2

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from conftest import LAYOUTS, Workshop, assert_close, copy_checkpoint, edit_config, random_ids
-from kv_definitions import attention, codes, packed, reading, rotated, unpacked
+from conftest import LAYOUTS, Workshop, assert_close, random_ids
+from kv_definitions import attention, codes, packed, reading, rotated, scales_of, unpacked
 
 from l4export import passes, runtimes
 from l4export.build import BuildOptions, build
@@ -19,7 +20,7 @@ from l4export.manifest import KV_DTYPES
 from l4export.pipeline import KV_BITS
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.session import Session
-from tiny_graphs import graph_input, model_of, one_layer, op_types, reference, run, tiny_config, typed
+from tiny_graphs import graph_input, model_of, one_layer, op_types, reference, run, typed
 
 TOKENS, PREFILL, CHUNK = 80, 50, 16
 FLOAT = ir.DataType.FLOAT
@@ -162,19 +163,7 @@ def test_heads_of_a_width_that_the_operator_does_not_take_are_refused() -> None:
 
 
 def engine(workshop: Workshop, variant: str, layout: str, kv_dtype: str) -> Engine:
-    return workshop.engine(variant, layout, 256, kv_dtype)
-
-
-def scales_of(built: Engine) -> dict[str, np.ndarray]:
-    """The scales in an engine's graph, by cache."""
-    graph = ir.load(built.directory / "decoder.onnx").graph
-    found = {}
-    for node in graph:
-        if node.op_type == "GroupQueryAttention":
-            for past, scale in zip(node.inputs[3:5], node.inputs[12:14], strict=False):
-                assert past is not None and scale is not None and (constant := scale.producer()) is not None
-                found[str(past.name)] = constant.attributes.get_tensor("value").numpy()
-    return found
+    return workshop.engine(variant, layout, *(() if kv_dtype == "fp32" else (256, kv_dtype)))
 
 
 def floats(built: Engine, name: str, stored: np.ndarray, scales: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -202,7 +191,7 @@ def feed(session: Session, rows: Sequence[np.ndarray], kept: Sequence[Kept]) -> 
 
 def check(built: Engine, workshop: Workshop, variant: str, ids: np.ndarray, logits: np.ndarray, kept: Kept) -> None:
     """Logits are the reference's where it reads the engine's own caches, and those are its own keys, rounded."""
-    kv_dtype, scales = built.manifest.precision["kv_cache"], scales_of(built)
+    kv_dtype, scales = built.manifest.precision["kv_cache"], scales_of(built.directory)
     held = {name: floats(built, name, np.concatenate(parts, axis=1), scales) for name, parts in kept.items()}
     pairs = {
         layer: (held[f"past_key_values.{layer}.key"], held[f"past_key_values.{layer}.value"])
@@ -237,7 +226,7 @@ def test_prefill_and_decode_read_rounded_keys_and_values(
     built, ids, kept = engine(workshop, variant, layout, kv_dtype), random_ids(TOKENS), Kept()
     session, logits = built.session(), []
     pieces = [*range(0, PREFILL, CHUNK), PREFILL, *range(PREFILL + 1, TOKENS + 1)]
-    for start, stop in zip(pieces, pieces[1:], strict=False):
+    for start, stop in itertools.pairwise(pieces):
         logits.append(feed(session, [ids[start:stop]], [kept])[0])
     check(built, workshop, variant, ids, np.concatenate(logits), kept)
 
