@@ -166,6 +166,26 @@ def test_another_kv_dtype_takes_over_the_weights(workshop: Workshop, tmp_path: P
     assert notices == ["e is up to date; every file was checked, none was written"]
 
 
+def test_a_build_that_is_interrupted_while_it_calibrates_goes_on(
+    workshop: Workshop, tmp_path: Path, ids_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    checkpoint, options = workshop.checkpoint("scout"), BuildOptions(kv_dtype="int8", calibrate=ids_file)
+    notices: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr("l4export.build.kv_scales", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build(checkpoint, tmp_path / "e", options)
+    # what is read for the scales changes no weight, so another choice goes on with them too
+    build(checkpoint, tmp_path / "e", BuildOptions(kv_dtype="int4", calibrate=ids_file), on_notice=notices.append)
+    assert notices[0].startswith("resuming: ")
+    build(checkpoint, tmp_path / "undisturbed", BuildOptions(kv_dtype="int4", calibrate=ids_file))
+    for path in (tmp_path / "e").iterdir():
+        assert path.read_bytes() == (tmp_path / "undisturbed" / path.name).read_bytes()
+
+
 def test_planning_measures_nothing(workshop: Workshop, ids_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     planned = plan_build(workshop.checkpoint("scout"), BuildOptions(kv_dtype="int4", calibrate=ids_file))

@@ -153,6 +153,14 @@ def test_quantised_caches_are_declared_as_they_are_stored(bits: int, dtype: ir.D
     assert set(model.graph.initializers) == before  # no weight moves
 
 
+def test_a_second_run_changes_nothing() -> None:
+    cast = passes.KVCacheCast(ir.DataType.FLOAT16)
+    assert not cast(lowered(cast)).modified
+    quantization = passes.KVCacheQuantization(8)
+    model = lowered(passes.ExpertFusion())
+    assert [quantization(model).modified, quantization(model).modified] == [True, False]
+
+
 def test_heads_of_a_width_that_the_operator_does_not_take_are_refused() -> None:
     model = lowered(passes.ExpertFusion(), one_layer(head_dim=12))
     with pytest.raises(InputError, match=r"int8.*no heads as wide as those of /layers\.0/attn/Attention"):

@@ -59,10 +59,8 @@ def interface(model: ir.Model) -> list[str | None]:
 PASSES: dict[str, Callable[[], ir.passes.InPlacePass]] = {
     "kv_cache_layout": lambda: passes.KVCacheLayout("chunked"),
     "expert_fusion": passes.ExpertFusion,
-    "kv_cache_cast": lambda: passes.KVCacheCast(ir.DataType.FLOAT16),
     "qk_norm_before_rotary": passes.QKNormBeforeRotary,
     "attention_fusion": lambda: passes.AttentionFusion(CONTEXT),
-    "kv_cache_quantization": lambda: passes.KVCacheQuantization(8),
     "untransposed_weights": passes.UntransposedWeights,
     "inline_dialect": passes.InlineDialect,
     "remove_unused": passes.RemoveUnused,
