@@ -3,8 +3,9 @@
     python tests/benchmarks/kv_decode.py CHECKPOINT [--layouts static chunked] [--kv-dtypes fp32 int8]
         [--contexts 1024 8192] [--quant int4] [--engine DIR]... [--threads N] [--json FILE] [--plot FILE]
 
-Builds an engine of each layout and dtype, or takes those that are there (`--engine`). Caches are filled with random keys and
-values, which take as long as real ones, up to a few tokens before the context; then single tokens are fed and timed.
+Builds an engine of each layout and dtype, or takes those that are there (`--engine`). Caches are filled with random
+keys and values, which take as long as real ones, up to a few tokens before the context; then single tokens are fed and
+timed.
 The plot (SVG or PNG, by its name) needs matplotlib.
 """
 
