@@ -186,6 +186,16 @@ def test_a_build_that_is_interrupted_while_it_calibrates_goes_on(
         assert path.read_bytes() == (tmp_path / "undisturbed" / path.name).read_bytes()
 
 
+def test_dumped_stages_have_the_engines_scales(workshop: Workshop, tmp_path: Path, ids_file: Path) -> None:
+    options = BuildOptions(kv_dtype="int8", calibrate=ids_file, dump_ir=tmp_path / "ir")
+    manifest = build(workshop.checkpoint("scout"), tmp_path / "e", options)
+    last = f"{len(manifest.passes):02d}-remove_unused.onnx"
+    (tmp_path / "decoder.onnx").write_bytes((tmp_path / "ir" / last).read_bytes())
+    expected = scales_of(tmp_path / "e")
+    for name, scale in scales_of(tmp_path).items():
+        np.testing.assert_array_equal(scale, expected[name])
+
+
 def test_planning_measures_nothing(workshop: Workshop, ids_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     planned = plan_build(workshop.checkpoint("scout"), BuildOptions(kv_dtype="int4", calibrate=ids_file))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from conftest import LAYOUTS, Workshop, assert_close, random_ids
+from conftest import LAYOUTS, Workshop, assert_close, copy_checkpoint, edit_config, random_ids
 from kv_definitions import attention, codes, packed, reading, rotated, scales_of, unpacked
 
 from l4export import passes, runtimes
@@ -20,7 +20,7 @@ from l4export.manifest import KV_DTYPES
 from l4export.pipeline import KV_BITS
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.session import Session
-from tiny_graphs import graph_input, model_of, one_layer, op_types, reference, run, typed
+from tiny_graphs import decoder_feeds, graph_input, model_of, one_layer, op_types, reference, run, typed
 
 TOKENS, PREFILL, CHUNK = 80, 50, 16
 FLOAT = ir.DataType.FLOAT
@@ -167,6 +167,18 @@ def test_heads_of_a_width_that_the_operator_does_not_take_are_refused() -> None:
         passes.KVCacheQuantization(8)(model)
 
 
+@pytest.mark.parametrize("head_dim", [16, 24])  # the operator takes rotated heads of 16 channels, not of 24
+def test_attention_in_float16_is_close(head_dim: int) -> None:
+    config = one_layer(head_dim=head_dim)
+    before, model = reference(config), lowered(passes.KVCacheCast(ir.DataType.FLOAT16), config)
+    feeds = decoder_feeds(config, (20, 11), 20, 32)
+    expected = run(before, feeds)[0]
+    halves = {name: x.astype(np.float16) if x.dtype == np.float32 else x for name, x in feeds.items()}
+    got = run(model, halves)[0]
+    for row, length in enumerate((20, 11)):
+        assert_close(got[row, :length], expected[row, :length], relative=5e-3)  # four roundings to 11 bits
+
+
 # Engines
 
 
@@ -239,6 +251,22 @@ def test_prefill_and_decode_read_rounded_keys_and_values(
     for start, stop in itertools.pairwise(pieces):
         logits.append(feed(session, [ids[start:stop]], [kept])[0])
     check(built, workshop, variant, ids, np.concatenate(logits), kept)
+
+
+@quantized
+def test_a_context_too_long_for_rotation_tables(workshop: Workshop, tmp_path: Path, kv_dtype: str) -> None:
+    """The rotation then lies outside of the operator."""
+    checkpoint = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
+    edit_config(checkpoint, max_position_embeddings=10_485_760)
+    (tmp_path / "ids").write_text(" ".join(map(str, random_ids(200))))
+    options = BuildOptions(max_context=10_485_760, kv_dtype=kv_dtype, calibrate=tmp_path / "ids")
+    build(checkpoint, tmp_path / "e", options)
+    built, ids, kept = runtimes.load(tmp_path / "e", threads=1), random_ids(60), Kept()
+    session = built.session(capacity=60)
+    logits = [
+        feed(session, [ids[start:stop]], [kept])[0] for start, stop in ((0, 40), *itertools.pairwise(range(40, 61)))
+    ]
+    check(built, workshop, "scout", ids, np.concatenate(logits), kept)
 
 
 @quantized
