@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,12 @@ from l4export.companions import check_companions
 from l4export.config import ModelConfig
 from l4export.emission import emit_data, emit_graph
 from l4export.engine_directory import EngineDirectory
-from l4export.errors import InputError, StorageError
+from l4export.errors import EnvironmentLacks, InputError, StorageError
 from l4export.genai import GENAI_LAYOUTS, genai_config
 from l4export.journal import JOURNAL, Journal
+from l4export.kv_scales import METHOD, kv_scales
 from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
+from l4export.pipeline import KV_BITS
 from l4export.placement import plan_digest
 from l4export.provenance import generator
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
@@ -30,8 +33,8 @@ __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "KEPT", "BuildOptions", "BuildPlan",
 KEPT = "what was written is kept: run the same command again to go on"
 _PREFILL_TOKENS = 512
 _GENAI_CONFIG = "genai_config.json"
-_NOT_IN_BYTES = {"jobs", "memory_budget", "force", "dump_ir"}
-"""Options that change no byte of an engine."""
+_NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "kv_dtype", "calibrate"}
+"""Options that change no byte of a data file, or change the plan of it."""
 
 
 def build(
@@ -50,6 +53,7 @@ def build(
     Raises:
         InputError: a checkpoint, an option or a weight that cannot be built; an output that exists (without `force`);
             a checkpoint that changed meanwhile.
+        EnvironmentLacks: the KV cache is quantised and onnxruntime is missing.
         StorageError: reading or writing failed.
     """
     options = options or BuildOptions()
@@ -58,6 +62,8 @@ def build(
     if options.dump_ir is not None and directory.path in [(p := options.dump_ir.absolute()), *p.parents]:
         raise InputError(f"--dump-ir {options.dump_ir}: lies inside the engine; choose another directory")
     planned = plan_build(checkpoint_path, options)
+    if planned.calibration:
+        _check_can_calibrate()
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
     except OSError as error:
@@ -100,7 +106,8 @@ class _Build:
                     take_over(directory.path, partial, list(weights))
                 else:
                     weights = self._emit(partial)
-                emit_graph(planned.model, self.files, partial, STEM)
+                final = self._calibrated(partial) if planned.calibration else planned
+                emit_graph(final.model, final.files, partial, STEM)
                 for name in (companions := _companions(planned.checkpoint.path)):
                     shutil.copyfile(planned.checkpoint.path / name, partial / name)
                 texts = _texts(planned)
@@ -125,6 +132,18 @@ class _Build:
                 self.files, partial, options.workers, options.memory_budget, journal, self._resumed, self._advance
             )
 
+    def _calibrated(self, partial: Path) -> BuildPlan:
+        """The plan with the cache's scales, as this engine's weights with a float cache give them."""
+        planned, options, graph = self.planned, self.planned.options, f"{STEM}.onnx"
+        assert planned.calibration is not None
+        checkpoint, text = planned.checkpoint.path, planned.calibration
+        self.on_notice(f"calibrating the KV cache: {text.record['tokens']} tokens of {text.record['text']}")
+        unquantized = plan_build(checkpoint, dataclasses.replace(options, kv_dtype=None, calibrate=None, dump_ir=None))
+        emit_graph(unquantized.model, unquantized.files, partial, STEM)
+        manifest = _manifest(unquantized, {graph: file_record(partial / graph)}, {})
+        scales = kv_scales(partial, manifest, text.token_ids, KV_BITS[options.cache_dtype])
+        return plan_build(checkpoint, options, scales)
+
     def _resumed(self, count: int) -> None:
         if count:
             self.on_notice(f"resuming: {count / 1e9:.3f} of {self._total / 1e9:.3f} GB were already written")
@@ -140,6 +159,17 @@ class _Build:
         return sum(placed.recipe.nbytes for file in self.files for placed in file.placements)
 
 
+def _check_can_calibrate() -> None:
+    """Before the weights are written, not after."""
+    try:
+        importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise EnvironmentLacks(
+            "the scales of an int8 or int4 KV cache are measured by running the engine, which needs onnxruntime: "
+            "pip install 'l4export[cpu]'"
+        ) from error
+
+
 def _companions(checkpoint: Path) -> dict[str, FileRecord]:
     """Tokenizer, chat template and generation defaults, where the checkpoint has them: they are copied as they are."""
     return {name: file_record(checkpoint / name) for name in check_companions(checkpoint)}
@@ -153,7 +183,7 @@ def _journal_head(planned: BuildPlan) -> dict[str, str]:
     return {
         "l4export": generator(),
         "checkpoint": hashlib.sha256(checkpoint.encode()).hexdigest(),
-        "options": ", ".join(f"{name} {value}" for name, value in options.items() if name not in _NOT_IN_BYTES),
+        "options": ", ".join(f"{name} {value}" for name, value in options.items() if name not in _NOT_IN_DATA),
         "plan": plan_digest(planned.files),
     }
 
@@ -189,7 +219,7 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
         precision={
             "weights": options.dtype,
             "compute": options.dtype,
-            "kv_cache": options.dtype,
+            "kv_cache": options.cache_dtype,
             "quant": _quant(options),
         },
         max_context=planned.max_context,
@@ -203,9 +233,11 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
         options={
             "dtype": options.dtype,
             "kv_layout": options.kv_layout,
+            "kv_dtype": options.cache_dtype,
             "max_context": planned.max_context,
             **({"layers": list(options.layers)} if options.layers else {}),
             **({"policy": options.policy.to_dict()} if options.policy else {}),
+            **({"calibration": {**planned.calibration.record, "method": METHOD}} if planned.calibration else {}),
         },
         source=source,
         files=files,

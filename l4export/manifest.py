@@ -14,7 +14,17 @@ from typing import Any
 from l4export.config import ModelConfig
 from l4export.errors import CheckFailed, InputError, StorageError
 
-__all__ = ["FORMAT_VERSION", "MANIFEST", "FileRecord", "KVLayer", "Manifest", "file_record", "load_manifest", "verify"]
+__all__ = [
+    "FORMAT_VERSION",
+    "KV_DTYPES",
+    "MANIFEST",
+    "FileRecord",
+    "KVLayer",
+    "Manifest",
+    "file_record",
+    "load_manifest",
+    "verify",
+]
 
 MANIFEST = "manifest.json"
 FORMAT = "l4export-engine"
@@ -22,6 +32,9 @@ FORMAT_VERSION = 2
 KV_LAYOUTS = ("concat", "static", "chunked")
 KV_KINDS = ("chunked", "full")
 DTYPES = ("fp32", "fp16")
+KV_DTYPES = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+"""Bits that a key's or value's element takes."""
+
 _MAX_MANIFEST_BYTES = 64 << 20
 
 
@@ -225,8 +238,8 @@ def _one_of(raw: Mapping[str, Any], key: str, known: Collection[str]) -> str:
 
 
 def _precision(raw: Mapping[str, Any]) -> dict[str, str]:
-    floats = {key: _one_of(raw, key, DTYPES) for key in ("weights", "compute", "kv_cache")}
-    return {**floats, "quant": _typed(raw, "quant", str)}
+    floats = {key: _one_of(raw, key, DTYPES) for key in ("weights", "compute")}
+    return {**floats, "kv_cache": _one_of(raw, "kv_cache", KV_DTYPES), "quant": _typed(raw, "quant", str)}
 
 
 def _plain_name(name: str) -> str:

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheSpec", "Call", "ChunkedCache", "ConcatCache", "KVCache", "StaticCache", "new_cache"]
 
-_DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+_STORAGE: dict[str, tuple[type[np.generic], int]] = {
+    "fp32": (np.float32, 1),
+    "fp16": (np.float16, 1),
+    "int8": (np.int8, 1),
+    "int4": (np.uint8, 2),
+}
+"""KV dtype -> what it is stored in, and how many channels share one element of that."""
 
 Arrays = Sequence[NDArray[Any]]
 """One array for each name of a `CacheSpec`."""
@@ -31,14 +37,14 @@ class CacheSpec:
         names: `{layer}.key`, `{layer}.value`.
         local: For each array, whether its layer keeps one chunk only.
         heads: Key/value heads.
-        head_dim: Their width.
-        dtype: Of keys and values.
+        width: Elements that a head takes: its channels, or half as many bytes where two share one.
+        dtype: Of keys and values, as they are stored.
     """
 
     names: tuple[str, ...]
     local: tuple[bool, ...]
     heads: int
-    head_dim: int
+    width: int
     dtype: np.dtype[Any]
 
     @classmethod
@@ -47,8 +53,8 @@ class CacheSpec:
         model, chunked = manifest.model, manifest.kv_layout == "chunked"
         names = tuple(f"{layer}.{kind}" for layer in range(model.num_hidden_layers) for kind in ("key", "value"))
         local = tuple(chunked and layer.kind == "chunked" for layer in manifest.kv_layers for _ in ("key", "value"))
-        dtype = _DTYPES[manifest.precision["kv_cache"]]
-        return cls(names, local, model.num_key_value_heads, model.head_dim, dtype)
+        dtype, channels = _STORAGE[manifest.precision["kv_cache"]]
+        return cls(names, local, model.num_key_value_heads, model.head_dim // channels, np.dtype(dtype))
 
     @property
     def past(self) -> list[str]:
@@ -61,8 +67,8 @@ class CacheSpec:
         return [f"present.{name}" for name in self.names]
 
     def shapes(self, count: int, local_count: int) -> list[tuple[int, int, int]]:
-        """Of one row's tokens in every array, [kv_heads, tokens, head_dim]; `local_count` of one chunk."""
-        return [(self.heads, local_count if local else count, self.head_dim) for local in self.local]
+        """Of one row's tokens in every array, [kv_heads, tokens, width]; `local_count` of one chunk."""
+        return [(self.heads, local_count if local else count, self.width) for local in self.local]
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class Call:
 
 
 class KVCache(ABC):
-    """Keys and values of `batch` rows, each in the first slots of its layer's array [batch, kv_heads, slots, head_dim].
+    """Keys and values of `batch` rows, each in the first slots of its layer's array [batch, kv_heads, slots, width].
 
     Attributes:
         spec: What the arrays have in common.
@@ -133,7 +139,7 @@ class KVCache(ABC):
         """Forget everything."""
 
     def tokens(self, row: int, count: int, local_count: int) -> Arrays:
-        """Views [kv_heads, count, head_dim] of a row's tokens; `local_count` in layers that keep one chunk."""
+        """Views [kv_heads, count, width] of a row's tokens; `local_count` in layers that keep one chunk."""
         return [
             array[row, :, : local_count if local else count]
             for array, local in zip(self.arrays, self.spec.local, strict=True)
@@ -141,7 +147,7 @@ class KVCache(ABC):
 
     def new_arrays(self, slots: Sequence[int]) -> list[NDArray[Any]]:
         """Zeros, with so many slots in each array."""
-        heads, width = self.spec.heads, self.spec.head_dim
+        heads, width = self.spec.heads, self.spec.width
         return [np.zeros((self.batch, heads, count, width), dtype=self.spec.dtype) for count in slots]
 
 

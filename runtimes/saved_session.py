@@ -1,6 +1,6 @@
 """Sessions in a file: one safetensors file with the slots that are used, and what makes them usable.
 
-Tensors are called `{row}.{layer}.key` and `.value`, [kv_heads, tokens, head_dim]. The metadata hold
+Tensors are called `{row}.{layer}.key` and `.value`, [kv_heads, tokens, width]. The metadata hold
 `format`; `engine`, the SHA-256 of the manifest; `state`, JSON of a `SessionState`; and `sha256`, the digest of the
 state and of all tensors' bytes in their order. A file is untrusted: nothing of it is taken before all of that is right.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l4export.checkpoint import TensorFile, write_safetensors
-from l4export.checkpoint.safetensors import HANDLED_DTYPES, parse_json_object
+from l4export.checkpoint.safetensors import ARRAY_DTYPES, parse_json_object
 from l4export.errors import InputError, StorageError
 from l4export.manifest import Manifest
 from l4export.runtimes.chunks import Chunks
@@ -35,7 +35,7 @@ _FORMAT = "l4export-session-1"
 _ROWS = ("lengths", "starts", "held")
 _NO_COUNT = 2**48
 """More tokens than there can be."""
-_DTYPE_NAMES = {dtype: name for name, dtype in HANDLED_DTYPES.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in ARRAY_DTYPES.items()}
 
 
 def save_session(session: Session, path: Path) -> None:

@@ -190,7 +190,7 @@ class Session:
         self._cache.reset()
 
     def tokens(self, row: int) -> Sequence[NDArray[Any]]:
-        """Views [kv_heads, tokens, head_dim] of a row's keys and values in every layer, those that are still there."""
+        """Views [kv_heads, tokens, width] of a row's keys and values in every layer, those that are still there."""
         end = int(self.positions[row])
         return self._cache.tokens(row, int(self.lengths[row]), self._chunks.used(row, end))
 

@@ -341,3 +341,38 @@ def test_without_torch_it_builds_and_says_what_parity_needs(workshop: Workshop, 
     )
     assert done.returncode == 3
     assert done.stderr.strip().splitlines()[-1].endswith("pip install 'l4export[reference]'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--kv-dtype", "int8"], 3, "needs onnxruntime: pip install"),
+        (["--calibrate", "x"], 2, "only scales of --kv-dtype int8 and int4 are calibrated"),
+        (["--kv-dtype", "fp16", "--calibrate", "x"], 2, "only scales of --kv-dtype int8 and int4 are calibrated"),
+        (["--kv-dtype", "int8", "--calibrate", "x"], 2, "--calibrate x: no such file"),
+    ],
+)
+def test_kv_dtypes_that_cannot_be_built_are_refused(
+    cli: Callable[..., Result],
+    workshop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # importing it fails
+    monkeypatch.chdir(tmp_path)
+    assert_refused(cli("build", workshop.checkpoint("scout"), "-o", "e", *arguments), code, message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kv_dtype_is_built_and_shown(cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "ids").write_text(" ".join(map(str, range(100))))
+    options = ["--kv-dtype", "int4", "--calibrate", tmp_path / "ids", "--json"]
+    result = cli("build", workshop.checkpoint("scout"), "-o", tmp_path / "e", *options)
+    assert json.loads(result.out)["engine"] == str(tmp_path / "e")
+    assert "calibrating the KV cache: 100 tokens of ids" in result.err
+    facts = json.loads(cli("inspect", tmp_path / "e", "--json").out)
+    assert facts["precision"]["kv_cache"] == "int4"
+    assert facts["kv_bytes_per_token"] == 2 * 4 * 2 * 16 // 2  # keys and values, layers, heads, channels, half a byte

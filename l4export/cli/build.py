@@ -54,6 +54,17 @@ class _Interrupted(L4Error):
     show_default=True,
     help="KV cache: buffers of --max-context slots, the same but one chunk for chunked layers, or tensors that grow.",
 )
+@click.option(
+    "--kv-dtype",
+    type=click.Choice(["fp32", "fp16", "int8", "int4"]),
+    help="Type of keys and values in the cache.  [default: --dtype]",
+)
+@click.option(
+    "--calibrate",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Text, or token ids, to measure scales on for an int8 or int4 cache.  [default: a short text]",
+)
 @click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
 @click.option("--layers", metavar="A:B", callback=lambda *a: _layers(a[2]), help="Only the layers A to B - 1.")
 @click.option("--jobs", type=int, help="Workers, each with a block of weights in hand.  [default: one a core]")
@@ -78,6 +89,8 @@ def command(
     block_size: int | None,
     policy_file: Path | None,
     kv_layout: str,
+    kv_dtype: str | None,
+    calibrate: Path | None,
     max_context: int | None,
     layers: tuple[int, int] | None,
     jobs: int | None,
@@ -92,7 +105,11 @@ def command(
     from l4export.engine_directory import EngineDirectory
 
     policy = _policy(quant, block_size, policy_file)
-    options = BuildOptions(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy)
+    options = BuildOptions(
+        *(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy),
+        kv_dtype=kv_dtype,
+        calibrate=calibrate,
+    )
     if dry_run:
         EngineDirectory(engine, replace=force).check()
         _show_plan(plan_build(checkpoint, options), engine, as_json)
@@ -165,7 +182,7 @@ def _notice(line: str) -> None:
 
 def _described(options: BuildOptions) -> str:
     kinds = sorted({rule.kind for rule in options.policy.rules}) if options.policy else []
-    return ", ".join([options.target, options.dtype, *kinds, f"KV {options.kv_layout}"])
+    return ", ".join([options.target, options.dtype, *kinds, f"KV {options.kv_layout} {options.cache_dtype}"])
 
 
 @contextmanager

@@ -1,16 +1,18 @@
-"""Decode time a token and bytes of keys and values at growing contexts, by KV layout.
+"""Decode time a token and bytes of keys and values at growing contexts, by KV layout and dtype.
 
-    python tests/benchmarks/kv_decode.py CHECKPOINT [--layouts static chunked] [--contexts 1024 8192] [--quant int4]
-        [--engine DIR]... [--threads N] [--json FILE] [--plot FILE]
+    python tests/benchmarks/kv_decode.py CHECKPOINT [--layouts static chunked] [--kv-dtypes fp32 int8]
+        [--contexts 1024 8192] [--quant int4] [--engine DIR]... [--threads N] [--json FILE] [--plot FILE]
 
-Builds an engine of each layout, or takes those that are there (`--engine`). Caches are filled with random keys and
-values, which take as long as real ones, up to a few tokens before the context; then single tokens are fed and timed.
+Builds an engine of each layout and dtype, or takes those that are there (`--engine`). Caches are filled with random
+keys and values, which take as long as real ones, up to a few tokens before the context; then single tokens are fed and
+timed.
 The plot (SVG or PNG, by its name) needs matplotlib.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -24,6 +26,7 @@ import numpy as np
 
 from l4export import runtimes
 from l4export.build import BuildOptions, build
+from l4export.manifest import KV_DTYPES
 from l4export.policy import standard_policy
 from l4export.runtimes.chunks import Chunks
 from l4export.runtimes.engine import Engine
@@ -52,8 +55,8 @@ def filled(engine: Engine, length: int, capacity: int) -> Session:
     chunks, spec = Chunks(engine.manifest.prefill_cut, np.zeros(1, np.int64)), CacheSpec.of(engine.manifest)
     chunks.write(0, length - 1)
     state = SessionState(capacity, np.asarray([length]), chunks.starts, chunks.held)
-    noise = np.random.default_rng(0).standard_normal((spec.heads, length, spec.head_dim), np.float32)
-    tokens = [noise[:, :count].astype(spec.dtype) for _, count, _ in spec.shapes(length, chunks.used(0, length))]
+    noise = np.random.default_rng(0).uniform(0, 8, (spec.heads, length, spec.width)).astype(spec.dtype)
+    tokens = [noise[:, :count] for _, count, _ in spec.shapes(length, chunks.used(0, length))]
     return Session.restored(engine.inference, engine.manifest, state, [tokens])
 
 
@@ -101,6 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--layouts", nargs="*", default=["static", "chunked"])
+    parser.add_argument("--kv-dtypes", nargs="*", default=["fp32"], choices=list(KV_DTYPES))
     parser.add_argument("--contexts", nargs="+", type=int, default=list(CONTEXTS))
     parser.add_argument("--quant", default="none")
     parser.add_argument("--engine", action="append", type=Path, default=[], help="an engine that is there; repeatable")
@@ -115,14 +119,11 @@ def main() -> None:
     print("| layout | KV dtype | weights | context | ms a token | lowest | KV MiB |\n|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
         engines = list(arguments.engine)
-        for layout in arguments.layouts:
+        for layout, kv_dtype in itertools.product(arguments.layouts, arguments.kv_dtypes):
             policy, context = standard_policy(arguments.quant, None), max(arguments.contexts)
-            build(
-                arguments.checkpoint,
-                Path(work) / layout,
-                BuildOptions(kv_layout=layout, max_context=context, policy=policy),
-            )
-            engines.append(Path(work) / layout)
+            options = BuildOptions(kv_layout=layout, max_context=context, policy=policy, kv_dtype=kv_dtype)
+            engines.append(Path(work) / f"{layout}-{kv_dtype}")
+            build(arguments.checkpoint, engines[-1], options)
         for path in engines:
             for row in measure(runtimes.load(path, arguments.threads), arguments.contexts, arguments.steps):
                 rows.append(row)
