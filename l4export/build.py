@@ -24,10 +24,21 @@ from l4export.placement import plan_digest
 from l4export.provenance import generator
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
 
-__all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "KEPT", "BuildOptions", "BuildPlan", "build", "plan_build"]
+__all__ = [
+    "DEFAULT_MAX_CONTEXT",
+    "DTYPES",
+    "KEPT",
+    "PREFILL_TOKENS",
+    "BuildOptions",
+    "BuildPlan",
+    "build",
+    "plan_build",
+]
 
 KEPT = "what was written is kept: run the same command again to go on"
-_PREFILL_TOKENS = 512
+PREFILL_TOKENS = 512
+"""Tokens that a runtime feeds in one call at most."""
+
 _GENAI_CONFIG = "genai_config.json"
 _NOT_IN_BYTES = {"jobs", "memory_budget", "force", "dump_ir"}
 """Options that change no byte of an engine."""
@@ -162,7 +173,7 @@ def _listed(changed: list[str]) -> str:
 
 
 def _genai(planned: BuildPlan) -> str:
-    return genai_config(planned.config, planned.options.kv_layout, planned.max_context, _PREFILL_TOKENS)
+    return genai_config(planned.config, planned.options.kv_layout, planned.max_context, PREFILL_TOKENS)
 
 
 def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str, Any]) -> Manifest:
@@ -182,7 +193,7 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
         max_context=planned.max_context,
         kv_layout=options.kv_layout,
         kv_layers=tuple(KVLayer("chunked" if chunked else "full", capacity) for chunked in config.chunked_layers),
-        prefill_max_tokens=_PREFILL_TOKENS,
+        prefill_max_tokens=PREFILL_TOKENS,
         inputs=tuple(_interface(value) for value in graph.inputs),
         outputs=tuple(_interface(value) for value in graph.outputs),
         passes=planned.passes,
