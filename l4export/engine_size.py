@@ -72,9 +72,7 @@ class EngineSizes:
         return tuple((t.dtype, *t.shape.numpy()) for t in made if t.nbytes > INLINE_BYTES)
 
 
-def _compile(
-    config: ModelConfig, quant: str, dtype: str, kv_layout: str, attention: str, max_context: int
-) -> ir.Model:
+def _compile(config: ModelConfig, quant: str, dtype: str, kv_layout: str, attention: str, max_context: int) -> ir.Model:
     """The lowered graph, computing in `dtype` with caches of the float type `attention`."""
     model = build_reference(config, lambda _, shape: Source(_Shape(shape)), DTYPES[dtype])
     kv_layout = kv_layout if kv_layout in LAYOUTS else "static"

@@ -55,6 +55,7 @@ def _is_text(name: str, prefix: str) -> bool:
 
 
 def _engine(path: Path) -> dict[str, Any]:
+    from l4export.kv_bytes import kv_bytes
     from l4export.manifest import load_manifest
 
     manifest = load_manifest(path)
@@ -67,16 +68,11 @@ def _engine(path: Path) -> dict[str, Any]:
         "precision": manifest.precision,
         "kv_layout": manifest.kv_layout,
         "max_context": manifest.max_context,
-        "kv_bytes_per_token": _kv_bytes(manifest.model, manifest.precision["kv_cache"]),
+        "kv_bytes_per_token": kv_bytes(manifest.model, "static", manifest.precision["kv_cache"], 1),
         "passes": list(manifest.passes),
         "files": {name: record.bytes for name, record in manifest.files.items()},
         "bytes": sum(record.bytes for record in manifest.files.values()),
     }
-
-
-def _kv_bytes(config: ModelConfig, dtype: str) -> int:
-    """Bytes of keys and values that one more token takes, all layers."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * {"fp32": 4, "fp16": 2}[dtype]
 
 
 def _model(config: ModelConfig) -> dict[str, Any]:
