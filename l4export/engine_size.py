@@ -50,7 +50,7 @@ class EngineSizes:
         self.config = config
         self._specimen = _one_layer_a_kind(config)
         self._constants = functools.cache(self._find_constants)
-        self._whole: dict[tuple[object, ...], EngineSize] = {}
+        self._whole: dict[tuple[str, str, tuple[int, ...]], EngineSize] = {}
 
     def size(self, quant: str, dtype: str, kv_layout: str, kv_dtype: str, max_context: int) -> EngineSize:
         """The engine that `build` makes with these options.
@@ -58,18 +58,26 @@ class EngineSizes:
         Raises:
             InputError: a quantisation that does not fit the model's widths.
         """
-        attention = kv_dtype if kv_dtype in DTYPES else dtype  # scales of int8 and int4 are in no data file
-        key = (quant, dtype, self._constants(dtype, kv_layout, attention, max_context))
+        key = (quant, dtype, self.constants(dtype, kv_layout, kv_dtype, max_context))
         if key not in self._whole:
+            attention = _attention(dtype, kv_dtype)
             self._whole[key] = _size(_compile(self.config, quant, dtype, kv_layout, attention, max_context))
         return self._whole[key]
 
-    def _find_constants(self, dtype: str, kv_layout: str, attention: str, max_context: int) -> tuple[object, ...]:
-        """Types and shapes of what passes put into the data files beside the checkpoint's weights."""
+    def constants(self, dtype: str, kv_layout: str, kv_dtype: str, max_context: int) -> tuple[int, ...]:
+        """Bytes of each tensor that passes put into the data files beside the checkpoint's weights."""
+        return self._constants(dtype, kv_layout, _attention(dtype, kv_dtype), max_context)
+
+    def _find_constants(self, dtype: str, kv_layout: str, attention: str, max_context: int) -> tuple[int, ...]:
         model = _compile(self._specimen, "none", dtype, kv_layout, attention, max_context)
         tensors = [value.const_value for value in model.graph.initializers.values()]
         made = [tensor for tensor in tensors if tensor is not None and not isinstance(tensor, Recipe)]
-        return tuple((t.dtype, *t.shape.numpy()) for t in made if t.nbytes > INLINE_BYTES)
+        return tuple(tensor.nbytes for tensor in made if tensor.nbytes > INLINE_BYTES)
+
+
+def _attention(dtype: str, kv_dtype: str) -> str:
+    """The float type of the attention operator. Scales of int8 and int4 caches are in no data file."""
+    return kv_dtype if kv_dtype in DTYPES else dtype
 
 
 def _compile(config: ModelConfig, quant: str, dtype: str, kv_layout: str, attention: str, max_context: int) -> ir.Model:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from l4export.config import ModelConfig
-from l4export.engine_size import EngineSizes
+from l4export.engine_size import EngineSize, EngineSizes
 from l4export.errors import InputError
 from l4export.kv_bytes import kv_bytes
+from l4export.placement import ALIGNMENT
 from l4export.working_memory import working_bytes
 
-__all__ = ["Combination", "MemoryPlan", "Need", "plan_memory"]
+__all__ = ["WEIGHTS", "Combination", "MemoryPlan", "Need", "plan_memory"]
 
-_WEIGHTS = {
+WEIGHTS = {
     ("none", "fp32"): 0.0,
     ("none", "fp16"): 0.02,
     ("int8", "fp32"): 0.08,
@@ -24,7 +25,7 @@ _WEIGHTS = {
 """`--quant` and `--dtype`: per cent of perplexity lost on the trained example (docs/quantization.md)."""
 
 _KV = {"fp32": 0.0, "fp16": 0.02, "int8": 0.1, "int4": 2.0}
-"""`--kv-dtype`: fp16 as lost by an engine that is float16 throughout, int8 and int4 the bounds that they are held to."""
+"""`--kv-dtype`: fp16 as an engine that is float16 throughout, int8 and int4 as the bounds that they are held to."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Combination:
     @property
     def loss(self) -> float:
         """Per cent of perplexity that weights and caches of these types cost, added."""
-        return round(_WEIGHTS[self.quant, self.dtype] + _KV[self.kv_dtype], 2)
+        return round(WEIGHTS[self.quant, self.dtype] + _KV[self.kv_dtype], 2)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def plan_memory(
 def _combinations(config: ModelConfig) -> Iterator[Combination]:
     """Least loss first. `concat` is left out: it grows to what `static` has, and holds old and new caches at once."""
     layouts = ("static", "chunked") if any(config.chunked_layers) else ("static",)
-    for quant, dtype in _WEIGHTS:
+    for quant, dtype in WEIGHTS:
         for layout in layouts:
             for kv_dtype in _KV:
                 yield Combination(quant, dtype, layout, kv_dtype)
@@ -126,30 +127,48 @@ class _Planner:
         largest = None if self.device_bytes is None else self.largest_context(combination, self.device_bytes)
         if context is None:
             context = self.config.max_position_embeddings if largest is None else max(largest, 1)
-        parts = self.parts(combination, context, context)
+        size = self.size(combination, context)
+        parts = (size.data, *self.beside(combination, size, context))
         if largest is not None and self.device_bytes is not None and sum(parts) <= self.device_bytes:
             largest = max(largest, context)  # the search may have stopped a little short
         return Need(combination, context, *parts, largest)
 
     def largest_context(self, combination: Combination, device_bytes: int) -> int:
-        """Found with the weights of a somewhat longer one: rotation tables, 64 MiB at most, grow with the context."""
-        context = self._fitting(combination, device_bytes, engine_context=1)
-        while context and sum(self.parts(combination, context, context)) > device_bytes:
-            context = self._fitting(combination, device_bytes, engine_context=context)
-        return context
+        """To within a thousandth.
 
-    def _fitting(self, combination: Combination, device_bytes: int, engine_context: int) -> int:
-        contexts = range(1, self.config.max_position_embeddings + 1)
-        return bisect.bisect_right(
-            contexts, device_bytes, key=lambda context: sum(self.parts(combination, engine_context, context))
-        )
+        Rotation tables grow with the context, so without them it may be too large, and with those of that one it is
+        too small: between the two it is searched.
+        """
+        size = self.size(combination, 1)
 
-    def parts(self, combination: Combination, engine_context: int, context: int) -> tuple[int, int, int]:
-        """Weights of an engine for `engine_context`, KV cache and working memory for `context` tokens."""
-        c = combination
-        size = self.sizes.size(c.quant, c.dtype, c.kv_layout, c.kv_dtype, engine_context)
+        def fitting(contexts: range, tables: Callable[[int], int]) -> int:
+            """How many of `contexts` fit; fewer tokens never take more."""
+            room = device_bytes - size.data
+            return bisect.bisect_right(contexts, room, key=lambda n: tables(n) + sum(self.beside(combination, size, n)))
+
+        every = range(1, self.config.max_position_embeddings + 1)
+        high = fitting(every, lambda _: 0)
+        if high == 0:
+            return 0
+        most = self.tables(combination, high)
+        low = fitting(every, lambda _: most)
+        if low == high:
+            return low
+        between = range(max(low, 1), high + 1, max(1, high // 1000))
+        count = fitting(between, lambda n: self.tables(combination, n))
+        return between[count - 1] if count else low
+
+    def size(self, c: Combination, context: int) -> EngineSize:
+        return self.sizes.size(c.quant, c.dtype, c.kv_layout, c.kv_dtype, context)
+
+    def tables(self, c: Combination, context: int) -> int:
+        """Bytes by which data files grow for the constants of an engine for `context` tokens, at most."""
+        made = self.sizes.constants(c.dtype, c.kv_layout, c.kv_dtype, context)
+        return sum(nbytes + ALIGNMENT for nbytes in made)
+
+    def beside(self, c: Combination, size: EngineSize, context: int) -> tuple[int, int]:
+        """KV cache and working memory for `context` tokens a row."""
         return (
-            size.data,
             kv_bytes(self.config, c.kv_layout, c.kv_dtype, context, self.batch),
             working_bytes(self.config, size, c.kv_layout, c.kv_dtype, context, self.batch),
         )

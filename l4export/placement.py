@@ -17,12 +17,23 @@ import onnx_ir as ir
 
 from l4export.recipes import Evaluation, Output, Recipe, Region, as_recipe, evaluation_of, whole
 
-__all__ = ["INLINE_BYTES", "DataFile", "Part", "Placement", "Unit", "plan", "plan_digest", "subregions", "units"]
+__all__ = [
+    "ALIGNMENT",
+    "INLINE_BYTES",
+    "DataFile",
+    "Part",
+    "Placement",
+    "Unit",
+    "plan",
+    "plan_digest",
+    "subregions",
+    "units",
+]
 
 INLINE_BYTES = 1024
 """Weights up to this size stay in the graph file."""
 
-_ALIGNMENT = 4096
+ALIGNMENT = 4096
 """Offsets are multiples of a page, so that a runtime can map a tensor where it lies."""
 
 _FILE_BYTES = 4 << 30
@@ -98,7 +109,7 @@ def plan(model: ir.Model, stem: str) -> list[DataFile]:
     placements: list[Placement] = []
     size = 0
     for recipe, values in shared.values():
-        offset = -(-size // _ALIGNMENT) * _ALIGNMENT
+        offset = -(-size // ALIGNMENT) * ALIGNMENT
         if placements and offset + recipe.nbytes > _FILE_BYTES:
             files.append((placements, size))
             placements, offset = [], 0

@@ -8,7 +8,7 @@ With T = batch * min(512, context) tokens of one prefill call, D the hidden widt
     call    = T * 4 * (8 D + width)                       activations of one layer in float32; width is 4 I of a dense
                                                           block, 4 I + k (3 I + 2 D) of shared and k routed experts
             + batch * vocab * 4                           logits of the last position
-            + T * context * 5                             layouts that mask chunks (not `chunked`): bias and its booleans
+            + T * context * 5                             all layouts but `chunked`: chunk masks, float and bool
             + T * heads * slots * 4                       attention scores of one layer, with fp16 caches only
             + 2 * dequantised floats                      fp8: of the head and of one layer's weights
 

@@ -49,8 +49,8 @@ class _LazyGroup(click.Group):
 def _group() -> None:
     """Compile Llama 4 checkpoints into inference engines and prove that they compute what PyTorch computes.
 
-    Exit codes: 0 done; 1 parity or verification failed, or nothing fits; 2 bad usage or bad input; 3 the environment lacks a package,
-    provider or driver; 4 reading or writing failed.
+    Exit codes: 0 done; 1 parity or verification failed, or nothing fits; 2 bad usage or bad input; 3 the environment
+    lacks a package, provider or driver; 4 reading or writing failed.
     """
 
 
