@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,9 @@ from l4export.build_plan import DTYPES, STEM
 from l4export.config import ModelConfig
 from l4export.passes.kv_cache_layout import LAYOUTS
 from l4export.pipeline import PipelineOptions, run_pipeline
-from l4export.placement import INLINE_BYTES, plan
+from l4export.placement import INLINE_BYTES, arrange, plan
 from l4export.policy import standard_policy
-from l4export.recipes import Recipe, Source
+from l4export.recipes import Constant, Recipe, Source
 from l4export.reference import build_reference
 
 __all__ = ["EngineSize", "EngineSizes"]
@@ -43,14 +44,14 @@ class EngineSizes:
 
     The graph plane does the work: the reference graph with weights that have shapes only, the pipeline, the placement.
     Of KV cache and context only a few constants depend, the rotation tables. They are found on a model of one layer a
-    kind, in milliseconds, and all weights are laid out once for each set of constants.
+    kind, in milliseconds, and take the place of those that the whole model was laid out with.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
         self._specimen = _one_layer_a_kind(config)
         self._constants = functools.cache(self._find_constants)
-        self._whole: dict[tuple[str, str, tuple[int, ...]], EngineSize] = {}
+        self._whole: dict[tuple[str, str, int], _Laid] = {}
 
     def size(self, quant: str, dtype: str, kv_layout: str, kv_dtype: str, max_context: int) -> EngineSize:
         """The engine that `build` makes with these options.
@@ -58,11 +59,12 @@ class EngineSizes:
         Raises:
             InputError: a quantisation that does not fit the model's widths.
         """
-        key = (quant, dtype, self.constants(dtype, kv_layout, kv_dtype, max_context))
+        constants = self.constants(dtype, kv_layout, kv_dtype, max_context)
+        key = (quant, dtype, len(constants))
         if key not in self._whole:
             attention = _attention(dtype, kv_dtype)
-            self._whole[key] = _size(_compile(self.config, quant, dtype, kv_layout, attention, max_context))
-        return self._whole[key]
+            self._whole[key] = _Laid.out(_compile(self.config, quant, dtype, kv_layout, attention, max_context))
+        return self._whole[key].size(constants)
 
     def constants(self, dtype: str, kv_layout: str, kv_dtype: str, max_context: int) -> tuple[int, ...]:
         """Bytes of each tensor that passes put into the data files beside the checkpoint's weights."""
@@ -109,10 +111,25 @@ def _one_layer_a_kind(config: ModelConfig) -> ModelConfig:
     )
 
 
-def _size(model: ir.Model) -> EngineSize:
-    files = plan(model, STEM)
-    largest = max((placed.recipe.nbytes for file in files for placed in file.placements), default=0)
-    return EngineSize(sum(file.size for file in files), largest, _dequantized(model))
+@dataclass(frozen=True)
+class _Laid:
+    """Bytes of the weights in file order, None where a constant is."""
+
+    weights: tuple[int | None, ...]
+    dequantized: int
+
+    @staticmethod
+    def out(model: ir.Model) -> _Laid:
+        recipes = [placed.recipe for file in plan(model, STEM) for placed in file.placements]
+        weights = tuple(None if isinstance(recipe, Constant) else recipe.nbytes for recipe in recipes)
+        return _Laid(weights, _dequantized(model))
+
+    def size(self, constants: Sequence[int]) -> EngineSize:
+        """With these constants, as many as there are."""
+        made = iter(constants)
+        sizes = [next(made) if nbytes is None else nbytes for nbytes in self.weights]
+        files = {number: offset + nbytes for (number, offset), nbytes in zip(arrange(sizes), sizes, strict=True)}
+        return EngineSize(sum(files.values()), max(sizes, default=0), self.dequantized)
 
 
 def _dequantized(model: ir.Model) -> int:

@@ -10,7 +10,6 @@ from l4export.config import ModelConfig
 from l4export.engine_size import EngineSize, EngineSizes
 from l4export.errors import InputError
 from l4export.kv_bytes import kv_bytes
-from l4export.placement import ALIGNMENT
 from l4export.working_memory import working_bytes
 
 __all__ = ["WEIGHTS", "Combination", "MemoryPlan", "Need", "plan_memory"]
@@ -26,6 +25,9 @@ WEIGHTS = {
 
 _KV = {"fp32": 0.0, "fp16": 0.02, "int8": 0.1, "int4": 2.0}
 """`--kv-dtype`: fp16 as an engine that is float16 throughout, int8 and int4 as the bounds that they are held to."""
+
+_PAGE = 4096
+"""What a constant may cost beyond its bytes: data files place tensors at multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -134,37 +136,38 @@ class _Planner:
         return Need(combination, context, *parts, largest)
 
     def largest_context(self, combination: Combination, device_bytes: int) -> int:
-        """To within a thousandth.
+        """The largest context that fits, short of it by a page for each constant at most.
 
-        Rotation tables grow with the context, so without them it may be too large, and with those of that one it is
-        too small: between the two it is searched.
+        Data files grow with the context for rotation tables alone. Without them the answer is too large, with those of
+        that one too small; between the two tables grow linearly, or not at all.
         """
         size = self.size(combination, 1)
 
-        def fitting(contexts: range, tables: Callable[[int], int]) -> int:
-            """How many of `contexts` fit; fewer tokens never take more."""
-            room = device_bytes - size.data
-            return bisect.bisect_right(contexts, room, key=lambda n: tables(n) + sum(self.beside(combination, size, n)))
+        def fitting(tables: Callable[[int], int]) -> int:
+            contexts = range(1, self.config.max_position_embeddings + 1)
 
-        every = range(1, self.config.max_position_embeddings + 1)
-        high = fitting(every, lambda _: 0)
-        if high == 0:
-            return 0
+            def key(n: int) -> int:
+                return size.data + tables(n) + sum(self.beside(combination, size, n))
+
+            return bisect.bisect_right(contexts, device_bytes, key=key)
+
+        high = fitting(lambda _: 0)
         most = self.tables(combination, high)
-        low = fitting(every, lambda _: most)
-        if low == high:
+        low = fitting(lambda _: most)
+        least = self.tables(combination, low)
+        if low == high or least == most:
             return low
-        between = range(max(low, 1), high + 1, max(1, high // 1000))
-        count = fitting(between, lambda n: self.tables(combination, n))
-        return between[count - 1] if count else low
+        found = fitting(lambda n: least + (most - least) * max(0, n - low) // (high - low))
+        fits = size.data + self.tables(combination, found) + sum(self.beside(combination, size, found)) <= device_bytes
+        return found if fits else low
 
     def size(self, c: Combination, context: int) -> EngineSize:
         return self.sizes.size(c.quant, c.dtype, c.kv_layout, c.kv_dtype, context)
 
     def tables(self, c: Combination, context: int) -> int:
         """Bytes by which data files grow for the constants of an engine for `context` tokens, at most."""
-        made = self.sizes.constants(c.dtype, c.kv_layout, c.kv_dtype, context)
-        return sum(nbytes + ALIGNMENT for nbytes in made)
+        made = self.sizes.constants(c.dtype, c.kv_layout, c.kv_dtype, context) if context else ()
+        return sum(nbytes + _PAGE for nbytes in made)
 
     def beside(self, c: Combination, size: EngineSize, context: int) -> tuple[int, int]:
         """KV cache and working memory for `context` tokens a row."""
