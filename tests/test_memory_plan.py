@@ -20,7 +20,7 @@ WEIGHTS = {"none": 4 * MB, "int8": MB, "fp8": MB, "int4": MB // 2}
 
 
 class Sizes:
-    """In the place of the graph plane, which has tests of its own: two tables, up to 2500 positions (16 with chunks)."""
+    """Stands for the graph plane, tested elsewhere: two tables, up to 2500 positions (16 with chunks)."""
 
     def __init__(self, config: ModelConfig) -> None:
         if config.intermediate_size % 16:
