@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Workshop, copy_checkpoint, edit_config
 
+from l4export import engine_size
 from l4export.build import BuildOptions, build, plan_build
 from l4export.checkpoint import read_config
+from l4export.config import ModelConfig
 from l4export.engine_size import EngineSizes
 from l4export.errors import InputError
 from l4export.memory_plan import WEIGHTS
@@ -41,12 +44,22 @@ def test_at_every_context(workshop: Workshop, tmp_path: Path, variant: str, layo
         assert sizes.size("int8", "fp32", layout, "fp32", context).data == sum(planned.data_files.values()), context
 
 
-def test_weights_are_laid_out_once_for_contexts_that_differ_in_no_table(workshop: Workshop) -> None:
-    """The specimen finds the tables; only a new set of them costs another run on the whole model."""
+def test_the_whole_model_is_laid_out_once(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another context or KV dtype costs a specimen of two layers (of two kinds of attention), or nothing."""
+    layers: list[int] = []
+
+    def counted(config: ModelConfig, *arguments: Any) -> Any:
+        layers.append(config.num_hidden_layers)
+        return compile_model(config, *arguments)
+
+    compile_model = engine_size._compile
+    monkeypatch.setattr(engine_size, "_compile", counted)
     sizes = EngineSizes(read_config(workshop.checkpoint("scout")))
     first = sizes.size("int4", "fp32", "static", "fp32", 200)
-    assert sizes.size("int4", "fp32", "static", "int8", 200) is first
-    assert sizes.size("int4", "fp32", "static", "fp32", 201) is not first
+    assert sizes.size("int4", "fp32", "static", "int8", 200) == first
+    assert layers == [2, 4]
+    assert sizes.size("int4", "fp32", "static", "fp32", 2000).data > first.data
+    assert layers == [2, 4, 2]
 
 
 def test_what_fp8_makes_of_its_weights(workshop: Workshop) -> None:
