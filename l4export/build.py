@@ -22,16 +22,28 @@ from l4export.errors import EnvironmentLacks, InputError, StorageError
 from l4export.genai import GENAI_LAYOUTS, genai_config
 from l4export.journal import JOURNAL, Journal
 from l4export.kv_scales import METHOD, kv_scales
+from l4export.kv_bytes import kv_capacities
 from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
 from l4export.pipeline import KV_BITS
 from l4export.placement import plan_digest
 from l4export.provenance import generator
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
 
-__all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "KEPT", "BuildOptions", "BuildPlan", "build", "plan_build"]
+__all__ = [
+    "DEFAULT_MAX_CONTEXT",
+    "DTYPES",
+    "KEPT",
+    "PREFILL_TOKENS",
+    "BuildOptions",
+    "BuildPlan",
+    "build",
+    "plan_build",
+]
 
 KEPT = "what was written is kept: run the same command again to go on"
-_PREFILL_TOKENS = 512
+PREFILL_TOKENS = 512
+"""Tokens that a runtime feeds in one call at most."""
+
 _GENAI_CONFIG = "genai_config.json"
 _NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "kv_dtype", "calibrate"}
 """Options that change no byte of a data file, or change the plan of it."""
@@ -199,14 +211,16 @@ def _texts(planned: BuildPlan) -> dict[str, str]:
     layout = planned.options.kv_layout
     if layout not in GENAI_LAYOUTS:
         return {}
-    return {_GENAI_CONFIG: genai_config(planned.config, layout, planned.max_context, _PREFILL_TOKENS)}
+    return {_GENAI_CONFIG: genai_config(planned.config, layout, planned.max_context, PREFILL_TOKENS)}
 
 
 def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLayer, ...]:
-    """Kind and capacity of each layer's cache."""
-    chunk, whole = config.attention_chunk_size, None if layout == "concat" else max_context
-    local = min(chunk, max_context) if layout == "chunked" and chunk is not None else whole
-    return tuple(KVLayer("chunked", local) if chunked else KVLayer("full", whole) for chunked in config.chunked_layers)
+    """Kind and capacity of each layer's cache; caches of `concat` grow without one."""
+    capacities = kv_capacities(config, layout, max_context)
+    return tuple(
+        KVLayer("chunked" if chunked else "full", None if layout == "concat" else capacity)
+        for chunked, capacity in zip(config.chunked_layers, capacities, strict=True)
+    )
 
 
 def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str, Any]) -> Manifest:
@@ -225,7 +239,7 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
         max_context=planned.max_context,
         kv_layout=options.kv_layout,
         kv_layers=_kv_layers(config, options.kv_layout, planned.max_context),
-        prefill_max_tokens=_PREFILL_TOKENS,
+        prefill_max_tokens=PREFILL_TOKENS,
         prefill_cut=config.attention_chunk_size if options.kv_layout == "chunked" else None,
         inputs=tuple(_interface(value) for value in graph.inputs),
         outputs=tuple(_interface(value) for value in graph.outputs),

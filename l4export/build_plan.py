@@ -19,7 +19,7 @@ from l4export.companions import check_companions
 from l4export.config import ModelConfig
 from l4export.emission import DEFAULT_BUDGET, check_budget
 from l4export.errors import InputError, StorageError
-from l4export.manifest import KV_DTYPES
+from l4export.kv_bytes import KV_DTYPES
 from l4export.pipeline import KV_BITS, TARGETS, PipelineOptions, run_pipeline
 from l4export.placement import DataFile, plan
 from l4export.policy import Policy

@@ -13,10 +13,10 @@ from typing import Any
 
 from l4export.config import ModelConfig
 from l4export.errors import CheckFailed, InputError, StorageError
+from l4export.kv_bytes import KV_DTYPES
 
 __all__ = [
     "FORMAT_VERSION",
-    "KV_DTYPES",
     "MANIFEST",
     "FileRecord",
     "KVLayer",
@@ -32,8 +32,6 @@ FORMAT_VERSION = 2
 KV_LAYOUTS = ("concat", "static", "chunked")
 KV_KINDS = ("chunked", "full")
 DTYPES = ("fp32", "fp16")
-KV_DTYPES = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
-"""Bits that a key's or value's element takes."""
 
 _MAX_MANIFEST_BYTES = 64 << 20
 

@@ -16,7 +16,7 @@ from l4export import passes, runtimes
 from l4export.build import BuildOptions, build
 from l4export.errors import InputError
 from l4export.graph import GraphBuilder
-from l4export.manifest import KV_DTYPES
+from l4export.kv_bytes import KV_DTYPES, kv_bytes
 from l4export.pipeline import KV_BITS
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.session import Session
@@ -291,10 +291,7 @@ def test_buffers_take_the_bytes_that_the_dtype_says(workshop: Workshop, layout: 
     built, capacity = engine(workshop, "scout", layout, kv_dtype), 60
     session = built.session(batch=2, capacity=capacity)
     session.append(random_ids((2, capacity)))
-    config, chunked = built.config, layout == "chunked"
-    slots = sum(CHUNK if chunked and local else capacity for local in config.chunked_layers)
-    elements = 2 * 2 * slots * config.num_key_value_heads * config.head_dim
-    assert session.kv_bytes == elements * KV_DTYPES[kv_dtype] // 8
+    assert session.kv_bytes == kv_bytes(built.config, layout, kv_dtype, capacity, batch=2)
 
 
 @quantized

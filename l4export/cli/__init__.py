@@ -16,6 +16,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "sample": "Write a seeded sample checkpoint in Hugging Face layout.",
     "inspect": "Show what a checkpoint or an engine is.",
+    "plan": "Say what fits a device: weights, KV cache and context, by quantisation and KV layout.",
     "build": "Build an engine directory from a checkpoint.",
     "parity": "Compare an engine with PyTorch on the same weights.",
     "run": "Generate text or tokens with an engine.",
@@ -48,8 +49,8 @@ class _LazyGroup(click.Group):
 def _group() -> None:
     """Compile Llama 4 checkpoints into inference engines and prove that they compute what PyTorch computes.
 
-    Exit codes: 0 done; 1 parity or verification failed; 2 bad usage or bad input; 3 the environment lacks a package,
-    provider or driver; 4 reading or writing failed.
+    Exit codes: 0 done; 1 parity or verification failed, or nothing fits; 2 bad usage or bad input; 3 the environment
+    lacks a package, provider or driver; 4 reading or writing failed.
     """
 
 

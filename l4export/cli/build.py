@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from l4export.cli.sizes import parse_size
 from l4export.errors import InputError, L4Error
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from l4export.policy import Policy
 
 __all__ = ["command"]
-
-_UNITS = {"": 1, **{f"{p}{u}": 1000**i for i, p in enumerate("KMGT", 1) for u in ("", "B")}}
-_UNITS |= {"B": 1, **{f"{p}iB": 1024**i for i, p in enumerate("KMGT", 1)}}
 
 
 class _Interrupted(L4Error):
@@ -73,7 +71,7 @@ class _Interrupted(L4Error):
     metavar="SIZE",
     default="512MiB",
     show_default=True,
-    callback=lambda *a: _size(a[2]),
+    callback=lambda *a: parse_size("--memory-budget", a[2]),
     help="Memory for weights on their way, as 512MB, 2GiB or 1.5G.",
 )
 @click.option("--force", is_flag=True, help="Replace an engine that is already there.")
@@ -158,15 +156,6 @@ def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
     for name, size in files.items():
         click.echo(f"  {name}  {size:,} bytes")
     click.echo(f"  passes: {', '.join(planned.passes)}; {summary['nodes']} nodes; context {planned.max_context}")
-
-
-def _size(text: str) -> int:
-    """Bytes: 512MB and 512M are millions, 512MiB are binary; upper and lower case are the same."""
-    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?([a-z]*)", text.strip().lower(), re.ASCII)
-    if not match or match[2] not in units:
-        raise InputError(f"--memory-budget {text[:40]!r} is not a size; write it as 512MB, 2GiB or 1.5G")
-    return int(float(match[1]) * units[match[2]])
 
 
 def _layers(text: str | None) -> tuple[int, int] | None:

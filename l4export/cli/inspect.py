@@ -77,16 +77,15 @@ def _engine(path: Path) -> dict[str, Any]:
 def _kv_cache(manifest: Manifest) -> dict[str, Any]:
     """Slots by kind of layer (null: as many as there are tokens); bytes of one row that has `max_context` tokens, and
     of one more token in the layers that keep everything."""
-    from l4export.manifest import KV_DTYPES
+    from l4export.kv_bytes import kv_bytes, layer_kv_bytes
 
-    config, layers = manifest.model, manifest.kv_layers
-    slot = 2 * config.num_key_value_heads * config.head_dim * KV_DTYPES[manifest.precision["kv_cache"]] // 8
+    config, layers, dtype = manifest.model, manifest.kv_layers, manifest.precision["kv_cache"]
     growing = [layer for layer in layers if manifest.kv_layout != "chunked" or layer.kind == "full"]
     return {
         "kv_layout": manifest.kv_layout,
         "kv_slots": {layer.kind: layer.capacity for layer in layers},
-        "kv_bytes_per_token": slot * len(growing),
-        "kv_bytes": slot * sum(layer.capacity or manifest.max_context for layer in layers),
+        "kv_bytes_per_token": len(growing) * layer_kv_bytes(config, 1, dtype),
+        "kv_bytes": kv_bytes(config, manifest.kv_layout, dtype, manifest.max_context),
     }
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from l4export import runtimes
 from l4export.build import BuildOptions, build
-from l4export.manifest import KV_DTYPES
+from l4export.kv_bytes import KV_DTYPES
 from l4export.policy import standard_policy
 from l4export.runtimes.chunks import Chunks
 from l4export.runtimes.engine import Engine

@@ -18,7 +18,7 @@ from quality_table import ROOT, measure
 
 from l4export import runtimes
 from l4export.build import BuildOptions, build
-from l4export.manifest import KV_DTYPES
+from l4export.kv_bytes import KV_DTYPES
 
 CONTEXT = 4096
 
