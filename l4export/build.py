@@ -21,8 +21,8 @@ from l4export.engine_directory import EngineDirectory
 from l4export.errors import EnvironmentLacks, InputError, StorageError
 from l4export.genai import GENAI_LAYOUTS, genai_config
 from l4export.journal import JOURNAL, Journal
-from l4export.kv_scales import METHOD, kv_scales
 from l4export.kv_bytes import kv_capacities
+from l4export.kv_scales import METHOD, kv_scales
 from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
 from l4export.pipeline import KV_BITS
 from l4export.placement import plan_digest
