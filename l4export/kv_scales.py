@@ -16,8 +16,10 @@ __all__ = ["METHOD", "kv_scales"]
 METHOD = "largest absolute value of each channel, of each pair of rotated channels"
 
 _REACH = {8: 1.5, 4: 0.8}
-"""The largest value that codes reach, as a multiple of the largest that was seen. Measured (docs/kv_cache.md): 8 bits
-are fine enough to leave room for what other text brings; 4 bits do better with finer steps, the rarest values clipped.
+"""The largest value that codes reach, as a multiple of the largest that was seen: 8 bits are fine enough to leave room
+for what other text brings; 4 bits do better with finer steps, the rarest values clipped. KL of the trained example on
+6500 tokens it was not calibrated on, one scale a channel: 8 bits with reach 1, 1.5, 2, 3 .0066, .0039, .0041, .0063;
+4 bits with reach 0.7, 0.85, 1, 1.15 .059, .051, .055, .066.
 """
 
 
