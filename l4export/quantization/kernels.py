@@ -24,7 +24,8 @@ from numba.extending import intrinsic
 __all__ = ["kernel"]
 
 _ROW_PIECE = 2048  # elements of a row that are worked on at a time
-_TILE_K, _TILE_N = 256, 64  # of a transposed source: 64 columns are whole cache lines
+_TILE = 1 << 17  # elements of a [K, N] source that are worked on at a time
+_TILE_N = 64  # the same for fp8: 64 columns are whole cache lines
 _PAD = 32  # elements between tile rows, so that a column of the tile does not fall on the same few cache sets
 _BLOCK = 128  # square fp8 block
 
@@ -36,10 +37,11 @@ _MAGIC_BITS = np.int32(0x4B400000)
 
 
 def _jit(function: Callable[..., Any], signature: Any = None) -> Any:
+    options={} if signature else dict(forceinline=True)
     try:
-        return numba.njit(signature, nogil=True, error_model="numpy", cache=True)(function)
+        return numba.njit(signature, nogil=True, error_model="numpy", cache=True,**options)(function)
     except RuntimeError:  # nowhere to keep a cache: compile in each process
-        return numba.njit(signature, nogil=True, error_model="numpy")(function)
+        return numba.njit(signature, nogil=True, error_model="numpy",**options)(function)
 
 
 def _bitcast(source: Any, target: Any) -> Any:
@@ -59,11 +61,11 @@ _as_bits = _bitcast(types.float32, types.uint32)
 
 
 @_jit
-def _widen(source: Any, at: int, half: bool, bits: Any, length: int) -> None:
-    """`bits[:length]` = the float32 bits of the elements from `at` on."""
+def _widen(source: Any, at: int, half: bool, bits: Any, to: int, length: int) -> None:
+    """`bits[to : to + length]` = the float32 bits of the source's elements from `at` on."""
     if source.itemsize == 4:
         for i in range(length):
-            bits[i] = np.uint32(source[np.uintp(at + i)])
+            bits[np.uintp(to + i)] = np.uint32(source[np.uintp(at + i)])
     elif half:
         for i in range(length):
             h = np.uint32(source[np.uintp(at + i)])
@@ -72,10 +74,10 @@ def _widen(source: Any, at: int, half: bool, bits: Any, length: int) -> None:
             small = _as_bits(np.float32(np.int32(magnitude)) * np.float32(2.0**-24))
             value = normal if magnitude >= np.uint32(0x400) else small
             value = _INFINITE if magnitude >= np.uint32(0x7C00) else value
-            bits[i] = value | ((h & np.uint32(0x8000)) << np.uint32(16))
+            bits[np.uintp(to + i)] = value | ((h & np.uint32(0x8000)) << np.uint32(16))
     else:
         for i in range(length):
-            bits[i] = np.uint32(source[np.uintp(at + i)]) << np.uint32(16)
+            bits[np.uintp(to + i)] = np.uint32(source[np.uintp(at + i)]) << np.uint32(16)
 
 
 @_jit
@@ -86,18 +88,13 @@ def _ends(bits: Any, at: int, length: int) -> Any:
         value = bits[np.uintp(at + i)]
         largest = np.int32(value) if np.int32(value) > largest else largest
         unsigned = value if value > unsigned else unsigned
-    return np.uint32(largest), (np.uint32(unsigned & _MAGNITUDE) if unsigned > _MAGNITUDE else np.uint32(0))
+    return np.uint32(largest), _negative(unsigned)
 
 
 @_jit
-def _extreme(bits: Any, at: int, length: int, positive: Any, negative: Any) -> Any:
-    """The signed extreme of a block, given the magnitudes of its ends: of several, the first."""
-    if positive == negative:
-        for i in range(length):
-            value = bits[np.uintp(at + i)]
-            if np.uint32(value & _MAGNITUDE) == positive:
-                return _as_float(value)
-    return _as_float(positive) if positive > negative else -_as_float(negative)
+def _negative(unsigned: Any) -> Any:
+    """The magnitude of a block's most negative element, given the largest of the bits as unsigned numbers."""
+    return np.uint32(unsigned & _MAGNITUDE) if unsigned > _MAGNITUDE else np.uint32(0)
 
 
 @_jit
@@ -119,71 +116,152 @@ def _to_float16(scale: np.float32) -> Any:
 
 
 @_jit
-def _settle(scale: np.float32, wide: Any, narrow: Any, row: int, column: int) -> Any:
-    """Rounds and stores a scale; returns it with its inverse. `narrow` (float16 bits) is used if `wide` is empty."""
+def _settle(scale: np.float32, half: bool) -> Any:
+    """A scale as it is stored (rounded to float16 if `half`), its float16 bits, and its inverse."""
     code = np.uint16(0)
-    if wide.size == 0:
+    if half:
         scale, code = _to_float16(scale)
     if abs(scale) < _SMALLEST:
-        scale, code, inverse = np.float32(0), np.uint16(0), np.float32(0)
-    else:
-        inverse = np.float32(1) / scale
-    if wide.size == 0:
-        narrow[np.uintp(row), np.uintp(column)] = code
-    else:
-        wide[np.uintp(row), np.uintp(column)] = scale
-    return scale, inverse
+        return np.float32(0), np.uint16(0), np.float32(0)
+    return scale, code, np.float32(1) / scale
 
 
 @_jit
-def _round_blocks(
-    bits: Any, length: int, number: int, block: int, symmetric: bool,
-    wide: Any, narrow: Any, zero_points: Any, row: int, first: int,
-) -> bool:  # fmt: skip
-    """Scales of the blocks in `bits` (block `first` of the row onward), whose elements become their codes in place."""
-    middle = np.int32(1 << (number - 1))
-    top = np.int32((1 << number) - 1)
-    for b in range(length // block):
-        at = b * block
-        positive, negative = _ends(bits, at, block)
-        if positive >= _INFINITE or negative >= _INFINITE:
-            return False
-        offset = middle
-        if symmetric:
-            scale = _extreme(bits, at, block, positive, negative) / np.float32(-middle)
-        else:
-            span = np.float64(_as_float(positive)) + np.float64(_as_float(negative))
-            scale = np.float32(span / np.float64(top))
-        scale, inverse = _settle(scale, wide, narrow, row, first + b)
-        if abs(scale) == np.inf:
-            return False
+def _settle_blocks(
+    bits: Any, apart: int, step: int, block: int, number: int, symmetric: bool, positive: Any, negative: Any,
+    wide: Any, narrow: Any, zero_points: Any, row: int, row_step: int, column: int, column_step: int,
+    count: int, inverse: Any, shift: Any,
+) -> int:  # fmt: skip
+    """Stores the scales and zero points of `count` blocks, given the magnitudes of their ends.
+
+    The blocks begin `apart` from one another in `bits`, their elements are `step` apart. Sets the inverses, and what
+    `_code` adds. Returns -1, or the first block that could not be done.
+    """
+    middle, top = np.int32(1 << (number - 1)), np.int32((1 << number) - 1)
+    for b in range(count):
+        high, low = positive[np.uintp(b)], negative[np.uintp(b)]
+        if high >= _INFINITE or low >= _INFINITE:
+            return b
+        scale = _as_float(high) if high > low else -_as_float(low)
         if not symmetric:
-            down = _as_float(negative) * inverse
-            offset = np.int32(min(max(np.int32(np.rint(down)), np.int32(0)), top))
+            scale = np.float32((np.float64(_as_float(high)) + np.float64(_as_float(low))) / np.float64(top))
+        else:
+            if high == low:  # of several extremes the first has the say
+                for i in range(block):
+                    value = bits[np.uintp(b * apart + i * step)]
+                    if np.uint32(value & _MAGNITUDE) == high:
+                        scale = _as_float(value)
+                        break
+            scale /= np.float32(-middle)
+        scale, code, inverse[np.uintp(b)] = _settle(scale, wide.size == 0)
+        if abs(scale) == np.inf:
+            return b
+        at_row, at_column = np.uintp(row + b * row_step), np.uintp(column + b * column_step)
+        if wide.size == 0:
+            narrow[at_row, at_column] = code
+        else:
+            wide[at_row, at_column] = scale
+        zero = middle
+        if not symmetric:
+            zero = np.int32(min(max(np.int32(np.rint(_as_float(low) * inverse[np.uintp(b)])), np.int32(0)), top))
             if number == 8:
-                zero_points[row, first + b] = offset
-            elif (first + b) & 1:
-                zero_points[row, (first + b) >> 1] |= np.uint8(offset << np.int32(4))
+                zero_points[at_row, at_column] = zero
+            elif at_column & np.uintp(1):
+                zero_points[at_row, at_column >> np.uintp(1)] |= np.uint8(zero << np.int32(4))
             else:
-                zero_points[row, (first + b) >> 1] = offset
-        shift = np.int32(offset - _MAGIC_BITS)
-        for i in range(block):
-            product = _as_float(bits[np.uintp(at + i)]) * inverse
-            code = np.int32(np.int32(_as_bits(product + _MAGIC)) + shift)
-            code = code if code > np.int32(0) else np.int32(0)
-            bits[np.uintp(at + i)] = np.uint32(code if code < top else top)
-    return True
+                zero_points[at_row, at_column >> np.uintp(1)] = zero
+        shift[np.uintp(b)] = np.int32(zero - _MAGIC_BITS)
+    return -1
 
 
 @_jit
-def _pack(values: Any, pairs: Any, length: int, number: int, codes: Any, row: int, start: int) -> None:
-    """Writes `values[:length]`, which are elements `start` and following of the row; `pairs` views them as uint64."""
-    if number == 4:
-        for i in range(length >> 1):
-            codes[np.uintp(row), np.uintp((start >> 1) + i)] = np.uint8(pairs[i] | (pairs[i] >> np.uint64(28)))
-    else:
-        for i in range(length):
-            codes[np.uintp(row), np.uintp(start + i)] = np.uint8(values[i])
+def _code(value: Any, inverse: Any, shift: Any, top: Any) -> Any:
+    """Of an element, given its bits."""
+    code = np.int32(np.int32(_as_bits(_as_float(value) * inverse + _MAGIC)) + shift)
+    code = code if code > np.int32(0) else np.int32(0)
+    return np.uint32(code if code < top else top)
+
+
+def _quantize_rows(
+    source: Any, half: bool, stride: int, n: int, k: int, number: int, block: int, symmetric: bool,
+    codes: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int, column: int,
+) -> int:  # fmt: skip
+    """Blockwise 4 and 8 bits of an [N, K] source."""
+    top = np.int32((1 << number) - 1)
+    bits = np.empty(_ROW_PIECE, np.uint32)
+    pairs = bits.view(np.uint64)
+    positive, negative = np.empty(_ROW_PIECE // block, np.uint32), np.empty(_ROW_PIECE // block, np.uint32)
+    inverse, shift = np.empty(_ROW_PIECE // block, np.float32), np.empty(_ROW_PIECE // block, np.int32)
+    for r in range(n):
+        row = row_start + row_step * r
+        for start in range(0, k, _ROW_PIECE):
+            length = min(_ROW_PIECE, k - start)
+            _widen(source, r * stride + start, half, bits, 0, length)
+            for b in range(length // block):
+                positive[b], negative[b] = _ends(bits, b * block, block)
+            failed = _settle_blocks(
+                bits, block, 1, block, number, symmetric, positive, negative,
+                wide, narrow, zero_points, row, 0, (column + start) // block, 1, length // block, inverse, shift,
+            )  # fmt: skip
+            if failed >= 0:
+                return r * k + start + failed * block
+            for b in range(length // block):
+                for i in range(b * block, (b + 1) * block):
+                    bits[np.uintp(i)] = _code(bits[np.uintp(i)], inverse[b], shift[b], top)
+            if number == 4:
+                for i in range(length >> 1):
+                    codes[np.uintp(row), np.uintp(((column + start) >> 1) + i)] = np.uint8(pairs[i] | (pairs[i] >> np.uint64(28)))
+            else:
+                for i in range(length):
+                    codes[np.uintp(row), np.uintp(column + start + i)] = np.uint8(bits[i])
+    return -1
+
+
+def _quantize_columns(
+    source: Any, half: bool, stride: int, n: int, k: int, number: int, block: int, symmetric: bool,
+    words: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int, column: int,
+) -> int:  # fmt: skip
+    """Blockwise 4 and 8 bits of a [K, N] source; `words` are the codes as uint32.
+
+    Columns lie side by side in vectors from the source to the words of their codes, and only those are transposed.
+    """
+    top = np.int32((1 << number) - 1)
+    count = 32 // number  # codes of a word
+    width = min(n, _TILE // block)  # columns side by side
+    pitch = width + _PAD
+    bits = np.empty(block * pitch, np.uint32)
+    packed = np.empty(block // count * pitch, np.uint32)
+    positive, negative = np.empty(width, np.uint32), np.empty(width, np.uint32)
+    inverse, shift = np.empty(width, np.float32), np.empty(width, np.int32)
+    for k0 in range(0, k, block):
+        for n0 in range(0, n, width):
+            lanes, row = min(width, n - n0), row_start + row_step * n0
+            for r in range(lanes):
+                positive[r] = negative[r] = 0
+            for i in range(block):
+                at = i * pitch
+                _widen(source, (k0 + i) * stride + n0, half, bits, at, lanes)
+                for r in range(lanes):
+                    value = bits[np.uintp(at + r)]
+                    positive[r] = max(np.int32(value), np.int32(positive[r]))
+                    negative[r] = max(value, negative[r])
+            for r in range(lanes):
+                negative[r] = _negative(negative[r])
+            failed = _settle_blocks(
+                bits, 1, pitch, block, number, symmetric, positive, negative,
+                wide, narrow, zero_points, row, row_step, (column + k0) // block, 0, lanes, inverse, shift,
+            )  # fmt: skip
+            if failed >= 0:
+                return (n0 + failed) * k + k0
+            for i in range(block):
+                at, word, place = i * pitch, i // count * pitch, np.uint32(i % count * number)
+                for r in range(lanes):
+                    code = np.uint32(_code(bits[np.uintp(at + r)], inverse[r], shift[r], top) << (place & np.uint32(31)))
+                    packed[np.uintp(word + r)] = (packed[np.uintp(word + r)] | code) if place else code
+            for r in range(lanes):
+                for word in range(block // count):
+                    words[np.uintp(row + row_step * r), np.uintp((column + k0) // count + word)] = packed[np.uintp(word * pitch + r)]
+    return -1
 
 
 @_jit
@@ -199,39 +277,6 @@ def _gather(
         for r in range(rows):
             for i in range(length):
                 tile[np.uintp(r * width + i)] = source[np.uintp(start + r * stride + i)]
-
-
-def _quantize_int(
-    source: Any, half: bool, stride: int, transposed: bool, n: int, k: int, number: int, block: int, symmetric: bool,
-    codes: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int,
-) -> int:  # fmt: skip
-    """Blockwise 4 and 8 bits."""
-    tile_n, tile_k = (_TILE_N, _TILE_K) if transposed else (1, _ROW_PIECE)
-    width = tile_k + _PAD
-    tile = np.empty(tile_n * width, source.dtype)
-    bits = np.empty(tile_k, np.uint32)
-    pairs = bits.view(np.uint64)
-    for k0 in range(0, k, tile_k if transposed else k):
-        for n0 in range(0, n, tile_n):
-            k1 = min(k0 + tile_k, k) if transposed else k
-            rows = min(tile_n, n - n0)
-            if transposed:
-                _gather(source, k0 * stride + n0, stride, True, rows, k1 - k0, tile, width)
-            for r in range(rows):
-                out = row_start + row_step * (n0 + r)
-                for start in range(k0, k1, tile_k):
-                    length = min(tile_k, k1 - start)
-                    if transposed:
-                        _widen(tile, r * width, half, bits, length)
-                    else:
-                        _widen(source, (n0 + r) * stride + start, half, bits, length)
-                    good = _round_blocks(
-                        bits, length, number, block, symmetric, wide, narrow, zero_points, out, start // block
-                    )
-                    if not good:
-                        return (n0 + r) * k + start
-                    _pack(bits, pairs, length, number, codes, out, start)
-    return -1
 
 
 @_jit
@@ -270,22 +315,25 @@ def _quantize_fp8(
                 for r in range(first, first + group):
                     for i in range(0, length, piece):
                         count = min(piece, length - i)
-                        _widen(tile, r * width + i, half, bits, count)
+                        _widen(tile, r * width + i, half, bits, 0, count)
                         positive, negative = _ends(bits, 0, count)
                         largest = np.uint32(max(largest, positive, negative))
                 if largest >= _INFINITE:
                     return (n0 + first) * k + k0
                 row = row_start + row_step * (n0 + first)
                 scale = _as_float(largest) / np.float32(448)
-                scale, inverse = _settle(
-                    scale, wide, narrow, row // _BLOCK if square else row, k0 // _BLOCK if square else 0
-                )
+                scale, code, inverse = _settle(scale, wide.size == 0)
                 if scale == np.inf:
                     return (n0 + first) * k + k0
+                at_row, at_column = np.uintp(row // _BLOCK if square else row), np.uintp(k0 // _BLOCK if square else 0)
+                if wide.size == 0:
+                    narrow[at_row, at_column] = code
+                else:
+                    wide[at_row, at_column] = scale
                 for r in range(first, first + group):
                     for i in range(0, length, piece):
                         count = min(piece, length - i)
-                        _widen(tile, r * width + i, half, bits, count)
+                        _widen(tile, r * width + i, half, bits, 0, count)
                         _encode_fp8(bits, count, inverse, codes, row_start + row_step * (n0 + r), k0 + i)
     return -1
 
@@ -294,7 +342,7 @@ _lock = threading.Lock()
 
 
 def kernel(name: str, itemsize: int) -> Callable[..., int]:
-    """The compiled kernel `int` or `fp8` for sources of 2 or 4 bytes; compiles (or loads) it on first use."""
+    """The compiled kernel `rows`, `columns` or `fp8` for sources of 2 or 4 bytes; compiles (or loads) it on first use."""
     with _lock:
         return _compiled(name, itemsize)
 
@@ -303,12 +351,13 @@ def kernel(name: str, itemsize: int) -> Callable[..., int]:
 def _compiled(name: str, itemsize: int) -> Callable[..., int]:
     i, flag = types.int64, types.boolean
     source = types.Array(types.uint16 if itemsize == 2 else types.uint32, 1, "C", readonly=True)
-    u8, u16, f32 = (types.Array(t, 2, "C") for t in (types.uint8, types.uint16, types.float32))
-    if name == "int":
-        signature = types.int64(source, flag, i, flag, i, i, i, i, flag, u8, f32, u16, u8, i, i)
-        function: Any = _quantize_int
-    else:
+    u8, u16, u32, f32 = (types.Array(t, 2, "C") for t in (types.uint8, types.uint16, types.uint32, types.float32))
+    function: Any
+    if name == "fp8":
         signature = types.int64(source, flag, i, flag, i, i, flag, u8, f32, u16, i, i)
         function = _quantize_fp8
+    else:
+        codes, function = (u32, _quantize_columns) if name == "columns" else (u8, _quantize_rows)
+        signature = types.int64(source, flag, i, i, i, i, i, flag, codes, f32, u16, u8, i, i, i)
     compiled: Callable[..., int] = _jit(function, signature)
     return compiled
