@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -131,11 +133,14 @@ def _stored_pieces(recipe: Recipe, region: Region, block: int) -> Iterator[_Piec
             yield _Piece(values, True, 0, 1, first)
     elif isinstance(recipe, Interleave) and recipe.axis == len(recipe.dims) - 2:
         n, cut = len(recipe.parts), region[-2]
-        for j, part in enumerate(recipe.parts):
-            start, stop = -((j - cut.start) // n), -((j - cut.stop) // n)
-            first = start * n + j - cut.start
-            for piece in _stored_pieces(part, (*region[:-2], slice(start, stop), region[-1]), block):
-                yield _Piece(piece.values, piece.transposed, first + n * piece.row, n * piece.row_step, piece.column)
+        starts, stops = ([-((j - bound) // n) for j in range(n)] for bound in (cut.start, cut.stop))
+        cuts = [(*region[:-2], slice(start, stop), region[-1]) for start, stop in zip(starts, stops, strict=True)]
+        parts = [_stored_pieces(part, cut, block) for part, cut in zip(recipe.parts, cuts, strict=True)]
+        for pieces in itertools.zip_longest(*parts):  # in turn: parts may lie on the same pages
+            for j, piece in enumerate(pieces):
+                if piece:
+                    row = (starts[j] + piece.row) * n + j - cut.start
+                    yield dataclasses.replace(piece, row=row, row_step=piece.row_step * n)
     else:
         for first, values in recipe.rows(region):
             yield _Piece(values, False, first, 1, 0)
