@@ -1,10 +1,11 @@
 """The compiled quantisation kernels: one pass over the source, in pieces that stay in the cache.
 
-Both kernels take the source as its bits (uint16 for bfloat16 and float16, uint32 for float32), flat, with the distance
+The kernels take the source as its bits (uint16 for bfloat16 and float16, uint32 for float32), flat, with the distance
 `stride` between rows. `transposed` means that the source is [K, N]. They release the GIL and compile on first use; the
 machine code is cached on disk. Everything compiled is in this one file, because Numba's cache watches only the file of
-the function that it stores. Helpers take whole arrays and offsets, because slices cost atomic reference counts in inner
-loops, and index with `np.uintp`, because signed indices may be negative, which keeps loops from being vectorised.
+the function that it stores. Helpers take whole arrays and offsets and do many blocks at a time, because slices and
+arguments cost atomic reference counts; they index with `np.uintp`, because signed indices may be negative, which keeps
+loops from being vectorised.
 
 A kernel returns -1, or `row * k + column` (of the result) of the first element of a piece that it could not quantise.
 """
@@ -25,7 +26,7 @@ __all__ = ["kernel"]
 
 _ROW_PIECE = 2048  # elements of a row that are worked on at a time
 _TILE = 1 << 17  # elements of a [K, N] source that are worked on at a time
-_TILE_N = 64  # the same for fp8: 64 columns are whole cache lines
+_FP8_TILE_N = 64  # columns of a [K, N] source for fp8: whole cache lines
 _PAD = 32  # elements between tile rows, so that a column of the tile does not fall on the same few cache sets
 _BLOCK = 128  # square fp8 block
 
@@ -34,14 +35,14 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _SMALLEST = np.float32(2.0**-126)
 _MAGIC = np.float32(1.5 * 2.0**23)  # x + _MAGIC holds round(x) in its low bits, for |x| < 2^22
 _MAGIC_BITS = np.int32(0x4B400000)
+_ZERO, _ONE = np.int64(0), np.int64(1)  # Numba compiles a helper anew for each number that is written as an argument
 
 
 def _jit(function: Callable[..., Any], signature: Any = None) -> Any:
-    options={} if signature else dict(forceinline=True)
     try:
-        return numba.njit(signature, nogil=True, error_model="numpy", cache=True,**options)(function)
+        return numba.njit(signature, nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # nowhere to keep a cache: compile in each process
-        return numba.njit(signature, nogil=True, error_model="numpy",**options)(function)
+        return numba.njit(signature, nogil=True, error_model="numpy")(function)
 
 
 def _bitcast(source: Any, target: Any) -> Any:
@@ -82,19 +83,21 @@ def _widen(source: Any, at: int, half: bool, bits: Any, to: int, length: int) ->
 
 @_jit
 def _ends(bits: Any, at: int, length: int) -> Any:
-    """Bits of the magnitudes of the largest positive and the most negative element (0 if there is none)."""
-    largest, unsigned = np.int32(0), np.uint32(0)
+    """The largest of the bits as signed numbers (0 if all are negative) and as unsigned ones."""
+    signed, unsigned = np.int32(0), np.uint32(0)
     for i in range(length):
         value = bits[np.uintp(at + i)]
-        largest = np.int32(value) if np.int32(value) > largest else largest
+        signed = np.int32(value) if np.int32(value) > signed else signed
         unsigned = value if value > unsigned else unsigned
-    return np.uint32(largest), _negative(unsigned)
+    return np.uint32(signed), np.uint32(unsigned)
 
 
 @_jit
-def _negative(unsigned: Any) -> Any:
-    """The magnitude of a block's most negative element, given the largest of the bits as unsigned numbers."""
-    return np.uint32(unsigned & _MAGNITUDE) if unsigned > _MAGNITUDE else np.uint32(0)
+def _first(bits: Any, at: int, step: int, magnitude: Any) -> Any:
+    """The first element of that magnitude, from `at` on."""
+    while np.uint32(bits[np.uintp(at)] & _MAGNITUDE) != magnitude:
+        at += step
+    return _as_float(bits[np.uintp(at)])
 
 
 @_jit
@@ -128,49 +131,45 @@ def _settle(scale: np.float32, half: bool) -> Any:
 
 @_jit
 def _settle_blocks(
-    bits: Any, apart: int, step: int, block: int, number: int, symmetric: bool, positive: Any, negative: Any,
+    bits: Any, apart: int, step: int, block: int, number: int, symmetric: bool, signed: Any, unsigned: Any,
     wide: Any, narrow: Any, zero_points: Any, row: int, row_step: int, column: int, column_step: int,
     count: int, inverse: Any, shift: Any,
 ) -> int:  # fmt: skip
-    """Stores the scales and zero points of `count` blocks, given the magnitudes of their ends.
+    """Stores scales and zero points of `count` blocks, whose ends (`_ends`) are `signed` and `unsigned`.
 
     The blocks begin `apart` from one another in `bits`, their elements are `step` apart. Sets the inverses, and what
     `_code` adds. Returns -1, or the first block that could not be done.
     """
     middle, top = np.int32(1 << (number - 1)), np.int32((1 << number) - 1)
-    for b in range(count):
-        high, low = positive[np.uintp(b)], negative[np.uintp(b)]
+    for index in range(count):
+        b = np.uintp(index)
+        high = signed[b]  # the magnitudes of the largest and the smallest element
+        low = np.uint32(unsigned[b] & _MAGNITUDE) if unsigned[b] > _MAGNITUDE else np.uint32(0)
         if high >= _INFINITE or low >= _INFINITE:
-            return b
-        scale = _as_float(high) if high > low else -_as_float(low)
-        if not symmetric:
-            scale = np.float32((np.float64(_as_float(high)) + np.float64(_as_float(low))) / np.float64(top))
+            return index
+        if symmetric:
+            extreme = _as_float(high) if high > low else -_as_float(low)
+            if high == low:
+                extreme = _first(bits, index * apart, step, high)
+            scale = extreme / np.float32(-middle)
         else:
-            if high == low:  # of several extremes the first has the say
-                for i in range(block):
-                    value = bits[np.uintp(b * apart + i * step)]
-                    if np.uint32(value & _MAGNITUDE) == high:
-                        scale = _as_float(value)
-                        break
-            scale /= np.float32(-middle)
-        scale, code, inverse[np.uintp(b)] = _settle(scale, wide.size == 0)
+            span = np.float64(_as_float(high)) + np.float64(_as_float(low))
+            scale = np.float32(span / np.float64(top))
+        scale, code, inverse[b] = _settle(scale, wide.size == 0)
         if abs(scale) == np.inf:
-            return b
-        at_row, at_column = np.uintp(row + b * row_step), np.uintp(column + b * column_step)
+            return index
+        at_row, at_column = np.uintp(row + index * row_step), np.uintp(column + index * column_step)
         if wide.size == 0:
             narrow[at_row, at_column] = code
         else:
             wide[at_row, at_column] = scale
         zero = middle
         if not symmetric:
-            zero = np.int32(min(max(np.int32(np.rint(_as_float(low) * inverse[np.uintp(b)])), np.int32(0)), top))
-            if number == 8:
-                zero_points[at_row, at_column] = zero
-            elif at_column & np.uintp(1):
-                zero_points[at_row, at_column >> np.uintp(1)] |= np.uint8(zero << np.int32(4))
-            else:
-                zero_points[at_row, at_column >> np.uintp(1)] = zero
-        shift[np.uintp(b)] = np.int32(zero - _MAGIC_BITS)
+            zero = np.int32(min(max(np.int32(np.rint(_as_float(low) * inverse[b])), np.int32(0)), top))
+            byte, place = (at_column * np.uintp(number)) >> np.uintp(3), (at_column * np.uintp(number)) & np.uintp(7)
+            held = zero_points[at_row, byte] if place else np.uint8(0)
+            zero_points[at_row, byte] = held | np.uint8(np.uint32(zero) << place)
+        shift[b] = np.int32(zero - _MAGIC_BITS)
     return -1
 
 
@@ -184,24 +183,24 @@ def _code(value: Any, inverse: Any, shift: Any, top: Any) -> Any:
 
 def _quantize_rows(
     source: Any, half: bool, stride: int, n: int, k: int, number: int, block: int, symmetric: bool,
-    codes: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int, column: int,
+    codes: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int, column_start: int,
 ) -> int:  # fmt: skip
     """Blockwise 4 and 8 bits of an [N, K] source."""
     top = np.int32((1 << number) - 1)
     bits = np.empty(_ROW_PIECE, np.uint32)
     pairs = bits.view(np.uint64)
-    positive, negative = np.empty(_ROW_PIECE // block, np.uint32), np.empty(_ROW_PIECE // block, np.uint32)
+    signed, unsigned = np.empty(_ROW_PIECE // block, np.uint32), np.empty(_ROW_PIECE // block, np.uint32)
     inverse, shift = np.empty(_ROW_PIECE // block, np.float32), np.empty(_ROW_PIECE // block, np.int32)
     for r in range(n):
         row = row_start + row_step * r
         for start in range(0, k, _ROW_PIECE):
-            length = min(_ROW_PIECE, k - start)
-            _widen(source, r * stride + start, half, bits, 0, length)
+            length, column = min(_ROW_PIECE, k - start), column_start + start
+            _widen(source, r * stride + start, half, bits, _ZERO, length)
             for b in range(length // block):
-                positive[b], negative[b] = _ends(bits, b * block, block)
+                signed[b], unsigned[b] = _ends(bits, b * block, block)
             failed = _settle_blocks(
-                bits, block, 1, block, number, symmetric, positive, negative,
-                wide, narrow, zero_points, row, 0, (column + start) // block, 1, length // block, inverse, shift,
+                bits, block, _ONE, block, number, symmetric, signed, unsigned,
+                wide, narrow, zero_points, row, _ZERO, column // block, _ONE, length // block, inverse, shift,
             )  # fmt: skip
             if failed >= 0:
                 return r * k + start + failed * block
@@ -210,57 +209,58 @@ def _quantize_rows(
                     bits[np.uintp(i)] = _code(bits[np.uintp(i)], inverse[b], shift[b], top)
             if number == 4:
                 for i in range(length >> 1):
-                    codes[np.uintp(row), np.uintp(((column + start) >> 1) + i)] = np.uint8(pairs[i] | (pairs[i] >> np.uint64(28)))
+                    pair = np.uint8(pairs[i] | (pairs[i] >> np.uint64(28)))
+                    codes[np.uintp(row), np.uintp((column >> 1) + i)] = pair
             else:
                 for i in range(length):
-                    codes[np.uintp(row), np.uintp(column + start + i)] = np.uint8(bits[i])
+                    codes[np.uintp(row), np.uintp(column + i)] = np.uint8(bits[i])
     return -1
 
 
 def _quantize_columns(
     source: Any, half: bool, stride: int, n: int, k: int, number: int, block: int, symmetric: bool,
-    words: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int, column: int,
+    words: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int, column_start: int,
 ) -> int:  # fmt: skip
     """Blockwise 4 and 8 bits of a [K, N] source; `words` are the codes as uint32.
 
-    Columns lie side by side in vectors from the source to the words of their codes, and only those are transposed.
+    Columns of the source lie side by side in vectors all the way to the words of codes; only words are transposed.
     """
     top = np.int32((1 << number) - 1)
     count = 32 // number  # codes of a word
-    width = min(n, _TILE // block)  # columns side by side
+    width = min(n, _TILE // block)
     pitch = width + _PAD
     bits = np.empty(block * pitch, np.uint32)
     packed = np.empty(block // count * pitch, np.uint32)
-    positive, negative = np.empty(width, np.uint32), np.empty(width, np.uint32)
+    signed, unsigned = np.empty(width, np.uint32), np.empty(width, np.uint32)
     inverse, shift = np.empty(width, np.float32), np.empty(width, np.int32)
     for k0 in range(0, k, block):
         for n0 in range(0, n, width):
-            lanes, row = min(width, n - n0), row_start + row_step * n0
+            lanes, row, column = min(width, n - n0), row_start + row_step * n0, column_start + k0
             for r in range(lanes):
-                positive[r] = negative[r] = 0
+                signed[r] = unsigned[r] = 0
             for i in range(block):
                 at = i * pitch
                 _widen(source, (k0 + i) * stride + n0, half, bits, at, lanes)
                 for r in range(lanes):
                     value = bits[np.uintp(at + r)]
-                    positive[r] = max(np.int32(value), np.int32(positive[r]))
-                    negative[r] = max(value, negative[r])
-            for r in range(lanes):
-                negative[r] = _negative(negative[r])
+                    signed[r] = max(np.int32(value), np.int32(signed[r]))
+                    unsigned[r] = max(value, unsigned[r])
             failed = _settle_blocks(
-                bits, 1, pitch, block, number, symmetric, positive, negative,
-                wide, narrow, zero_points, row, row_step, (column + k0) // block, 0, lanes, inverse, shift,
+                bits, _ONE, pitch, block, number, symmetric, signed, unsigned,
+                wide, narrow, zero_points, row, row_step, column // block, _ZERO, lanes, inverse, shift,
             )  # fmt: skip
             if failed >= 0:
                 return (n0 + failed) * k + k0
             for i in range(block):
-                at, word, place = i * pitch, i // count * pitch, np.uint32(i % count * number)
+                at, word = i * pitch, i // count * pitch
+                place = np.uint32(i % count * number) & np.uint32(31)  # so that 32-bit shifts will do
                 for r in range(lanes):
-                    code = np.uint32(_code(bits[np.uintp(at + r)], inverse[r], shift[r], top) << (place & np.uint32(31)))
-                    packed[np.uintp(word + r)] = (packed[np.uintp(word + r)] | code) if place else code
+                    code = np.uint32(_code(bits[np.uintp(at + r)], inverse[r], shift[r], top) << place)
+                    packed[np.uintp(word + r)] = packed[np.uintp(word + r)] | code if place else code
             for r in range(lanes):
                 for word in range(block // count):
-                    words[np.uintp(row + row_step * r), np.uintp((column + k0) // count + word)] = packed[np.uintp(word * pitch + r)]
+                    at = word * pitch + r
+                    words[np.uintp(row + row_step * r), np.uintp(column // count + word)] = packed[np.uintp(at)]
     return -1
 
 
@@ -298,7 +298,7 @@ def _quantize_fp8(
     codes: Any, wide: Any, narrow: Any, row_start: int, row_step: int,
 ) -> int:  # fmt: skip
     """E4M3FN: one scale for a row, or for a square block of result rows (then `row_step` is 1)."""
-    tile_n = _BLOCK if square else (_TILE_N if transposed else 1)
+    tile_n = _BLOCK if square else (_FP8_TILE_N if transposed else 1)
     tile_k = _BLOCK if square else k
     width = (tile_k + 63) // 64 * 64 + _PAD
     tile = np.empty(tile_n * width, source.dtype)
@@ -315,9 +315,9 @@ def _quantize_fp8(
                 for r in range(first, first + group):
                     for i in range(0, length, piece):
                         count = min(piece, length - i)
-                        _widen(tile, r * width + i, half, bits, 0, count)
-                        positive, negative = _ends(bits, 0, count)
-                        largest = np.uint32(max(largest, positive, negative))
+                        _widen(tile, r * width + i, half, bits, _ZERO, count)
+                        signed, unsigned = _ends(bits, _ZERO, count)
+                        largest = max(largest, signed, np.uint32(unsigned & _MAGNITUDE))
                 if largest >= _INFINITE:
                     return (n0 + first) * k + k0
                 row = row_start + row_step * (n0 + first)
@@ -333,7 +333,7 @@ def _quantize_fp8(
                 for r in range(first, first + group):
                     for i in range(0, length, piece):
                         count = min(piece, length - i)
-                        _widen(tile, r * width + i, half, bits, 0, count)
+                        _widen(tile, r * width + i, half, bits, _ZERO, count)
                         _encode_fp8(bits, count, inverse, codes, row_start + row_step * (n0 + r), k0 + i)
     return -1
 
@@ -342,7 +342,7 @@ _lock = threading.Lock()
 
 
 def kernel(name: str, itemsize: int) -> Callable[..., int]:
-    """The compiled kernel `rows`, `columns` or `fp8` for sources of 2 or 4 bytes; compiles (or loads) it on first use."""
+    """The compiled kernel `rows`, `columns` or `fp8` for sources of 2 or 4 bytes; compiled or loaded on first use."""
     with _lock:
         return _compiled(name, itemsize)
 

@@ -89,9 +89,7 @@ class QuantizedWeight(Evaluation):
                 raise
         return tuple(array.reshape(*counts, -1) for array in (codes, scales, zero_points) if array is not None)
 
-    def _quantize(
-        self, part: Region, codes: np.ndarray, scales: np.ndarray, zero_points: np.ndarray | None
-    ) -> None:
+    def _quantize(self, part: Region, codes: np.ndarray, scales: np.ndarray, zero_points: np.ndarray | None) -> None:
         """The rows of one matrix."""
         if self.square:  # a block needs neighbouring rows together: interleaving is done beforehand
             blocks = np.empty(self.scheme.scales_shape(len(codes), self.k), scales.dtype)
