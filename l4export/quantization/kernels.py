@@ -198,7 +198,7 @@ def _quantize_rows(
             _widen(source, r * stride + start, half, bits, _ZERO, length)
             for b in range(length // block):
                 signed[b], unsigned[b] = _ends(bits, b * block, block)
-            failed = _settle_blocks(
+            failed: int = _settle_blocks(
                 bits, block, _ONE, block, number, symmetric, signed, unsigned,
                 wide, narrow, zero_points, row, _ZERO, column // block, _ONE, length // block, inverse, shift,
             )  # fmt: skip
@@ -245,7 +245,7 @@ def _quantize_columns(
                     value = bits[np.uintp(at + r)]
                     signed[r] = max(np.int32(value), np.int32(signed[r]))
                     unsigned[r] = max(value, unsigned[r])
-            failed = _settle_blocks(
+            failed: int = _settle_blocks(
                 bits, _ONE, pitch, block, number, symmetric, signed, unsigned,
                 wide, narrow, zero_points, row, row_step, column // block, _ZERO, lanes, inverse, shift,
             )  # fmt: skip
