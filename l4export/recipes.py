@@ -50,6 +50,9 @@ class SourceData(Protocol):
     def read(self, index: Region, /) -> np.ndarray:
         """The elements of one region, as a C-contiguous copy."""
 
+    def rows(self, index: tuple[int | slice, ...], multiple: int = 1, /) -> Iterator[tuple[int, np.ndarray]]:
+        """A matrix where it lies, in pieces of its rows, each with its first row, valid until the next is asked for."""
+
 
 class Recipe(ir.LazyTensor):
     """A tensor that is computed when it is read. Subclasses implement `read`.
@@ -65,6 +68,15 @@ class Recipe(ir.LazyTensor):
     @abc.abstractmethod
     def read(self, region: Region) -> np.ndarray:
         """The elements of `region` in the recipe's dtype; reads only what they need of the sources."""
+
+    def rows(self, region: Region, multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """A region as matrices of its last two axes: pieces of the rows, each with its first row.
+
+        The axes before have length 1. Pieces are cut at multiples of `multiple` rows; their last axis is contiguous.
+        A piece may lie in a mapped file: it is valid until the next is asked for.
+        """
+        values = self.read(region)
+        yield 0, np.ascontiguousarray(values.reshape(values.shape[-2:]))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name or 'unnamed'}: {self.dtype.name.lower()} {list(self.dims)})"
@@ -184,6 +196,14 @@ class Source(Recipe):
             raise ValueError(f"element {position} is {float(values[tuple(bad)])}, not a finite number")
         return values
 
+    def rows(self, region: Region, multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """Copies nothing, unless elements must be looked at, or are not aligned in the file."""
+        if self.checked:
+            yield from super().rows(region, multiple)
+            return
+        for first, piece in self.data.rows((*(cut.start for cut in region[:-2]), *region[-2:]), multiple):
+            yield first, np.require(piece, requirements="A")
+
 
 class Constant(Recipe):
     """A tensor that is in memory already."""
@@ -208,9 +228,15 @@ class Slice(Recipe):
 
     def read(self, region: Region) -> np.ndarray:
         """The region, moved by `start`."""
+        return self.part.read(self._moved(region))
+
+    def rows(self, region: Region, multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """The part's, from where it begins."""
+        return self.part.rows(self._moved(region), multiple)
+
+    def _moved(self, region: Region) -> Region:
         cut = region[self.axis]
-        moved = slice(cut.start + self.cut.start, cut.stop + self.cut.start)
-        return self.part.read(_with(region, self.axis, moved))
+        return _with(region, self.axis, slice(cut.start + self.cut.start, cut.stop + self.cut.start))
 
 
 class Transpose(Recipe):

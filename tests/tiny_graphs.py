@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,12 @@ class ArrayData:
         self.regions.append(index)
         return np.array(self.array[index], order="C")
 
+    def rows(self, index: tuple[int | slice, ...], multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """As small as can be."""
+        matrix = self.array[index]
+        for first in range(0, len(matrix), multiple):
+            yield first, matrix[first : first + multiple]
+
 
 class UnreadableData:
     """A stored tensor of any size whose values must not be asked for."""
@@ -40,6 +46,9 @@ class UnreadableData:
         self.dtype = np.dtype(dtype)
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        raise AssertionError(f"read {index}")
+
+    def rows(self, index: tuple[int | slice, ...], multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         raise AssertionError(f"read {index}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,23 @@ class SourceTensor:
         out = np.empty(shape, bits.dtype)
         self._copy(bits, full, out)
         return out.view(self.dtype)
+
+    def rows(self, index: Index, multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """The matrix `tensor[index]` where it lies in the mapped file: pieces of its rows, each with its first row.
+
+        `index` has integers, and slices of step 1, in bounds, for the last two axes. Pieces are cut at multiples of
+        `multiple` rows so that at most about 32 MiB of mapped pages are resident; one is there until the next is asked
+        for, and need not be aligned. Raises `InputError` if the file shrank.
+        """
+        rows, columns = index[-2:]
+        assert isinstance(rows, slice)
+        row_bytes = self.shape[-1] * self.dtype.itemsize
+        batch = max(1, _PIECE // max(1, row_bytes * multiple)) * multiple
+        for start in range(rows.start, rows.stop, batch):
+            piece = self.file.array(self.entry)[index[:-2]][start : min(start + batch, rows.stop)]
+            yield start - rows.start, piece[:, columns]
+            if piece.size:
+                self.file.release(piece)
 
     def _copy(self, source: np.ndarray, index: Index, out: np.ndarray) -> None:
         """`out[...] = source[index]`, releasing the pages of each piece of `source` once it is copied."""
