@@ -70,7 +70,7 @@ def test_too_small_a_device_is_exit_code_1(config: Path, capsys: pytest.CaptureF
 
 def test_a_context_that_fits_nowhere_is_exit_code_1(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What reaches farthest is shown."""
-    code, out, err = plan(capsys, config, "--device-memory", 136_400_000, "--context", 4096)
+    code, out, err = plan(capsys, config, "--device-memory", 135_900_000, "--context", 4096)
     assert code == 1
     assert "x: too much" in out and "Reaches farthest" in out
     assert err.count("\n") == 1
