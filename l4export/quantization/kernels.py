@@ -119,13 +119,13 @@ def _to_float16(scale: np.float32) -> Any:
 
 
 @_jit
-def _settle(scale: np.float32, wide: Any, narrow: Any, row: int, column: int) -> Any:
+def _settle(scale: np.float32, positive: bool, wide: Any, narrow: Any, row: int, column: int) -> Any:
     """Rounds and stores a scale; returns it with its inverse. `narrow` (float16 bits) is used if `wide` is empty."""
     code = np.uint16(0)
     if wide.size == 0:
         scale, code = _to_float16(scale)
     if abs(scale) < _SMALLEST:
-        scale, code, inverse = np.float32(0), np.uint16(0), np.float32(0)
+        scale, code, inverse = np.float32(positive), np.uint16(0x3C00 if positive else 0), np.float32(0)
     else:
         inverse = np.float32(1) / scale
     if wide.size == 0:
@@ -137,24 +137,27 @@ def _settle(scale: np.float32, wide: Any, narrow: Any, row: int, column: int) ->
 
 @_jit
 def _round_blocks(
-    bits: Any, length: int, number: int, block: int, symmetric: bool,
+    bits: Any, length: int, number: int, block: int, symmetric: bool, above_zero: bool,
     wide: Any, narrow: Any, zero_points: Any, row: int, first: int,
 ) -> bool:  # fmt: skip
     """Scales of the blocks in `bits` (block `first` of the row onward), whose elements become their codes in place."""
     middle = np.int32(1 << (number - 1))
     top = np.int32((1 << number) - 1)
+    flip = middle if above_zero else np.int32(0)  # of the upper bit: two's complement
     for b in range(length // block):
         at = b * block
         positive, negative = _ends(bits, at, block)
         if positive >= _INFINITE or negative >= _INFINITE:
             return False
         offset = middle
-        if symmetric:
+        if above_zero:
+            scale = _as_float(np.uint32(max(positive, negative))) / np.float32(middle - 1)
+        elif symmetric:
             scale = _extreme(bits, at, block, positive, negative) / np.float32(-middle)
         else:
             span = np.float64(_as_float(positive)) + np.float64(_as_float(negative))
             scale = np.float32(span / np.float64(top))
-        scale, inverse = _settle(scale, wide, narrow, row, first + b)
+        scale, inverse = _settle(scale, above_zero, wide, narrow, row, first + b)
         if abs(scale) == np.inf:
             return False
         if not symmetric:
@@ -171,7 +174,7 @@ def _round_blocks(
             product = _as_float(bits[np.uintp(at + i)]) * inverse
             code = np.int32(np.int32(_as_bits(product + _MAGIC)) + shift)
             code = code if code > np.int32(0) else np.int32(0)
-            bits[np.uintp(at + i)] = np.uint32(code if code < top else top)
+            bits[np.uintp(at + i)] = np.uint32((code if code < top else top) ^ flip)
     return True
 
 
@@ -203,7 +206,7 @@ def _gather(
 
 def _quantize_int(
     source: Any, half: bool, stride: int, transposed: bool, n: int, k: int, number: int, block: int, symmetric: bool,
-    codes: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int,
+    positive: bool, codes: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int,
 ) -> int:  # fmt: skip
     """Blockwise 4 and 8 bits."""
     tile_n, tile_k = (_TILE_N, _TILE_K) if transposed else (1, _ROW_PIECE)
@@ -226,8 +229,9 @@ def _quantize_int(
                     else:
                         _widen(source, (n0 + r) * stride + start, half, bits, length)
                     good = _round_blocks(
-                        bits, length, number, block, symmetric, wide, narrow, zero_points, out, start // block
-                    )
+                        bits, length, number, block, symmetric, positive,
+                        wide, narrow, zero_points, out, start // block,
+                    )  # fmt: skip
                     if not good:
                         return (n0 + r) * k + start
                     _pack(bits, pairs, length, number, codes, out, start)
@@ -250,7 +254,7 @@ def _encode_fp8(bits: Any, length: int, inverse: np.float32, codes: Any, row: in
 
 def _quantize_fp8(
     source: Any, half: bool, stride: int, transposed: bool, n: int, k: int, square: bool,
-    codes: Any, wide: Any, narrow: Any, row_start: int, row_step: int,
+    positive: bool, codes: Any, wide: Any, narrow: Any, row_start: int, row_step: int,
 ) -> int:  # fmt: skip
     """E4M3FN: one scale for a row, or for a square block of result rows (then `row_step` is 1)."""
     tile_n = _BLOCK if square else (_TILE_N if transposed else 1)
@@ -271,14 +275,14 @@ def _quantize_fp8(
                     for i in range(0, length, piece):
                         count = min(piece, length - i)
                         _widen(tile, r * width + i, half, bits, count)
-                        positive, negative = _ends(bits, 0, count)
-                        largest = np.uint32(max(largest, positive, negative))
+                        above, below = _ends(bits, 0, count)
+                        largest = np.uint32(max(largest, above, below))
                 if largest >= _INFINITE:
                     return (n0 + first) * k + k0
                 row = row_start + row_step * (n0 + first)
                 scale = _as_float(largest) / np.float32(448)
                 scale, inverse = _settle(
-                    scale, wide, narrow, row // _BLOCK if square else row, k0 // _BLOCK if square else 0
+                    scale, positive, wide, narrow, row // _BLOCK if square else row, k0 // _BLOCK if square else 0
                 )
                 if scale == np.inf:
                     return (n0 + first) * k + k0
@@ -305,10 +309,10 @@ def _compiled(name: str, itemsize: int) -> Callable[..., int]:
     source = types.Array(types.uint16 if itemsize == 2 else types.uint32, 1, "C", readonly=True)
     u8, u16, f32 = (types.Array(t, 2, "C") for t in (types.uint8, types.uint16, types.float32))
     if name == "int":
-        signature = types.int64(source, flag, i, flag, i, i, i, i, flag, u8, f32, u16, u8, i, i)
+        signature = types.int64(source, flag, i, flag, i, i, i, i, flag, flag, u8, f32, u16, u8, i, i)
         function: Any = _quantize_int
     else:
-        signature = types.int64(source, flag, i, flag, i, i, flag, u8, f32, u16, i, i)
+        signature = types.int64(source, flag, i, flag, i, i, flag, flag, u8, f32, u16, i, i)
         function = _quantize_fp8
     compiled: Callable[..., int] = _jit(function, signature)
     return compiled
