@@ -121,8 +121,10 @@ def _check(options: BuildOptions) -> None:
         raise InputError(f"--target {options.target} is not one of {', '.join(TARGETS)}")
     if options.dtype not in DTYPES:
         raise InputError(f"--dtype {options.dtype} is not one of {', '.join(DTYPES)}")
-    if options.target == "ort-cpu" and options.dtype == "bf16":
+    if options.target in {"ort-cpu", "onnx"} and options.dtype == "bf16":
         raise InputError("--dtype bf16: ONNX Runtime's CPU provider has no bfloat16 MatMul; use fp32 or fp16")
+    if options.target != "ort-cpu" and options.kv_layout == "concat":
+        raise InputError(f"--kv-layout concat: --target {options.target} updates caches in place; use static")
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs {options.jobs} must be at least 1")
     if options.memory_budget < 1:

@@ -12,7 +12,7 @@ from l4export.policy import Policy
 
 __all__ = ["TARGETS", "PipelineOptions", "pass_name", "pipeline", "run_pipeline"]
 
-TARGETS = ("ort-cpu",)
+TARGETS = ("ort-cpu", "onnx")
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,22 @@ class PipelineOptions:
 
 def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
     """The passes from the reference graph to the target's graph. Every graph between them can be run."""
+    lowering = _to_onnxruntime if options.target == "ort-cpu" else _to_standard_onnx
     return [
         # how many tokens there may be, and where their keys and values live
         passes.ContextLimit(options.max_context),
         passes.KVCacheLayout(options.kv_layout),
+        # the target's own operators
+        *lowering(options),
+        # what is left of the dialect becomes standard operators
+        passes.InlineDialect(),
+        passes.RemoveUnused(),
+    ]
+
+
+def _to_onnxruntime(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
+    """ONNX Runtime's fused operators."""
+    return [
         # only the chosen experts are evaluated
         passes.ExpertFusion(),
         # rotation, cache update, masking and attention in one operator
@@ -41,9 +53,18 @@ def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
         passes.UntransposedWeights(),
         # weights in fewer bits, as the policy says
         *([passes.WeightQuantization(options.policy)] if options.policy else []),
-        # what is left becomes standard operators
-        passes.InlineDialect(),
-        passes.RemoveUnused(),
+    ]
+
+
+def _to_standard_onnx(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
+    """Opset 24 alone."""
+    return [
+        # the chosen experts for few tokens, all of them for many
+        passes.StandardExperts(),
+        # caches updated in place, attention under explicit masks
+        passes.StandardAttention(),
+        # weights in fewer bits, dequantised where they are read
+        *([passes.WeightDequantization(options.policy)] if options.policy else []),
     ]
 
 

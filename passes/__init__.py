@@ -9,7 +9,10 @@ from l4export.passes.inline_dialect import InlineDialect
 from l4export.passes.kv_cache_layout import KVCacheLayout
 from l4export.passes.qk_norm_before_rotary import QKNormBeforeRotary
 from l4export.passes.remove_unused import RemoveUnused
+from l4export.passes.standard_attention import StandardAttention
+from l4export.passes.standard_experts import StandardExperts
 from l4export.passes.untransposed_weights import UntransposedWeights
+from l4export.passes.weight_dequantization import WeightDequantization
 from l4export.passes.weight_quantization import WeightQuantization
 
 __all__ = [
@@ -20,6 +23,9 @@ __all__ = [
     "KVCacheLayout",
     "QKNormBeforeRotary",
     "RemoveUnused",
+    "StandardAttention",
+    "StandardExperts",
     "UntransposedWeights",
+    "WeightDequantization",
     "WeightQuantization",
 ]

@@ -35,7 +35,7 @@ def load(path: str | Path, threads: int | None = None, verify: bool = False) -> 
     """
     directory = Path(path)
     manifest = verified(directory) if verify else load_manifest(directory)
-    if manifest.target != "ort-cpu":
+    if manifest.target not in {"ort-cpu", "onnx"}:
         raise InputError(f"{directory}: target {manifest.target!r} has no runtime in this l4export; upgrade it")
     from l4export.runtimes.engine import Engine
 

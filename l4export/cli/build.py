@@ -34,7 +34,7 @@ class _Interrupted(L4Error):
 @click.command("build")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "engine", required=True, type=click.Path(path_type=Path), help="Engine directory.")
-@click.option("--target", type=click.Choice(["ort-cpu"]), default="ort-cpu", show_default=True)
+@click.option("--target", type=click.Choice(["ort-cpu", "onnx"]), default="ort-cpu", show_default=True)
 @click.option(
     "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True, help="Float type."
 )
