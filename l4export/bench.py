@@ -148,8 +148,8 @@ def decode_weight_bytes(model: ir.Model, config: ModelConfig) -> int:
     """Bytes of weights that one decode step of one row must read, as they are stored.
 
     Every initializer counts in full, with two exceptions: of experts (what `MoE`, `QMoE` or an `If` read) only the
-    chosen `num_experts_per_tok / num_local_experts`, and of tables that are looked up (`Gather`, `GatherBlockQuantized`, the
-    angles of `GroupQueryAttention`) one row. A weight with several readers counts once, by the one that needs most: a
+    chosen `num_experts_per_tok / num_local_experts`, and of tables that are looked up (`Gather`,
+    `GatherBlockQuantized`, the angles of `GroupQueryAttention`) one row. A weight with several readers counts once, by the one that needs most: a
     tied embedding in full. What is computed from initializers alone (`DequantizeLinear`) is looked through. The KV
     cache and activations do not count: they are megabytes where the weights are gigabytes.
     """

@@ -19,7 +19,7 @@ class StandardAttention(ir.passes.InPlacePass):
         mask      = key slot <= position, and both in one chunk                     bool [B, 1, S, T]
         y         = Attention(split(q), present_key, present_value, mask; is_causal 0)
 
-    One mask for each chunk size, made where it is first needed. The caches are inputs and outputs of the graph with
+    One mask for each chunk size and kind of cache, made where it is first needed. The caches are inputs and outputs of the graph with
     nothing between them and the scatter, which is how a runtime may use one buffer for both. Neither lengths
     (`nonpad_kv_seqlen`) nor causality are left to the operator: TensorRT ignores the one and counts the other from the
     first slot.
@@ -39,13 +39,13 @@ class StandardAttention(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every `l4.Attention`."""
         nodes = _attention_nodes(model)
-        masks: dict[int, ir.Value] = {}
+        masks: dict[tuple[int, ir.Value | None], ir.Value] = {}
         names: set[str] = set()
         for node in nodes:
-            chunk = node.attributes.get_int("chunk_size")
-            if chunk not in masks:
-                masks[chunk] = _mask(model.graph, node, chunk, names)
-            _rewrite(model.graph, node, masks[chunk])
+            key = node.attributes.get_int("chunk_size"), node.inputs[5]
+            if key not in masks:
+                masks[key] = _mask(model.graph, node, names)
+            _rewrite(model.graph, node, masks[key])
         return ir.passes.PassResult(model, modified=bool(nodes))
 
 
@@ -53,9 +53,9 @@ def _attention_nodes(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if is_dialect(node, "Attention")]
 
 
-def _mask(graph: ir.Graph, node: ir.Node, chunk: int, names: set[str]) -> ir.Value:
-    """The mask of every layer with this chunk size."""
-    past_key, positions = node.inputs[3], node.inputs[5]
+def _mask(graph: ir.Graph, node: ir.Node, names: set[str]) -> ir.Value:
+    """The mask of every layer with this one's chunk size and positions."""
+    past_key, positions, chunk = node.inputs[3], node.inputs[5], node.attributes.get_int("chunk_size")
     b = GraphBuilder(scope="/attention", taken=names)
     mask = b.op("ChunkCausalMask", positions, past_key, domain=DOMAIN, name="mask", chunk_size=chunk)
     graph.insert_before(node, b.nodes)

@@ -26,8 +26,8 @@ With float32 scales the extreme gets code 0 and is reproduced exactly. A block w
 
 A block with scale 0 has codes and zero point 0.
 
-**int4, int8, positive.** Symmetric, for operators that want scales above zero and codes around zero (the DequantizeLinear
-of standard ONNX as TensorRT takes it). Codes are two's complement.
+**int4, int8, positive.** Symmetric, for operators that want scales above zero and codes around zero (as TensorRT takes
+the DequantizeLinear of standard ONNX). Codes are two's complement.
 
     scale = amax / (2^(b-1) - 1)
     code  = clip(round(w * inverse), -2^(b-1), 2^(b-1) - 1)
