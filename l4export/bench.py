@@ -149,9 +149,10 @@ def decode_weight_bytes(model: ir.Model, config: ModelConfig) -> int:
 
     Every initializer counts in full, with two exceptions: of experts (what `MoE`, `QMoE` or an `If` read) only the
     chosen `num_experts_per_tok / num_local_experts`, and of tables that are looked up (`Gather`,
-    `GatherBlockQuantized`, the angles of `GroupQueryAttention`) one row. A weight with several readers counts once, by the one that needs most: a
-    tied embedding in full. What is computed from initializers alone (`DequantizeLinear`) is looked through. The KV
-    cache and activations do not count: they are megabytes where the weights are gigabytes.
+    `GatherBlockQuantized`, the angles of `GroupQueryAttention`) one row. A weight with several readers counts once,
+    by the one that needs most: a tied embedding in full. What is computed from initializers alone
+    (`DequantizeLinear`) is looked through. The KV cache and activations do not count: they are megabytes where the
+    weights are gigabytes.
     """
     weights = [(value, value.const_value) for value in model.graph.initializers.values()]
     return sum(int(tensor.nbytes * _share(value, config)) for value, tensor in weights if tensor is not None)

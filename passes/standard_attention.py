@@ -19,10 +19,10 @@ class StandardAttention(ir.passes.InPlacePass):
         mask      = key slot <= position, and both in one chunk                     bool [B, 1, S, T]
         y         = Attention(split(q), present_key, present_value, mask; is_causal 0)
 
-    One mask for each chunk size and kind of cache, made where it is first needed. The caches are inputs and outputs of the graph with
-    nothing between them and the scatter, which is how a runtime may use one buffer for both. Neither lengths
-    (`nonpad_kv_seqlen`) nor causality are left to the operator: TensorRT ignores the one and counts the other from the
-    first slot.
+    One mask for each chunk size and kind of cache, made where it is first needed. The caches are inputs and outputs of
+    the graph with nothing between them and the scatter, which is how a runtime may use one buffer for both. Neither
+    lengths (`nonpad_kv_seqlen`) nor causality are left to the operator: TensorRT ignores the one and counts the other
+    from the first slot.
 
     Raises:
         onnx_ir.passes.PreconditionError: when a cache does not stay in place (run `KVCacheLayout("static")` first).
