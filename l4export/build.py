@@ -24,12 +24,14 @@ from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
 from l4export.placement import plan_digest
 from l4export.provenance import generator
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
+from l4export.tensorrt_engine import compile_engine, tensorrt_rtx
 
 __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "KEPT", "BuildOptions", "BuildPlan", "build", "plan_build"]
 
 KEPT = "what was written is kept: run the same command again to go on"
 _PREFILL_TOKENS = 512
 _GENAI_CONFIG = "genai_config.json"
+_TENSORRT_ENGINE = f"{STEM}.engine"
 _NOT_IN_BYTES = {"jobs", "memory_budget", "force", "dump_ir"}
 """Options that change no byte of an engine."""
 
@@ -58,6 +60,8 @@ def build(
     if options.dump_ir is not None and directory.path in [(p := options.dump_ir.absolute()), *p.parents]:
         raise InputError(f"--dump-ir {options.dump_ir}: lies inside the engine; choose another directory")
     planned = plan_build(checkpoint_path, options)
+    if options.target == "tensorrt-rtx":
+        tensorrt_rtx()  # missing? then say so before there is any work to lose
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
     except OSError as error:
@@ -101,16 +105,30 @@ class _Build:
                 else:
                     weights = self._emit(partial)
                 emit_graph(planned.model, self.files, partial, STEM)
+                extra = self._for_runtime(partial)
                 for name in (companions := _companions(planned.checkpoint.path)):
                     shutil.copyfile(planned.checkpoint.path / name, partial / name)
-                texts = _texts(planned)
-                for name, text in texts.items():
-                    (partial / name).write_text(text, encoding="utf-8")
-                records = weights | {name: file_record(partial / name) for name in (graph, *texts, *companions)}
+                records = weights | {name: file_record(partial / name) for name in (graph, *extra, *companions)}
                 manifest = _manifest(planned, dict(sorted(records.items())), source.result())
                 planned.sources.check_unchanged()
                 directory.finish(manifest.to_json())
         return manifest
+
+    def _for_runtime(self, partial: Path) -> list[str]:
+        """The files that the target's runtime wants beside the graph; their names."""
+        planned, options = self.planned, self.planned.options
+        if options.target == "tensorrt-rtx":
+            self.on_notice(f"compiling for compute capability {', '.join(options.compute_capabilities)}")
+            compile_engine(
+                *(partial / f"{STEM}.onnx", partial / _TENSORRT_ENGINE),
+                *(options.compute_capabilities, planned.max_context, _prefill_tokens(planned)),
+            )
+            return [_TENSORRT_ENGINE]
+        if options.kv_layout not in GENAI_LAYOUTS:
+            return []
+        text = genai_config(planned.config, options.kv_layout, planned.max_context, _prefill_tokens(planned))
+        (partial / _GENAI_CONFIG).write_text(text, encoding="utf-8")
+        return [_GENAI_CONFIG]
 
     def _emit(self, partial: Path) -> dict[str, FileRecord]:
         options = self.planned.options
@@ -164,12 +182,8 @@ def _listed(changed: list[str]) -> str:
     return " and ".join(name if name == "l4export" else f"the {name}" for name in causes)
 
 
-def _texts(planned: BuildPlan) -> dict[str, str]:
-    """Files for other runtimes, where these can run the engine."""
-    layout = planned.options.kv_layout
-    if layout not in GENAI_LAYOUTS:
-        return {}
-    return {_GENAI_CONFIG: genai_config(planned.config, layout, planned.max_context, _PREFILL_TOKENS)}
+def _prefill_tokens(planned: BuildPlan) -> int:
+    return min(_PREFILL_TOKENS, planned.max_context)
 
 
 def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLayer, ...]:
@@ -195,7 +209,7 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
         max_context=planned.max_context,
         kv_layout=options.kv_layout,
         kv_layers=_kv_layers(config, options.kv_layout, planned.max_context),
-        prefill_max_tokens=_PREFILL_TOKENS,
+        prefill_max_tokens=_prefill_tokens(planned),
         prefill_cut=config.attention_chunk_size if options.kv_layout == "chunked" else None,
         inputs=tuple(_interface(value) for value in graph.inputs),
         outputs=tuple(_interface(value) for value in graph.outputs),
@@ -206,6 +220,7 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
             "max_context": planned.max_context,
             **({"layers": list(options.layers)} if options.layers else {}),
             **({"policy": options.policy.to_dict()} if options.policy else {}),
+            **({"compute_capability": list(capabilities)} if (capabilities := options.compute_capabilities) else {}),
         },
         source=source,
         files=files,

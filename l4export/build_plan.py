@@ -22,6 +22,7 @@ from l4export.policy import Policy
 from l4export.provenance import Sources
 from l4export.recipes import Recipe, Source
 from l4export.reference import build_reference
+from l4export.tensorrt_engine import check_capabilities
 
 __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "STEM", "BuildOptions", "BuildPlan", "plan_build"]
 
@@ -37,6 +38,7 @@ class BuildOptions:
 
     `memory_budget` is in bytes, for weights on their way (see `l4export.emission`). `layers` (A, B) builds an engine
     of the layers A to B - 1 alone. `policy` says what is quantised how (`l4export.policy`); None means nothing.
+    `compute_capabilities` are those that a TensorRT engine is compiled for, as "8.9".
     """
 
     target: str = "ort-cpu"
@@ -49,6 +51,7 @@ class BuildOptions:
     memory_budget: int = DEFAULT_BUDGET
     layers: tuple[int, int] | None = None
     policy: Policy | None = None
+    compute_capabilities: tuple[str, ...] = ()
 
     @property
     def workers(self) -> int:
@@ -125,6 +128,10 @@ def _check(options: BuildOptions) -> None:
         raise InputError("--dtype bf16: ONNX Runtime's CPU provider has no bfloat16 MatMul; use fp32 or fp16")
     if options.target != "ort-cpu" and options.kv_layout == "concat":
         raise InputError(f"--kv-layout concat: --target {options.target} updates caches in place; use static")
+    if options.target == "tensorrt-rtx":
+        check_capabilities(options.compute_capabilities, options.dtype, options.policy)
+    elif options.compute_capabilities:
+        raise InputError("--compute-capability is for --target tensorrt-rtx")
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs {options.jobs} must be at least 1")
     if options.memory_budget < 1:

@@ -21,7 +21,7 @@ FORMAT = "l4export-engine"
 FORMAT_VERSION = 2
 KV_LAYOUTS = ("concat", "static", "chunked")
 KV_KINDS = ("chunked", "full")
-DTYPES = ("fp32", "fp16")
+DTYPES = ("fp32", "fp16", "bf16")
 _MAX_MANIFEST_BYTES = 64 << 20
 
 

@@ -12,7 +12,7 @@ from l4export.policy import Policy
 
 __all__ = ["TARGETS", "PipelineOptions", "pass_name", "pipeline", "run_pipeline"]
 
-TARGETS = ("ort-cpu", "onnx")
+TARGETS = ("ort-cpu", "onnx", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
         *lowering(options),
         # what is left of the dialect becomes standard operators
         passes.InlineDialect(),
+        *(_for_tensorrt(options) if options.target == "tensorrt-rtx" else []),
         passes.RemoveUnused(),
     ]
 
@@ -65,6 +66,19 @@ def _to_standard_onnx(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
         passes.StandardAttention(),
         # weights in fewer bits, dequantised where they are read
         *([passes.WeightDequantization(options.policy)] if options.policy else []),
+    ]
+
+
+def _for_tensorrt(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
+    """What TensorRT wants beyond standard ONNX."""
+    return [
+        # bad input is refused by the runtime, not by the graph
+        passes.RuntimeChecks(),
+        # sizes that are known, inputs that are given
+        passes.FixedCapacity(options.max_context),
+        passes.RequiredInput("logits_to_keep"),
+        # any number format, any head width
+        passes.DecomposableAttention(),
     ]
 
 

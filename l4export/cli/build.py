@@ -34,7 +34,7 @@ class _Interrupted(L4Error):
 @click.command("build")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "engine", required=True, type=click.Path(path_type=Path), help="Engine directory.")
-@click.option("--target", type=click.Choice(["ort-cpu", "onnx"]), default="ort-cpu", show_default=True)
+@click.option("--target", type=click.Choice(["ort-cpu", "onnx", "tensorrt-rtx"]), default="ort-cpu", show_default=True)
 @click.option(
     "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True, help="Float type."
 )
@@ -55,6 +55,12 @@ class _Interrupted(L4Error):
     help="KV cache: buffers of --max-context slots, the same but one chunk for chunked layers, or tensors that grow.",
 )
 @click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
+@click.option(
+    "--compute-capability",
+    metavar="CC,...",
+    callback=lambda *a: tuple(a[2].split(",")) if a[2] else (),
+    help="GPUs that a TensorRT engine is for, as 8.9,12.0.",
+)
 @click.option("--layers", metavar="A:B", callback=lambda *a: _layers(a[2]), help="Only the layers A to B - 1.")
 @click.option("--jobs", type=int, help="Workers, each with a block of weights in hand.  [default: one a core]")
 @click.option(
@@ -79,6 +85,7 @@ def command(
     policy_file: Path | None,
     kv_layout: str,
     max_context: int | None,
+    compute_capability: tuple[str, ...],
     layers: tuple[int, int] | None,
     jobs: int | None,
     memory_budget: int,
@@ -92,7 +99,10 @@ def command(
     from l4export.engine_directory import EngineDirectory
 
     policy = _policy(quant, block_size, policy_file)
-    options = BuildOptions(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy)
+    options = BuildOptions(
+        *(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy),
+        compute_capabilities=compute_capability,
+    )
     if dry_run:
         EngineDirectory(engine, replace=force).check()
         _show_plan(plan_build(checkpoint, options), engine, as_json)
