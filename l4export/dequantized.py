@@ -47,7 +47,8 @@ def _matrices(node: ir.Node, operand: int) -> np.ndarray:
     codes = _array(node.inputs[operand])
     if node.op_type == "DequantizeLinear":
         scales = _array(node.inputs[1]).astype(np.float32)
-        wide = scales.repeat(node.attributes.get_int("block_size"), axis=-1)[..., : codes.shape[-1]]
+        block = node.attributes.get_int("block_size", 0)
+        wide = scales.repeat(block, axis=-1)[..., : codes.shape[-1]] if block else scales[:, None]
         return np.asarray(codes.astype(np.float32) * wide)
     moe = node.op_type == "QMoE"
     scales = _array(node.inputs[operand + 1 if operand else 2])

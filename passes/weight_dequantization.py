@@ -27,8 +27,8 @@ class WeightDequantization(ir.passes.InPlacePass):
     w' = code * scale in blocks along the contraction, codes INT4, INT8 or FLOAT8E4M3FN around zero, scales above zero
     and of the weight's own dtype (`positive` schemes of `l4export.quantization.schemes`). Codes lie as the kernels
     write them, contraction last: [N, K], [E, N, K]. A right operand of `MatMul`, [.., K, N], is their transpose; a
-    table that `Gather` reads, [V, K], is as they lie. The whole weight is dequantised and only then gathered from:
-    TensorRT takes codes nowhere else.
+    table that `Gather` reads, [V, K], is as they lie. A matrix with one block a row has a scale per channel, [N].
+    The whole weight is dequantised and only then gathered from: TensorRT takes codes nowhere else.
 
     `quantized` maps each weight's name to the name of its scheme afterwards.
 
@@ -70,12 +70,15 @@ class WeightDequantization(ir.passes.InPlacePass):
         scheme = dataclasses.replace(plain, scale_dtype=_SCALES[recipe.dtype], positive=True)
         quantized = QuantizedWeight(recipe, scheme)
         b = GraphBuilder()
-        parts = [b.initializer(quantized.codes, f"{name}.codes"), b.initializer(quantized.scales, f"{name}.scales")]
-        axis, block = len(recipe.dims) - 1, scheme.block_size or recipe.dims[-1]
-        value = b.op("DequantizeLinear", *parts, name=f"{name}/DequantizeLinear", axis=axis, block_size=block)
+        last, channels = len(recipe.dims) - 1, recipe.dims[-2]
+        if last == 1 and quantized.scales.dims == (channels, 1):
+            scales, cut = quantized.scales_as(channels), {"axis": 0}
+        else:
+            scales, cut = quantized.scales, {"axis": last, "block_size": scheme.block_size or recipe.dims[-1]}
+        parts = [b.initializer(quantized.codes, f"{name}.codes"), b.initializer(scales, f"{name}.scales")]
+        value = b.op("DequantizeLinear", *parts, name=f"{name}/DequantizeLinear", **cut)
         if transposed:
-            perm = [*range(axis - 1), axis, axis - 1]
-            value = b.op("Transpose", value, name=f"{name}/Transpose", perm=perm)
+            value = b.op("Transpose", value, name=f"{name}/Transpose", perm=[*range(last - 1), last, last - 1])
         value.type, value.shape = weight.type, weight.shape
         weight.replace_all_uses_with(value)
         for part in parts:

@@ -69,6 +69,10 @@ class QuantizedWeight(Evaluation):
         """The codes in another shape; the bytes are stored once."""
         return Output(self, 0, self.codes.dtype, dims)
 
+    def scales_as(self, *dims: int) -> Output:
+        """The scales in another shape; the bytes are stored once."""
+        return Output(self, 1, self.scales.dtype, dims)
+
     def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
         """Codes, scales and zero points of some rows, each in one pass over their part of the checkpoint."""
         counts = [cut.stop - cut.start for cut in region]
