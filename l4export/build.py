@@ -24,7 +24,7 @@ from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
 from l4export.placement import plan_digest
 from l4export.provenance import generator
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
-from l4export.tensorrt_engine import compile_engine, tensorrt_rtx
+from l4export.tensorrt_engine import check_tensorrt, compile_engine
 
 __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "KEPT", "BuildOptions", "BuildPlan", "build", "plan_build"]
 
@@ -61,7 +61,7 @@ def build(
         raise InputError(f"--dump-ir {options.dump_ir}: lies inside the engine; choose another directory")
     planned = plan_build(checkpoint_path, options)
     if options.target == "tensorrt-rtx":
-        tensorrt_rtx()  # missing? then say so before there is any work to lose
+        check_tensorrt()
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
     except OSError as error:
@@ -119,10 +119,10 @@ class _Build:
         planned, options = self.planned, self.planned.options
         if options.target == "tensorrt-rtx":
             self.on_notice(f"compiling for compute capability {', '.join(options.compute_capabilities)}")
-            compile_engine(
-                *(partial / f"{STEM}.onnx", partial / _TENSORRT_ENGINE),
-                *(options.compute_capabilities, planned.max_context, _prefill_tokens(planned)),
-            )
+            paths = partial / f"{STEM}.onnx", partial / _TENSORRT_ENGINE
+            # With two kinds of caches, TensorRT for RTX 1.7 crashes on a profile of exactly one token beside another.
+            decode_tokens = 2 if options.kv_layout == "chunked" else 1
+            compile_engine(*paths, options.compute_capabilities, decode_tokens, _prefill_tokens(planned))
             return [_TENSORRT_ENGINE]
         if options.kv_layout not in GENAI_LAYOUTS:
             return []
@@ -183,7 +183,12 @@ def _listed(changed: list[str]) -> str:
 
 
 def _prefill_tokens(planned: BuildPlan) -> int:
-    return min(_PREFILL_TOKENS, planned.max_context)
+    """The most tokens of one call."""
+    return min(_PREFILL_TOKENS, planned.max_context, _prefill_cut(planned) or _PREFILL_TOKENS)
+
+
+def _prefill_cut(planned: BuildPlan) -> int | None:
+    return planned.config.attention_chunk_size if planned.options.kv_layout == "chunked" else None
 
 
 def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLayer, ...]:
@@ -210,7 +215,7 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
         kv_layout=options.kv_layout,
         kv_layers=_kv_layers(config, options.kv_layout, planned.max_context),
         prefill_max_tokens=_prefill_tokens(planned),
-        prefill_cut=config.attention_chunk_size if options.kv_layout == "chunked" else None,
+        prefill_cut=_prefill_cut(planned),
         inputs=tuple(_interface(value) for value in graph.inputs),
         outputs=tuple(_interface(value) for value in graph.outputs),
         passes=planned.passes,

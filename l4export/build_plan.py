@@ -127,7 +127,7 @@ def _check(options: BuildOptions) -> None:
     if options.target in {"ort-cpu", "onnx"} and options.dtype == "bf16":
         raise InputError("--dtype bf16: ONNX Runtime's CPU provider has no bfloat16 MatMul; use fp32 or fp16")
     if options.target != "ort-cpu" and options.kv_layout == "concat":
-        raise InputError(f"--kv-layout concat: --target {options.target} updates caches in place; use static")
+        raise InputError(f"--kv-layout concat: --target {options.target} updates caches in place: static, chunked")
     if options.target == "tensorrt-rtx":
         check_capabilities(options.compute_capabilities, options.dtype, options.policy)
     elif options.compute_capabilities:

@@ -23,6 +23,7 @@ NO_LIMIT = 2**62
 
 REFUSALS = frozenset(
     {
+        "new_tokens_must_stay_in_one_chunk",
         "rows_must_be_padded_on_the_right",
         "sequence_must_fit_max_context",
         "token_ids_must_be_in_the_vocabulary",

@@ -28,16 +28,15 @@ class PipelineOptions:
 
 def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
     """The passes from the reference graph to the target's graph. Every graph between them can be run."""
-    lowering = _to_onnxruntime if options.target == "ort-cpu" else _to_standard_onnx
+    lowerings = {"ort-cpu": _to_onnxruntime, "onnx": _to_standard_onnx, "tensorrt-rtx": _to_tensorrt}
     return [
         # how many tokens there may be, and where their keys and values live
         passes.ContextLimit(options.max_context),
         passes.KVCacheLayout(options.kv_layout),
         # the target's own operators
-        *lowering(options),
+        *lowerings[options.target](options),
         # what is left of the dialect becomes standard operators
         passes.InlineDialect(),
-        *(_for_tensorrt(options) if options.target == "tensorrt-rtx" else []),
         passes.RemoveUnused(),
     ]
 
@@ -69,14 +68,15 @@ def _to_standard_onnx(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
     ]
 
 
-def _for_tensorrt(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
-    """What TensorRT wants beyond standard ONNX."""
+def _to_tensorrt(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
+    """Standard ONNX, and what TensorRT wants beyond it."""
     return [
+        *_to_standard_onnx(options),
         # bad input is refused by the runtime, not by the graph
         passes.RuntimeChecks(),
         # sizes that are known, inputs that are given
         passes.FixedCapacity(options.max_context),
-        passes.RequiredInput("logits_to_keep"),
+        passes.RequiredInputs(),
         # any number format, any head width
         passes.DecomposableAttention(),
     ]

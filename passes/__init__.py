@@ -11,7 +11,7 @@ from l4export.passes.inline_dialect import InlineDialect
 from l4export.passes.kv_cache_layout import KVCacheLayout
 from l4export.passes.qk_norm_before_rotary import QKNormBeforeRotary
 from l4export.passes.remove_unused import RemoveUnused
-from l4export.passes.required_input import RequiredInput
+from l4export.passes.required_inputs import RequiredInputs
 from l4export.passes.runtime_checks import RuntimeChecks
 from l4export.passes.standard_attention import StandardAttention
 from l4export.passes.standard_experts import StandardExperts
@@ -29,7 +29,7 @@ __all__ = [
     "KVCacheLayout",
     "QKNormBeforeRotary",
     "RemoveUnused",
-    "RequiredInput",
+    "RequiredInputs",
     "RuntimeChecks",
     "StandardAttention",
     "StandardExperts",

@@ -15,18 +15,16 @@ class RuntimeChecks(ir.passes.InPlacePass):
 
     A refusal is a Gather that is out of bounds when the input is bad, and gives 0 otherwise; ONNX calls that an error,
     TensorRT reads what it finds. Its 0 becomes a constant. What the graph refused the runtime has to: ids outside the
-    vocabulary, masks that are not padded on the right, sequences that do not fit (`l4export.runtimes.session`).
-
-    Must run after `InlineDialect`.
+    vocabulary, masks that are not padded on the right, sequences that do not fit, calls across a chunk's end
+    (`l4export.runtimes.session`).
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Replace every refusal."""
-        found = [node for node in model.graph if str(node.name).rpartition("/")[2] in REFUSALS]
-        for node in found:
-            b = GraphBuilder(scope=str(node.name))
-            passed = b.constant(0, "passed")
-            model.graph.register_initializer(passed)
-            node.outputs[0].replace_all_uses_with(passed)
-        model.graph.remove(found, safe=True)
+        """Replace every refusal in the dialect's functions."""
+        found = [(body, node) for body in model.functions.values() for node in body if node.name in REFUSALS]
+        for body, node in found:
+            b = GraphBuilder()
+            node.outputs[0].replace_all_uses_with(b.op("Constant", value_int=0, name="passed"))
+            body.insert_before(node, b.nodes)
+            body.remove(node, safe=True)
         return ir.passes.PassResult(model, modified=bool(found))

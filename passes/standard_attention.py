@@ -16,7 +16,7 @@ class StandardAttention(ir.passes.InPlacePass):
     With caches [B, K, T, d] whose slots never move:
 
         present   = TensorScatter(past, split(x), past_length; axis -2, linear)     (x is k or v, split to [B, K, S, d])
-        mask      = key slot <= position, and both in one chunk                     bool [B, 1, S, T]
+        mask      = key slot <= query slot, and both in one chunk                   bool [B, 1, S, T]
         y         = Attention(split(q), present_key, present_value, mask; is_causal 0)
 
     One mask for each chunk size and kind of cache, made where it is first needed. The caches are inputs and outputs of
@@ -54,16 +54,17 @@ def _attention_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def _mask(graph: ir.Graph, node: ir.Node, names: set[str]) -> ir.Value:
-    """The mask of every layer with this one's chunk size and positions."""
-    past_key, positions, chunk = node.inputs[3], node.inputs[5], node.attributes.get_int("chunk_size")
+    """The mask of every layer with this one's chunk size and slots."""
+    past_key, slots, cache_start = node.inputs[3], node.inputs[5], node.inputs[8]
+    chunk = node.attributes.get_int("chunk_size")
     b = GraphBuilder(scope="/attention", taken=names)
-    mask = b.op("ChunkCausalMask", positions, past_key, domain=DOMAIN, name="mask", chunk_size=chunk)
+    mask = b.op("ChunkCausalMask", slots, cache_start, past_key, domain=DOMAIN, name="mask", chunk_size=chunk)
     graph.insert_before(node, b.nodes)
     return mask
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> None:
-    q, k, v, past_key, past_value, _, past_length, _ = node.inputs
+    q, k, v, past_key, past_value, _, past_length = node.inputs[:7]
     b = GraphBuilder(scope=str(node.name).rpartition("/")[0])
 
     def split(x: ir.Value | None, kind: str, heads: str) -> ir.Value:
