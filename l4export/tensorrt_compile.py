@@ -114,7 +114,8 @@ def _logger(trt: Any) -> Any:
 
 def _report(trt: Any, errors: Sequence[Any]) -> str:
     """One line: how many nodes the parser refuses, and of the first few node, operator and reason."""
-    shown = [f"{e.node_name()} ({e.node_operator()}): {_clean(e.desc())}" for e in errors[:_FIRST_FEW]]
+    named = [(f"{e.node_name()} ({e.node_operator()}): " if e.node_operator() else "", e) for e in errors]
+    shown = [f"{name}{_clean(error.desc())}" for name, error in named[:_FIRST_FEW]]
     return f"TensorRT for RTX {trt.__version__} refuses {len(errors)} of the graph's nodes: {'; '.join(shown)}"
 
 
