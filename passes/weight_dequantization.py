@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 
@@ -70,11 +70,10 @@ class WeightDequantization(ir.passes.InPlacePass):
         scheme = dataclasses.replace(plain, scale_dtype=_SCALES[recipe.dtype], positive=True)
         quantized = QuantizedWeight(recipe, scheme)
         b = GraphBuilder()
-        last, channels = len(recipe.dims) - 1, recipe.dims[-2]
-        if last == 1 and quantized.scales.dims == (channels, 1):
-            scales, cut = quantized.scales_as(channels), {"axis": 0}
-        else:
-            scales, cut = quantized.scales, {"axis": last, "block_size": scheme.block_size or recipe.dims[-1]}
+        last, scales = len(recipe.dims) - 1, quantized.scales
+        cut: dict[str, Any] = {"axis": last, "block_size": scheme.block_size or recipe.dims[-1]}
+        if last == 1 and scales.dims[-1] == 1:
+            scales, cut = quantized.scales_as(recipe.dims[0]), {"axis": 0}
         parts = [b.initializer(quantized.codes, f"{name}.codes"), b.initializer(scales, f"{name}.scales")]
         value = b.op("DequantizeLinear", *parts, name=f"{name}/DequantizeLinear", **cut)
         if transposed:

@@ -52,14 +52,18 @@ def constants(model: ir.Model) -> Iterator[tuple[ir.Node, np.ndarray, np.ndarray
 # Numbers -------------------------------------------------------------------------------------------------------------
 
 
+ALL = [(layout, quant) for layout in ("static", "chunked") for quant in QUANTIZATIONS]
+SLOW = {("chunked", "int8"), ("chunked", "fp8")}
+
+
 @variants
-@quantizations
+@pytest.mark.parametrize(("layout", "quant"), [pytest.param(*c, marks=[pytest.mark.slow] * (c in SLOW)) for c in ALL])
 def test_logits_are_those_of_the_dequantised_weights(
-    workshop: Workshop, tmp_path: Path, variant: str, quant: str
+    workshop: Workshop, tmp_path: Path, variant: str, layout: str, quant: str
 ) -> None:
     """Prefill, decode past four chunk boundaries and a greedy continuation; at float level, activations unrounded."""
     checkpoint = workshop.checkpoint(variant)
-    build(checkpoint, tmp_path / "e", options(quant))
+    build(checkpoint, tmp_path / "e", options(quant, kv_layout=layout))
     onnx.checker.check_model(str(tmp_path / "e" / "decoder.onnx"), full_check=True)
     report = check_parity(tmp_path / "e", checkpoint, 50, 30, dequantized=quant != "none")
     assert report.passed, report.failures
@@ -249,6 +253,18 @@ def test_what_cannot_be_built_is_refused_by_name(
     with pytest.raises(InputError, match=word):
         build(workshop.checkpoint("scout"), tmp_path / "e", BuildOptions(target="onnx", **changes))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tokens_beyond_the_caches_capacity_are_refused(workshop: Workshop, tmp_path: Path) -> None:
+    build(workshop.checkpoint("mobile"), tmp_path / "e", options())
+    inference = runtimes.load(tmp_path / "e").inference
+    cache = {
+        value.name: np.zeros((1, 2, 16, 16), np.float32) for value in inference.get_inputs() if "past" in value.name
+    }
+    feeds = {"input_ids": np.ones((1, 4), np.int64), "attention_mask": np.ones((1, 4), np.int64), **cache}
+    inference.run(None, {**feeds, "mask_start": np.asarray([12])})
+    with pytest.raises(Exception, match="TensorScatter"):
+        inference.run(None, {**feeds, "mask_start": np.asarray([13])})
 
 
 def test_a_token_outside_the_vocabulary_stops_the_graph(workshop: Workshop, tmp_path: Path) -> None:
