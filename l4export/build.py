@@ -24,7 +24,7 @@ from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
 from l4export.placement import plan_digest
 from l4export.provenance import generator
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
-from l4export.tensorrt_engine import check_tensorrt, compile_engine
+from l4export.tensorrt_engine import check_tensorrt, compile_engine, token_profiles
 
 __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "KEPT", "BuildOptions", "BuildPlan", "build", "plan_build"]
 
@@ -120,9 +120,8 @@ class _Build:
         if options.target == "tensorrt-rtx":
             self.on_notice(f"compiling for compute capability {', '.join(options.compute_capabilities)}")
             paths = partial / f"{STEM}.onnx", partial / _TENSORRT_ENGINE
-            # With two kinds of caches, TensorRT for RTX 1.7 crashes on a profile of exactly one token beside another.
-            decode_tokens = 2 if options.kv_layout == "chunked" else 1
-            compile_engine(*paths, options.compute_capabilities, decode_tokens, _prefill_tokens(planned))
+            profiles = token_profiles(options.policy is not None, options.kv_layout, _prefill_tokens(planned))
+            compile_engine(*paths, options.compute_capabilities, profiles)
             return [_TENSORRT_ENGINE]
         if options.kv_layout not in GENAI_LAYOUTS:
             return []

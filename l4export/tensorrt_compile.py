@@ -1,4 +1,4 @@
-"""The process that compiles: `python -m l4export.tensorrt_compile ONNX ENGINE CAPABILITIES DECODE PREFILL`.
+"""The process that compiles: `python -m l4export.tensorrt_compile ONNX ENGINE CAPABILITIES PROFILE...`.
 
 Prints nothing, or what is wrong in one line; the exit code is that of `l4export.errors`.
 """
@@ -17,27 +17,27 @@ from l4export.errors import EnvironmentLacks, InputError, L4Error, StorageError
 
 __all__ = ["compile_graph", "main", "profile_shapes"]
 
-Range = tuple[int, int, int]
-"""The least, the likeliest and the largest."""
-
 Corners = tuple[list[int], list[int], list[int]]
-"""The same of a shape."""
+"""The least, the likeliest and the largest shape."""
 
 _FIRST_FEW = 3
 
 
 def main(arguments: Sequence[str]) -> int:
     """Compile; returns the exit code."""
-    onnx_path, target, capabilities, decode, prefill = arguments
+    onnx_path, target, capabilities, *profiles = arguments
+    ranges = [tuple(map(int, profile.split(","))) for profile in profiles]
     try:
-        compile_graph(Path(onnx_path), Path(target), capabilities.split(","), int(decode), int(prefill))
+        compile_graph(Path(onnx_path), Path(target), capabilities.split(","), ranges)
     except L4Error as error:
         print(error)
         return error.exit_code
     return 0
 
 
-def compile_graph(onnx_path: Path, target: Path, capabilities: Sequence[str], decode: int, prefill: int) -> None:
+def compile_graph(
+    onnx_path: Path, target: Path, capabilities: Sequence[str], profiles: Sequence[tuple[int, ...]]
+) -> None:
     """As `l4export.tensorrt_engine.compile_engine`, in this process."""
     trt = _tensorrt()
     logger = _logger(trt)
@@ -51,7 +51,9 @@ def compile_graph(onnx_path: Path, target: Path, capabilities: Sequence[str], de
     for index, capability in enumerate(capabilities):
         name = f"SM{capability.replace('.', '')}"
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
-    for shapes in profile_shapes(ir.load(onnx_path).graph.inputs, decode, prefill):
+    inputs = ir.load(onnx_path).graph.inputs
+    for tokens in profiles:
+        shapes = profile_shapes(inputs, tokens)
         profile = builder.create_optimization_profile()
         for i in range(network.num_inputs):
             tensor = network.get_input(i)
@@ -67,25 +69,23 @@ def compile_graph(onnx_path: Path, target: Path, capabilities: Sequence[str], de
         raise StorageError(f"{target}: {error.strerror}; make room") from error
 
 
-def profile_shapes(inputs: Iterable[ir.Value], decode: int, prefill: int) -> list[dict[str, Corners]]:
-    """The corners of every input's shape, for calls of 1 to `decode` tokens of one row and for 2 to `prefill`.
+def profile_shapes(inputs: Iterable[ir.Value], tokens: tuple[int, ...]) -> dict[str, Corners]:
+    """The least, likeliest and largest shape of every input, for calls of so many tokens of one row.
 
     Caches have one shape. The mask is of the new tokens alone (`mask_start` tells of the others). A scalar has the
     range of its value instead: `logits_to_keep` 0 or 1.
     """
-    values = list(inputs)
-    profiles: list[dict[str, Corners]] = []
-    for tokens in ((1, 1, decode), (min(2, prefill), prefill, prefill)):
-        ranges = {"batch": (1, 1, 1), "batch_or_1": (1, 1, 1), "sequence": tokens, "total": tokens}
-        profiles.append({str(value.name): _corners(value, ranges) for value in values})
-    return profiles
+    ranges = {"batch": (1, 1, 1), "batch_or_1": (1, 1, 1), "sequence": tokens, "total": tokens}
+    return {str(value.name): _corners(value, ranges) for value in inputs}
 
 
-def _corners(value: ir.Value, ranges: Mapping[str, Range]) -> Corners:
+def _corners(value: ir.Value, ranges: Mapping[str, tuple[int, ...]]) -> Corners:
     assert value.shape is not None
     if not value.shape:
         return [0], [1], [1]
-    fixed = [(dim, dim, dim) if isinstance(dim, int) else ranges[str(dim.value)] for dim in value.shape]
+    fixed: list[tuple[int, ...]] = [
+        (dim, dim, dim) if isinstance(dim, int) else ranges[str(dim.value)] for dim in value.shape
+    ]
     least, likeliest, most = (list(corner) for corner in zip(*fixed, strict=True))
     return least, likeliest, most
 

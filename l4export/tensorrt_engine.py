@@ -12,7 +12,17 @@ from pathlib import Path
 from l4export.errors import EnvironmentLacks, InputError, L4Error, StorageError
 from l4export.policy import Policy
 
-__all__ = ["CAPABILITIES", "check_capabilities", "check_tensorrt", "compile_engine"]
+__all__ = [
+    "CAPABILITIES",
+    "TokenRange",
+    "check_capabilities",
+    "check_tensorrt",
+    "compile_engine",
+    "token_profiles",
+]
+
+TokenRange = tuple[int, int, int]
+"""The least, the likeliest and the largest number of new tokens in a call."""
 
 _AMPERE = frozenset({"fp32", "fp16", "bf16", "int8", "int4"})
 _ADA = _AMPERE | {"fp8"}
@@ -54,20 +64,30 @@ def check_tensorrt() -> None:
         raise EnvironmentLacks("--target tensorrt-rtx needs TensorRT for RTX: pip install 'l4export[tensorrt-rtx]'")
 
 
-def compile_engine(
-    onnx_path: Path, target: Path, capabilities: Sequence[str], decode_tokens: int, prefill_tokens: int
-) -> None:
+def token_profiles(quantized: bool, kv_layout: str, prefill_tokens: int) -> list[TokenRange]:
+    """Tokens of a call in each optimisation profile.
+
+    Two for quantised weights: decode, and prompts in pieces of up to `prefill_tokens`. TensorRT stores a float weight
+    once for each profile, so without quantisation there is one for all calls. With two kinds of caches (layout
+    `chunked`) version 1.7 crashes on a profile of exactly one token beside another, hence up to two there.
+    """
+    if not quantized or prefill_tokens == 1:
+        return [(1, 1, prefill_tokens)]
+    return [(1, 1, 2 if kv_layout == "chunked" else 1), (2, prefill_tokens, prefill_tokens)]
+
+
+def compile_engine(onnx_path: Path, target: Path, capabilities: Sequence[str], profiles: Sequence[TokenRange]) -> None:
     """Compile the graph at `onnx_path`, its weights beside it, for every one of `capabilities`, into the file `target`.
 
-    The engine has two optimisation profiles for one row: calls of 1 to `decode_tokens` tokens, and of 2 to
-    `prefill_tokens`. Compiled by another process, because TensorRT writes to the terminal and can crash.
+    The engine has an optimisation profile for one row of each of `profiles`. Compiled by another process, because
+    TensorRT writes to the terminal and can crash.
 
     Raises:
         EnvironmentLacks: TensorRT for RTX cannot be loaded.
         InputError: it does not take the graph: the first nodes that it refuses, their operators, and why.
         StorageError: writing failed.
     """
-    arguments = [str(onnx_path), str(target), ",".join(capabilities), str(decode_tokens), str(prefill_tokens)]
+    arguments = [str(onnx_path), str(target), ",".join(capabilities), *(",".join(map(str, p)) for p in profiles)]
     command = [sys.executable, "-m", "l4export.tensorrt_compile", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode < 0:

@@ -130,13 +130,16 @@ def test_what_onnxruntime_refuses_is_only_the_attribute(workshop: Workshop, tmp_
 
 def test_profiles_cover_what_a_session_feeds(workshop: Workshop) -> None:
     planned = plan_build(workshop.checkpoint("scout"), options(layout="chunked"))
-    decode, prefill = tensorrt_compile.profile_shapes(planned.model.graph.inputs, 2, 16)
+    ranges = tensorrt_engine.token_profiles(True, "chunked", 16)
+    decode, prefill = (tensorrt_compile.profile_shapes(planned.model.graph.inputs, tokens) for tokens in ranges)
     assert decode["input_ids"] == decode["attention_mask"] == ([1, 1], [1, 1], [1, 2])
     assert prefill["input_ids"] == ([1, 2], [1, 16], [1, 16])
     assert prefill["past_key_values.0.key"] == ([1, 2, 16, 16],) * 3
     assert prefill["past_key_values.3.key"] == ([1, 2, 64, 16],) * 3
     assert prefill["mask_start"] == ([1], [1], [1])
     assert prefill["logits_to_keep"] == ([0], [1], [1])
+    assert tensorrt_engine.token_profiles(True, "static", 16) == [(1, 1, 1), (2, 16, 16)]
+    assert tensorrt_engine.token_profiles(False, "static", 16) == [(1, 1, 16)]  # or float weights are there twice
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
@@ -186,7 +189,7 @@ def compiled(tmp_path: Path, *nodes: onnx.NodeProto, weights: list[onnx.TensorPr
         ir_version=11,
     )
     onnx.save(model, tmp_path / "m.onnx")
-    tensorrt_engine.compile_engine(tmp_path / "m.onnx", tmp_path / "m.engine", ("8.9",), 1, 2)
+    tensorrt_engine.compile_engine(tmp_path / "m.onnx", tmp_path / "m.engine", ("8.9",), [(1, 1, 2)])
 
 
 TRAPS = {
@@ -219,4 +222,4 @@ def test_a_crash_of_the_compiler_is_an_error_in_one_line(tmp_path: Path, monkeyp
     crash.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crash))
     with pytest.raises(InputError, match="ended by SIGSEGV"):
-        tensorrt_engine.compile_engine(tmp_path / "m.onnx", tmp_path / "m.engine", ("8.9",), 1, 2)
+        tensorrt_engine.compile_engine(tmp_path / "m.onnx", tmp_path / "m.engine", ("8.9",), [(1, 1, 2)])
