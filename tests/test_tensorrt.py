@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -179,17 +180,54 @@ def test_a_missing_package_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
-def compiled(tmp_path: Path, *nodes: onnx.NodeProto, weights: list[onnx.TensorProto]) -> None:
-    """Compile a graph x [1, 4] -> y for compute capability 8.9."""
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["batch", 4])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT16, None)
+def compiled(
+    tmp_path: Path,
+    *nodes: onnx.NodeProto,
+    weights: list[onnx.TensorProto],
+    capability: str = "8.9",
+    dtype: int = TensorProto.FLOAT16,
+) -> None:
+    """Compile a graph x [1, 4] -> y."""
+    x = helper.make_tensor_value_info("x", dtype, ["batch", 4])
+    y = helper.make_tensor_value_info("y", dtype, None)
     model = helper.make_model(
         helper.make_graph(list(nodes), "g", [x], [y], weights),
         opset_imports=[helper.make_opsetid("", 24)],
         ir_version=11,
     )
     onnx.save(model, tmp_path / "m.onnx")
-    tensorrt_engine.compile_engine(tmp_path / "m.onnx", tmp_path / "m.engine", ("8.9",), [(1, 1, 2)])
+    tensorrt_engine.compile_engine(tmp_path / "m.onnx", tmp_path / "m.engine", (capability,), [(1, 1, 2)])
+
+
+KINDS = {"int8": TensorProto.INT8, "int4": TensorProto.INT4, "fp8": TensorProto.FLOAT8E4M3FN}
+FLOATS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*FLOATS, *KINDS])
+@pytest.mark.parametrize("capability", tensorrt_engine.CAPABILITIES)
+def test_the_capabilities_are_those_of_the_compiler(tmp_path: Path, capability: str, kind: str) -> None:
+    dtype = FLOATS.get(kind, TensorProto.FLOAT16)
+    if kind in FLOATS:
+        weights, nodes = [helper.make_tensor("w", dtype, [4, 16], [0.5] * 64)], []
+    else:
+        codes = helper.make_tensor("codes", KINDS[kind], [4, 16], [1] * 64)
+        weights = [codes, helper.make_tensor("scales", dtype, [4, 1], [1.0] * 4)]
+        nodes = [helper.make_node("DequantizeLinear", ["codes", "scales"], ["w"], axis=1, block_size=16)]
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    expected = kind in tensorrt_engine.CAPABILITIES[capability]
+    with contextlib.nullcontext() if expected else pytest.raises(InputError, match="cannot compile"):
+        compiled(tmp_path, *nodes, product, weights=weights, capability=capability, dtype=dtype)
+
+
+def test_the_documented_table_is_the_programs() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "targets.md").read_text()
+    kinds, found = ["fp32", "fp16", "bf16", "int8", "int4", "fp8"], {}
+    for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()):
+        if cells[-1] in {"yes", "-"}:
+            formats = frozenset(kind for kind, cell in zip(kinds, cells[1:], strict=True) if cell == "yes")
+            found |= dict.fromkeys(cells[0].split(", "), formats)
+    assert found == tensorrt_engine.CAPABILITIES
 
 
 TRAPS = {
