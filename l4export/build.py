@@ -24,7 +24,7 @@ from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
 from l4export.placement import plan_digest
 from l4export.provenance import generator
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
-from l4export.tensorrt_engine import check_tensorrt, compile_engine, token_profiles
+from l4export.tensorrt_engine import MODULES, check_tensorrt, compile_engine, token_profiles
 
 __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "KEPT", "BuildOptions", "BuildPlan", "build", "plan_build"]
 
@@ -60,8 +60,8 @@ def build(
     if options.dump_ir is not None and directory.path in [(p := options.dump_ir.absolute()), *p.parents]:
         raise InputError(f"--dump-ir {options.dump_ir}: lies inside the engine; choose another directory")
     planned = plan_build(checkpoint_path, options)
-    if options.target == "tensorrt-rtx":
-        check_tensorrt()
+    if options.target in MODULES:
+        check_tensorrt(options.target)
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
     except OSError as error:
@@ -117,11 +117,11 @@ class _Build:
     def _for_runtime(self, partial: Path) -> list[str]:
         """The files that the target's runtime wants beside the graph; their names."""
         planned, options = self.planned, self.planned.options
-        if options.target == "tensorrt-rtx":
-            self.on_notice(f"compiling for compute capability {', '.join(options.compute_capabilities)}")
+        if options.target in MODULES:
+            self.on_notice(f"compiling with {MODULES[options.target]}")
             paths = partial / f"{STEM}.onnx", partial / _TENSORRT_ENGINE
             profiles = token_profiles(options.policy is not None, options.kv_layout, _prefill_tokens(planned))
-            compile_engine(*paths, options.compute_capabilities, profiles)
+            compile_engine(options.target, *paths, options.compute_capabilities, profiles)
             return [_TENSORRT_ENGINE]
         if options.kv_layout not in GENAI_LAYOUTS:
             return []

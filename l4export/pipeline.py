@@ -12,7 +12,7 @@ from l4export.policy import Policy
 
 __all__ = ["TARGETS", "PipelineOptions", "pass_name", "pipeline", "run_pipeline"]
 
-TARGETS = ("ort-cpu", "onnx", "tensorrt-rtx")
+TARGETS = ("ort-cpu", "onnx", "tensorrt-rtx", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,12 @@ class PipelineOptions:
 
 def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
     """The passes from the reference graph to the target's graph. Every graph between them can be run."""
-    lowerings = {"ort-cpu": _to_onnxruntime, "onnx": _to_standard_onnx, "tensorrt-rtx": _to_tensorrt}
+    lowerings = {
+        "ort-cpu": _to_onnxruntime,
+        "onnx": _to_standard_onnx,
+        "tensorrt-rtx": _to_tensorrt,
+        "tensorrt": _to_tensorrt,
+    }
     return [
         # how many tokens there may be, and where their keys and values live
         passes.ContextLimit(options.max_context),

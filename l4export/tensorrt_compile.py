@@ -1,4 +1,4 @@
-"""The process that compiles: `python -m l4export.tensorrt_compile ONNX ENGINE CAPABILITIES PROFILE...`.
+"""The process that compiles: `python -m l4export.tensorrt_compile MODULE ONNX ENGINE CAPABILITIES PROFILE...`.
 
 Prints nothing, or what is wrong in one line; the exit code is that of `l4export.errors`.
 """
@@ -25,10 +25,10 @@ _FIRST_FEW = 3
 
 def main(arguments: Sequence[str]) -> int:
     """Compile; returns the exit code."""
-    onnx_path, target, capabilities, *profiles = arguments
+    module, onnx_path, target, capabilities, *profiles = arguments
     ranges = [tuple(map(int, profile.split(","))) for profile in profiles]
     try:
-        compile_graph(Path(onnx_path), Path(target), capabilities.split(","), ranges)
+        compile_graph(module, Path(onnx_path), Path(target), capabilities.split(",") if capabilities else [], ranges)
     except L4Error as error:
         print(error)
         return error.exit_code
@@ -36,18 +36,21 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def compile_graph(
-    onnx_path: Path, target: Path, capabilities: Sequence[str], profiles: Sequence[tuple[int, ...]]
+    module: str, onnx_path: Path, target: Path, capabilities: Sequence[str], profiles: Sequence[tuple[int, ...]]
 ) -> None:
     """As `l4export.tensorrt_engine.compile_engine`, in this process."""
-    trt = _tensorrt()
+    trt = _loaded(module)
     logger = _logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network()
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
-        raise InputError(_report(trt, [parser.get_error(i) for i in range(parser.num_errors)]))
+        raise InputError(
+            _report(f"{module} {trt.__version__}", [parser.get_error(i) for i in range(parser.num_errors)])
+        )
     config = builder.create_builder_config()
-    config.num_compute_capabilities = len(capabilities)
+    if capabilities:  # else for this machine's GPU
+        config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
         name = f"SM{capability.replace('.', '')}"
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
@@ -62,7 +65,7 @@ def compile_graph(
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         why = _clean(logger.errors[0]) if logger.errors else "it does not say why"
-        raise InputError(f"TensorRT for RTX {trt.__version__} cannot compile the graph: {why}")
+        raise InputError(f"{module} {trt.__version__} cannot compile the graph: {why}")
     try:
         target.write_bytes(memoryview(engine))
     except OSError as error:
@@ -90,11 +93,11 @@ def _corners(value: ir.Value, ranges: Mapping[str, tuple[int, ...]]) -> Corners:
     return least, likeliest, most
 
 
-def _tensorrt() -> Any:
+def _loaded(module: str) -> Any:
     try:
-        return importlib.import_module("tensorrt_rtx")
+        return importlib.import_module(module)
     except (ImportError, OSError) as error:
-        raise EnvironmentLacks(f"TensorRT for RTX cannot be loaded ({_clean(str(error))}); install it again") from error
+        raise EnvironmentLacks(f"{module} cannot be loaded ({_clean(str(error))}); install it again") from error
 
 
 def _logger(trt: Any) -> Any:
@@ -112,11 +115,11 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def _report(trt: Any, errors: Sequence[Any]) -> str:
+def _report(parser: str, errors: Sequence[Any]) -> str:
     """One line: how many nodes the parser refuses, and of the first few node, operator and reason."""
     named = [(f"{e.node_name()} ({e.node_operator()}): " if e.node_operator() else "", e) for e in errors]
     shown = [f"{name}{_clean(error.desc())}" for name, error in named[:_FIRST_FEW]]
-    return f"TensorRT for RTX {trt.__version__} refuses {len(errors)} of the graph's nodes: {'; '.join(shown)}"
+    return f"{parser} refuses {len(errors)} of the graph's nodes: {'; '.join(shown)}"
 
 
 def _clean(message: str) -> str:

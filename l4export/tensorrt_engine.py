@@ -1,7 +1,12 @@
-"""A TensorRT engine, compiled ahead of time from the ONNX graph in an engine directory. Needs no GPU and no driver."""
+"""A TensorRT engine, compiled from the ONNX graph in an engine directory.
+
+TensorRT for RTX compiles for named compute capabilities and needs no GPU and no driver; TensorRT itself compiles for
+the GPU of the machine.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import signal
 import subprocess
@@ -14,6 +19,7 @@ from l4export.policy import Policy
 
 __all__ = [
     "CAPABILITIES",
+    "MODULES",
     "TokenRange",
     "check_capabilities",
     "check_tensorrt",
@@ -37,6 +43,11 @@ CAPABILITIES: Mapping[str, frozenset[str]] = {
 }
 """Compute capability -> the number formats that TensorRT for RTX 1.7 compiles for it. There are no others."""
 
+MODULES: Mapping[str, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+"""Target -> the Python module that compiles for it. The two have one interface but for compute capabilities."""
+
+_INSTALL = {"tensorrt-rtx": "pip install 'l4export[tensorrt-rtx]'", "tensorrt": "install TensorRT 11 from NVIDIA"}
+
 _ERRORS = {error.exit_code: error for error in (InputError, EnvironmentLacks, StorageError)}
 
 
@@ -58,10 +69,28 @@ def check_capabilities(capabilities: Sequence[str], dtype: str, policy: Policy |
                 raise InputError(f"--compute-capability {capability} has no {kind}; {kind} needs {', '.join(able)}")
 
 
-def check_tensorrt() -> None:
-    """Raise `EnvironmentLacks` unless TensorRT for RTX is installed."""
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        raise EnvironmentLacks("--target tensorrt-rtx needs TensorRT for RTX: pip install 'l4export[tensorrt-rtx]'")
+def check_tensorrt(target: str) -> None:
+    """Whether the target can be compiled here. The driver comes first: TensorRT may crash where there is none.
+
+    Raises:
+        EnvironmentLacks: no driver, no GPU, or no package; and what to install.
+    """
+    if target == "tensorrt":
+        _check_gpu()
+    if importlib.util.find_spec(MODULES[target]) is None:
+        raise EnvironmentLacks(f"--target {target} needs the Python package {MODULES[target]}: {_INSTALL[target]}")
+
+
+def _check_gpu() -> None:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise EnvironmentLacks(
+            "--target tensorrt compiles for the GPU of this machine, and there is no NVIDIA driver (libcuda.so.1): "
+            "install it, or use --target tensorrt-rtx"
+        ) from error
+    if code := driver.cuInit(0):
+        raise EnvironmentLacks(f"--target tensorrt: the NVIDIA driver finds no GPU (CUDA error {code})")
 
 
 def token_profiles(quantized: bool, kv_layout: str, prefill_tokens: int) -> list[TokenRange]:
@@ -76,23 +105,27 @@ def token_profiles(quantized: bool, kv_layout: str, prefill_tokens: int) -> list
     return [(1, 1, 2 if kv_layout == "chunked" else 1), (2, prefill_tokens, prefill_tokens)]
 
 
-def compile_engine(onnx_path: Path, target: Path, capabilities: Sequence[str], profiles: Sequence[TokenRange]) -> None:
-    """Compile the graph at `onnx_path`, its weights beside it, for every one of `capabilities`, into the file `target`.
+def compile_engine(
+    target: str, onnx_path: Path, engine_path: Path, capabilities: Sequence[str], profiles: Sequence[TokenRange]
+) -> None:
+    """Compile the graph at `onnx_path`, its weights beside it, into the file `engine_path`.
 
-    The engine has an optimisation profile for one row of each of `profiles`. Compiled by another process, because
-    TensorRT writes to the terminal and can crash.
+    For every one of `capabilities` with target `tensorrt-rtx`, for this machine's GPU with `tensorrt`. The engine has
+    an optimisation profile for one row of each of `profiles`. Compiled by another process, because TensorRT writes to
+    the terminal and can crash.
 
     Raises:
-        EnvironmentLacks: TensorRT for RTX cannot be loaded.
+        EnvironmentLacks: TensorRT cannot be loaded.
         InputError: it does not take the graph: the first nodes that it refuses, their operators, and why.
         StorageError: writing failed.
     """
-    arguments = [str(onnx_path), str(target), ",".join(capabilities), *(",".join(map(str, p)) for p in profiles)]
+    ranges = [",".join(map(str, profile)) for profile in profiles]
+    arguments = [MODULES[target], str(onnx_path), str(engine_path), ",".join(capabilities), *ranges]
     command = [sys.executable, "-m", "l4export.tensorrt_compile", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        raise InputError(f"TensorRT for RTX was ended by {name} while compiling the graph; try other options")
+        raise InputError(f"{MODULES[target]} was ended by {name} while compiling the graph; try other options")
     if done.returncode:
         kind: type[L4Error] = _ERRORS.get(done.returncode, InputError)
-        raise kind(done.stdout.strip() or f"TensorRT for RTX failed: {done.stderr.strip()[-300:]}")
+        raise kind(done.stdout.strip() or f"{MODULES[target]} failed: {done.stderr.strip()[-300:]}")

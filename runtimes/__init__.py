@@ -35,7 +35,7 @@ def load(path: str | Path, threads: int | None = None, verify: bool = False) -> 
     """
     directory = Path(path)
     manifest = verified(directory) if verify else load_manifest(directory)
-    if manifest.target == "tensorrt-rtx":
+    if manifest.target in {"tensorrt-rtx", "tensorrt"}:
         raise EnvironmentLacks(
             f"{directory}: a TensorRT engine needs an NVIDIA GPU and a program that drives it; "
             "build with --target onnx to run the same graph on a CPU"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -157,6 +158,7 @@ def test_profiles_cover_what_a_session_feeds(workshop: Workshop) -> None:
         ({"kv_layout": "concat"}, "updates caches in place"),
         ({"dtype": "bf16", "policy": standard_policy("int4")}, "scales cannot be bfloat16"),
         ({"target": "onnx"}, "--compute-capability is for --target tensorrt-rtx"),
+        ({"target": "tensorrt"}, "--compute-capability is for --target tensorrt-rtx"),
     ],
 )
 def test_what_cannot_be_built_is_refused_by_name(
@@ -180,6 +182,25 @@ def test_a_missing_package_is_named(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_target_tensorrt_looks_for_the_driver_before_anything_else(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str) -> object:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    with pytest.raises(EnvironmentLacks, match="no NVIDIA driver"):
+        build(workshop.checkpoint("mobile"), tmp_path / "e", options(target="tensorrt", compute_capabilities=()))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(cuInit=lambda flags: 100))
+    with pytest.raises(EnvironmentLacks, match="CUDA error 100"):
+        build(workshop.checkpoint("mobile"), tmp_path / "e", options(target="tensorrt", compute_capabilities=()))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(cuInit=lambda flags: 0))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EnvironmentLacks, match="needs the Python package tensorrt: install"):
+        build(workshop.checkpoint("mobile"), tmp_path / "e", options(target="tensorrt", compute_capabilities=()))
+    assert list(tmp_path.iterdir()) == []
+
+
 def compiled(
     tmp_path: Path,
     *nodes: onnx.NodeProto,
@@ -196,7 +217,9 @@ def compiled(
         ir_version=11,
     )
     onnx.save(model, tmp_path / "m.onnx")
-    tensorrt_engine.compile_engine(tmp_path / "m.onnx", tmp_path / "m.engine", (capability,), [(1, 1, 2)])
+    tensorrt_engine.compile_engine(
+        "tensorrt-rtx", tmp_path / "m.onnx", tmp_path / "m.engine", (capability,), [(1, 1, 2)]
+    )
 
 
 KINDS = {"int8": TensorProto.INT8, "int4": TensorProto.INT4, "fp8": TensorProto.FLOAT8E4M3FN}
@@ -260,4 +283,6 @@ def test_a_crash_of_the_compiler_is_an_error_in_one_line(tmp_path: Path, monkeyp
     crash.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crash))
     with pytest.raises(InputError, match="ended by SIGSEGV"):
-        tensorrt_engine.compile_engine(tmp_path / "m.onnx", tmp_path / "m.engine", ("8.9",), [(1, 1, 2)])
+        tensorrt_engine.compile_engine(
+            "tensorrt-rtx", tmp_path / "m.onnx", tmp_path / "m.engine", ("8.9",), [(1, 1, 2)]
+        )

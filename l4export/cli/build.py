@@ -34,7 +34,9 @@ class _Interrupted(L4Error):
 @click.command("build")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "engine", required=True, type=click.Path(path_type=Path), help="Engine directory.")
-@click.option("--target", type=click.Choice(["ort-cpu", "onnx", "tensorrt-rtx"]), default="ort-cpu", show_default=True)
+@click.option(
+    "--target", type=click.Choice(["ort-cpu", "onnx", "tensorrt-rtx", "tensorrt"]), default="ort-cpu", show_default=True
+)
 @click.option(
     "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True, help="Float type."
 )
@@ -59,7 +61,7 @@ class _Interrupted(L4Error):
     "--compute-capability",
     metavar="CC,...",
     callback=lambda *a: tuple(a[2].split(",")) if a[2] else (),
-    help="GPUs that a TensorRT engine is for, as 8.9,12.0.",
+    help="GPUs that a TensorRT for RTX engine is for, as 8.9,12.0.",
 )
 @click.option("--layers", metavar="A:B", callback=lambda *a: _layers(a[2]), help="Only the layers A to B - 1.")
 @click.option("--jobs", type=int, help="Workers, each with a block of weights in hand.  [default: one a core]")
