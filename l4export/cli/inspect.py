@@ -78,7 +78,8 @@ def _kv_cache(manifest: Manifest) -> dict[str, Any]:
     """Slots by kind of layer (null: as many as there are tokens); bytes of one row that has `max_context` tokens, and
     of one more token in the layers that keep everything."""
     config, layers = manifest.model, manifest.kv_layers
-    slot = 2 * config.num_key_value_heads * config.head_dim * {"fp32": 4, "fp16": 2, "bf16": 2}[manifest.precision["kv_cache"]]
+    size = {"fp32": 4, "fp16": 2, "bf16": 2}[manifest.precision["kv_cache"]]
+    slot = 2 * config.num_key_value_heads * config.head_dim * size
     growing = [layer for layer in layers if manifest.kv_layout != "chunked" or layer.kind == "full"]
     return {
         "kv_layout": manifest.kv_layout,
