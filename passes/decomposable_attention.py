@@ -16,7 +16,8 @@ class DecomposableAttention(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Mark every standard `Attention`."""
-        nodes = [node for node in model.graph if (node.op_type, node.domain) == ("Attention", "")]
+        standard = [node for node in model.graph if (node.op_type, node.domain) == ("Attention", "")]
+        nodes = [node for node in standard if not node.attributes.get_int("TRT_decomposable", 0)]
         for node in nodes:
             node.attributes["TRT_decomposable"] = ir.AttrInt64("TRT_decomposable", 1)
         return ir.passes.PassResult(model, modified=bool(nodes))
