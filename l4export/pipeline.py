@@ -27,7 +27,7 @@ class PipelineOptions:
 
 
 def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
-    """The passes from the reference graph to the target's graph. Every graph between them can be run."""
+    """The passes from the reference graph to the target's. Every graph on the way can be run, but TensorRT's last."""
     lowerings = {
         "ort-cpu": _to_onnxruntime,
         "onnx": _to_standard_onnx,
