@@ -147,11 +147,12 @@ def bench_engine(
 def decode_weight_bytes(model: ir.Model, config: ModelConfig) -> int:
     """Bytes of weights that one decode step of one row must read, as they are stored.
 
-    Every initializer counts in full, with two exceptions: of experts (what `MoE` and `QMoE` read) only the chosen
-    `num_experts_per_tok / num_local_experts`, and of tables that are looked up (`Gather`, `GatherBlockQuantized`, the
-    angles of `GroupQueryAttention`) one row. A weight with several readers counts once, by the one that needs most: a
-    tied embedding in full. What is computed from initializers alone (`DequantizeLinear`) is looked through. The KV
-    cache and activations do not count: they are megabytes where the weights are gigabytes.
+    Every initializer counts in full, with two exceptions: of experts (what `MoE`, `QMoE` or an `If` read) only the
+    chosen `num_experts_per_tok / num_local_experts`, and of tables that are looked up (`Gather`,
+    `GatherBlockQuantized`, the angles of `GroupQueryAttention`) one row. A weight with several readers counts once,
+    by the one that needs most: a tied embedding in full. What is computed from initializers alone
+    (`DequantizeLinear`) is looked through. The KV cache and activations do not count: they are megabytes where the
+    weights are gigabytes.
     """
     weights = [(value, value.const_value) for value in model.graph.initializers.values()]
     return sum(int(tensor.nbytes * _share(value, config)) for value, tensor in weights if tensor is not None)
@@ -225,7 +226,7 @@ def _share(value: ir.Value, config: ModelConfig) -> Fraction:
 
 def _shares(value: ir.Value, node: ir.Node, index: int, config: ModelConfig) -> Iterator[Fraction]:
     """What `node` needs of `value`, its input number `index`."""
-    if node.op_type in _EXPERTS:
+    if node.op_type in _EXPERTS or node.graph is not value.graph:
         yield Fraction(config.num_experts_per_tok, config.num_local_experts)
     elif index in _TABLES.get(node.op_type, ()) and value.shape:
         yield Fraction(1, max(1, value.shape.numpy()[0]))

@@ -28,6 +28,7 @@ from l4export.pipeline import KV_BITS
 from l4export.placement import plan_digest
 from l4export.provenance import generator
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
+from l4export.tensorrt_engine import MODULES, check_tensorrt, compile_engine, token_profiles
 
 __all__ = [
     "DEFAULT_MAX_CONTEXT",
@@ -45,6 +46,7 @@ PREFILL_TOKENS = 512
 """Tokens that a runtime feeds in one call at most."""
 
 _GENAI_CONFIG = "genai_config.json"
+_TENSORRT_ENGINE = f"{STEM}.engine"
 _NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "kv_dtype", "calibrate"}
 """Options that change no byte of a data file, or change the plan of it."""
 
@@ -76,6 +78,8 @@ def build(
     planned = plan_build(checkpoint_path, options)
     if planned.calibration:
         _check_can_calibrate()
+    if options.target in MODULES:
+        check_tensorrt(options.target)
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
     except OSError as error:
@@ -120,16 +124,29 @@ class _Build:
                     weights = self._emit(partial)
                 final = self._calibrated(partial) if planned.calibration else planned
                 emit_graph(final.model, final.files, partial, STEM)
+                extra = self._for_runtime(partial)
                 for name in (companions := _companions(planned.checkpoint.path)):
                     shutil.copyfile(planned.checkpoint.path / name, partial / name)
-                texts = _texts(planned)
-                for name, text in texts.items():
-                    (partial / name).write_text(text, encoding="utf-8")
-                records = weights | {name: file_record(partial / name) for name in (graph, *texts, *companions)}
+                records = weights | {name: file_record(partial / name) for name in (graph, *extra, *companions)}
                 manifest = _manifest(planned, dict(sorted(records.items())), source.result())
                 planned.sources.check_unchanged()
                 directory.finish(manifest.to_json())
         return manifest
+
+    def _for_runtime(self, partial: Path) -> list[str]:
+        """The files that the target's runtime wants beside the graph; their names."""
+        planned, options = self.planned, self.planned.options
+        if options.target in MODULES:
+            self.on_notice(f"compiling with {MODULES[options.target]}")
+            paths = partial / f"{STEM}.onnx", partial / _TENSORRT_ENGINE
+            profiles = token_profiles(options.policy is not None, options.kv_layout, _prefill_tokens(planned))
+            compile_engine(options.target, *paths, options.compute_capabilities, profiles)
+            return [_TENSORRT_ENGINE]
+        if options.kv_layout not in GENAI_LAYOUTS:
+            return []
+        text = genai_config(planned.config, options.kv_layout, planned.max_context, _prefill_tokens(planned))
+        (partial / _GENAI_CONFIG).write_text(text, encoding="utf-8")
+        return [_GENAI_CONFIG]
 
     def _emit(self, partial: Path) -> dict[str, FileRecord]:
         options = self.planned.options
@@ -206,12 +223,13 @@ def _listed(changed: list[str]) -> str:
     return " and ".join(name if name == "l4export" else f"the {name}" for name in causes)
 
 
-def _texts(planned: BuildPlan) -> dict[str, str]:
-    """Files for other runtimes, where these can run the engine."""
-    layout = planned.options.kv_layout
-    if layout not in GENAI_LAYOUTS:
-        return {}
-    return {_GENAI_CONFIG: genai_config(planned.config, layout, planned.max_context, PREFILL_TOKENS)}
+def _prefill_tokens(planned: BuildPlan) -> int:
+    """The most tokens of one call."""
+    return min(PREFILL_TOKENS, planned.max_context, _prefill_cut(planned) or PREFILL_TOKENS)
+
+
+def _prefill_cut(planned: BuildPlan) -> int | None:
+    return planned.config.attention_chunk_size if planned.options.kv_layout == "chunked" else None
 
 
 def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLayer, ...]:
@@ -239,8 +257,8 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
         max_context=planned.max_context,
         kv_layout=options.kv_layout,
         kv_layers=_kv_layers(config, options.kv_layout, planned.max_context),
-        prefill_max_tokens=PREFILL_TOKENS,
-        prefill_cut=config.attention_chunk_size if options.kv_layout == "chunked" else None,
+        prefill_max_tokens=_prefill_tokens(planned),
+        prefill_cut=_prefill_cut(planned),
         inputs=tuple(_interface(value) for value in graph.inputs),
         outputs=tuple(_interface(value) for value in graph.outputs),
         passes=planned.passes,
@@ -252,6 +270,7 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
             **({"layers": list(options.layers)} if options.layers else {}),
             **({"policy": options.policy.to_dict()} if options.policy else {}),
             **({"calibration": {**planned.calibration.record, "method": METHOD}} if planned.calibration else {}),
+            **({"compute_capability": list(capabilities)} if (capabilities := options.compute_capabilities) else {}),
         },
         source=source,
         files=files,

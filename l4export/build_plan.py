@@ -26,6 +26,7 @@ from l4export.policy import Policy
 from l4export.provenance import Sources
 from l4export.recipes import Recipe, Source
 from l4export.reference import build_reference
+from l4export.tensorrt_engine import check_capabilities
 
 __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "STEM", "BuildOptions", "BuildPlan", "plan_build"]
 
@@ -43,6 +44,7 @@ class BuildOptions:
     of the layers A to B - 1 alone. `policy` says what is quantised how (`l4export.policy`); None means nothing.
     `kv_dtype` None means `dtype`; `calibrate` names the text for the scales of an int8 or int4 cache
     (`l4export.calibration_text`).
+    `compute_capabilities` are those that a TensorRT engine is compiled for, as "8.9".
     """
 
     target: str = "ort-cpu"
@@ -62,6 +64,7 @@ class BuildOptions:
     def cache_dtype(self) -> str:
         """`kv_dtype`, or `dtype`."""
         return self.kv_dtype or self.dtype
+    compute_capabilities: tuple[str, ...] = ()
 
     @property
     def workers(self) -> int:
@@ -145,12 +148,23 @@ def _check(options: BuildOptions) -> None:
         raise InputError(f"--target {options.target} is not one of {', '.join(TARGETS)}")
     if options.dtype not in DTYPES:
         raise InputError(f"--dtype {options.dtype} is not one of {', '.join(DTYPES)}")
-    if options.target == "ort-cpu" and options.dtype == "bf16":
+    if options.target in {"ort-cpu", "onnx"} and options.dtype == "bf16":
         raise InputError("--dtype bf16: ONNX Runtime's CPU provider has no bfloat16 MatMul; use fp32 or fp16")
-    if options.cache_dtype not in KV_DTYPES:
-        raise InputError(f"--kv-dtype {options.cache_dtype} is not one of {', '.join(KV_DTYPES)}")
+    if options.kv_dtype is not None and options.kv_dtype not in KV_DTYPES:
+        raise InputError(f"--kv-dtype {options.kv_dtype} is not one of {', '.join(KV_DTYPES)}")
+    if options.cache_dtype != options.dtype and options.target != "ort-cpu":
+        raise InputError(
+            f"--kv-dtype {options.cache_dtype}: --target {options.target} has no kernel for it beside --dtype "
+            f"{options.dtype}; leave it out"
+        )
     if options.calibrate is not None and options.cache_dtype not in KV_BITS:
         raise InputError("--calibrate: only scales of --kv-dtype int8 and int4 are calibrated; leave it out")
+    if options.target != "ort-cpu" and options.kv_layout == "concat":
+        raise InputError(f"--kv-layout concat: --target {options.target} updates caches in place: static, chunked")
+    if options.target == "tensorrt-rtx":
+        check_capabilities(options.compute_capabilities, options.dtype, options.policy)
+    elif options.compute_capabilities:
+        raise InputError("--compute-capability is for --target tensorrt-rtx")
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs {options.jobs} must be at least 1")
     if options.memory_budget < 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -40,6 +39,8 @@ def dequantized_weights(engine: Path) -> Iterator[tuple[str, np.ndarray]]:
                 yield name.removesuffix(".fc2"), values.transpose(0, 2, 1)
             elif JOIN in name:
                 yield from zip(name.split(JOIN), _cut(node, values), strict=True)
+            elif values.ndim == 3:
+                yield name, values.transpose(0, 2, 1)
             else:
                 yield name, values
 
@@ -54,9 +55,10 @@ def _matrices(node: ir.Node, operand: int) -> np.ndarray:
     """The float32 weight [N, K] or [E, N, K] behind one operand."""
     codes = _array(node.inputs[operand])
     if node.op_type == "DequantizeLinear":
-        scales = _array(node.inputs[1])
-        wide = scales.repeat(node.attributes.get_int("block_size"), axis=-1)[..., : codes.shape[-1]]
-        return np.asarray(codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * wide)
+        scales = _array(node.inputs[1]).astype(np.float32)
+        block = node.attributes.get_int("block_size", 0)
+        wide = scales.repeat(block, axis=-1)[..., : codes.shape[-1]] if block else scales[:, None]
+        return np.asarray(codes.astype(np.float32) * wide)
     moe = node.op_type == "QMoE"
     scales = _array(node.inputs[operand + 1 if operand else 2])
     at = {1: 3, 2: 11, 5: 12, 0: 3}[operand]

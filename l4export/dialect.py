@@ -14,12 +14,22 @@ import onnx_ir as ir
 
 from l4export import dialect_bodies as bodies
 
-__all__ = ["DOMAIN", "NO_LIMIT", "OPSET_VERSION", "dialect_functions", "is_dialect"]
+__all__ = ["DOMAIN", "NO_LIMIT", "OPSET_VERSION", "REFUSALS", "dialect_functions", "is_dialect"]
 
 DOMAIN = "l4"
 OPSET_VERSION = 24
 NO_LIMIT = 2**62
 """A number no position reaches: as a chunk size it means plain causal attention."""
+
+REFUSALS = frozenset(
+    {
+        "new_tokens_must_stay_in_one_chunk",
+        "rows_must_be_padded_on_the_right",
+        "sequence_must_fit_max_context",
+        "token_ids_must_be_in_the_vocabulary",
+    }
+)
+"""Nodes, by the last part of their names, that stop a run on bad input, a Gather out of bounds; else they are 0."""
 
 _SOURCES: dict[str, tuple[str, str]] = {
     "SequenceLengths": (

@@ -263,7 +263,7 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def _bytes(values: np.ndarray, dtype: ir.DataType) -> memoryview:
-    if dtype.bitwidth < 8:
+    if dtype.bitwidth < 8 and values.dtype != np.uint8:  # bytes are packed already
         return memoryview(ir.Tensor(values, dtype=dtype).tobytes())
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 

@@ -19,7 +19,7 @@ from l4export.config import ModelConfig
 __all__ = ["KV_DTYPES", "kv_bytes", "kv_capacities", "layer_kv_bytes"]
 
 KV_DTYPES = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
-"""Bits of an element, by KV dtype."""
+"""Bits of an element, by `--kv-dtype`."""
 
 
 def kv_capacities(config: ModelConfig, layout: str, max_context: int) -> tuple[int, ...]:
@@ -34,8 +34,8 @@ def kv_capacities(config: ModelConfig, layout: str, max_context: int) -> tuple[i
 
 
 def layer_kv_bytes(config: ModelConfig, capacity: int, dtype: str, batch: int = 1) -> int:
-    """Bytes of one layer's keys and values of `capacity` slots; `dtype` is a name of `KV_DTYPES`."""
-    row = config.head_dim * KV_DTYPES[dtype] // 8  # whole bytes: head_dim is even
+    """Bytes of one layer's keys and values of `capacity` slots; `dtype` is a name of `KV_DTYPES`, or bf16."""
+    row = config.head_dim * {**KV_DTYPES, "bf16": 16}[dtype] // 8  # whole bytes: head_dim is even
     return 2 * batch * config.num_key_value_heads * capacity * row
 
 

@@ -31,8 +31,7 @@ FORMAT = "l4export-engine"
 FORMAT_VERSION = 2
 KV_LAYOUTS = ("concat", "static", "chunked")
 KV_KINDS = ("chunked", "full")
-DTYPES = ("fp32", "fp16")
-
+DTYPES = ("fp32", "fp16", "bf16")
 _MAX_MANIFEST_BYTES = 64 << 20
 
 
@@ -237,7 +236,7 @@ def _one_of(raw: Mapping[str, Any], key: str, known: Collection[str]) -> str:
 
 def _precision(raw: Mapping[str, Any]) -> dict[str, str]:
     floats = {key: _one_of(raw, key, DTYPES) for key in ("weights", "compute")}
-    return {**floats, "kv_cache": _one_of(raw, "kv_cache", KV_DTYPES), "quant": _typed(raw, "quant", str)}
+    return {**floats, "kv_cache": _one_of(raw, "kv_cache", (*DTYPES, *KV_DTYPES)), "quant": _typed(raw, "quant", str)}
 
 
 def _plain_name(name: str) -> str:

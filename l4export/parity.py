@@ -221,6 +221,8 @@ def _default_thresholds(manifest: Manifest, dequantized: bool) -> Mapping[str, f
 
 def _rounds_activations(manifest: Manifest) -> bool:
     """Whether ONNX Runtime rounds activations to int8: at accuracy level 4, and before int8 experts at any level."""
+    if manifest.target != "ort-cpu":
+        return False
     policy = manifest.options["policy"]
     experts = [f"model.layers.{layer}.feed_forward.experts.down_proj" for layer in manifest.model.moe_layers]
     integers = [rule for rule in policy["rules"] if rule["kind"] != "fp8"]

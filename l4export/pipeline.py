@@ -14,7 +14,7 @@ from l4export.policy import Policy
 
 __all__ = ["KV_BITS", "KV_FLOATS", "TARGETS", "PipelineOptions", "pass_name", "pipeline", "run_pipeline"]
 
-TARGETS = ("ort-cpu",)
+TARGETS = ("ort-cpu", "onnx", "tensorrt-rtx", "tensorrt")
 KV_FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 KV_BITS = {"int8": 8, "int4": 4}
 
@@ -36,12 +36,29 @@ class PipelineOptions:
 
 
 def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
-    """The passes from the reference graph to the target's graph. Every graph between them can be run."""
-    kv_float, kv_bits = KV_FLOATS.get(options.kv_dtype or ""), KV_BITS.get(options.kv_dtype or "")
+    """The passes from the reference graph to the target's. Every graph on the way can be run, but TensorRT's last."""
+    lowerings = {
+        "ort-cpu": _to_onnxruntime,
+        "onnx": _to_standard_onnx,
+        "tensorrt-rtx": _to_tensorrt,
+        "tensorrt": _to_tensorrt,
+    }
     return [
         # how many tokens there may be, and where their keys and values live
         passes.ContextLimit(options.max_context),
         passes.KVCacheLayout(options.kv_layout),
+        # the target's own operators
+        *lowerings[options.target](options),
+        # what is left of the dialect becomes standard operators
+        passes.InlineDialect(),
+        passes.RemoveUnused(),
+    ]
+
+
+def _to_onnxruntime(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
+    """ONNX Runtime's fused operators."""
+    kv_float, kv_bits = KV_FLOATS.get(options.kv_dtype or ""), KV_BITS.get(options.kv_dtype or "")
+    return [
         # only the chosen experts are evaluated
         passes.ExpertFusion(),
         # keys and values in another float type
@@ -55,9 +72,32 @@ def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
         passes.UntransposedWeights(),
         # weights in fewer bits, as the policy says
         *([passes.WeightQuantization(options.policy), passes.ProjectionPacking()] if options.policy else []),
-        # what is left becomes standard operators
-        passes.InlineDialect(),
-        passes.RemoveUnused(),
+    ]
+
+
+def _to_standard_onnx(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
+    """Opset 24 alone."""
+    return [
+        # the chosen experts for few tokens, all of them for many
+        passes.StandardExperts(),
+        # caches updated in place, attention under explicit masks
+        passes.StandardAttention(),
+        # weights in fewer bits, dequantised where they are read
+        *([passes.WeightDequantization(options.policy)] if options.policy else []),
+    ]
+
+
+def _to_tensorrt(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
+    """Standard ONNX, and what TensorRT wants beyond it."""
+    return [
+        *_to_standard_onnx(options),
+        # bad input is refused by the runtime, not by the graph
+        passes.RuntimeChecks(),
+        # sizes that are known, inputs that are given
+        passes.FixedCapacity(options.max_context),
+        passes.RequiredInputs(),
+        # any number format, any head width
+        passes.DecomposableAttention(),
     ]
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "as_recipe",
     "blocks",
     "evaluation_of",
+    "swapped",
     "whole",
 ]
 
@@ -105,7 +106,11 @@ class Evaluation(abc.ABC):
 
 
 class Output(Recipe):
-    """One of the tensors of an evaluation; its axes behind the leading ones may cut the same bytes in another way."""
+    """One of the tensors of an evaluation; its axes behind the leading ones may cut the same bytes in another way.
+
+    INT4 and INT8 tensors are evaluated to bytes, of INT4 the element with the even index in the lower half, and read as
+    elements.
+    """
 
     def __init__(self, evaluation: Evaluation, index: int, dtype: ir.DataType, dims: Sequence[int]) -> None:
         super().__init__(dtype, dims)
@@ -115,6 +120,8 @@ class Output(Recipe):
         """Evaluates the leading axes' region and cuts the others."""
         count = len(self.evaluation.lead)
         part = self.evaluation.evaluate(region[:count])[self.index]
+        if self.dtype in {ir.DataType.INT4, ir.DataType.INT8}:
+            part = _signed(part, self.dtype)
         rows = [cut.stop - cut.start for cut in region[:count]]
         every: Region = (slice(None),) * count
         return part.reshape(*rows, *self.dims[count:])[every + region[count:]]
@@ -305,6 +312,14 @@ class Cast(Recipe):
         return out
 
 
+def _signed(packed: np.ndarray, dtype: ir.DataType) -> np.ndarray:
+    """Bytes of two's complement numbers -> int8, or ml_dtypes.int4 and then twice as many along the last axis."""
+    if dtype == ir.DataType.INT8:
+        return packed.view(np.int8)
+    pairs = np.stack([packed << 4, packed], axis=-1).view(np.int8) >> 4
+    return pairs.reshape(*packed.shape[:-1], -1).astype(ml_dtypes.int4)
+
+
 def _all_finite(values: np.ndarray) -> bool:
     """Whether no element is NaN or infinite, in one quick pass.
 
@@ -324,6 +339,18 @@ def _bfloat16_to_float32(values: np.ndarray) -> np.ndarray:
     wide = values.view(np.uint16).astype(np.uint32, order="C")
     np.left_shift(wide, 16, out=wide)
     return wide.view(np.float32)
+
+
+def swapped(recipe: Recipe) -> Recipe:
+    """`recipe` with its last two axes exchanged; where they are exchanged already, that is taken back."""
+    axes = list(range(len(recipe.dims)))
+    perm = (*axes[:-2], axes[-1], axes[-2])
+    match recipe:
+        case Cast():
+            return Cast(swapped(recipe.part), recipe.dtype)
+        case Transpose() if recipe.perm == perm:
+            return recipe.part
+    return Transpose(recipe, perm)
 
 
 def as_recipe(tensor: ir.TensorProtocol) -> Recipe:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from l4export.errors import InputError
+from l4export.errors import EnvironmentLacks, InputError
 from l4export.manifest import load_manifest
 from l4export.manifest import verify as verified
 
@@ -35,7 +35,12 @@ def load(path: str | Path, threads: int | None = None, verify: bool = False) -> 
     """
     directory = Path(path)
     manifest = verified(directory) if verify else load_manifest(directory)
-    if manifest.target != "ort-cpu":
+    if manifest.target in {"tensorrt-rtx", "tensorrt"}:
+        raise EnvironmentLacks(
+            f"{directory}: a TensorRT engine needs an NVIDIA GPU and a program that drives it; "
+            "build with --target onnx to run the same graph on a CPU"
+        )
+    if manifest.target not in {"ort-cpu", "onnx"}:
         raise InputError(f"{directory}: target {manifest.target!r} has no runtime in this l4export; upgrade it")
     from l4export.runtimes.engine import Engine
 

@@ -161,6 +161,8 @@ def _inference_session(decoder: Path, threads: int | None) -> onnxruntime.Infere
     # files; only what a kernel packs for itself is copied, and its original is then no longer resident. Without packing
     # INT4 decodes a hundred times slower; packing in parallel doubles the peak; sleeping instead of spinning costs a
     # sixth of the speed on an idle machine.
+    # The exception: should a DequantizeLinear and a product be fused, activations must stay as they are.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     try:
         session = ort.InferenceSession(str(decoder), options, providers=[_PROVIDER])
     except Exception as error:

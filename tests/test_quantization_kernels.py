@@ -19,8 +19,10 @@ from l4export.quantization import Scheme, dequantize, quantize_rows
 
 DTYPES = (ml_dtypes.bfloat16, np.float16, np.float32)
 INTEGERS = [Scheme(k, b, s) for k in ("int4", "int8") for b in (16, 32, 64, 128) for s in (True, False)]
-FP8 = [Scheme("fp8", 0), Scheme("fp8", 128)]
-HALVES = [Scheme(s.kind, s.block_size, s.symmetric, "float16") for s in (*INTEGERS, *FP8)]
+POSITIVE = [Scheme("int4", 32, positive=True), Scheme("int8", 16, positive=True)]
+INTEGERS += POSITIVE
+FP8 = [Scheme("fp8", 0), Scheme("fp8", 128), Scheme("fp8", 0, positive=True)]
+HALVES = [Scheme(s.kind, s.block_size, s.symmetric, "float16", s.positive) for s in (*INTEGERS, *FP8)]
 BLOCKS = ("normal", "constant", "zero", "tiny", "huge", "denormal", "ties", "positive", "negative", "halves", "sparse")
 
 Result = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -36,7 +38,7 @@ def settled(scale: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
         scale = scale.astype(np.float16).astype(np.float32)
     usable = np.abs(scale) >= np.float32(2.0**-126)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=usable)
-    return np.where(usable, scale, np.float32(0)), inverse
+    return np.where(usable, scale, np.float32(scheme.positive)), inverse
 
 
 def nibbles(numbers: np.ndarray) -> np.ndarray:
@@ -49,7 +51,10 @@ def defined_int(weights: np.ndarray, scheme: Scheme) -> Result:
     n, k = weights.shape
     w = weights.astype(np.float32).reshape(n, k // scheme.block_size, scheme.block_size)
     top, middle = 2**scheme.bits - 1, 2 ** (scheme.bits - 1)
-    if scheme.symmetric:
+    if scheme.positive:
+        scale, inverse = settled(np.abs(w).max(-1, keepdims=True) / np.float32(middle - 1), scheme)
+        zero = np.full(scale.shape, middle, np.float32)
+    elif scheme.symmetric:
         extreme = np.take_along_axis(w, np.abs(w).argmax(-1)[..., None], -1)  # argmax: the first
         scale, inverse = settled(extreme / np.float32(-middle), scheme)
         zero = np.full(scale.shape, middle, np.float32)
@@ -58,6 +63,7 @@ def defined_int(weights: np.ndarray, scheme: Scheme) -> Result:
         scale, inverse = settled((high.astype(np.float64) - low.astype(np.float64)) / top, scheme)
         zero = np.clip(np.round(-low * inverse), 0, top)
     codes = np.clip(np.round(w * inverse) + zero, 0, top).astype(np.uint8).reshape(n, k)
+    codes ^= np.uint8(middle if scheme.positive else 0)
     zeros = None if scheme.symmetric else zero[..., 0].astype(np.uint8)
     if scheme.bits == 4:
         codes, zeros = nibbles(codes), zeros if zeros is None else nibbles(zeros)
@@ -239,7 +245,7 @@ def test_the_signed_extreme_is_exact_and_the_first_of_a_tie_wins(kind: str) -> N
 @pytest.mark.parametrize("scheme", [*INTEGERS, *FP8], ids=name_of)
 def test_an_all_zero_matrix_dequantises_to_zero(scheme: Scheme) -> None:
     codes, scales, zeros = quantized(np.zeros((3, 256), np.float32), scheme)
-    assert not scales.any()
+    assert (scales == scheme.positive).all()
     assert not np.signbit(scales).any()
     assert not dequantize(codes, scales, zeros, scheme).any()
 
@@ -446,7 +452,7 @@ def run(node: onnx.NodeProto, feeds: dict[str, np.ndarray], constants: dict[str,
     return np.asarray(session.run(["y"], feeds)[0])
 
 
-@pytest.mark.parametrize("scheme", INTEGERS, ids=name_of)
+@pytest.mark.parametrize("scheme", [s for s in INTEGERS if not s.positive], ids=name_of)
 @pytest.mark.parametrize("kind", ["normal", "constant", "zero", "ties", "positive", "negative", "sparse"])
 def test_matmulnbits_reads_the_dequantised_weights(scheme: Scheme, kind: str) -> None:
     n, k, rng = 24, 384, np.random.default_rng(5)

@@ -12,7 +12,9 @@ from l4export.quantization.weights import QuantizedWeight
 from l4export.recipes import (
     Cast,
     Constant,
+    Evaluation,
     Interleave,
+    Output,
     Recipe,
     Region,
     Slice,
@@ -21,6 +23,7 @@ from l4export.recipes import (
     Transpose,
     as_recipe,
     blocks,
+    swapped,
     whole,
 )
 from tiny_graphs import ArrayData, UnreadableData, source
@@ -321,3 +324,35 @@ def test_a_stack_refuses_rows_that_share_a_scale() -> None:
     square = QuantizedWeight(source(np.ones((4, 128), np.float32)), Scheme("fp8", 128))
     with pytest.raises(ValueError, match="alone"):
         Stack([square.codes, square.codes])
+
+
+def test_swapping_axes_takes_a_transposition_back() -> None:
+    stored = source(np.arange(24, dtype=np.float32).reshape(2, 3, 4))
+    recipe = swapped(Cast(Transpose(stored, (0, 2, 1)), ir.DataType.FLOAT16))
+    assert isinstance(recipe, Cast) and recipe.part is stored
+    np.testing.assert_array_equal(swapped(stored).numpy(), stored.numpy().transpose(0, 2, 1))
+    assert isinstance(swapped(Transpose(stored, (2, 1, 0))), Transpose)
+
+
+class Packed(Evaluation):
+    """Bytes of every value, as INT4 pairs and as INT8."""
+
+    def __init__(self) -> None:
+        super().__init__((16,))
+        self.outputs = (Output(self, 0, ir.DataType.INT4, (16, 32)), Output(self, 1, ir.DataType.INT8, (16, 16)))
+
+    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
+        rows = np.arange(256, dtype=np.uint8).reshape(16, 16)[region]
+        return rows, rows
+
+
+def test_signed_outputs_are_evaluated_to_bytes_and_read_as_numbers() -> None:
+    pairs, numbers = Packed().outputs
+    data = np.arange(256).reshape(16, 16)
+    signed = np.stack([data & 15, data >> 4], axis=-1).reshape(16, 32)
+    np.testing.assert_array_equal(pairs.numpy().astype(int), np.where(signed > 7, signed - 16, signed))
+    np.testing.assert_array_equal(
+        pairs.read((slice(3, 5), slice(1, 7))).astype(int), pairs.numpy().astype(int)[3:5, 1:7]
+    )
+    np.testing.assert_array_equal(numbers.numpy(), np.where(data > 127, data - 256, data))
+    assert pairs.tobytes() == numbers.tobytes() == bytes(range(256))

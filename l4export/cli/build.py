@@ -32,7 +32,9 @@ class _Interrupted(L4Error):
 @click.command("build")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "engine", required=True, type=click.Path(path_type=Path), help="Engine directory.")
-@click.option("--target", type=click.Choice(["ort-cpu"]), default="ort-cpu", show_default=True)
+@click.option(
+    "--target", type=click.Choice(["ort-cpu", "onnx", "tensorrt-rtx", "tensorrt"]), default="ort-cpu", show_default=True
+)
 @click.option(
     "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True, help="Float type."
 )
@@ -64,6 +66,12 @@ class _Interrupted(L4Error):
     help="Text, or token ids, to measure scales on for an int8 or int4 cache.  [default: a short text]",
 )
 @click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
+@click.option(
+    "--compute-capability",
+    metavar="CC,...",
+    callback=lambda *a: tuple(a[2].split(",")) if a[2] else (),
+    help="GPUs that a TensorRT for RTX engine is for, as 8.9,12.0.",
+)
 @click.option("--layers", metavar="A:B", callback=lambda *a: _layers(a[2]), help="Only the layers A to B - 1.")
 @click.option("--jobs", type=int, help="Workers, each with a block of weights in hand.  [default: one a core]")
 @click.option(
@@ -90,6 +98,7 @@ def command(
     kv_dtype: str | None,
     calibrate: Path | None,
     max_context: int | None,
+    compute_capability: tuple[str, ...],
     layers: tuple[int, int] | None,
     jobs: int | None,
     memory_budget: int,
@@ -107,6 +116,7 @@ def command(
         *(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy),
         kv_dtype=kv_dtype,
         calibrate=calibrate,
+        compute_capabilities=compute_capability,
     )
     if dry_run:
         EngineDirectory(engine, replace=force).check()

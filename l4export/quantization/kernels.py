@@ -119,21 +119,21 @@ def _to_float16(scale: np.float32) -> Any:
 
 
 @_jit
-def _settle(scale: np.float32, half: bool) -> Any:
+def _settle(scale: np.float32, half: bool, positive: bool) -> Any:
     """A scale as it is stored (rounded to float16 if `half`), its float16 bits, and its inverse."""
     code = np.uint16(0)
     if half:
         scale, code = _to_float16(scale)
     if abs(scale) < _SMALLEST:
-        return np.float32(0), np.uint16(0), np.float32(0)
+        return np.float32(positive), np.uint16(0x3C00 if positive else 0), np.float32(0)
     return scale, code, np.float32(1) / scale
 
 
 @_jit
 def _settle_blocks(
-    bits: Any, apart: int, step: int, block: int, number: int, symmetric: bool, signed: Any, unsigned: Any,
-    wide: Any, narrow: Any, zero_points: Any, row: int, row_step: int, column: int, column_step: int,
-    count: int, inverse: Any, shift: Any,
+    bits: Any, apart: int, step: int, block: int, number: int, symmetric: bool, positive: bool,
+    signed: Any, unsigned: Any, wide: Any, narrow: Any, zero_points: Any, row: int, row_step: int, column: int,
+    column_step: int, count: int, inverse: Any, shift: Any,
 ) -> int:  # fmt: skip
     """Stores scales and zero points of `count` blocks, whose ends (`_ends`) are `signed` and `unsigned`.
 
@@ -147,7 +147,9 @@ def _settle_blocks(
         low = np.uint32(unsigned[b] & _MAGNITUDE) if unsigned[b] > _MAGNITUDE else np.uint32(0)
         if high >= _INFINITE or low >= _INFINITE:
             return index
-        if symmetric:
+        if positive:
+            scale = _as_float(np.uint32(max(high, low))) / np.float32(middle - 1)
+        elif symmetric:
             extreme = _as_float(high) if high > low else -_as_float(low)
             if high == low:
                 extreme = _first(bits, index * apart, step, high)
@@ -155,7 +157,7 @@ def _settle_blocks(
         else:
             span = np.float64(_as_float(high)) + np.float64(_as_float(low))
             scale = np.float32(span / np.float64(top))
-        scale, code, inverse[b] = _settle(scale, wide.size == 0)
+        scale, code, inverse[b] = _settle(scale, wide.size == 0, positive)
         if abs(scale) == np.inf:
             return index
         at_row, at_column = np.uintp(row + index * row_step), np.uintp(column + index * column_step)
@@ -174,19 +176,20 @@ def _settle_blocks(
 
 
 @_jit
-def _code(value: Any, inverse: Any, shift: Any, top: Any) -> Any:
+def _code(value: Any, inverse: Any, shift: Any, top: Any, flip: Any) -> Any:
     """Of an element, given its bits."""
     code = np.int32(np.int32(_as_bits(_as_float(value) * inverse + _MAGIC)) + shift)
     code = code if code > np.int32(0) else np.int32(0)
-    return np.uint32(code if code < top else top)
+    return np.uint32(code if code < top else top) ^ flip
 
 
 def _quantize_rows(
-    source: Any, half: bool, stride: int, n: int, k: int, number: int, block: int, symmetric: bool,
+    source: Any, half: bool, stride: int, n: int, k: int, number: int, block: int, symmetric: bool, positive: bool,
     codes: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int, column_start: int,
 ) -> int:  # fmt: skip
     """Blockwise 4 and 8 bits of an [N, K] source."""
     top = np.int32((1 << number) - 1)
+    flip = np.uint32(1 << (number - 1)) if positive else np.uint32(0)  # of the upper bit: two's complement
     bits = np.empty(_ROW_PIECE, np.uint32)
     pairs = bits.view(np.uint64)
     signed, unsigned = np.empty(_ROW_PIECE // block, np.uint32), np.empty(_ROW_PIECE // block, np.uint32)
@@ -199,14 +202,14 @@ def _quantize_rows(
             for b in range(length // block):
                 signed[b], unsigned[b] = _ends(bits, b * block, block)
             failed: int = _settle_blocks(
-                bits, block, _ONE, block, number, symmetric, signed, unsigned,
+                bits, block, _ONE, block, number, symmetric, positive, signed, unsigned,
                 wide, narrow, zero_points, row, _ZERO, column // block, _ONE, length // block, inverse, shift,
             )  # fmt: skip
             if failed >= 0:
                 return r * k + start + failed * block
             for b in range(length // block):
                 for i in range(b * block, (b + 1) * block):
-                    bits[np.uintp(i)] = _code(bits[np.uintp(i)], inverse[b], shift[b], top)
+                    bits[np.uintp(i)] = _code(bits[np.uintp(i)], inverse[b], shift[b], top, flip)
             if number == 4:
                 for i in range(length >> 1):
                     pair = np.uint8(pairs[i] | (pairs[i] >> np.uint64(28)))
@@ -218,7 +221,7 @@ def _quantize_rows(
 
 
 def _quantize_columns(
-    source: Any, half: bool, stride: int, n: int, k: int, number: int, block: int, symmetric: bool,
+    source: Any, half: bool, stride: int, n: int, k: int, number: int, block: int, symmetric: bool, positive: bool,
     words: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int, column_start: int,
 ) -> int:  # fmt: skip
     """Blockwise 4 and 8 bits of a [K, N] source; `words` are the codes as uint32.
@@ -226,6 +229,7 @@ def _quantize_columns(
     Columns of the source lie side by side in vectors all the way to the words of codes; only words are transposed.
     """
     top = np.int32((1 << number) - 1)
+    flip = np.uint32(1 << (number - 1)) if positive else np.uint32(0)  # of the upper bit: two's complement
     count = 32 // number  # codes of a word
     width = min(n, _TILE // block)
     pitch = width + _PAD
@@ -246,7 +250,7 @@ def _quantize_columns(
                     signed[r] = max(np.int32(value), np.int32(signed[r]))
                     unsigned[r] = max(value, unsigned[r])
             failed: int = _settle_blocks(
-                bits, _ONE, pitch, block, number, symmetric, signed, unsigned,
+                bits, _ONE, pitch, block, number, symmetric, positive, signed, unsigned,
                 wide, narrow, zero_points, row, row_step, column // block, _ZERO, lanes, inverse, shift,
             )  # fmt: skip
             if failed >= 0:
@@ -255,7 +259,7 @@ def _quantize_columns(
                 at, word = i * pitch, i // count * pitch
                 place = np.uint32(i % count * number) & np.uint32(31)  # so that 32-bit shifts will do
                 for r in range(lanes):
-                    code = np.uint32(_code(bits[np.uintp(at + r)], inverse[r], shift[r], top) << place)
+                    code = np.uint32(_code(bits[np.uintp(at + r)], inverse[r], shift[r], top, flip) << place)
                     packed[np.uintp(word + r)] = packed[np.uintp(word + r)] | code if place else code
             for r in range(lanes):
                 for word in range(block // count):
@@ -295,7 +299,7 @@ def _encode_fp8(bits: Any, length: int, inverse: np.float32, codes: Any, row: in
 
 def _quantize_fp8(
     source: Any, half: bool, stride: int, transposed: bool, n: int, k: int, square: bool,
-    codes: Any, wide: Any, narrow: Any, row_start: int, row_step: int,
+    positive: bool, codes: Any, wide: Any, narrow: Any, row_start: int, row_step: int,
 ) -> int:  # fmt: skip
     """E4M3FN: one scale for a row, or for a square block of result rows (then `row_step` is 1)."""
     tile_n = _BLOCK if square else (_FP8_TILE_N if transposed else 1)
@@ -322,7 +326,7 @@ def _quantize_fp8(
                     return (n0 + first) * k + k0
                 row = row_start + row_step * (n0 + first)
                 scale = _as_float(largest) / np.float32(448)
-                scale, code, inverse = _settle(scale, wide.size == 0)
+                scale, code, inverse = _settle(scale, wide.size == 0, positive)
                 if scale == np.inf:
                     return (n0 + first) * k + k0
                 at_row, at_column = np.uintp(row // _BLOCK if square else row), np.uintp(k0 // _BLOCK if square else 0)
@@ -354,10 +358,10 @@ def _compiled(name: str, itemsize: int) -> Callable[..., int]:
     u8, u16, u32, f32 = (types.Array(t, 2, "C") for t in (types.uint8, types.uint16, types.uint32, types.float32))
     function: Any
     if name == "fp8":
-        signature = types.int64(source, flag, i, flag, i, i, flag, u8, f32, u16, i, i)
+        signature = types.int64(source, flag, i, flag, i, i, flag, flag, u8, f32, u16, i, i)
         function = _quantize_fp8
     else:
         codes, function = (u32, _quantize_columns) if name == "columns" else (u8, _quantize_rows)
-        signature = types.int64(source, flag, i, i, i, i, i, flag, codes, f32, u16, u8, i, i, i)
+        signature = types.int64(source, flag, i, i, i, i, i, flag, flag, codes, f32, u16, u8, i, i, i)
     compiled: Callable[..., int] = _jit(function, signature)
     return compiled

@@ -50,13 +50,13 @@ def quantize_rows(
     wide, narrow = _scale_arrays(scales)
     if scheme.kind == "fp8":
         failed = _kernel("fp8", source)(
-            flat, half, stride, transposed, n, k, scheme.block_size > 0,
+            flat, half, stride, transposed, n, k, scheme.block_size > 0, scheme.positive,
             codes.view(np.uint8), wide, narrow, row_start, row_step,
         )  # fmt: skip
     else:
         zeros = np.empty((codes.shape[0], 0), np.uint8) if zero_points is None else zero_points
         failed = _kernel("columns" if transposed else "rows", source)(
-            flat, half, stride, n, k, scheme.bits, scheme.block_size, scheme.symmetric,
+            flat, half, stride, n, k, scheme.bits, scheme.block_size, scheme.symmetric, scheme.positive,
             codes.view(np.uint32) if transposed else codes, wide, narrow, zeros, row_start, row_step, column_start,
         )  # fmt: skip
     if failed >= 0:
@@ -72,6 +72,8 @@ def dequantize(codes: np.ndarray, scales: np.ndarray, zero_points: np.ndarray | 
             wide = wide.repeat(FP8_BLOCK, 0)[: values.shape[0]].repeat(FP8_BLOCK, 1)[:, : values.shape[1]]
         return np.asarray(values * wide)
     numbers = (_nibbles(codes) if scheme.bits == 4 else codes).astype(np.int16)
+    if scheme.positive:
+        numbers ^= 1 << (scheme.bits - 1)
     n, blocks = scales.shape
     middle = np.full((n, blocks), 1 << (scheme.bits - 1), np.int16)
     if zero_points is not None:

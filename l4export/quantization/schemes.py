@@ -26,13 +26,22 @@ With float32 scales the extreme gets code 0 and is reproduced exactly. A block w
 
 A block with scale 0 has codes and zero point 0.
 
+**int4, int8, positive.** Symmetric, for operators that want scales above zero and codes around zero (as TensorRT takes
+the DequantizeLinear of standard ONNX). Codes are two's complement.
+
+    scale = amax / (2^(b-1) - 1)
+    code  = clip(round(w * inverse), -2^(b-1), 2^(b-1) - 1)
+    w'    = code * scale
+
+A block with scale 0 gets scale 1 and codes 0.
+
 **fp8 (E4M3FN).** Per output channel (one scale for each n), or per 128x128 block of [N, K], partial at the edges.
 
     scale = amax / 448
     code  = E4M3FN(clip(w * inverse, -448, 448))                  (nearest even; E4M3FN subnormals and -0 are kept)
     w'    = float32(code) * scale
 
-A channel or block with scale 0 has codes +0 or -0.
+A channel or block with scale 0 has codes +0 or -0; if positive, its scale is 1.
 
 Packings (C order):
 
@@ -73,13 +82,15 @@ class Scheme:
     """One way of storing a matrix; the formulas are in the module's text.
 
     `block_size` is 16, 32, 64 or 128 for the integer kinds; for fp8 it is 0 (one scale per output channel) or 128
-    (one per 128x128 block). `symmetric` is always true for fp8. `scale_dtype` is float32 or float16.
+    (one per 128x128 block). `symmetric` is always true for fp8. `scale_dtype` is float32 or float16. `positive` schemes
+    are symmetric.
     """
 
     kind: Kind
     block_size: int
     symmetric: bool = True
     scale_dtype: Literal["float32", "float16"] = "float32"
+    positive: bool = False
 
     def __post_init__(self) -> None:
         allowed = (0, FP8_BLOCK) if self.kind == "fp8" else BLOCK_SIZES
@@ -89,17 +100,21 @@ class Scheme:
             raise ValueError(f"{self.kind} has no block size {self.block_size}: one of {', '.join(map(str, allowed))}")
         if self.kind == "fp8" and not self.symmetric:
             raise ValueError("fp8 is symmetric")
+        if self.positive and not self.symmetric:
+            raise ValueError("a scheme with zero points is not positive")
         if self.scale_dtype not in {"float32", "float16"}:
             raise ValueError(f"scales are float32 or float16, not {self.scale_dtype!r}")
 
     @property
     def name(self) -> str:
-        """For people and manifests, unique: `int4-b32`, `int8-b128-asym-f16`, `fp8-channel`, `fp8-b128`."""
+        """For people and manifests, unique: `int4-b32`, `int8-b128-asym-f16`, `fp8-channel`, `fp8-b128-pos`."""
         parts: list[str] = [self.kind, f"b{self.block_size}" if self.block_size else "channel"]
         if not self.symmetric:
             parts.append("asym")
         if self.scale_dtype == "float16":
             parts.append("f16")
+        if self.positive:
+            parts.append("pos")
         return "-".join(parts)
 
     @classmethod
@@ -163,5 +178,15 @@ class Scheme:
 def _every_scheme() -> list[Scheme]:
     dtypes: tuple[Literal["float32", "float16"], ...] = ("float32", "float16")
     integers: tuple[Kind, ...] = ("int4", "int8")
-    schemes = [Scheme(k, b, s, d) for k in integers for b in BLOCK_SIZES for s in (True, False) for d in dtypes]
-    return schemes + [Scheme("fp8", b, True, d) for b in (0, FP8_BLOCK) for d in dtypes]
+    kinds: list[tuple[Kind, int]] = [(kind, block) for kind in integers for block in BLOCK_SIZES] + [
+        ("fp8", 0),
+        ("fp8", FP8_BLOCK),
+    ]
+    rules = [(True, False), (False, False), (True, True)]
+    return [
+        Scheme(kind, block, symmetric, dtype, positive)
+        for kind, block in kinds
+        for symmetric, positive in rules
+        for dtype in dtypes
+        if symmetric or kind != "fp8"
+    ]

@@ -24,6 +24,7 @@ class QuantizedWeight(Evaluation):
 
     `codes`, `scales` and `zero_points` (None for symmetric schemes) are its outputs; `codes_as` gives the codes in
     another shape of the same bytes. Casts of the recipe are skipped: codes are made from the checkpoint's own numbers.
+    Codes of the integer kinds are bytes, those of positive schemes are INT4 or INT8 elements of the weight's shape.
     fp8 scales are [.., N, 1] or [.., N, ceil(K / 128)], a block's scale repeated for each of its 128 rows, as a
     DequantizeLinear with blocks along K wants them.
 
@@ -41,10 +42,10 @@ class QuantizedWeight(Evaluation):
         self.square = square
         self.scheme = scheme
         self.k = k
-        code = ir.DataType.FLOAT8E4M3FN if scheme.kind == "fp8" else ir.DataType.UINT8
+        code, width = _code(scheme, n, k)
         scale = ir.DataType.FLOAT if scheme.scale_dtype == "float32" else ir.DataType.FLOAT16
         outputs = [
-            Output(self, 0, code, (*outer, *scheme.codes_shape(n, k))),
+            Output(self, 0, code, (*outer, n, width)),
             Output(self, 1, scale, (*outer, n, scheme.scales_shape(n, k)[1])),
         ]
         zeros = scheme.zero_points_shape(n, k)
@@ -54,7 +55,7 @@ class QuantizedWeight(Evaluation):
 
     @property
     def codes(self) -> Recipe:
-        """Packed codes, uint8 or float8."""
+        """Codes: uint8 (packed), int4, int8 or float8."""
         return self.outputs[0]
 
     @property
@@ -70,6 +71,10 @@ class QuantizedWeight(Evaluation):
     def codes_as(self, *dims: int) -> Output:
         """The codes in another shape; the bytes are stored once."""
         return Output(self, 0, self.codes.dtype, dims)
+
+    def scales_as(self, *dims: int) -> Output:
+        """The scales in another shape; the bytes are stored once."""
+        return Output(self, 1, self.scales.dtype, dims)
 
     def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
         """Codes, scales and zero points of some rows, in one pass over their part of the checkpoint."""
@@ -101,6 +106,15 @@ class QuantizedWeight(Evaluation):
                 piece.values, self.scheme, codes, scales, zero_points,
                 piece.row, piece.row_step, piece.transposed, piece.column,
             )  # fmt: skip
+
+
+def _code(scheme: Scheme, n: int, k: int) -> tuple[ir.DataType, int]:
+    """Element type and last dimension of the codes."""
+    if scheme.kind == "fp8":
+        return ir.DataType.FLOAT8E4M3FN, k
+    if scheme.positive:
+        return (ir.DataType.INT4 if scheme.kind == "int4" else ir.DataType.INT8), k
+    return ir.DataType.UINT8, scheme.codes_shape(n, k)[1]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,131 @@
+"""A TensorRT engine, compiled from the ONNX graph in an engine directory.
+
+TensorRT for RTX compiles for named compute capabilities and needs no GPU and no driver; TensorRT itself compiles for
+the GPU of the machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from l4export.errors import EnvironmentLacks, InputError, L4Error, StorageError
+from l4export.policy import Policy
+
+__all__ = [
+    "CAPABILITIES",
+    "MODULES",
+    "TokenRange",
+    "check_capabilities",
+    "check_tensorrt",
+    "compile_engine",
+    "token_profiles",
+]
+
+TokenRange = tuple[int, int, int]
+"""The least, the likeliest and the largest number of new tokens in a call."""
+
+_AMPERE = frozenset({"fp32", "fp16", "bf16", "int8", "int4"})
+_ADA = _AMPERE | {"fp8"}
+
+CAPABILITIES: Mapping[str, frozenset[str]] = {
+    "7.5": frozenset({"fp16", "int8"}),
+    "8.0": _AMPERE,
+    "8.6": _AMPERE,
+    "8.9": _ADA,
+    "12.0": _ADA,
+    "12.1": _ADA,
+}
+"""Compute capability -> the number formats that TensorRT for RTX 1.7 compiles for it. There are no others."""
+
+MODULES: Mapping[str, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+"""Target -> the Python module that compiles for it. The two have one interface but for compute capabilities."""
+
+_INSTALL = {"tensorrt-rtx": "pip install 'l4export[tensorrt-rtx]'", "tensorrt": "install TensorRT 11 from NVIDIA"}
+
+_ERRORS = {error.exit_code: error for error in (InputError, EnvironmentLacks, StorageError)}
+
+
+def check_capabilities(capabilities: Sequence[str], dtype: str, policy: Policy | None) -> None:
+    """Refuse what would not compile, by name.
+
+    Raises:
+        InputError: no compute capability, an unknown one, or one without a number format that is asked for.
+    """
+    if not capabilities:
+        raise InputError(f"--target tensorrt-rtx: name --compute-capability, of {', '.join(CAPABILITIES)}")
+    kinds = [dtype, *sorted({rule.kind for rule in policy.rules} if policy else ())]
+    for capability in capabilities:
+        if capability not in CAPABILITIES:
+            raise InputError(f"--compute-capability {capability[:20]} is not one of {', '.join(CAPABILITIES)}")
+        for kind in kinds:
+            if kind not in CAPABILITIES[capability]:
+                able = [name for name, formats in CAPABILITIES.items() if kind in formats]
+                raise InputError(f"--compute-capability {capability} has no {kind}; {kind} needs {', '.join(able)}")
+
+
+def check_tensorrt(target: str) -> None:
+    """Whether the target can be compiled here. The driver comes first: TensorRT may crash where there is none.
+
+    Raises:
+        EnvironmentLacks: no driver, no GPU, or no package; and what to install.
+    """
+    if target == "tensorrt":
+        _check_gpu()
+    if importlib.util.find_spec(MODULES[target]) is None:
+        raise EnvironmentLacks(f"--target {target} needs the Python package {MODULES[target]}: {_INSTALL[target]}")
+
+
+def _check_gpu() -> None:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise EnvironmentLacks(
+            "--target tensorrt compiles for the GPU of this machine, and there is no NVIDIA driver (libcuda.so.1): "
+            "install it, or use --target tensorrt-rtx"
+        ) from error
+    if code := driver.cuInit(0):
+        raise EnvironmentLacks(f"--target tensorrt: the NVIDIA driver finds no GPU (CUDA error {code})")
+
+
+def token_profiles(quantized: bool, kv_layout: str, prefill_tokens: int) -> list[TokenRange]:
+    """Tokens of a call in each optimisation profile.
+
+    Two for quantised weights: decode, and prompts in pieces of up to `prefill_tokens`. TensorRT stores a float weight
+    once for each profile, so without quantisation there is one for all calls. With two kinds of caches (layout
+    `chunked`) version 1.7 crashes on a profile of exactly one token beside another, hence up to two there.
+    """
+    if not quantized or prefill_tokens == 1:
+        return [(1, 1, prefill_tokens)]
+    return [(1, 1, 2 if kv_layout == "chunked" else 1), (2, prefill_tokens, prefill_tokens)]
+
+
+def compile_engine(
+    target: str, onnx_path: Path, engine_path: Path, capabilities: Sequence[str], profiles: Sequence[TokenRange]
+) -> None:
+    """Compile the graph at `onnx_path`, its weights beside it, into the file `engine_path`.
+
+    For every one of `capabilities` with target `tensorrt-rtx`, for this machine's GPU with `tensorrt`. The engine has
+    an optimisation profile for one row of each of `profiles`. Compiled by another process, because TensorRT writes to
+    the terminal and can crash.
+
+    Raises:
+        EnvironmentLacks: TensorRT cannot be loaded.
+        InputError: it does not take the graph: the first nodes that it refuses, their operators, and why.
+        StorageError: writing failed.
+    """
+    ranges = [",".join(map(str, profile)) for profile in profiles]
+    arguments = [MODULES[target], str(onnx_path), str(engine_path), ",".join(capabilities), *ranges]
+    command = [sys.executable, "-m", "l4export.tensorrt_compile", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise InputError(f"{MODULES[target]} was ended by {name} while compiling the graph; try other options")
+    if done.returncode:
+        kind: type[L4Error] = _ERRORS.get(done.returncode, InputError)
+        raise kind(done.stdout.strip() or f"{MODULES[target]} failed: {done.stderr.strip()[-300:]}")
