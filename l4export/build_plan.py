@@ -59,12 +59,12 @@ class BuildOptions:
     policy: Policy | None = None
     kv_dtype: str | None = None
     calibrate: Path | None = None
+    compute_capabilities: tuple[str, ...] = ()
 
     @property
     def cache_dtype(self) -> str:
         """`kv_dtype`, or `dtype`."""
         return self.kv_dtype or self.dtype
-    compute_capabilities: tuple[str, ...] = ()
 
     @property
     def workers(self) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +98,11 @@ class _Shape:
 
     def read(self, index: object, /) -> np.ndarray:
         """There is nothing to read."""
-        raise NotImplementedError
+        raise AssertionError("sizes need no weights")
+
+    def rows(self, index: object, multiple: int = 1, /) -> Iterator[tuple[int, np.ndarray]]:
+        """There is nothing to read."""
+        raise AssertionError("sizes need no weights")
 
 
 def _one_layer_a_kind(config: ModelConfig) -> ModelConfig:
