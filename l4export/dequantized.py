@@ -11,48 +11,73 @@ import onnx_ir as ir
 
 from l4export.quantization import Scheme, dequantize
 
-__all__ = ["dequantized_weights"]
+__all__ = ["DequantizedWeights", "dequantized_weights"]
 
 _FIRST_OPERANDS = {"MatMulNBits": (1,), "QMoE": (2, 5), "GatherBlockQuantized": (0,), "DequantizeLinear": (0,)}
 """Where each operator has its codes."""
 
 
 def dequantized_weights(engine: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and float32 value of every quantised weight, in the checkpoint's names (without prefix) and layout.
+    """Name and float32 value of every quantised weight of an engine; see `DequantizedWeights`."""
+    weights = DequantizedWeights(engine)
+    for name in weights.names:
+        values = weights.rows(name, slice(None))
+        assert values is not None
+        yield name, values
+
+
+class DequantizedWeights:
+    """Float32 values of an engine's quantised weights, in the checkpoint's names (without prefix) and layout.
 
     The values follow from the engine's codes, scales and zero points by the formulas of
     `l4export.quantization.schemes`, and from the operators' attributes; the build is not asked.
     """
-    seen: set[str] = set()
-    for node in ir.load(engine / "decoder.onnx").graph:
-        for operand in _FIRST_OPERANDS.get(node.op_type, ()):
-            codes = node.inputs[operand]
-            assert codes is not None
-            name = str(codes.name).partition(".codes")[0]
-            if name in seen:
-                continue
-            seen.add(name)
-            values = _matrices(node, operand)
-            if name.endswith(".fc1"):
-                yield name.removesuffix(".fc1"), _gate_up(values)
-            elif name.endswith(".fc2"):
-                yield name.removesuffix(".fc2"), values.transpose(0, 2, 1)
-            else:
-                yield name, values
+
+    def __init__(self, engine: Path) -> None:
+        self._operands: dict[str, tuple[ir.Node, int]] = {}
+        for node in ir.load(engine / "decoder.onnx").graph:
+            for operand in _FIRST_OPERANDS.get(node.op_type, ()):
+                name = _initializer_name(node, operand).removesuffix(".fc1").removesuffix(".fc2")
+                self._operands.setdefault(name, (node, operand))
+
+    @property
+    def names(self) -> list[str]:
+        """The weights that are quantised."""
+        return list(self._operands)
+
+    def rows(self, name: str, rows: slice) -> np.ndarray | None:
+        """Rows of a weight's first axis (features, or experts); None for a weight that is not quantised."""
+        if name not in self._operands:
+            return None
+        node, operand = self._operands[name]
+        values = _matrices(node, operand, rows)
+        match _initializer_name(node, operand).rpartition(".")[2]:
+            case "fc1":
+                return _gate_up(values)
+            case "fc2":
+                return values.transpose(0, 2, 1)
+        return values
 
 
-def _matrices(node: ir.Node, operand: int) -> np.ndarray:
-    """The float32 weight [N, K] or [E, N, K] behind one operand."""
-    codes = _array(node.inputs[operand])
+def _initializer_name(node: ir.Node, operand: int) -> str:
+    """The name of a weight as it was before its codes took its place."""
+    codes = node.inputs[operand]
+    assert codes is not None
+    return str(codes.name).partition(".codes")[0]
+
+
+def _matrices(node: ir.Node, operand: int, rows: slice) -> np.ndarray:
+    """Rows of the float32 weight [N, K] or [E, N, K] behind one operand."""
+    codes = _array(node.inputs[operand])[rows]
     if node.op_type == "DequantizeLinear":
-        scales = _array(node.inputs[1])
+        scales = _array(node.inputs[1])[rows]
         wide = scales.repeat(node.attributes.get_int("block_size"), axis=-1)[..., : codes.shape[-1]]
         return np.asarray(codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * wide)
     moe = node.op_type == "QMoE"
-    scales = _array(node.inputs[operand + 1 if operand else 2])
+    scales = _array(node.inputs[operand + 1 if operand else 2])[rows]
     at = {1: 3, 2: 11, 5: 12, 0: 3}[operand]
     present = len(node.inputs) > at and node.inputs[at] is not None
-    zero_points = _array(node.inputs[at]) if present else None
+    zero_points = _array(node.inputs[at])[rows] if present else None
     bits = node.attributes.get_int("expert_weight_bits" if moe else "bits")
     scheme = Scheme("int4" if bits == 4 else "int8", node.attributes.get_int("block_size"), zero_points is None)
     if not moe:

@@ -29,8 +29,8 @@ __all__ = ["StreamedReference"]
 _HEAD_BYTES = 64 << 20
 """Rows of the head are multiplied in pieces of this size: the whole of it is the largest matrix of a model."""
 
-Replacement = Callable[[str, "int | None"], "NDArray[np.float32] | None"]
-"""(name of a weight, expert or None) -> other values for it, or None where the checkpoint's are right."""
+Replacement = Callable[[str, slice], "NDArray[np.float32] | None"]
+"""(name, rows) -> other values for these rows of a weight's first axis, or None where the checkpoint's are right."""
 
 
 class StreamedReference:
@@ -52,7 +52,7 @@ class StreamedReference:
         self._hf_config = reference_config(self._checkpoint, layers)
         self._hf_config._attn_implementation = "sdpa"
         self._first = layers[0] if layers else 0
-        self._replaced = replaced or (lambda name, expert: None)
+        self._replaced = replaced or (lambda name, rows: None)
         config = self._checkpoint.config
         self.config = config if layers is None else config.slice_layers(*layers)
 
@@ -60,10 +60,8 @@ class StreamedReference:
         """token_ids int64 [B, T] -> the residual stream before the first layer, float32 [B, T, D]."""
         shape = (self.config.vocab_size, self.config.hidden_size)
         ids, places = np.unique(token_ids, return_inverse=True)
-        if (rows := self._replaced("model.embed_tokens.weight", None)) is not None:
-            return rows[token_ids]
-        rows = np.concatenate([self._read("model.embed_tokens.weight", shape, slice(i, i + 1)) for i in ids.tolist()])
-        return rows[places.reshape(token_ids.shape)]
+        rows = [self._read("model.embed_tokens.weight", shape, slice(i, i + 1)) for i in ids.tolist()]
+        return np.concatenate(rows)[places.reshape(token_ids.shape)]
 
     def layer(self, index: int) -> StreamedLayer:
         """Read a layer, all but its routed experts."""
@@ -73,7 +71,7 @@ class StreamedReference:
 
         def read(name: str, expert: int | None) -> torch.Tensor:
             rows = slice(0, shapes[name][0]) if expert is None else slice(expert, expert + 1)
-            return _tensor(self._weight(f"model.layers.{index}.{name}", shapes[name], rows, expert))
+            return _tensor(self._read(f"model.layers.{index}.{name}", shapes[name], rows))
 
         return StreamedLayer(self._hf_config, index, read)
 
@@ -110,29 +108,26 @@ class StreamedReference:
 
         config = self.config
         norm = Llama4TextRMSNorm(config.hidden_size, config.rms_norm_eps)
-        norm.load_state_dict({"weight": _tensor(self._read("model.norm.weight", (config.hidden_size,)))}, assign=True)
+        scale = self._read("model.norm.weight", (config.hidden_size,), slice(0, config.hidden_size))
+        norm.load_state_dict({"weight": _tensor(scale)}, assign=True)
         name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
         shape = (config.vocab_size, config.hidden_size)
         step = max(1, _HEAD_BYTES // (4 * config.hidden_size))
         pieces = [slice(at, min(at + step, shape[0])) for at in range(0, shape[0], step)]
         with torch.inference_mode():
             rows = norm(_tensor(hidden))
-            logits = [rows @ _tensor(self._weight(name, shape, piece, None)).T for piece in pieces]
+            logits = [rows @ _tensor(self._read(name, shape, piece)).T for piece in pieces]
             result: NDArray[np.float32] = torch.cat(logits, dim=-1).numpy()
         return result
 
-    def _weight(self, name: str, shape: tuple[int, ...], rows: slice, expert: int | None) -> NDArray[np.float32]:
-        """Some rows of a weight, or one expert of it [1, ...]; replaced values first."""
-        other = self._replaced(name, expert)
-        if other is None:
-            return self._read(name, shape, rows)
-        return other[rows] if expert is None else other[None]
-
-    def _read(self, name: str, shape: tuple[int, ...], rows: slice | None = None) -> NDArray[np.float32]:
-        """Rows of a weight as the checkpoint has them, float32."""
-        stored = re.sub(r"^model\.layers\.(\d+)\.", lambda match: f"model.layers.{self._first + int(match[1])}.", name)
-        region = whole(shape) if rows is None else (rows, *whole(shape[1:]))
-        return Cast(Source(self._checkpoint.tensor(stored, shape)), ir.DataType.FLOAT).read(region)
+    def _read(self, name: str, shape: tuple[int, ...], rows: slice) -> NDArray[np.float32]:
+        """Rows of a weight's first axis, as they were replaced or as the checkpoint has them."""
+        if (other := self._replaced(name, rows)) is not None:
+            return other
+        first = self._first
+        stored = re.sub(r"^model\.layers\.(\d+)\.", lambda match: f"model.layers.{first + int(match[1])}.", name)
+        tensor = Source(self._checkpoint.tensor(stored, shape))
+        return Cast(tensor, ir.DataType.FLOAT).read((rows, *whole(shape[1:])))
 
 
 def _layer_shapes(config: Any, index: int) -> dict[str, tuple[int, ...]]:

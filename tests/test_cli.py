@@ -101,6 +101,9 @@ def test_parity_failure_is_exit_code_1(cli: Callable[..., Result], workshop: Wor
     assert "parity: FAILED" in result.out
     assert result.err.count("\n") == 1
     assert "max_relative_difference" in result.err
+    result = cli("parity", engine, "--reference", other, "--prefill", 20, "--decode", 4, "--stream")
+    assert result.code == 1
+    assert "layer 2 is the first to depart" in result.err
 
 
 class TestBadCheckpoints:
