@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import onnx_ir as ir
 from l4export.build_plan import DEFAULT_MAX_CONTEXT, DTYPES, STEM, BuildOptions, BuildPlan, plan_build
 from l4export.companions import check_companions
 from l4export.emission import emit_data, emit_graph
-from l4export.engine_directory import EngineDirectory
+from l4export.engine_directory import CALIBRATION, CALIBRATION_REPORT, EngineDirectory
 from l4export.errors import InputError, StorageError
 from l4export.genai import genai_config
 from l4export.journal import JOURNAL, Journal
@@ -29,8 +30,8 @@ __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "KEPT", "BuildOptions", "BuildPlan",
 KEPT = "what was written is kept: run the same command again to go on"
 _PREFILL_TOKENS = 512
 _GENAI_CONFIG = "genai_config.json"
-_NOT_IN_BYTES = {"jobs", "memory_budget", "force", "dump_ir"}
-"""Options that change no byte of an engine."""
+_NOT_IN_BYTES = {"jobs", "memory_budget", "force", "dump_ir", "calibrate"}
+"""Options that change no byte of an engine, or whose contents count and not the path."""
 
 
 def build(
@@ -92,18 +93,19 @@ class _Build:
                     self.on_notice(f"{directory.path.name} is up to date; every file was checked, none was written")
                     return old
                 weights = reusable_weights(directory.path, old, draft, self.files, graph)
-            with directory.writing(0 if weights else sum(file.size for file in self.files)) as partial:
+            with directory.writing(0 if weights else self._room()) as partial:
                 if weights:
                     self.on_notice("the weights have not changed; they are taken over from the engine that is there")
                     directory.clear()
-                    take_over(directory.path, partial, list(weights))
+                    take_over(directory.path, partial, [*weights, *self._reports()])
                 else:
                     weights = self._emit(partial)
                 emit_graph(planned.model, self.files, partial, STEM)
                 (partial / _GENAI_CONFIG).write_text(_genai(planned), encoding="utf-8")
                 for name in (companions := _companions(planned.checkpoint.path)):
                     shutil.copyfile(planned.checkpoint.path / name, partial / name)
-                records = weights | {name: file_record(partial / name) for name in (graph, _GENAI_CONFIG, *companions)}
+                others = (graph, _GENAI_CONFIG, *companions, *self._reports())
+                records = weights | {name: file_record(partial / name) for name in others}
                 manifest = _manifest(planned, dict(sorted(records.items())), source.result())
                 planned.sources.check_unchanged()
                 directory.finish(manifest.to_json())
@@ -116,11 +118,38 @@ class _Build:
                 self.on_notice(
                     f"starting afresh: {_listed(journal.changed)} changed since the build that was cut short"
                 )
-            self.directory.clear(keep=[JOURNAL, *(file.name for file in self.files)] if journal.entries else ())
+            written = [JOURNAL, *(file.name for file in self.files)] if journal.entries else []
+            self.directory.clear(keep=[*written, *([CALIBRATION] if self.planned.calibration else [])])
             journal.start()
+            self._calibrate(partial)
             return emit_data(
                 self.files, partial, options.workers, options.memory_budget, journal, self._resumed, self._advance
             )
+
+    def _calibrate(self, partial: Path) -> None:
+        """Find the codes of the weights that are calibrated, and write how it went."""
+        plan, options = self.planned.calibration, self.planned.options
+        if plan is None:
+            return
+        from l4export.calibration import calibrate
+        from l4export.streamed_reference import StreamedReference
+
+        plan.directory = partial / CALIBRATION
+        head = _journal_head(self.planned)
+        head = {name: head[name] for name in ("l4export", "checkpoint", "calibration")}
+        reference = StreamedReference(self.planned.checkpoint.path, options.layers)
+        report = calibrate(plan, reference, head, self.on_notice)
+        (partial / CALIBRATION_REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+    def _reports(self) -> list[str]:
+        return [CALIBRATION_REPORT] if self.planned.calibration else []
+
+    def _room(self) -> int:
+        """Bytes that a build writes: the data files, and what a calibration keeps until they are there."""
+        plan, size = self.planned.calibration, sum(file.size for file in self.files)
+        if plan is not None:
+            size += plan.nbytes + 2 * 4 * plan.text.tokens * self.planned.config.hidden_size
+        return size
 
     def _resumed(self, count: int) -> None:
         if count:
@@ -152,6 +181,7 @@ def _journal_head(planned: BuildPlan) -> dict[str, str]:
         "checkpoint": hashlib.sha256(checkpoint.encode()).hexdigest(),
         "options": ", ".join(f"{name} {value}" for name, value in options.items() if name not in _NOT_IN_BYTES),
         "plan": plan_digest(planned.files),
+        **({"calibration": planned.calibration.digest()} if planned.calibration else {}),
     }
 
 
@@ -192,6 +222,7 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
             "max_context": planned.max_context,
             **({"layers": list(options.layers)} if options.layers else {}),
             **({"policy": options.policy.to_dict()} if options.policy else {}),
+            **({"calibration": planned.calibration.text.to_dict()} if planned.calibration else {}),
         },
         source=source,
         files=files,

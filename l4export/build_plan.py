@@ -11,6 +11,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from l4export import __version__
+from l4export.calibration import CalibrationPlan
+from l4export.calibration_text import read_calibration_text
 from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.companions import check_companions
 from l4export.config import ModelConfig
@@ -37,6 +39,7 @@ class BuildOptions:
 
     `memory_budget` is in bytes, for weights on their way (see `l4export.emission`). `layers` (A, B) builds an engine
     of the layers A to B - 1 alone. `policy` says what is quantised how (`l4export.policy`); None means nothing.
+    `calibrate` is the text or token ids (`l4export.calibration_text`) that integer weights are calibrated on.
     """
 
     target: str = "ort-cpu"
@@ -49,6 +52,7 @@ class BuildOptions:
     memory_budget: int = DEFAULT_BUDGET
     layers: tuple[int, int] | None = None
     policy: Policy | None = None
+    calibrate: Path | None = None
 
     @property
     def workers(self) -> int:
@@ -68,6 +72,7 @@ class BuildPlan:
     options: BuildOptions
     max_context: int
     passes: tuple[str, ...]
+    calibration: CalibrationPlan | None
 
     files: tuple[DataFile, ...]
     """Where the weights go."""
@@ -93,6 +98,7 @@ def plan_build(checkpoint_path: Path, options: BuildOptions) -> BuildPlan:
     check_companions(checkpoint.path)
     used = {file.path.name for file in checkpoint.files} if options.layers is None else set()
     names: set[str] = set()
+    calibration = _calibration(checkpoint, options)
 
     def weights(name: str, shape: tuple[int, ...]) -> Recipe:
         stored = _stored_name(name, options.layers)
@@ -108,12 +114,14 @@ def plan_build(checkpoint_path: Path, options: BuildOptions) -> BuildPlan:
             "config.json and the weights do not match"
         )
     sources = Sources.of([checkpoint.path / name for name in ("config.json", *sorted(used))])
-    pipeline_options = PipelineOptions(options.target, options.kv_layout, max_context, options.policy)
+    pipeline_options = PipelineOptions(options.target, options.kv_layout, max_context, options.policy, calibration)
     passes = run_pipeline(model, pipeline_options, _dumper(options.dump_ir))
+    if calibration and not calibration.schemes:
+        raise InputError("--calibrate: no weight of a layer is quantised to integers; add --quant int4 or int8")
     model.producer_name, model.producer_version = "l4export", __version__
     files = plan(model, STEM)
     check_budget(files, options.workers, options.memory_budget)
-    return BuildPlan(checkpoint, config, sources, model, options, max_context, tuple(passes), tuple(files))
+    return BuildPlan(checkpoint, config, sources, model, options, max_context, tuple(passes), calibration, tuple(files))
 
 
 def _check(options: BuildOptions) -> None:
@@ -125,8 +133,16 @@ def _check(options: BuildOptions) -> None:
         raise InputError("--dtype bf16: ONNX Runtime's CPU provider has no bfloat16 MatMul; use fp32 or fp16")
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs {options.jobs} must be at least 1")
+    if options.calibrate is not None and options.dump_ir is not None:
+        raise InputError("--dump-ir: graphs are dumped before anything is calibrated; leave --calibrate out")
     if options.memory_budget < 1:
         raise InputError(f"--memory-budget {options.memory_budget} must be a positive number of bytes")
+
+
+def _calibration(checkpoint: Checkpoint, options: BuildOptions) -> CalibrationPlan | None:
+    if options.calibrate is None:
+        return None
+    return CalibrationPlan(read_calibration_text(options.calibrate, checkpoint.path, checkpoint.config))
 
 
 def _stored_name(name: str, layers: tuple[int, int] | None) -> str:

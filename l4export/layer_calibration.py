@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from l4export.errors import InputError
 from l4export.quantization.gptq import QuantizedMatrix, gptq
 from l4export.quantization.schemes import Scheme
 from l4export.streamed_layer import StreamedLayer, StreamedMoe
 from l4export.streamed_reference import StreamedReference
 
-__all__ = ["LEAST_TOKENS", "CalibratedLayer", "MatrixRecord", "calibrate_layer"]
+__all__ = ["LEAST_TOKENS", "MatrixRecord", "calibrate_layer"]
 
 LEAST_TOKENS = 64
 """An expert that fewer tokens chose is calibrated on all the layer's tokens."""
@@ -47,37 +48,43 @@ class MatrixRecord:
     fallback: bool = False
 
 
-@dataclass(frozen=True)
-class CalibratedLayer:
-    """The quantised matrices of a layer by their names within it, one for each expert where there are several; records
-    of how it went."""
-
-    matrices: dict[str, list[QuantizedMatrix]]
-    records: list[MatrixRecord]
+Keep = Callable[[str, "int | None", QuantizedMatrix], None]
+"""(name within the layer, expert or None, matrix): takes what was quantised."""
 
 
 def calibrate_layer(
-    reference: StreamedReference, index: int, schemes: Mapping[str, Scheme], hidden: Sequence[torch.Tensor]
-) -> CalibratedLayer:
+    reference: StreamedReference,
+    index: int,
+    schemes: Mapping[str, Scheme],
+    hidden: Sequence[torch.Tensor],
+    keep: Keep,
+) -> list[MatrixRecord]:
     """Quantise layer `index` for `hidden`, the residual streams [1, T, D] before it, one for each sequence.
 
     They are replaced, in place, by those behind the quantised layer. `schemes` says by name within the layer what
-    becomes of its matrices: integer ones are calibrated, fp8 is rounded to nearest, others stay float.
+    becomes of its matrices, in integers; they are given to `keep`, and others stay float. Returns how each went.
+
+    Raises:
+        InputError: a weight that the scheme cannot hold.
     """
     with torch.inference_mode():
-        return _Calibration(reference, index, schemes, hidden).run()
+        return _Calibration(reference, index, schemes, hidden, keep).run()
 
 
 class _Calibration:
     def __init__(
-        self, reference: StreamedReference, index: int, schemes: Mapping[str, Scheme], hidden: Sequence[torch.Tensor]
+        self,
+        reference: StreamedReference,
+        index: int,
+        schemes: Mapping[str, Scheme],
+        hidden: Sequence[torch.Tensor],
+        keep: Keep,
     ) -> None:
-        self.reference, self.index, self.schemes, self.hidden = reference, index, schemes, hidden
+        self.reference, self.index, self.schemes, self.hidden, self.keep = reference, index, schemes, hidden, keep
         self.layer: StreamedLayer = reference.layer(index)
-        self.matrices: dict[str, list[QuantizedMatrix]] = {}
         self.records: list[MatrixRecord] = []
 
-    def run(self) -> CalibratedLayer:
+    def run(self) -> list[MatrixRecord]:
         """Attention, then feed-forward."""
         module = self.layer.module
         attention = module.self_attn
@@ -85,14 +92,14 @@ class _Calibration:
         self.linear({f"self_attn.{name}_proj.weight": getattr(attention, f"{name}_proj") for name in "qkv"}, normed)
         self.linear({"self_attn.o_proj.weight": attention.o_proj}, self.attended())
         for x in self.hidden:
-            x += self.attend(x)
+            x.add_(self.attend(x))
         if isinstance(module.feed_forward, StreamedMoe):
             self.moe(module.feed_forward)
         else:
             self.mlp("feed_forward", module.feed_forward)
             for x in self.hidden:
-                x += module.feed_forward(module.post_attention_layernorm(x))
-        return CalibratedLayer(self.matrices, self.records)
+                x.add_(module.feed_forward(module.post_attention_layernorm(x)))
+        return self.records
 
     def attend(self, x: torch.Tensor) -> torch.Tensor:
         """What attention adds to x [1, T, D]."""
@@ -142,7 +149,7 @@ class _Calibration:
                 if len(rows):
                     out[0].index_add_(0, rows, module(x))
         for x, out in zip(self.hidden, added, strict=True):
-            x += out
+            x.add_(out)
 
     def expert(self, expert: int, module: Any, rows: list[torch.Tensor], fallback: bool) -> None:
         """gate_up and down of one routed expert, stored [1, K, N]."""
@@ -184,15 +191,14 @@ class _Calibration:
         if scheme is None:
             return
         original = np.ascontiguousarray(weight.numpy())
-        if scheme.kind == "fp8":
-            values = QuantizedMatrix.rounded(original, scheme).values
-        else:
+        try:
             matrix, damping = gptq(original, moments, scheme)
-            values = matrix.values
-            self.matrices.setdefault(name, []).append(matrix)
-            plain = QuantizedMatrix.rounded(original, scheme).values
-            errors = [relative_error(original, other, moments) for other in (values, plain)]
-            self.records.append(MatrixRecord(name, expert, tokens, damping, *errors, fallback))
+        except ValueError as error:
+            raise InputError(f"model.layers.{self.index}.{name}: {error}; choose another --dtype") from error
+        values, plain = matrix.values, QuantizedMatrix.rounded(original, scheme).values
+        errors = [relative_error(original, other, moments) for other in (values, plain)]
+        self.records.append(MatrixRecord(name, expert, tokens, damping, *errors, fallback))
+        self.keep(name, expert, matrix)
         result = torch.from_numpy(values)
         stored.copy_(result if stored.dim() == 2 else result.T[None])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from l4export import passes
+from l4export.calibration import CalibrationPlan
 from l4export.policy import Policy
 
 __all__ = ["TARGETS", "PipelineOptions", "pass_name", "pipeline", "run_pipeline"]
@@ -18,12 +19,13 @@ TARGETS = ("ort-cpu",)
 @dataclass(frozen=True)
 class PipelineOptions:
     """What decides which passes run: the target, the KV layout (`concat`, `static`), the longest sequence in tokens,
-    and what is quantised how (None: nothing)."""
+    what is quantised how (None: nothing), and the calibration that finds the codes (None: rounding to nearest)."""
 
     target: str
     kv_layout: str
     max_context: int
     policy: Policy | None = None
+    calibration: CalibrationPlan | None = None
 
 
 def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
@@ -40,7 +42,7 @@ def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
         # weights stay in the checkpoint's order
         passes.UntransposedWeights(),
         # weights in fewer bits, as the policy says
-        *([passes.WeightQuantization(options.policy)] if options.policy else []),
+        *([passes.WeightQuantization(options.policy, options.calibration)] if options.policy else []),
         # what is left becomes standard operators
         passes.InlineDialect(),
         passes.RemoveUnused(),

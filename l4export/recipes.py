@@ -24,6 +24,7 @@ __all__ = [
     "Region",
     "Slice",
     "Source",
+    "SourceData",
     "Transpose",
     "as_recipe",
     "blocks",

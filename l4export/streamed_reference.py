@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from l4export.checkpoint import open_checkpoint
+from l4export.errors import InputError
 from l4export.hf_reference import reference_config
 from l4export.recipes import Cast, Source, whole
 
@@ -42,7 +43,7 @@ class StreamedReference:
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
         InputError: the checkpoint is not one l4export reads, or lacks a layer of the slice; when a tensor is read that
-            is missing or of another shape than config.json says.
+            is missing, not finite, or of another shape than config.json says.
     """
 
     def __init__(
@@ -127,7 +128,10 @@ class StreamedReference:
         first = self._first
         stored = re.sub(r"^model\.layers\.(\d+)\.", lambda match: f"model.layers.{first + int(match[1])}.", name)
         tensor = Source(self._checkpoint.tensor(stored, shape))
-        return Cast(tensor, ir.DataType.FLOAT).read((rows, *whole(shape[1:])))
+        try:
+            return Cast(tensor, ir.DataType.FLOAT).read((rows, *whole(shape[1:])))
+        except ValueError as error:
+            raise InputError(f"{stored}: {error}; check the checkpoint") from error
 
 
 def _layer_shapes(config: Any, index: int) -> dict[str, tuple[int, ...]]:

@@ -48,6 +48,12 @@ class _Interrupted(L4Error):
 @click.option("--block-size", type=int, help="Weights that share a scale.  [default: at most 128; fp8: a channel]")
 @click.option("--policy", "policy_file", type=click.Path(path_type=Path), help="What is quantised how, as a TOML file.")
 @click.option(
+    "--calibrate",
+    metavar="FILE_OR_DIR",
+    help="Round int4 and int8 weights so as to keep what they make of this text, or of token ids (.json); `default` is "
+    "a text that l4export brings. Needs the `reference` extra.",
+)
+@click.option(
     "--kv-layout",
     type=click.Choice(["concat", "static"]),
     default="static",
@@ -77,6 +83,7 @@ def command(
     quant: str,
     block_size: int | None,
     policy_file: Path | None,
+    calibrate: str | None,
     kv_layout: str,
     max_context: int | None,
     layers: tuple[int, int] | None,
@@ -92,7 +99,19 @@ def command(
     from l4export.engine_directory import EngineDirectory
 
     policy = _policy(quant, block_size, policy_file)
-    options = BuildOptions(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy)
+    options = BuildOptions(
+        target,
+        dtype,
+        kv_layout,
+        max_context,
+        jobs,
+        force,
+        dump_ir,
+        memory_budget,
+        layers,
+        policy,
+        _calibration_text(calibrate),
+    )
     if dry_run:
         EngineDirectory(engine, replace=force).check()
         _show_plan(plan_build(checkpoint, options), engine, as_json)
@@ -122,6 +141,12 @@ def _policy(quant: str, block_size: int | None, policy_file: Path | None) -> Pol
     if quant != "none" or block_size is not None:
         raise InputError("--policy says everything: leave --quant and --block-size out")
     return load_policy(policy_file)
+
+
+def _calibration_text(name: str | None) -> Path | None:
+    from l4export.calibration_text import DEFAULT_TEXT
+
+    return DEFAULT_TEXT if name == "default" else Path(name) if name else None
 
 
 def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
@@ -165,7 +190,8 @@ def _notice(line: str) -> None:
 
 def _described(options: BuildOptions) -> str:
     kinds = sorted({rule.kind for rule in options.policy.rules}) if options.policy else []
-    return ", ".join([options.target, options.dtype, *kinds, f"KV {options.kv_layout}"])
+    calibrated = ["calibrated"] if options.calibrate else []
+    return ", ".join([options.target, options.dtype, *kinds, *calibrated, f"KV {options.kv_layout}"])
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,20 @@ import onnx_ir as ir
 
 from l4export.quantization.quantize import quantize_rows
 from l4export.quantization.schemes import FP8_BLOCK, Scheme
-from l4export.recipes import Cast, Evaluation, Interleave, Output, Recipe, Region, Slice, Source, Transpose
+from l4export.recipes import (
+    Cast,
+    Evaluation,
+    Interleave,
+    Output,
+    Recipe,
+    Region,
+    Slice,
+    Source,
+    SourceData,
+    Transpose,
+)
 
-__all__ = ["QuantizedWeight"]
+__all__ = ["CalibratedWeight", "QuantizedWeight", "source_of"]
 
 
 class QuantizedWeight(Evaluation):
@@ -95,6 +106,26 @@ class QuantizedWeight(Evaluation):
         return [np.repeat(scales, FP8_BLOCK, axis=0)[:rows] for scales in part]
 
 
+class CalibratedWeight(QuantizedWeight):
+    """A quantised weight whose codes, scales and zero points were found before: `parts` has them, each laid out as the
+    checkpoint's tensor is, but narrower along K. So the recipe's slices and transpositions apply to them as well."""
+
+    def __init__(self, weight: Recipe, scheme: Scheme, parts: Sequence[SourceData]) -> None:
+        super().__init__(weight, scheme)
+        self.parts = [_with_source(weight, lambda _, part=part: Source(part, checked=False)) for part in parts]
+
+    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
+        """The region of each part."""
+        return tuple(np.ascontiguousarray(part.read((*region, slice(0, part.dims[-1])))) for part in self.parts)
+
+
+def source_of(recipe: Recipe) -> Source:
+    """The one checkpoint tensor that a weight is made of."""
+    found: list[Source] = []
+    _with_source(recipe, lambda source: found.append(source) or source)
+    return found[0]
+
+
 @dataclass(frozen=True)
 class _Piece:
     """Part of a block as it is stored: `values` is [n, K] or, `transposed`, [K, n]; row i is row start + step * i."""
@@ -127,17 +158,22 @@ def _read_checked(weight: Recipe, region: Region) -> np.ndarray:
 
 def _as_stored(recipe: Recipe, checked: bool) -> Recipe:
     """The recipe without its casts; sources look for numbers that are not finite only if `checked`."""
+    return _with_source(recipe, lambda source: Source(source.data, checked))
+
+
+def _with_source(recipe: Recipe, made: Callable[[Source], Recipe]) -> Recipe:
+    """The recipe without its casts, and with `made(source)` where it reads the checkpoint."""
     match recipe:
         case Source():
-            return Source(recipe.data, checked)
+            return made(recipe)
         case Cast():
-            return _as_stored(recipe.part, checked)
+            return _with_source(recipe.part, made)
         case Slice():
-            return Slice(_as_stored(recipe.part, checked), recipe.axis, recipe.cut.start, recipe.cut.stop)
+            return Slice(_with_source(recipe.part, made), recipe.axis, recipe.cut.start, recipe.cut.stop)
         case Transpose():
-            return Transpose(_as_stored(recipe.part, checked), recipe.perm)
+            return Transpose(_with_source(recipe.part, made), recipe.perm)
         case Interleave():
-            return Interleave([_as_stored(part, checked) for part in recipe.parts], recipe.axis)
+            return Interleave([_with_source(part, made) for part in recipe.parts], recipe.axis)
     return recipe
 
 
