@@ -21,8 +21,10 @@ from l4export.errors import InputError, StorageError
 from l4export.genai import genai_config
 from l4export.journal import JOURNAL, Journal
 from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
-from l4export.placement import plan_digest
+from l4export.placement import INLINE_BYTES, plan_digest
 from l4export.provenance import generator
+from l4export.quantization.weights import CalibratedWeight
+from l4export.recipes import Output
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
 
 __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "KEPT", "BuildOptions", "BuildPlan", "build", "plan_build"]
@@ -92,7 +94,8 @@ class _Build:
                 if is_up_to_date(directory.path, old, draft, _companions(planned.checkpoint.path)):
                     self.on_notice(f"{directory.path.name} is up to date; every file was checked, none was written")
                     return old
-                weights = reusable_weights(directory.path, old, draft, self.files, graph)
+                if not self._graph_holds_codes():
+                    weights = reusable_weights(directory.path, old, draft, self.files, graph)
             with directory.writing(0 if weights else self._room()) as partial:
                 if weights:
                     self.on_notice("the weights have not changed; they are taken over from the engine that is there")
@@ -140,6 +143,12 @@ class _Build:
         reference = StreamedReference(self.planned.checkpoint.path, options.layers)
         report = calibrate(plan, reference, head, self.on_notice)
         (partial / CALIBRATION_REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+    def _graph_holds_codes(self) -> bool:
+        """Whether calibrated tensors are so small that they lie in the graph: then it cannot be made without them."""
+        tensors = [value.const_value for value in self.planned.model.graph.initializers.values()]
+        found = [t for t in tensors if isinstance(t, Output) and isinstance(t.evaluation, CalibratedWeight)]
+        return any(tensor.nbytes <= INLINE_BYTES for tensor in found)
 
     def _reports(self) -> list[str]:
         return [CALIBRATION_REPORT] if self.planned.calibration else []
