@@ -81,7 +81,7 @@ def gptq(
     n, k = weight.shape
     plain = QuantizedMatrix.rounded(weight, scheme)
     order = np.argsort(-np.diagonal(moments), kind="stable")
-    factor, damping = inverse_factor(moments[np.ix_(order, order)], damping)
+    factor, damping = inverse_factor(moments, order, damping)
     damped = moments.astype(np.float32)
     np.fill_diagonal(damped, np.diagonal(moments) + damping * _mean(moments))
     problem = _Problem(scheme, damped, factor, order, order // scheme.block_size)
@@ -95,15 +95,17 @@ def gptq(
     return QuantizedMatrix(scheme, packed, scales.astype(scheme.scale_dtype), plain.zero_points), damping
 
 
-def inverse_factor(moments: NDArray[np.float64], damping: float) -> tuple[NDArray[np.float32], float]:
-    """The upper triangular U with U' U = (H + damping * mean(diag H))^-1, float32, and the damping that it took.
+def inverse_factor(
+    moments: NDArray[np.float64], order: NDArray[np.int64], damping: float
+) -> tuple[NDArray[np.float32], float]:
+    """The upper triangular U with U' U = (H + damping * mean(diag H))^-1, H's rows and columns being taken in `order`.
 
     With J the reversal of rows, J H J = L L' gives H = R R' for the upper triangular R = J L J, hence U = R^-1: one
-    factorisation and one triangular inverse.
+    factorisation, in float64, and one triangular inverse, in float32. Returns the damping that it took too.
     """
     import torch
 
-    turned = torch.from_numpy(moments[::-1, ::-1].copy())
+    turned = torch.from_numpy(moments[np.ix_(order[::-1], order[::-1])])
     diagonal = turned.diagonal().clone()
     while True:
         turned.diagonal().copy_(diagonal + damping * _mean(moments))
@@ -112,8 +114,9 @@ def inverse_factor(moments: NDArray[np.float64], damping: float) -> tuple[NDArra
             break
         damping *= 10
     del turned
-    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=torch.float64), upper=False)
-    factor: NDArray[np.float32] = np.ascontiguousarray(inverse.numpy()[::-1, ::-1], dtype=np.float32)
+    lower = lower.float()
+    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower)), upper=False)
+    factor: NDArray[np.float32] = np.ascontiguousarray(inverse.numpy()[::-1, ::-1])
     return factor, damping
 
 

@@ -112,7 +112,7 @@ class CalibratedWeight(QuantizedWeight):
 
     def __init__(self, weight: Recipe, scheme: Scheme, parts: Sequence[SourceData]) -> None:
         super().__init__(weight, scheme)
-        self.parts = [_with_source(weight, lambda _, part=part: Source(part, checked=False)) for part in parts]
+        self.parts = [_with_source(weight, _in_place_of_any(Source(part, checked=False))) for part in parts]
 
     def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
         """The region of each part."""
@@ -122,8 +122,17 @@ class CalibratedWeight(QuantizedWeight):
 def source_of(recipe: Recipe) -> Source:
     """The one checkpoint tensor that a weight is made of."""
     found: list[Source] = []
-    _with_source(recipe, lambda source: found.append(source) or source)
+
+    def note(source: Source) -> Source:
+        found.append(source)
+        return source
+
+    _with_source(recipe, note)
     return found[0]
+
+
+def _in_place_of_any(source: Source) -> Callable[[Source], Source]:
+    return lambda _: source
 
 
 @dataclass(frozen=True)
