@@ -196,8 +196,8 @@ class _Calibration:
         except ValueError as error:
             raise InputError(f"model.layers.{self.index}.{name}: {error}; choose another --dtype") from error
         values, plain = matrix.values, QuantizedMatrix.rounded(original, scheme).values
-        error, plain_error = (relative_error(original, other, moments) for other in (values, plain))
-        self.records.append(MatrixRecord(name, expert, tokens, damping, error, plain_error, fallback))
+        found, nearest = (relative_error(original, other, moments) for other in (values, plain))
+        self.records.append(MatrixRecord(name, expert, tokens, damping, found, nearest, fallback))
         self.keep(name, expert, matrix)
         result = torch.from_numpy(values)
         stored.copy_(result if stored.dim() == 2 else result.T[None])
