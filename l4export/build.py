@@ -4,36 +4,55 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from l4export.build_plan import DEFAULT_MAX_CONTEXT, DTYPES, STEM, BuildOptions, BuildPlan, plan_build
+from l4export.calibration_text import CalibrationText
 from l4export.companions import check_companions
+from l4export.config import ModelConfig
 from l4export.emission import emit_data, emit_graph
 from l4export.engine_directory import CALIBRATION, CALIBRATION_REPORT, EngineDirectory
-from l4export.errors import InputError, StorageError
-from l4export.genai import genai_config
+from l4export.errors import EnvironmentLacks, InputError, StorageError
+from l4export.genai import GENAI_LAYOUTS, genai_config
 from l4export.journal import JOURNAL, Journal
+from l4export.kv_bytes import kv_capacities
+from l4export.kv_scales import METHOD, kv_scales
 from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
+from l4export.pipeline import KV_BITS
 from l4export.placement import INLINE_BYTES, plan_digest
 from l4export.provenance import generator
 from l4export.quantization.weights import CalibratedWeight
-from l4export.recipes import Output
+from l4export.recipes import Output, Stack
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
 
-__all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "KEPT", "BuildOptions", "BuildPlan", "build", "plan_build"]
+__all__ = [
+    "DEFAULT_MAX_CONTEXT",
+    "DTYPES",
+    "KEPT",
+    "PREFILL_TOKENS",
+    "BuildOptions",
+    "BuildPlan",
+    "build",
+    "plan_build",
+]
 
 KEPT = "what was written is kept: run the same command again to go on"
-_PREFILL_TOKENS = 512
+PREFILL_TOKENS = 512
+"""Tokens that a runtime feeds in one call at most."""
+
 _GENAI_CONFIG = "genai_config.json"
-_NOT_IN_BYTES = {"jobs", "memory_budget", "force", "dump_ir", "calibrate"}
-"""Options that change no byte of an engine, or whose contents count and not the path."""
+_NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "calibrate", "kv_dtype", "kv_calibrate"}
+"""Options that change no byte of a data file, or change the plan of it, or whose contents count and not the path."""
 
 
 def build(
@@ -52,6 +71,7 @@ def build(
     Raises:
         InputError: a checkpoint, an option or a weight that cannot be built; an output that exists (without `force`);
             a checkpoint that changed meanwhile.
+        EnvironmentLacks: the KV cache is quantised and onnxruntime is missing.
         StorageError: reading or writing failed.
     """
     options = options or BuildOptions()
@@ -60,6 +80,8 @@ def build(
     if options.dump_ir is not None and directory.path in [(p := options.dump_ir.absolute()), *p.parents]:
         raise InputError(f"--dump-ir {options.dump_ir}: lies inside the engine; choose another directory")
     planned = plan_build(checkpoint_path, options)
+    if planned.kv_calibration:
+        _check_can_measure()
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
     except OSError as error:
@@ -103,11 +125,14 @@ class _Build:
                     take_over(directory.path, partial, [*weights, *self._reports()])
                 else:
                     weights = self._emit(partial)
-                emit_graph(planned.model, self.files, partial, STEM)
-                (partial / _GENAI_CONFIG).write_text(_genai(planned), encoding="utf-8")
+                final = self._with_kv_scales(partial) if planned.kv_calibration else planned
+                emit_graph(final.model, final.files, partial, STEM)
                 for name in (companions := _companions(planned.checkpoint.path)):
                     shutil.copyfile(planned.checkpoint.path / name, partial / name)
-                others = (graph, _GENAI_CONFIG, *companions, *self._reports())
+                texts = _texts(planned)
+                for name, text in texts.items():
+                    (partial / name).write_text(text, encoding="utf-8")
+                others = (graph, *texts, *companions, *self._reports())
                 records = weights | {name: file_record(partial / name) for name in others}
                 manifest = _manifest(planned, dict(sorted(records.items())), source.result())
                 planned.sources.check_unchanged()
@@ -147,8 +172,7 @@ class _Build:
     def _graph_holds_codes(self) -> bool:
         """Whether calibrated tensors are so small that they lie in the graph: then it cannot be made without them."""
         tensors = [value.const_value for value in self.planned.model.graph.initializers.values()]
-        found = [t for t in tensors if isinstance(t, Output) and isinstance(t.evaluation, CalibratedWeight)]
-        return any(tensor.nbytes <= INLINE_BYTES for tensor in found)
+        return any(_is_calibrated(tensor) and tensor.nbytes <= INLINE_BYTES for tensor in tensors if tensor)
 
     def _reports(self) -> list[str]:
         return [CALIBRATION_REPORT] if self.planned.calibration else []
@@ -159,6 +183,29 @@ class _Build:
         if plan is not None:
             size += plan.nbytes + 2 * 4 * plan.text.tokens * self.planned.config.hidden_size
         return size
+
+    def _with_kv_scales(self, partial: Path) -> BuildPlan:
+        """The plan with the cache's scales, as this engine's weights with a float cache give them."""
+        planned, options, graph = self.planned, self.planned.options, f"{STEM}.onnx"
+        text = planned.kv_calibration
+        assert text is not None
+        self.on_notice(f"calibrating the KV cache: {text.tokens} tokens of {text.name}")
+        unquantized = self._planned_again(
+            partial, dataclasses.replace(options, kv_dtype=None, kv_calibrate=None, dump_ir=None)
+        )
+        emit_graph(unquantized.model, unquantized.files, partial, STEM)
+        manifest = _manifest(unquantized, {graph: file_record(partial / graph)}, {})
+        scales = kv_scales(partial, manifest, text.sequences[0], KV_BITS[options.cache_dtype])
+        return self._planned_again(partial, options, scales)
+
+    def _planned_again(
+        self, partial: Path, options: BuildOptions, scales: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> BuildPlan:
+        """Another graph for the weights that are written."""
+        planned = plan_build(self.planned.checkpoint.path, options, scales)
+        if planned.calibration:
+            planned.calibration.directory = partial / CALIBRATION
+        return planned
 
     def _resumed(self, count: int) -> None:
         if count:
@@ -175,6 +222,25 @@ class _Build:
         return sum(placed.recipe.nbytes for file in self.files for placed in file.placements)
 
 
+def _check_can_measure() -> None:
+    """Before the weights are written, not after."""
+    try:
+        importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise EnvironmentLacks(
+            "the scales of an int8 or int4 KV cache are measured by running the engine, which needs onnxruntime: "
+            "pip install 'l4export[cpu]'"
+        ) from error
+
+
+def _is_calibrated(tensor: ir.TensorProtocol) -> bool:
+    """Whether it is of a `CalibratedWeight`, alone or packed with others."""
+    evaluation = tensor.evaluation if isinstance(tensor, Output) else None
+    if isinstance(evaluation, Stack):
+        return any(map(_is_calibrated, evaluation.parts))
+    return isinstance(evaluation, CalibratedWeight)
+
+
 def _companions(checkpoint: Path) -> dict[str, FileRecord]:
     """Tokenizer, chat template and generation defaults, where the checkpoint has them: they are copied as they are."""
     return {name: file_record(checkpoint / name) for name in check_companions(checkpoint)}
@@ -188,7 +254,7 @@ def _journal_head(planned: BuildPlan) -> dict[str, str]:
     return {
         "l4export": generator(),
         "checkpoint": hashlib.sha256(checkpoint.encode()).hexdigest(),
-        "options": ", ".join(f"{name} {value}" for name, value in options.items() if name not in _NOT_IN_BYTES),
+        "options": ", ".join(f"{name} {value}" for name, value in options.items() if name not in _NOT_IN_DATA),
         "plan": plan_digest(planned.files),
         **({"calibration": planned.calibration.digest()} if planned.calibration else {}),
     }
@@ -200,13 +266,25 @@ def _listed(changed: list[str]) -> str:
     return " and ".join(name if name == "l4export" else f"the {name}" for name in causes)
 
 
-def _genai(planned: BuildPlan) -> str:
-    return genai_config(planned.config, planned.options.kv_layout, planned.max_context, _PREFILL_TOKENS)
+def _texts(planned: BuildPlan) -> dict[str, str]:
+    """Files for other runtimes, where these can run the engine."""
+    layout = planned.options.kv_layout
+    if layout not in GENAI_LAYOUTS:
+        return {}
+    return {_GENAI_CONFIG: genai_config(planned.config, layout, planned.max_context, PREFILL_TOKENS)}
+
+
+def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLayer, ...]:
+    """Kind and capacity of each layer's cache; caches of `concat` grow without one."""
+    capacities = kv_capacities(config, layout, max_context)
+    return tuple(
+        KVLayer("chunked" if chunked else "full", None if layout == "concat" else capacity)
+        for chunked, capacity in zip(config.chunked_layers, capacities, strict=True)
+    )
 
 
 def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str, Any]) -> Manifest:
     config, options = planned.config, planned.options
-    capacity = planned.max_context if options.kv_layout == "static" else None
     graph = planned.model.graph
     return Manifest(
         generator=generator(),
@@ -215,27 +293,34 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
         precision={
             "weights": options.dtype,
             "compute": options.dtype,
-            "kv_cache": options.dtype,
+            "kv_cache": options.cache_dtype,
             "quant": _quant(options),
         },
         max_context=planned.max_context,
         kv_layout=options.kv_layout,
-        kv_layers=tuple(KVLayer("chunked" if chunked else "full", capacity) for chunked in config.chunked_layers),
-        prefill_max_tokens=_PREFILL_TOKENS,
+        kv_layers=_kv_layers(config, options.kv_layout, planned.max_context),
+        prefill_max_tokens=PREFILL_TOKENS,
+        prefill_cut=config.attention_chunk_size if options.kv_layout == "chunked" else None,
         inputs=tuple(_interface(value) for value in graph.inputs),
         outputs=tuple(_interface(value) for value in graph.outputs),
         passes=planned.passes,
         options={
             "dtype": options.dtype,
             "kv_layout": options.kv_layout,
+            "kv_dtype": options.cache_dtype,
             "max_context": planned.max_context,
             **({"layers": list(options.layers)} if options.layers else {}),
             **({"policy": options.policy.to_dict()} if options.policy else {}),
             **({"calibration": planned.calibration.text.to_dict()} if planned.calibration else {}),
+            **({"kv_calibration": _kv_calibration(planned.kv_calibration)} if planned.kv_calibration else {}),
         },
         source=source,
         files=files,
     )
+
+
+def _kv_calibration(text: CalibrationText) -> dict[str, Any]:
+    return {"text": text.name, **text.to_dict(), "method": METHOD}
 
 
 def _quant(options: BuildOptions) -> str:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from l4export import __version__
 from l4export.calibration import CalibrationPlan
-from l4export.calibration_text import read_calibration_text
+from l4export.calibration_text import CalibrationText, read_calibration_text, read_kv_calibration_text
 from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.companions import check_companions
 from l4export.config import ModelConfig
 from l4export.emission import DEFAULT_BUDGET, check_budget
 from l4export.errors import InputError, StorageError
-from l4export.pipeline import TARGETS, PipelineOptions, run_pipeline
+from l4export.kv_bytes import KV_DTYPES
+from l4export.pipeline import KV_BITS, TARGETS, PipelineOptions, run_pipeline
 from l4export.placement import DataFile, plan
 from l4export.policy import Policy
 from l4export.provenance import Sources
@@ -40,6 +43,8 @@ class BuildOptions:
     `memory_budget` is in bytes, for weights on their way (see `l4export.emission`). `layers` (A, B) builds an engine
     of the layers A to B - 1 alone. `policy` says what is quantised how (`l4export.policy`); None means nothing.
     `calibrate` is the text or token ids (`l4export.calibration_text`) that integer weights are calibrated on.
+    `kv_dtype` None means `dtype`; `kv_calibrate` names the text for the scales of an int8 or int4 cache, whatever the
+    weights are.
     """
 
     target: str = "ort-cpu"
@@ -53,6 +58,13 @@ class BuildOptions:
     layers: tuple[int, int] | None = None
     policy: Policy | None = None
     calibrate: Path | None = None
+    kv_dtype: str | None = None
+    kv_calibrate: Path | None = None
+
+    @property
+    def cache_dtype(self) -> str:
+        """`kv_dtype`, or `dtype`."""
+        return self.kv_dtype or self.dtype
 
     @property
     def workers(self) -> int:
@@ -72,10 +84,14 @@ class BuildPlan:
     options: BuildOptions
     max_context: int
     passes: tuple[str, ...]
-    calibration: CalibrationPlan | None
-
     files: tuple[DataFile, ...]
     """Where the weights go."""
+
+    calibration: CalibrationPlan | None
+    """What finds the codes of the weights; None where they are rounded to nearest."""
+
+    kv_calibration: CalibrationText | None
+    """What to run for the scales of an int8 or int4 cache, as one sequence; None with a float one."""
 
     @property
     def data_files(self) -> dict[str, int]:
@@ -83,10 +99,13 @@ class BuildPlan:
         return {file.name: file.size for file in self.files}
 
 
-def plan_build(checkpoint_path: Path, options: BuildOptions) -> BuildPlan:
+def plan_build(
+    checkpoint_path: Path, options: BuildOptions, kv_scales: Mapping[str, NDArray[np.float32]] | None = None
+) -> BuildPlan:
     """Open the checkpoint, build its reference graph and run the pipeline. Reads no weights.
 
-    `options.dump_ir` names a directory for the graph after every pass.
+    `options.dump_ir` names a directory for the graph after every pass. `kv_scales` are those of an int8 or int4 cache
+    (`l4export.kv_scales`); without them every scale is one, which is enough to plan with.
 
     Raises:
         InputError: a checkpoint or an option that cannot be built; by name.
@@ -114,14 +133,21 @@ def plan_build(checkpoint_path: Path, options: BuildOptions) -> BuildPlan:
             "config.json and the weights do not match"
         )
     sources = Sources.of([checkpoint.path / name for name in ("config.json", *sorted(used))])
-    pipeline_options = PipelineOptions(options.target, options.kv_layout, max_context, options.policy, calibration)
+    kv_dtype = None if options.cache_dtype == options.dtype else options.cache_dtype
+    pipeline_options = PipelineOptions(
+        options.target, options.kv_layout, max_context, options.policy, kv_dtype, kv_scales, calibration
+    )
     passes = run_pipeline(model, pipeline_options, _dumper(options.dump_ir))
     if calibration and not calibration.schemes:
         raise InputError("--calibrate: no weight of a layer is quantised to integers; add --quant int4 or int8")
     model.producer_name, model.producer_version = "l4export", __version__
     files = plan(model, STEM)
     check_budget(files, options.workers, options.memory_budget)
-    return BuildPlan(checkpoint, config, sources, model, options, max_context, tuple(passes), calibration, tuple(files))
+    return BuildPlan(
+        *(checkpoint, config, sources, model, options, max_context, tuple(passes), tuple(files)),
+        calibration=calibration,
+        kv_calibration=_kv_calibration(checkpoint, options),
+    )
 
 
 def _check(options: BuildOptions) -> None:
@@ -131,6 +157,10 @@ def _check(options: BuildOptions) -> None:
         raise InputError(f"--dtype {options.dtype} is not one of {', '.join(DTYPES)}")
     if options.target == "ort-cpu" and options.dtype == "bf16":
         raise InputError("--dtype bf16: ONNX Runtime's CPU provider has no bfloat16 MatMul; use fp32 or fp16")
+    if options.cache_dtype not in KV_DTYPES:
+        raise InputError(f"--kv-dtype {options.cache_dtype} is not one of {', '.join(KV_DTYPES)}")
+    if options.kv_calibrate is not None and options.cache_dtype not in KV_BITS:
+        raise InputError("--kv-calibrate: only scales of --kv-dtype int8 and int4 are calibrated; leave it out")
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs {options.jobs} must be at least 1")
     if options.calibrate is not None and options.dump_ir is not None:
@@ -143,6 +173,12 @@ def _calibration(checkpoint: Checkpoint, options: BuildOptions) -> CalibrationPl
     if options.calibrate is None:
         return None
     return CalibrationPlan(read_calibration_text(options.calibrate, checkpoint.path, checkpoint.config))
+
+
+def _kv_calibration(checkpoint: Checkpoint, options: BuildOptions) -> CalibrationText | None:
+    if options.cache_dtype not in KV_BITS:
+        return None
+    return read_kv_calibration_text(options.kv_calibrate, checkpoint.path, checkpoint.config.vocab_size)
 
 
 def _stored_name(name: str, layers: tuple[int, int] | None) -> str:

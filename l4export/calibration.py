@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 
 from l4export.calibration_text import CalibrationText
 from l4export.journal import Journal
 from l4export.quantization.schemes import Scheme
-from l4export.recipes import Region
+from l4export.recipes import Recipe, Region
 
 if TYPE_CHECKING:
     import torch
@@ -76,8 +77,12 @@ class CalibrationPlan:
             at = -(-self._sizes.get(layer, 0) // 8) * 8
             self._parts[name, index] = (at, narrow, dtype)
             self._sizes[layer] = at + int(np.prod(narrow)) * dtype.itemsize
-            parts.append(StoredPart(self, name, index, narrow, dtype))
+            parts.append(StoredPart(self, name, index))
         return parts
+
+    def layout(self, name: str, index: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and dtype of one part of a weight."""
+        return self._parts[name, index][1:]
 
     @property
     def nbytes(self) -> int:
@@ -117,19 +122,17 @@ class CalibrationPlan:
                     stored[expert] = part.T
 
 
-@dataclass(frozen=True)
-class StoredPart:
-    """Codes, scales or zero points of a calibrated weight, as `l4export.recipes.Source` reads them."""
+class StoredPart(Recipe):
+    """Codes, scales or zero points of a calibrated weight, once they are found."""
 
-    plan: CalibrationPlan
-    name: str
-    index: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    def __init__(self, plan: CalibrationPlan, weight: str, index: int) -> None:
+        shape, dtype = plan.layout(weight, index)
+        super().__init__(ir.DataType.from_numpy(dtype), shape)
+        self.plan, self.weight, self.index = plan, weight, index
 
-    def read(self, index: Region) -> np.ndarray:
+    def read(self, region: Region) -> np.ndarray:
         """A C-contiguous copy of a region."""
-        return np.array(self.plan.array(self.name, self.index)[index], order="C")
+        return np.array(self.plan.array(self.weight, self.index)[region], order="C")
 
 
 def calibrate(

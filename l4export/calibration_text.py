@@ -4,32 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from l4export.config import ModelConfig
 from l4export.errors import InputError, StorageError
 
-__all__ = ["DEFAULT_TEXT", "CalibrationText", "read_calibration_text"]
+__all__ = [
+    "DEFAULT_TEXT",
+    "FEWEST_KV_TOKENS",
+    "MOST_KV_TOKENS",
+    "CalibrationText",
+    "read_calibration_text",
+    "read_kv_calibration_text",
+]
 
 DEFAULT_TEXT = Path(__file__).parent / "calibration_text.txt"
 """Chapters of the King James Bible (1611), which is in the public domain."""
 
-_LONGEST = 2048
-"""Tokens of one sequence; longer documents are cut."""
+FEWEST_KV_TOKENS = 64
+"""With fewer, most channels of a KV cache have not shown what they can reach."""
 
-_LEAST = 128
+MOST_KV_TOKENS = 4096
+"""What follows them is not read for a KV cache: more text costs time and moves no scale by much."""
+
+_LONGEST = 2048
+"""Tokens of one sequence that weights are calibrated on; longer documents are cut."""
+
+_FEWEST = 128
 """Tokens below which second moments say nothing."""
 
-_MAX_BYTES = 256 << 20
+_RANDOM = "random token ids, seed 0"
+_MOST_BYTES = 64 << 20
+_TOKEN_IDS = re.compile(r"[\d\s,\[\]]*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Token sequences of at most 2048 ids each."""
+    """Sequences of token ids, and the name of the file or directory that they are from."""
 
+    name: str
     sequences: tuple[tuple[int, ...], ...]
 
     @property
@@ -38,71 +57,111 @@ class CalibrationText:
         return sum(map(len, self.sequences))
 
     def to_dict(self) -> dict[str, Any]:
-        """For manifests: what was calibrated on, and its digest (sha256 of the ids as JSON)."""
+        """For manifests: the digest of what was calibrated on (sha256 of the ids as JSON), the number of tokens."""
         digest = hashlib.sha256(json.dumps(self.sequences).encode()).hexdigest()
-        return {"sha256": digest, "sequences": len(self.sequences), "tokens": self.tokens}
+        return {"sha256": digest, "tokens": self.tokens}
 
 
 def read_calibration_text(path: Path, checkpoint: Path, config: ModelConfig) -> CalibrationText:
-    """Read a file, or all .txt and .json files of a directory in the order of their names.
+    """What weights are calibrated on: a file, or all .txt and .json files of a directory in the order of their names.
 
-    A .json file holds token ids, as a list or as a list of lists, one for each document; any other file is one document
-    of UTF-8 text. Documents longer than 2048 tokens are cut, and if the tokenizer puts a begin-of-text token before a
-    document, every piece has it.
+    A file is one document: UTF-8 text, or token ids, which are whole numbers with spaces, line ends, commas or brackets
+    between them. A .json file may hold several documents, as a list of lists of ids. Documents longer than 2048 tokens
+    are cut, and if the tokenizer puts a begin-of-text token before a document, every piece has it.
 
     Raises:
-        InputError: no such file, nothing in it, not UTF-8 or JSON, ids out of range, too few tokens, no tokenizer.
+        InputError: no such file, nothing in it, too large, not UTF-8 or JSON, ids out of range, too few tokens, text
+            without a tokenizer.
         EnvironmentLacks: text, and the package tokenizers is not installed.
         StorageError: a file cannot be read.
     """
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".txt", ".json"))
-        if not files:
-            raise InputError(f"{path}: holds no .txt or .json file; give a text, or token ids as JSON")
-    documents = [ids for file in files for ids in _documents(file, checkpoint)]
-    for ids in documents:
-        if bad := [token for token in ids if not 0 <= token < config.vocab_size]:
+    where = f"--calibrate {path}"
+    documents = _documents(path, checkpoint, where)
+    pieces = tuple(piece for ids in documents for piece in _pieces(ids, config.bos_token_id))
+    return _checked(CalibrationText(path.name, pieces), config.vocab_size, _FEWEST, where)
+
+
+def read_kv_calibration_text(path: Path | None, checkpoint: Path, vocab_size: int) -> CalibrationText:
+    """What the scales of a KV cache are measured on: the first 4096 tokens, as one sequence.
+
+    Args:
+        path: As for `read_calibration_text`. None: the text that comes with l4export; without a tokenizer, seeded
+            random token ids.
+        checkpoint: Directory whose tokenizer.json turns text into tokens.
+        vocab_size: Every token id must be below it.
+
+    Raises:
+        As `read_calibration_text`.
+    """
+    from l4export.runtimes.text import TextCodec
+
+    if path is None and TextCodec.open(checkpoint) is None:
+        random = np.random.default_rng(0).integers(0, vocab_size, MOST_KV_TOKENS).tolist()
+        return CalibrationText(_RANDOM, (tuple(random),))
+    where = f"--kv-calibrate {path}" if path else "the default calibration text"
+    documents = _documents(path or DEFAULT_TEXT, checkpoint, where)
+    ids = tuple(token for document in documents for token in document)[:MOST_KV_TOKENS]
+    return _checked(CalibrationText((path or DEFAULT_TEXT).name, (ids,)), vocab_size, FEWEST_KV_TOKENS, where)
+
+
+def _checked(text: CalibrationText, vocab_size: int, fewest: int, where: str) -> CalibrationText:
+    for token in (token for sequence in text.sequences for token in sequence):
+        if not 0 <= token < vocab_size:
             raise InputError(
-                f"{path}: token id {bad[0]} is outside the vocabulary (0 to {config.vocab_size - 1}); "
+                f"{where}: token id {token} is outside the vocabulary (0 to {vocab_size - 1}); "
                 "use the checkpoint's own tokenizer"
             )
-    text = CalibrationText(tuple(piece for ids in documents for piece in _pieces(ids, config.bos_token_id)))
-    if text.tokens < _LEAST:
-        raise InputError(f"{path}: {text.tokens} tokens are too few to calibrate on; give at least {_LEAST}")
+    if text.tokens < fewest:
+        raise InputError(f"{where}: {text.tokens} tokens are too few; give at least {fewest}")
     return text
 
 
-def _documents(file: Path, checkpoint: Path) -> list[list[int]]:
-    try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{file}: larger than {_MAX_BYTES >> 20} MiB; a few hundred KB of text are enough")
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file; name a text, token ids as JSON, or `default`") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: byte {error.start} is not UTF-8; give plain text, or token ids as JSON") from None
-    except OSError as error:
-        raise StorageError(f"{file}: {error.strerror}; check the path") from error
-    if file.suffix == ".json":
-        return _token_ids(text, file)
+def _documents(path: Path, checkpoint: Path, where: str) -> list[Sequence[int]]:
+    """Token ids of every document of a file or directory."""
+    if not path.is_dir():
+        return list(_documents_of(path, checkpoint, where))
+    files = sorted(file for file in path.iterdir() if file.suffix in (".txt", ".json"))
+    if not files:
+        raise InputError(f"{where}: holds no .txt or .json file; give a text, or token ids")
+    return [ids for file in files for ids in _documents_of(file, checkpoint, f"{where}: {file.name}")]
+
+
+def _documents_of(file: Path, checkpoint: Path, where: str) -> Iterator[Sequence[int]]:
     from l4export.runtimes.text import TextCodec
 
-    codec = TextCodec.open(checkpoint)
-    if codec is None:
-        raise InputError(f"{checkpoint}: has no tokenizer.json; calibrate on token ids, as a .json file")
-    return [codec.encode(text)] if text.strip() else []
+    text = _read(file, where)
+    if file.suffix == ".json":
+        yield from _listed_ids(text, where)
+    elif _TOKEN_IDS.fullmatch(text):
+        yield [int(number) for number in re.findall(r"\d{1,18}", text)]
+    elif (codec := TextCodec.open(checkpoint)) is None:
+        raise InputError(f"{where}: {checkpoint} has no tokenizer.json to read text with; give token ids")
+    else:
+        yield codec.encode(text)
 
 
-def _token_ids(text: str, file: Path) -> list[list[int]]:
+def _read(file: Path, where: str) -> str:
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise InputError(f"{where}: larger than {_MOST_BYTES >> 20} MiB; a few hundred KB of text are enough")
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file; give a text, or token ids") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: byte {error.start} is not UTF-8; give plain text or token ids") from None
+    except OSError as error:
+        raise StorageError(f"{where}: {error.strerror}; give a readable file") from error
+
+
+def _listed_ids(text: str, where: str) -> list[list[int]]:
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not JSON ({type(error).__name__}); write a list of token ids") from None
+        raise InputError(f"{where}: not JSON ({type(error).__name__}); write a list of token ids") from None
     documents = raw if isinstance(raw, list) and raw and isinstance(raw[0], list) else [raw]
     for ids in documents:
         if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-            raise InputError(f"{file}: must hold token ids, as a list or as a list of lists")
+            raise InputError(f"{where}: must hold token ids, as a list or as a list of lists")
     return documents
 
 

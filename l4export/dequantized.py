@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from l4export.passes.projection_packing import JOIN
 from l4export.quantization import Scheme, dequantize
 
 __all__ = ["DequantizedWeights", "dequantized_weights"]
@@ -34,11 +36,13 @@ class DequantizedWeights:
     """
 
     def __init__(self, engine: Path) -> None:
-        self._operands: dict[str, tuple[ir.Node, int]] = {}
+        self._operands: dict[str, tuple[ir.Node, int, range]] = {}
         for node in ir.load(engine / "decoder.onnx").graph:
             for operand in _FIRST_OPERANDS.get(node.op_type, ()):
                 name = _initializer_name(node, operand).removesuffix(".fc1").removesuffix(".fc2")
-                self._operands.setdefault(name, (node, operand))
+                names = name.split(JOIN)
+                for name, own in zip(names, _row_ranges(node, operand, len(names)), strict=True):
+                    self._operands.setdefault(name, (node, operand, own))
 
     @property
     def names(self) -> list[str]:
@@ -49,8 +53,9 @@ class DequantizedWeights:
         """Rows of a weight's first axis (features, or experts); None for a weight that is not quantised."""
         if name not in self._operands:
             return None
-        node, operand = self._operands[name]
-        values = _matrices(node, operand, rows)
+        node, operand, own = self._operands[name]
+        asked = own[rows]
+        values = _matrices(node, operand, slice(asked.start, asked.stop))
         match _initializer_name(node, operand).rpartition(".")[2]:
             case "fc1":
                 return _gate_up(values)
@@ -64,6 +69,15 @@ def _initializer_name(node: ir.Node, operand: int) -> str:
     codes = node.inputs[operand]
     assert codes is not None
     return str(codes.name).partition(".codes")[0]
+
+
+def _row_ranges(node: ir.Node, operand: int, parts: int) -> list[range]:
+    """Rows of each weight that `ProjectionPacking` put one below the other, as the `Split` of their product tells."""
+    if parts == 1:
+        return [range(len(_array(node.inputs[operand])))]
+    split = next(use.node for use in node.outputs[0].uses() if use.node.op_type == "Split")
+    ends = np.cumsum(_array(split.inputs[1])).tolist()
+    return [range(start, end) for start, end in itertools.pairwise([0, *ends])]
 
 
 def _matrices(node: ir.Node, operand: int, rows: slice) -> np.ndarray:

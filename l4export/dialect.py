@@ -12,312 +12,86 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-__all__ = ["DOMAIN", "OPSET_VERSION", "dialect_functions", "is_dialect"]
+from l4export import dialect_bodies as bodies
+
+__all__ = ["DOMAIN", "NO_LIMIT", "OPSET_VERSION", "dialect_functions", "is_dialect"]
 
 DOMAIN = "l4"
 OPSET_VERSION = 24
-
-_SEQUENCE_LENGTHS = """
-SequenceLengths <max_context> (attention_mask, input_ids) => (past_length, new_length, total_length)
-{
-  zero = Constant <value_int = 0> ()
-  one = Constant <value_int = 1> ()
-  rows = Constant <value_ints = [1]> ()
-  refusals = Constant <value_ints = [0]> ()
-  length = ReduceSum <keepdims = 0> (attention_mask, rows)
-  length_column = Unsqueeze (length, rows)
-  columns_1 = Shape <start = 1, end = 2> (attention_mask)
-  columns = Squeeze (columns_1)
-  slots = Range (zero, columns, one)
-  expected = Less (slots, length_column)
-  expected_int = Cast <to = 7> (expected)
-  difference = Sub (expected_int, attention_mask)
-  wrong = Abs (difference)
-  wrong_count = ReduceSum <keepdims = 0> (wrong)
-  empty_rows = Less (length, one)
-  empty_int = Cast <to = 7> (empty_rows)
-  empty_count = ReduceSum <keepdims = 0> (empty_int)
-  faults = Add (wrong_count, empty_count)
-  refused = Min (faults, one)
-  [rows_must_be_padded_on_the_right] passed = Gather (refusals, refused)
-  new_tokens = Shape <start = 1, end = 2> (input_ids)
-  past_signed = Sub (length, new_tokens)
-  past_clipped = Max (past_signed, zero)
-  past_length = Add (past_clipped, passed)
-  new_length = Sub (length, past_length)
-  longest = ReduceMax <keepdims = 0> (length)
-  total_unchecked = Max (longest, new_tokens)
-  limit = Constant <value_int: int = @max_context> ()
-  too_long = Greater (total_unchecked, limit)
-  too_long_int = Cast <to = 7> (too_long)
-  [sequence_must_fit_max_context] fits = Gather (refusals, too_long_int)
-  total_length = Add (total_unchecked, fits)
-}
-"""
-
-_CHECKED_TOKENS = """
-CheckedTokens <vocab_size> (input_ids) => (token_ids)
-{
-  zero = Constant <value_int = 0> ()
-  refusals = Constant <value_ints = [0]> ()
-  limit = Constant <value_int: int = @vocab_size> ()
-  below = Less (input_ids, zero)
-  above = GreaterOrEqual (input_ids, limit)
-  outside = Or (below, above)
-  outside_int = Cast <to = 7> (outside)
-  refused = ReduceMax <keepdims = 0> (outside_int)
-  [token_ids_must_be_in_the_vocabulary] passed = Gather (refusals, refused)
-  token_ids = Add (input_ids, passed)
-}
-"""
-
-_POSITIONS = """
-Positions (past_length, input_ids) => (positions)
-{
-  zero = Constant <value_int = 0> ()
-  one = Constant <value_int = 1> ()
-  columns = Constant <value_ints = [1]> ()
-  new_tokens_1 = Shape <start = 1, end = 2> (input_ids)
-  new_tokens = Squeeze (new_tokens_1)
-  offsets = Range (zero, new_tokens, one)
-  past_column = Unsqueeze (past_length, columns)
-  positions = Add (past_column, offsets)
-}
-"""
-
-_ROTARY_ANGLES = """
-RotaryAngles (positions, inv_freq) => (cos, sin)
-{
-  last = Constant <value_ints = [-1]> ()
-  positions_float = Cast <to = 1> (positions)
-  column = Unsqueeze (positions_float, last)
-  angles = Mul (column, inv_freq)
-  cos = Cos (angles)
-  sin = Sin (angles)
-}
-"""
-
-_QK_NORM = """
-QKNorm <num_heads, head_dim, epsilon> (x) => (y)
-{
-  keep = Constant <value_ints = [0, 0]> ()
-  minus_one = Constant <value_ints = [-1]> ()
-  axis = Constant <value_ints = [0]> ()
-  heads_scalar = Constant <value_int: int = @num_heads> ()
-  width_scalar = Constant <value_int: int = @head_dim> ()
-  heads_count = Unsqueeze (heads_scalar, axis)
-  width = Unsqueeze (width_scalar, axis)
-  split_shape = Concat <axis = 0> (keep, heads_count, width)
-  heads = Reshape (x, split_shape)
-  ones_float = ConstantOfShape <value: tensor = float[1] {1.0}> (width)
-  ones = CastLike (ones_float, x)
-  normalized = RMSNormalization <axis = -1, epsilon: float = @epsilon> (heads, ones)
-  joined_shape = Concat <axis = 0> (keep, minus_one)
-  y = Reshape (normalized, joined_shape)
-}
-"""
-
-_TEMPERATURE = """
-Temperature <floor_scale, attn_scale> (q, positions) => (y)
-{
-  last = Constant <value_ints = [-1]> ()
-  one = Constant <value_float = 1.0> ()
-  floor_scale_value = Constant <value_float: float = @floor_scale> ()
-  attn_scale_value = Constant <value_float: float = @attn_scale> ()
-  positions_float = Cast <to = 1> (positions)
-  tokens = Add (positions_float, one)
-  scaled = Div (tokens, floor_scale_value)
-  steps = Floor (scaled)
-  steps_plus_one = Add (steps, one)
-  logarithm = Log (steps_plus_one)
-  growth = Mul (logarithm, attn_scale_value)
-  temperature = Add (growth, one)
-  column = Unsqueeze (temperature, last)
-  factor = CastLike (column, q)
-  y = Mul (q, factor)
-}
-"""
-
-_SPLIT_HEADS = """
-SplitHeads <num_heads> (x) => (y)
-{
-  keep = Constant <value_ints = [0, 0]> ()
-  minus_one = Constant <value_ints = [-1]> ()
-  axis = Constant <value_ints = [0]> ()
-  heads_scalar = Constant <value_int: int = @num_heads> ()
-  heads_count = Unsqueeze (heads_scalar, axis)
-  split_shape = Concat <axis = 0> (keep, heads_count, minus_one)
-  heads = Reshape (x, split_shape)
-  y = Transpose <perm = [0, 2, 1, 3]> (heads)
-}
-"""
-
-_APPEND_TO_CACHE = """
-AppendToCache <num_heads> (past, x, past_length, total_length) => (present)
-{
-  none = Constant <value_ints = [0]> ()
-  zero = Constant <value_float = 0.0> ()
-  update = l4.SplitHeads <num_heads: int = @num_heads> (x)
-  slots = Shape <start = 2, end = 3> (past)
-  missing_signed = Sub (total_length, slots)
-  missing = Max (missing_signed, none)
-  outer = Shape <start = 0, end = 2> (past)
-  width = Shape <start = 3, end = 4> (past)
-  growth_shape = Concat <axis = 0> (outer, missing, width)
-  zero_like = CastLike (zero, past)
-  growth = Expand (zero_like, growth_shape)
-  grown = Concat <axis = 2> (past, growth)
-  present = TensorScatter <axis = 2, mode = "linear"> (grown, update, past_length)
-}
-"""
-
-_CHUNK_CAUSAL_MASK = """
-ChunkCausalMask <chunk_size> (positions, present_key) => (mask)
-{
-  zero = Constant <value_int = 0> ()
-  one = Constant <value_int = 1> ()
-  query_axes = Constant <value_ints = [1, 3]> ()
-  chunk = Constant <value_int: int = @chunk_size> ()
-  slots_1 = Shape <start = 2, end = 3> (present_key)
-  slots = Squeeze (slots_1)
-  keys = Range (zero, slots, one)
-  queries = Unsqueeze (positions, query_axes)
-  causal = LessOrEqual (keys, queries)
-  key_chunk = Div (keys, chunk)
-  query_chunk = Div (queries, chunk)
-  same_chunk = Equal (key_chunk, query_chunk)
-  mask = And (causal, same_chunk)
-}
-"""
-
-_ATTENTION = """
-Attention <num_heads, kv_num_heads, chunk_size>
-  (q, k, v, past_key, past_value, positions, past_length, total_length) => (y, present_key, present_value)
-{
-  joined_shape = Constant <value_ints = [0, 0, -1]> ()
-  present_key = l4.AppendToCache <num_heads: int = @kv_num_heads> (past_key, k, past_length, total_length)
-  present_value = l4.AppendToCache <num_heads: int = @kv_num_heads> (past_value, v, past_length, total_length)
-  mask = l4.ChunkCausalMask <chunk_size: int = @chunk_size> (positions, present_key)
-  queries = l4.SplitHeads <num_heads: int = @num_heads> (q)
-  heads = Attention (queries, present_key, present_value, mask)
-  tokens = Transpose <perm = [0, 2, 1, 3]> (heads)
-  y = Reshape (tokens, joined_shape)
-}
-"""
-
-_MOE = """
-MoE <k> (x, router_logits, gate_up, down) => (y)
-{
-  first = Constant <value_ints = [0]> ()
-  last = Constant <value_ints = [-1]> ()
-  zero = Constant <value_float = 0.0> ()
-  k_scalar = Constant <value_int: int = @k> ()
-  k_1 = Unsqueeze (k_scalar, first)
-  width = Shape <start = -1> (x)
-  experts = Shape <start = -1> (router_logits)
-  token_shape = Concat <axis = 0> (last, width)
-  logit_shape = Concat <axis = 0> (last, experts)
-  tokens = Reshape (x, token_shape)
-  logits = Reshape (router_logits, logit_shape)
-  top_logits, chosen = TopK <axis = -1> (logits, k_1)
-  top_float = Cast <to = 1> (top_logits)
-  top_sigmoid = Sigmoid (top_float)
-  top_scores = CastLike (top_sigmoid, x)
-  zero_like = CastLike (zero, x)
-  all_shape = Shape (logits)
-  no_scores = Expand (zero_like, all_shape)
-  scores = ScatterElements <axis = 1> (no_scores, chosen, top_scores)
-  scores_by_expert = Transpose <perm = [1, 0]> (scores)
-  score_column = Unsqueeze (scores_by_expert, last)
-  scaled = Mul (tokens, score_column)
-  gate_and_up = MatMul (scaled, gate_up)
-  gate, up = Split <axis = -1, num_outputs = 2> (gate_and_up)
-  activated = Swish (gate)
-  gated = Mul (activated, up)
-  outputs = MatMul (gated, down)
-  summed = ReduceSum <keepdims = 0> (outputs, first)
-  x_shape = Shape (x)
-  y = Reshape (summed, x_shape)
-}
-"""
-
-_KEEP_LAST_POSITIONS = """
-KeepLastPositions (hidden, new_length, logits_to_keep) => (kept)
-{
-  zero = Constant <value_int = 0> ()
-  one = Constant <value_int = 1> ()
-  columns = Constant <value_ints = [1]> ()
-  last = Constant <value_ints = [-1]> ()
-  tokens_1 = Shape <start = 1, end = 2> (hidden)
-  tokens = Squeeze (tokens_1)
-  keep_all = LessOrEqual (logits_to_keep, zero)
-  at_most = Min (logits_to_keep, tokens)
-  count = Where (keep_all, tokens, at_most)
-  start_signed = Sub (new_length, count)
-  start_clipped = Max (start_signed, zero)
-  start = Where (keep_all, zero, start_clipped)
-  offsets = Range (zero, count, one)
-  start_column = Unsqueeze (start, columns)
-  positions = Add (start_column, offsets)
-  indices = Unsqueeze (positions, last)
-  kept = GatherND <batch_dims = 1> (hidden, indices)
-}
-"""
+NO_LIMIT = 2**62
+"""A number no position reaches: as a chunk size it means plain causal attention."""
 
 _SOURCES: dict[str, tuple[str, str]] = {
     "SequenceLengths": (
-        _SEQUENCE_LENGTHS,
-        "attention_mask int64 [B, total] (ones, then zeros: rows are padded on the right), input_ids int64 [B, S] -> "
-        "past_length int64 [B] = max(sum(mask) - S, 0), new_length int64 [B] real tokens of this call, total_length "
-        "int64 [1] = max(longest row, S), at most max_context. A mask of another form, or an empty row, stops the run "
-        "in the node rows_must_be_padded_on_the_right (a Gather out of bounds), a longer sequence in "
+        bodies.SEQUENCE_LENGTHS,
+        "attention_mask int64 [B, columns] (ones, then zeros: rows are padded on the right), input_ids int64 [B, S], "
+        "mask_start int64 [B] or [1] (tokens in the cache before the mask's first column), cache_start int64 [B] or "
+        "[1] (position of the token in slot 0) -> past_length int64 [B] = max(mask_start + sum(mask) - S, 0), "
+        "new_length int64 [B] real tokens of this call, total_length int64 [1] = max(longest row, S). A mask of "
+        "another form, an empty row, padding behind mask_start, or a negative start stops the run in the node "
+        "rows_must_be_padded_on_the_right (a Gather out of bounds), a position from max_context on in "
         "sequence_must_fit_max_context: a wrong answer would be silent.",
     ),
     "CheckedTokens": (
-        _CHECKED_TOKENS,
+        bodies.CHECKED_TOKENS,
         "input_ids int64 [B, S] as they are. An id below 0 or from vocab_size on stops the run in the node "
         "token_ids_must_be_in_the_vocabulary: a lookup would wrap around or read zeros.",
     ),
-    "Positions": (_POSITIONS, "past_length int64 [B] -> positions int64 [B, S] = past_length + 0, 1, ..., S-1."),
+    "ChunkLengths": (
+        bodies.CHUNK_LENGTHS,
+        "past_length, new_length int64 [B], cache_start int64 [B] or [1] -> the same lengths within a cache that holds "
+        "one chunk of chunk_size tokens: chunk_past int64 [B] = min((cache_start + past_length) mod chunk_size, "
+        "past_length), chunk_new = new_length, chunk_total int64 [1] = max(longest chunk_past + chunk_new, S). New "
+        "tokens of two chunks stop the run in the node new_tokens_must_stay_in_one_chunk.",
+    ),
+    "Slots": (
+        bodies.SLOTS,
+        "past_length int64 [B] -> cache slots int64 [B, S] of the new tokens = past_length + 0 .. S-1.",
+    ),
+    "Positions": (
+        bodies.POSITIONS,
+        "slots int64 [B, S], cache_start int64 [B] or [1] -> positions = slots + cache_start.",
+    ),
     "RotaryAngles": (
-        _ROTARY_ANGLES,
-        "positions int64 [B, S], inv_freq float32 [d/2] -> cos, sin float32 [B, S, d/2] of position * inv_freq, the "
-        "product taken in float32 as transformers does.",
+        bodies.ROTARY_ANGLES,
+        "slots int64 [B, S], inv_freq float32 [d/2] -> cos, sin float32 [B, S, d/2] of slot * inv_freq, the product "
+        "taken in float32 as transformers does. Scores depend on differences of angles alone, so a cache may count "
+        "its slots from any position.",
     ),
     "QKNorm": (
-        _QK_NORM,
+        bodies.QK_NORM,
         "x [B, S, heads*d] -> x / sqrt(mean(x^2 over each head) + epsilon), no weight (Llama4TextL2Norm).",
     ),
     "Temperature": (
-        _TEMPERATURE,
+        bodies.TEMPERATURE,
         "q [B, S, H*d] * (1 + attn_scale * log(floor((position + 1) / floor_scale) + 1)), the factor in float32.",
     ),
-    "SplitHeads": (_SPLIT_HEADS, "x [B, S, heads*d] -> [B, heads, S, d]."),
+    "SplitHeads": (bodies.SPLIT_HEADS, "x [B, S, heads*d] -> [B, heads, S, d]."),
     "AppendToCache": (
-        _APPEND_TO_CACHE,
+        bodies.APPEND_TO_CACHE,
         "past [B, K, P, d], x [B, S, K*d] -> present [B, K, T, d], T = max(P, total_length): x written at slots "
         "past_length .. past_length + S - 1 of each row. With P = 0, 1, 2, ... this is a cache that grows (layout "
         "concat), with P = capacity one that stays in place (layout static).",
     ),
     "ChunkCausalMask": (
-        _CHUNK_CAUSAL_MASK,
-        "positions int64 [B, S] -> bool [B, 1, S, T]: key <= query and floor(key / chunk_size) = floor(query / "
-        "chunk_size). A chunk_size larger than any position is a plain causal mask.",
+        bodies.CHUNK_CAUSAL_MASK,
+        "slots int64 [B, S] -> bool [B, 1, S, T]: key <= query and floor((cache_start + key) / chunk_size) = "
+        "floor((cache_start + query) / chunk_size). A chunk_size of NO_LIMIT is a plain causal mask.",
     ),
     "Attention": (
-        _ATTENTION,
+        bodies.ATTENTION,
         "q [B, S, H*d], k, v [B, S, K*d] (rotated, normalised, scaled), past_key, past_value [B, K, P, d] -> y [B, S, "
         "H*d] = softmax(q k' / sqrt(d) + mask) v with key head j serving query heads j*H/K .. (j+1)*H/K - 1, and the "
         "caches with k and v appended.",
     ),
     "MoE": (
-        _MOE,
+        bodies.MOE,
         "x [B, S, D], router_logits [B, S, E], gate_up [E, D, 2I], down [E, I, D] -> y [B, S, D] = sum over the k "
         "experts e with the largest logits of (silu(g) * u) down_e, [g | u] = (sigmoid(logit_e) x) gate_up_e. The "
         "score multiplies the expert's input (Llama4TextMoe). All experts are evaluated, unchosen ones on zeros.",
     ),
     "KeepLastPositions": (
-        _KEEP_LAST_POSITIONS,
+        bodies.KEEP_LAST_POSITIONS,
         "hidden [B, S, D], logits_to_keep int64 [] n -> the n last real positions of each row [B, n, D]; all S of "
         "them where n = 0. A row with fewer than n real tokens gives them first, padding after.",
     ),

@@ -6,7 +6,11 @@ import json
 
 from l4export.config import ModelConfig
 
-__all__ = ["genai_config"]
+__all__ = ["GENAI_LAYOUTS", "genai_config"]
+
+GENAI_LAYOUTS = ("concat", "static")
+"""KV layouts that onnxruntime-genai runs correctly. It cuts a prompt at multiples of its chunk size counted from where
+the prompt starts, so a second prompt would run over the end of a chunk, which layout `chunked` refuses."""
 
 
 def genai_config(config: ModelConfig, kv_layout: str, max_context: int, prefill_tokens: int) -> str:

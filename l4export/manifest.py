@@ -13,14 +13,26 @@ from typing import Any
 
 from l4export.config import ModelConfig
 from l4export.errors import CheckFailed, InputError, StorageError
+from l4export.kv_bytes import KV_DTYPES
 
-__all__ = ["FORMAT_VERSION", "MANIFEST", "FileRecord", "KVLayer", "Manifest", "file_record", "load_manifest", "verify"]
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "FileRecord",
+    "KVLayer",
+    "Manifest",
+    "file_record",
+    "load_manifest",
+    "verify",
+]
 
 MANIFEST = "manifest.json"
 FORMAT = "l4export-engine"
-FORMAT_VERSION = 1
-KV_LAYOUTS = ("concat", "static")
+FORMAT_VERSION = 2
+KV_LAYOUTS = ("concat", "static", "chunked")
+KV_KINDS = ("chunked", "full")
 DTYPES = ("fp32", "fp16")
+
 _MAX_MANIFEST_BYTES = 64 << 20
 
 
@@ -55,6 +67,8 @@ class Manifest:
     kv_layers: tuple[KVLayer, ...]
     prefill_max_tokens: int
     """A runtime feeds at most this many tokens a call: attention scores take [heads, tokens, total] floats."""
+    prefill_cut: int | None
+    """New tokens of one call must not lie on both sides of a position that is a multiple of this; None: anywhere."""
     inputs: tuple[dict[str, Any], ...]
     outputs: tuple[dict[str, Any], ...]
     passes: tuple[str, ...]
@@ -68,7 +82,10 @@ class Manifest:
         raw = dataclasses.asdict(self)
         raw["model"] = self.model.to_dict()
         kv = {"layout": raw.pop("kv_layout"), "layers": raw.pop("kv_layers")}
-        prefill = {"max_tokens_per_call": raw.pop("prefill_max_tokens"), "cut_at_multiples_of": None}
+        prefill = {
+            "max_tokens_per_call": raw.pop("prefill_max_tokens"),
+            "cut_at_multiples_of": raw.pop("prefill_cut"),
+        }
         ordered = {"format": FORMAT, "format_version": FORMAT_VERSION, **raw, "kv_cache": kv, "prefill": prefill}
         return json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"
 
@@ -101,6 +118,11 @@ def _parse(raw: Any, where: str) -> Manifest:
     version = raw.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise InputError(f"{where}: format_version is not a positive number; build the engine again")
+    if version < FORMAT_VERSION:
+        raise InputError(
+            f"{where}: format version {version} is older than this l4export reads ({FORMAT_VERSION}); "
+            "build the engine again"
+        )
     if version > FORMAT_VERSION:
         raise InputError(
             f"{where}: format version {version} is newer than this l4export reads ({FORMAT_VERSION}); upgrade l4export"
@@ -113,8 +135,9 @@ def _parse(raw: Any, where: str) -> Manifest:
             precision=_precision(_typed(raw, "precision", dict)),
             max_context=_positive(raw, "max_context"),
             kv_layout=_one_of(raw["kv_cache"], "layout", KV_LAYOUTS),
-            kv_layers=tuple(_kv_layer(layer) for layer in _typed(raw["kv_cache"], "layers", list)),
+            kv_layers=_kv_layers(raw),
             prefill_max_tokens=_positive(raw["prefill"], "max_tokens_per_call"),
+            prefill_cut=_positive_or_null(raw["prefill"], "cut_at_multiples_of"),
             inputs=_tuple(raw, "inputs", dict),
             outputs=_tuple(raw, "outputs", dict),
             passes=_tuple(raw, "passes", str),
@@ -130,8 +153,15 @@ def _parse(raw: Any, where: str) -> Manifest:
         raise InputError(f"{where}: field missing or malformed ({detail}); build the engine again") from error
 
 
+def _kv_layers(raw: Mapping[str, Any]) -> tuple[KVLayer, ...]:
+    layers = tuple(_kv_layer(layer) for layer in _typed(raw["kv_cache"], "layers", list))
+    if len(layers) != raw["model"]["num_hidden_layers"]:
+        raise TypeError("kv_cache must list every layer")
+    return layers
+
+
 def _kv_layer(raw: Mapping[str, Any]) -> KVLayer:
-    return KVLayer(_typed(raw, "kind", str), None if raw["capacity"] is None else _positive(raw, "capacity"))
+    return KVLayer(_one_of(raw, "kind", KV_KINDS), _positive_or_null(raw, "capacity"))
 
 
 def file_record(path: Path) -> FileRecord:
@@ -194,6 +224,10 @@ def _positive(raw: Mapping[str, Any], key: str) -> int:
     return value
 
 
+def _positive_or_null(raw: Mapping[str, Any], key: str) -> int | None:
+    return None if raw[key] is None else _positive(raw, key)
+
+
 def _one_of(raw: Mapping[str, Any], key: str, known: Collection[str]) -> str:
     value: str = _typed(raw, key, str)
     if value not in known:
@@ -202,8 +236,8 @@ def _one_of(raw: Mapping[str, Any], key: str, known: Collection[str]) -> str:
 
 
 def _precision(raw: Mapping[str, Any]) -> dict[str, str]:
-    floats = {key: _one_of(raw, key, DTYPES) for key in ("weights", "compute", "kv_cache")}
-    return {**floats, "quant": _typed(raw, "quant", str)}
+    floats = {key: _one_of(raw, key, DTYPES) for key in ("weights", "compute")}
+    return {**floats, "kv_cache": _one_of(raw, "kv_cache", KV_DTYPES), "quant": _typed(raw, "quant", str)}
 
 
 def _plain_name(name: str) -> str:

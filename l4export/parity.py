@@ -229,9 +229,10 @@ def thresholds_for(
 
 
 def _default_thresholds(manifest: Manifest, dequantized: bool) -> Mapping[str, float]:
-    if manifest.precision["quant"] != "none" and not dequantized:
+    kv_cache = manifest.precision["kv_cache"]
+    if (manifest.precision["quant"] != "none" and not dequantized) or kv_cache in ("int8", "int4"):
         return {}
-    if manifest.precision["compute"] != "fp32":
+    if manifest.precision["compute"] != "fp32" or kv_cache != "fp32":
         return _FP16_THRESHOLDS
     if manifest.precision["quant"] == "none":
         return DEFAULT_THRESHOLDS

@@ -2,47 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from l4export import passes
 from l4export.calibration import CalibrationPlan
 from l4export.policy import Policy
 
-__all__ = ["TARGETS", "PipelineOptions", "pass_name", "pipeline", "run_pipeline"]
+__all__ = ["KV_BITS", "KV_FLOATS", "TARGETS", "PipelineOptions", "pass_name", "pipeline", "run_pipeline"]
 
 TARGETS = ("ort-cpu",)
+KV_FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
+KV_BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """What decides which passes run: the target, the KV layout (`concat`, `static`), the longest sequence in tokens,
-    what is quantised how (None: nothing), and the calibration that finds the codes (None: rounding to nearest)."""
+    """What decides which passes run: the target, the KV layout (`concat`, `static`, `chunked`), the longest sequence in
+    tokens, what is quantised how (None: nothing), and the KV dtype (`fp32`, `fp16`, `int8`, `int4`; None: as computed).
+
+    `kv_scales` are those of `KVCacheQuantization`; `calibration` finds the codes of weights (None: rounding to
+    nearest).
+    """
 
     target: str
     kv_layout: str
     max_context: int
     policy: Policy | None = None
+    kv_dtype: str | None = None
+    kv_scales: Mapping[str, NDArray[np.float32]] | None = None
     calibration: CalibrationPlan | None = None
 
 
 def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
     """The passes from the reference graph to the target's graph. Every graph between them can be run."""
+    kv_float, kv_bits = KV_FLOATS.get(options.kv_dtype or ""), KV_BITS.get(options.kv_dtype or "")
     return [
         # how many tokens there may be, and where their keys and values live
         passes.ContextLimit(options.max_context),
         passes.KVCacheLayout(options.kv_layout),
         # only the chosen experts are evaluated
         passes.ExpertFusion(),
+        # keys and values in another float type
+        *([passes.KVCacheCast(kv_float)] if kv_float else []),
         # rotation, cache update, masking and attention in one operator
         passes.QKNormBeforeRotary(),
         passes.AttentionFusion(options.max_context),
+        # keys and values in fewer bits
+        *([passes.KVCacheQuantization(kv_bits, options.kv_scales)] if kv_bits else []),
         # weights stay in the checkpoint's order
         passes.UntransposedWeights(),
         # weights in fewer bits, as the policy says
         *([passes.WeightQuantization(options.policy, options.calibration)] if options.policy else []),
+        *([passes.ProjectionPacking()] if options.policy else []),
         # what is left becomes standard operators
         passes.InlineDialect(),
         passes.RemoveUnused(),

@@ -10,14 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from l4export.recipes import Evaluation, Output, Recipe, Region, as_recipe, evaluation_of, whole
 
-__all__ = ["INLINE_BYTES", "DataFile", "Part", "Placement", "Unit", "plan", "plan_digest", "subregions", "units"]
+__all__ = [
+    "INLINE_BYTES",
+    "DataFile",
+    "Part",
+    "Placement",
+    "Unit",
+    "arrange",
+    "plan",
+    "plan_digest",
+    "subregions",
+    "units",
+]
 
 INLINE_BYTES = 1024
 """Weights up to this size stay in the graph file."""
@@ -94,22 +105,27 @@ def plan(model: ir.Model, stem: str) -> list[DataFile]:
             recipe = as_recipe(value.const_value)
             alike = (id(recipe.evaluation), recipe.index) if isinstance(recipe, Output) else id(value.const_value)
             shared.setdefault(alike, (recipe, []))[1].append(value)
-    files: list[tuple[list[Placement], int]] = []
-    placements: list[Placement] = []
-    size = 0
-    for recipe, values in shared.values():
-        offset = -(-size // _ALIGNMENT) * _ALIGNMENT
-        if placements and offset + recipe.nbytes > _FILE_BYTES:
-            files.append((placements, size))
-            placements, offset = [], 0
-        placements.append(Placement(tuple(values), recipe, offset))
-        size = offset + recipe.nbytes
-    if placements:
-        files.append((placements, size))
+    placed = arrange([recipe.nbytes for recipe, _ in shared.values()])
+    files: dict[int, list[Placement]] = {}
+    for (number, offset), (recipe, values) in zip(placed, shared.values(), strict=True):
+        files.setdefault(number, []).append(Placement(tuple(values), recipe, offset))
     return [
-        DataFile(f"{stem}-{i:05d}-of-{len(files):05d}.data", tuple(placed), size)
-        for i, (placed, size) in enumerate(files, start=1)
+        DataFile(f"{stem}-{i:05d}-of-{len(files):05d}.data", tuple(held), held[-1].offset + held[-1].recipe.nbytes)
+        for i, held in enumerate(files.values(), start=1)
     ]
+
+
+def arrange(sizes: Iterable[int]) -> list[tuple[int, int]]:
+    """The data file, counted from 0, and the offset of each of these many bytes, one behind the other."""
+    places: list[tuple[int, int]] = []
+    number = end = 0
+    for nbytes in sizes:
+        offset = -(-end // _ALIGNMENT) * _ALIGNMENT
+        if end and offset + nbytes > _FILE_BYTES:
+            number, offset = number + 1, 0
+        places.append((number, offset))
+        end = offset + nbytes
+    return places
 
 
 def plan_digest(files: Sequence[DataFile]) -> str:

@@ -24,7 +24,7 @@ __all__ = [
     "Region",
     "Slice",
     "Source",
-    "SourceData",
+    "Stack",
     "Transpose",
     "as_recipe",
     "blocks",
@@ -50,6 +50,9 @@ class SourceData(Protocol):
     def read(self, index: Region, /) -> np.ndarray:
         """The elements of one region, as a C-contiguous copy."""
 
+    def rows(self, index: tuple[int | slice, ...], multiple: int = 1, /) -> Iterator[tuple[int, np.ndarray]]:
+        """A matrix where it lies, in pieces of its rows, each with its first row, valid until the next is asked for."""
+
 
 class Recipe(ir.LazyTensor):
     """A tensor that is computed when it is read. Subclasses implement `read`.
@@ -65,6 +68,15 @@ class Recipe(ir.LazyTensor):
     @abc.abstractmethod
     def read(self, region: Region) -> np.ndarray:
         """The elements of `region` in the recipe's dtype; reads only what they need of the sources."""
+
+    def rows(self, region: Region, multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """A region as matrices of its last two axes: pieces of the rows, each with its first row.
+
+        The axes before have length 1. Pieces are cut at multiples of `multiple` rows; their last axis is contiguous.
+        A piece may lie in a mapped file: it is valid until the next is asked for.
+        """
+        values = self.read(region)
+        yield 0, np.ascontiguousarray(values.reshape(values.shape[-2:]))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name or 'unnamed'}: {self.dtype.name.lower()} {list(self.dims)})"
@@ -108,6 +120,42 @@ class Output(Recipe):
         return part.reshape(*rows, *self.dims[count:])[every + region[count:]]
 
 
+class Stack(Evaluation):
+    """Evaluations one below the other: the outputs of each are joined along the first axis, in order.
+
+    Each part is named by any of its outputs; all have as many outputs, alike but for their first axis.
+
+    Raises:
+        ValueError: parts that differ in more, or whose rows belong together (`row_multiple`).
+    """
+
+    def __init__(self, parts: Sequence[Recipe]) -> None:
+        self.parts = tuple(parts)
+        alike = {tuple((out.dtype, out.dims[1:]) for out in part.outputs) for part in self._evaluations()}
+        if len(alike) > 1 or any(part.row_multiple > 1 for part in self._evaluations()):
+            raise ValueError(f"cannot stack {list(parts)}: rows must be alike and stand alone")
+        first = next(self._evaluations())
+        super().__init__((sum(part.lead[0] for part in self._evaluations()), *first.lead[1:]))
+        self.outputs = tuple(self.output(i, out.dims[1:]) for i, out in enumerate(first.outputs))
+
+    def output(self, index: int, row: Sequence[int]) -> Output:
+        """Output `index`, seen as rows of shape `row`."""
+        return Output(self, index, next(self._evaluations()).outputs[index].dtype, (self.lead[0], *row))
+
+    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
+        """What each part has of the region."""
+        pieces, start = [], 0
+        for part in self._evaluations():
+            first, last = (min(max(at - start, 0), part.lead[0]) for at in (region[0].start, region[0].stop))
+            if first < last:
+                pieces.append(part.evaluate((slice(first, last), *region[1:])))
+            start += part.lead[0]
+        return tuple(map(np.concatenate, zip(*pieces, strict=True)))
+
+    def _evaluations(self) -> Iterator[Evaluation]:
+        return map(evaluation_of, self.parts)
+
+
 class _Alone(Evaluation):
     """A plain recipe as an evaluation: all its axes lead."""
 
@@ -148,6 +196,14 @@ class Source(Recipe):
             raise ValueError(f"element {position} is {float(values[tuple(bad)])}, not a finite number")
         return values
 
+    def rows(self, region: Region, multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """Copies nothing, unless elements must be looked at, or are not aligned in the file."""
+        if self.checked:
+            yield from super().rows(region, multiple)
+            return
+        for first, piece in self.data.rows((*(cut.start for cut in region[:-2]), *region[-2:]), multiple):
+            yield first, np.require(piece, requirements="A")
+
 
 class Constant(Recipe):
     """A tensor that is in memory already."""
@@ -172,9 +228,15 @@ class Slice(Recipe):
 
     def read(self, region: Region) -> np.ndarray:
         """The region, moved by `start`."""
+        return self.part.read(self._moved(region))
+
+    def rows(self, region: Region, multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """The part's, from where it begins."""
+        return self.part.rows(self._moved(region), multiple)
+
+    def _moved(self, region: Region) -> Region:
         cut = region[self.axis]
-        moved = slice(cut.start + self.cut.start, cut.stop + self.cut.start)
-        return self.part.read(_with(region, self.axis, moved))
+        return _with(region, self.axis, slice(cut.start + self.cut.start, cut.stop + self.cut.start))
 
 
 class Transpose(Recipe):

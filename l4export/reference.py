@@ -13,16 +13,13 @@ import numpy as np
 import onnx_ir as ir
 
 from l4export.config import ModelConfig
-from l4export.dialect import DOMAIN, OPSET_VERSION, dialect_functions
+from l4export.dialect import DOMAIN, NO_LIMIT, OPSET_VERSION, dialect_functions
 from l4export.graph import GraphBuilder
 from l4export.recipes import Cast, Recipe, Transpose
 
 __all__ = ["IR_VERSION", "build_reference"]
 
 IR_VERSION = 11
-
-_NO_LIMIT = 2**62
-"""A number no position reaches: as a chunk size it means plain causal attention."""
 
 WeightSource = Callable[[str, tuple[int, ...]], Recipe]
 """Gives the recipe of a checkpoint tensor from its name (without prefix) and the shape it must have."""
@@ -32,8 +29,11 @@ def build_reference(config: ModelConfig, weights: WeightSource, dtype: ir.DataTy
     """The decoder as an `ir.Model` that computes in `dtype` (FLOAT or FLOAT16).
 
     Inputs: `input_ids` int64 [B, S]; `attention_mask` int64 [B, total], ones then zeros; `past_key_values.{i}.key` and
-    `.value` [B, K, past, d]; and `logits_to_keep` int64 [], optional: 0, its default, asks for every position's
-    logits, n for the last n of each row. Outputs: `logits` float32 [B, S or n, V]; `present.{i}.key`, `.value`.
+    `.value` [B, K, past, d]; and three optional ones. `logits_to_keep` int64 []: 0, its default, asks for every
+    position's logits, n for the last n of each row. `mask_start` int64 [B] or [1]: the tokens that lie in the cache
+    before the mask's first column, so that a mask need not grow with the sequence; 0 by default. `cache_start` int64
+    [B] or [1]: the position of the token in slot 0; tokens before it are in no cache and nobody sees them; 0 by
+    default. Outputs: `logits` float32 [B, S or n, V]; `present.{i}.key`, `.value`.
 
     Raises what `weights` raises for a tensor that is missing or has another shape.
     """
@@ -44,9 +44,11 @@ def build_reference(config: ModelConfig, weights: WeightSource, dtype: ir.DataTy
 class _Step:
     """Values that every layer of one call shares."""
 
+    slots: ir.Value
     positions: ir.Value
     past_length: ir.Value
     total_length: ir.Value
+    cache_start: ir.Value
     cos: ir.Value | None
     sin: ir.Value | None
 
@@ -63,12 +65,18 @@ class _Decoder:
         input_ids = _input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
         mask = _input("attention_mask", ir.DataType.INT64, ["batch", "total"])
         keep = b.initializer(ir.tensor(np.asarray(0, dtype=np.int64)), "logits_to_keep")
+        mask_start, cache_start = self.start("mask_start"), self.start("cache_start")
         caches = [self.cache(layer) for layer in range(config.num_hidden_layers)]
 
         past_length, new_length, total = b.ops(
-            "SequenceLengths", mask, input_ids, outputs=3, domain=DOMAIN, name="attention_mask", max_context=_NO_LIMIT
+            "SequenceLengths",
+            *(mask, input_ids, mask_start, cache_start),
+            outputs=3,
+            domain=DOMAIN,
+            name="attention_mask",
+            max_context=NO_LIMIT,
         )
-        step = self.step(past_length, total, input_ids)
+        step = self.step(past_length, total, input_ids, cache_start)
         embedding = self.weight("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
         tokens = b.op("CheckedTokens", input_ids, domain=DOMAIN, name="input_ids", vocab_size=config.vocab_size)
         x = b.op("Gather", embedding, tokens, name="embed_tokens")
@@ -80,21 +88,28 @@ class _Decoder:
         x = self.norm(x, "model.norm.weight", "norm")
         x = b.op("KeepLastPositions", x, new_length, keep, domain=DOMAIN, name="logits_to_keep")
         logits = self.head(x, embedding)
-        inputs = [input_ids, mask, *(value for pair in caches for value in pair), keep]
+        inputs = [input_ids, mask, *(value for pair in caches for value in pair), keep, mask_start, cache_start]
         return self.model(inputs, [logits, *presents])
 
-    def step(self, past_length: ir.Value, total: ir.Value, input_ids: ir.Value) -> _Step:
-        """Positions and, where a layer rotates, the angles of this call's tokens."""
+    def start(self, name: str) -> ir.Value:
+        """An input of one number, or of one a row, that is 0 unless a client gives it."""
+        value = self.b.initializer(ir.tensor(np.zeros(1, dtype=np.int64)), name)
+        value.shape = ir.Shape(["batch_or_1"])
+        return value
+
+    def step(self, past_length: ir.Value, total: ir.Value, input_ids: ir.Value, cache_start: ir.Value) -> _Step:
+        """Slots, positions and, where a layer rotates, the angles of this call's tokens."""
         b, config = self.b, self.config
-        positions = b.op("Positions", past_length, input_ids, domain=DOMAIN, name="positions")
+        slots = b.op("Slots", past_length, input_ids, domain=DOMAIN, name="slots")
+        positions = b.op("Positions", slots, cache_start, domain=DOMAIN, name="positions")
         if not any(config.rope_layers):
-            return _Step(positions, past_length, total, None, None)
+            return _Step(slots, positions, past_length, total, cache_start, None, None)
         inv_freq = b.initializer(ir.tensor(config.inv_freq().astype(np.float32)), "rotary_emb.inv_freq")
-        cos, sin = b.ops("RotaryAngles", positions, inv_freq, outputs=2, domain=DOMAIN, name="rotary_emb")
+        cos, sin = b.ops("RotaryAngles", slots, inv_freq, outputs=2, domain=DOMAIN, name="rotary_emb")
         if self.dtype != ir.DataType.FLOAT:
             cos = b.op("Cast", cos, to=int(self.dtype), name="rotary_emb/cos")
             sin = b.op("Cast", sin, to=int(self.dtype), name="rotary_emb/sin")
-        return _Step(positions, past_length, total, cos, sin)
+        return _Step(slots, positions, past_length, total, cache_start, cos, sin)
 
     def layer(
         self, layer: int, x: ir.Value, past_key: ir.Value, past_value: ir.Value, step: _Step
@@ -142,13 +157,13 @@ class _Decoder:
         chunk = config.attention_chunk_size if config.chunked_layers[layer] else None
         y, key, value = b.ops(
             "Attention",
-            *(q, k, v, past_key, past_value, step.positions, step.past_length, step.total_length),
+            *(q, k, v, past_key, past_value, step.slots, step.past_length, step.total_length, step.cache_start),
             outputs=3,
             domain=DOMAIN,
             name="Attention",
             num_heads=heads,
             kv_num_heads=kv_heads,
-            chunk_size=chunk or _NO_LIMIT,
+            chunk_size=chunk or NO_LIMIT,
         )
         key.name, value.name = f"present.{layer}.key", f"present.{layer}.value"
         y = self.linear(y, f"{prefix}.o_proj.weight", heads * head_dim, config.hidden_size, "o_proj")

@@ -6,7 +6,10 @@ from l4export.passes.attention_fusion import AttentionFusion
 from l4export.passes.context_limit import ContextLimit
 from l4export.passes.expert_fusion import ExpertFusion
 from l4export.passes.inline_dialect import InlineDialect
+from l4export.passes.kv_cache_cast import KVCacheCast
 from l4export.passes.kv_cache_layout import KVCacheLayout
+from l4export.passes.kv_cache_quantization import KVCacheQuantization
+from l4export.passes.projection_packing import ProjectionPacking
 from l4export.passes.qk_norm_before_rotary import QKNormBeforeRotary
 from l4export.passes.remove_unused import RemoveUnused
 from l4export.passes.untransposed_weights import UntransposedWeights
@@ -17,7 +20,10 @@ __all__ = [
     "ContextLimit",
     "ExpertFusion",
     "InlineDialect",
+    "KVCacheCast",
     "KVCacheLayout",
+    "KVCacheQuantization",
+    "ProjectionPacking",
     "QKNormBeforeRotary",
     "RemoveUnused",
     "UntransposedWeights",

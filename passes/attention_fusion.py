@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from l4export.graph import GraphBuilder, remove_unused_initializers, replace_nod
 __all__ = ["AttentionFusion"]
 
 _LONGEST_TABLE = 131072
-"""Positions in a rotation table: 64 MiB of cos and sin at a head width of 128."""
+"""Slots in a rotation table: 64 MiB of cos and sin at a head width of 128."""
 
 _MASKED = {ir.DataType.FLOAT: -1e30, ir.DataType.FLOAT16: -6e4}
 """Added to the score of a key in another chunk: exp(score + this) is 0 beside the token's own key, never NaN."""
@@ -22,12 +23,13 @@ _MASKED = {ir.DataType.FLOAT: -1e30, ir.DataType.FLOAT16: -6e4}
 class AttentionFusion(ir.passes.InPlacePass):
     """One operator for rotation, cache update, masking and attention.
 
-    * Rotation: `do_rotary=1, rotary_interleaved=1` with tables cos, sin [max_context, d/2] of position * inv_freq,
-      the product in float32 as transformers takes it. Beyond 131072 positions a table would weigh more than it saves:
-      the `RotaryEmbedding` nodes then stay, with angles computed for the tokens of each call.
+    * Rotation: `do_rotary=1, rotary_interleaved=1` with tables cos, sin [slots, d/2] of slot * inv_freq, the product
+      in float32 as transformers takes it; `slots` is `max_context`, or the chunk size of a layer whose cache holds one
+      chunk. Beyond 131072 slots a table would weigh more than it saves: the `RotaryEmbedding` nodes then stay, with
+      angles computed for the tokens of each call.
     * Lengths: seqlens_k int32 [B] = past_length + new_length - 1, total_sequence_length int32 [] = total_length.
-    * Chunks: `attention_bias` [B, 1, S, total], 0 where floor(query / C) = floor(key / C) and hugely negative
-      elsewhere, built once per chunk size C. A chunk that is no shorter than `max_context` needs none.
+    * Chunks: `attention_bias` [B, 1, S, total], 0 where floor(query / C) = floor(key / C), of positions, and hugely
+      negative elsewhere, built once per chunk size C. A chunk that is no shorter than `max_context` needs none.
 
     The operator takes head widths that are multiples of 16, of 8 where nothing is rotated; a layer with another width
     keeps its `l4.Attention`, whose body is then what runs.
@@ -38,7 +40,7 @@ class AttentionFusion(ir.passes.InPlacePass):
 
     Raises:
         onnx_ir.passes.PreconditionError: when q is rotated and k is not, a rotation is not over adjacent pairs, its
-            angles are not an `l4.RotaryAngles` of the layer's positions, or a QK norm still follows a rotation.
+            angles are not an `l4.RotaryAngles` of the layer's slots, or a QK norm still follows a rotation.
     """
 
     def __init__(self, max_context: int) -> None:
@@ -53,7 +55,7 @@ class AttentionFusion(ir.passes.InPlacePass):
                 if norm is not None and is_dialect(norm, "QKNorm") and _rotation(norm.inputs[0]) is not None:
                     raise ir.passes.PreconditionError(f"{node.name}: run QKNormBeforeRotary first")
             _Rotation.of(node)
-            _sequence_lengths(node)
+            _lengths(node)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every `l4.Attention` whose head width the operator takes."""
@@ -86,7 +88,7 @@ class _Rotation:
             raise ir.passes.PreconditionError(f"{node.name}: rotation must be over adjacent pairs (interleaved=1)")
         angles = _angles(q.inputs[1], 0)
         if angles is None or angles.inputs[0] is not node.inputs[5] or angles is not _angles(q.inputs[2], 1):
-            raise ir.passes.PreconditionError(f"{node.name}: angles must be l4.RotaryAngles of the layer's positions")
+            raise ir.passes.PreconditionError(f"{node.name}: angles must be l4.RotaryAngles of the layer's slots")
         inv_freq = angles.inputs[1]
         if inv_freq is None or inv_freq.const_value is None:
             raise ir.passes.PreconditionError(f"{node.name}: inv_freq must be an initializer")
@@ -99,55 +101,65 @@ class _Shared:
     def __init__(self, graph: ir.Graph, max_context: int) -> None:
         self.graph = graph
         self.max_context = max_context
-        self._made: dict[tuple[str, object], tuple[ir.Value, ...]] = {}
+        self._made: dict[object, Sequence[ir.Value]] = {}
 
-    def lengths(self, node: ir.Node) -> tuple[ir.Value, ...]:
+    def slots(self, node: ir.Node) -> int:
+        """How many slots the layer's cache may have."""
+        chunk = _lengths(node).attributes.get_int("chunk_size", self.max_context)
+        return min(chunk, self.max_context)
+
+    def lengths(self, node: ir.Node) -> Sequence[ir.Value]:
         """seqlens_k int32 [B] and total_sequence_length int32 []."""
-        past_length, new_length, total_length = _sequence_lengths(node).outputs
+        past_length, new_length, total_length = _lengths(node).outputs
 
-        def make(b: GraphBuilder) -> tuple[ir.Value, ...]:
+        def make(b: GraphBuilder) -> Sequence[ir.Value]:
             length = b.op("Add", past_length, new_length, name="length")
             last = b.op("Sub", length, b.constant(1, "one"), name="last_slot")
             seqlens_k = b.op("Cast", last, to=int(ir.DataType.INT32), name="seqlens_k")
             total = b.op("Cast", b.op("Squeeze", total_length), to=int(ir.DataType.INT32), name="total_sequence_length")
             return seqlens_k, total
 
-        return self._once(("lengths", past_length), node, make)
+        return self._once(("lengths", past_length), _scope(node), node, make)
 
-    def tables(self, inv_freq: ir.Value, dtype: ir.DataType, node: ir.Node) -> tuple[ir.Value, ...]:
-        """cos and sin [max_context, d/2]."""
+    def tables(self, inv_freq: ir.Value, dtype: ir.DataType, node: ir.Node) -> Sequence[ir.Value]:
+        """cos and sin [slots, d/2]."""
+        rows = self.slots(node)
 
-        def make(b: GraphBuilder) -> tuple[ir.Value, ...]:
+        def make(b: GraphBuilder) -> Sequence[ir.Value]:
             assert inv_freq.const_value is not None
-            positions = np.arange(self.max_context, dtype=np.float32)
-            angles = np.multiply.outer(positions, inv_freq.const_value.numpy()).astype(np.float64)
+            slots = np.arange(rows, dtype=np.float32)
+            angles = np.multiply.outer(slots, inv_freq.const_value.numpy()).astype(np.float64)
             cos, sin = (f(angles).astype(dtype.numpy()) for f in (np.cos, np.sin))
             return b.constant(cos, "cos_cache"), b.constant(sin, "sin_cache")
 
-        return self._once(("tables", inv_freq), node, make)
+        return self._once((rows, inv_freq), _scope(node), node, make)
 
     def chunk_bias(self, chunk: int, dtype: ir.DataType, node: ir.Node) -> ir.Value:
         """attention_bias [B, 1, S, total]."""
-        positions = node.inputs[5]
-        total_length = _sequence_lengths(node).outputs[2]
+        slots, cache_start = node.inputs[5], node.inputs[8]
+        total_length = _lengths(node).outputs[2]
 
-        def make(b: GraphBuilder) -> tuple[ir.Value, ...]:
+        def make(b: GraphBuilder) -> Sequence[ir.Value]:
             size = b.constant(chunk, "chunk_size")
+            start = b.op("Unsqueeze", cache_start, b.constant([1, 2, 3], "start_axes"), name="start")
             total = b.op("Squeeze", total_length, name="total")
             keys = b.op("Range", b.constant(0, "zero"), total, b.constant(1, "one"), name="keys")
-            queries = b.op("Unsqueeze", positions, b.constant([1, 3], "query_axes"), name="queries")
-            query_chunk = b.op("Div", queries, size, name="query_chunk")
-            same = b.op("Equal", query_chunk, b.op("Div", keys, size, name="key_chunk"), name="same_chunk")
+            queries = b.op("Unsqueeze", slots, b.constant([1, 3], "query_axes"), name="queries")
+            query_chunk = b.op("Div", b.op("Add", queries, start), size, name="query_chunk")
+            key_chunk = b.op("Div", b.op("Add", keys, start), size, name="key_chunk")
+            same = b.op("Equal", query_chunk, key_chunk, name="same_chunk")
             seen = b.constant(np.zeros((), dtype=dtype.numpy()), "seen")
             masked = b.constant(np.asarray(_MASKED[dtype], dtype=dtype.numpy()), "masked")
             return (b.op("Where", same, seen, masked, name="attention_bias"),)
 
-        return self._once(("chunk", chunk), node, make)[0]
+        return self._once(("chunk", chunk), f"/attention/{chunk}", node, make)[0]
 
-    def _once(self, key: tuple[str, object], node: ir.Node, make: object) -> tuple[ir.Value, ...]:
+    def _once(
+        self, key: object, scope: str, node: ir.Node, make: Callable[[GraphBuilder], Sequence[ir.Value]]
+    ) -> Sequence[ir.Value]:
         if key not in self._made:
-            b = GraphBuilder(scope=f"/attention/{key[1]}" if key[0] == "chunk" else "/attention")
-            self._made[key] = make(b)  # type: ignore[operator]
+            b = GraphBuilder(scope)
+            self._made[key] = make(b)
             for value in b.initializers:
                 self.graph.register_initializer(value)
             self.graph.insert_before(node, b.nodes)
@@ -158,7 +170,7 @@ def _fuse(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
     q, k, v, past_key, past_value = node.inputs[:5]
     assert past_key is not None and past_key.dtype is not None
     chunk = node.attributes.get_int("chunk_size")
-    rotation = _Rotation.of(node) if shared.max_context <= _LONGEST_TABLE else None
+    rotation = _Rotation.of(node) if shared.slots(node) <= _LONGEST_TABLE else None
     seqlens_k, total = shared.lengths(node)
     cos, sin = shared.tables(rotation.inv_freq, past_key.dtype, node) if rotation else (None, None)
     bias = None if chunk >= shared.max_context else shared.chunk_bias(chunk, past_key.dtype, node)
@@ -209,8 +221,15 @@ def _angles(value: ir.Value | None, output: int) -> ir.Node | None:
     return node if value is node.outputs[output] else None
 
 
-def _sequence_lengths(node: ir.Node) -> ir.Node:
+def _lengths(node: ir.Node) -> ir.Node:
+    """The node that counts the layer's slots; its outputs are past_length, new_length and total_length."""
     producer = _producer(node.inputs[6])
-    if producer is None or not is_dialect(producer, "SequenceLengths"):
-        raise ir.passes.PreconditionError(f"{node.name}: past_length must come from l4.SequenceLengths")
+    if producer is None or not (is_dialect(producer, "SequenceLengths") or is_dialect(producer, "ChunkLengths")):
+        raise ir.passes.PreconditionError(
+            f"{node.name}: past_length must come from l4.SequenceLengths or l4.ChunkLengths"
+        )
     return producer
+
+
+def _scope(node: ir.Node) -> str:
+    return "/attention/chunk" if is_dialect(_lengths(node), "ChunkLengths") else "/attention"

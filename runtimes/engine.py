@@ -13,6 +13,7 @@ import numpy as np
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.manifest import Manifest, file_record
 from l4export.runtimes.sampling import Sampler
+from l4export.runtimes.saved_session import load_session
 from l4export.runtimes.session import Session
 from l4export.runtimes.text import TextCodec
 
@@ -42,13 +43,26 @@ class Engine:
         """Tokenizer and chat template; None when the checkpoint had no tokenizer.json."""
         return TextCodec.open(self.directory)
 
-    def session(self, batch: int = 1, capacity: int | None = None) -> Session:
+    def session(self, batch: int = 1, capacity: int | None = None, start: int | Sequence[int] = 0) -> Session:
         """A fresh session of `batch` rows that can hold up to `capacity` tokens each (default: `max_context`).
 
+        `start` is the position of the first token, of all rows or of each: the tokens before it are in no cache and
+        nobody sees them, but chunks, temperature and the limit of `max_context` count from position 0.
+
         Raises:
-            InputError: a batch below 1, or a capacity outside 1 .. `max_context`.
+            InputError: a batch below 1, a capacity outside 1 .. `max_context`, a start outside 0 .. `max_context` - 1,
+                or buffers that do not fit into memory.
         """
-        return Session(self.inference, self.manifest, batch, capacity)
+        return Session(self.inference, self.manifest, batch, capacity, start)
+
+    def load_session(self, path: str | Path) -> Session:
+        """The session that `Session.save` wrote, to go on with.
+
+        Raises:
+            InputError: no such file, one that is damaged, or one that another engine has saved.
+            StorageError: reading failed.
+        """
+        return load_session(Path(path), self.inference, self.manifest)
 
     def generate(
         self,

@@ -16,13 +16,14 @@ import torch
 from l4export import runtimes
 from l4export.build import BuildOptions, build
 from l4export.hf_reference import HFReference
+from l4export.pipeline import KV_BITS
 from l4export.runtimes.engine import Engine
 from l4export.sample import write_sample
 
 torch.set_num_threads(1)  # tiny models: threads only wait for each other, and tests run side by side
 
 VARIANTS = ("scout", "maverick", "guard", "mobile", "scout-top2", "maverick-top2")
-LAYOUTS = ("concat", "static")
+LAYOUTS = ("concat", "static", "chunked")
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +55,12 @@ class Workshop:
             edit_config(path, num_experts_per_tok=int(top))
         return path
 
-    def _engine_path(self, variant: str, layout: str, max_context: int = 256) -> Path:
-        path = self.root / f"{variant}-{layout}-{max_context}"
-        build(self.checkpoint(variant), path, BuildOptions(kv_layout=layout, max_context=max_context))
+    def _engine_path(self, variant: str, layout: str, max_context: int = 256, kv_dtype: str = "fp32") -> Path:
+        path = self.root / f"{variant}-{layout}-{max_context}-{kv_dtype}"
+        (ids := self.root / "calibration_ids").write_text(" ".join(map(str, random_ids(1000, seed=99))))
+        kv_calibrate = ids if kv_dtype in KV_BITS else None
+        options = BuildOptions(kv_layout=layout, max_context=max_context, kv_dtype=kv_dtype, kv_calibrate=kv_calibrate)
+        build(self.checkpoint(variant), path, options)
         return path
 
 

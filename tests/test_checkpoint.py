@@ -175,6 +175,35 @@ def test_read_equals_numpy_indexing(dtype: type, piece: int, tmp_path: Path, mon
         checkpoint.tensors["x"].read((None,))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("piece", [32 * 2**20, 300, 40, 8])
+@pytest.mark.parametrize("multiple", [1, 2, 3])
+def test_rows_are_the_matrix_in_pieces(
+    dtype: type, piece: int, multiple: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.random.default_rng(0).standard_normal((5, 7, 11)).astype(dtype)
+    checkpoint = open_checkpoint(single(tmp_path, {"pad": np.ones(3, np.int8), "x": array}))  # unaligned on purpose
+    monkeypatch.setattr("l4export.checkpoint.checkpoint._PIECE", piece)
+    for rows in (slice(0, 7), slice(2, 7), slice(3, 4), slice(5, 5)):
+        expected, next_row = array[3, rows, 2:10], 0
+        for first, found in checkpoint.tensors["x"].rows((3, rows, slice(2, 10)), multiple):
+            assert first == next_row and first % multiple == 0 and found.dtype == array.dtype
+            assert found.tobytes() == expected[first : first + len(found)].tobytes()
+            assert len(found) <= max(multiple, piece / (11 * array.itemsize))
+            next_row += len(found)
+        assert next_row == len(expected)
+
+
+def test_rows_of_a_file_that_shrinks_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(single(tmp_path, {"x": np.ones((4, 2**12), np.float32)}))
+    monkeypatch.setattr("l4export.checkpoint.checkpoint._PIECE", 2**14)
+    rows = checkpoint.tensors["x"].rows((slice(0, 4), slice(0, 2**12)))
+    next(rows)
+    os.truncate(tmp_path / "model.safetensors", 2**14)
+    with pytest.raises(InputError, match="shrank"):
+        next(rows)
+
+
 def test_resident_memory_stays_bounded(tmp_path: Path) -> None:
     """A column slice of a sparse 512 MiB matrix, in a process of its own so that its peak is its own."""
     shape = (2**14, 2**13)
@@ -192,6 +221,8 @@ def test_resident_memory_stays_bounded(tmp_path: Path) -> None:
         before = peak()
         columns = tensor.read((slice(None), slice(100, 164)))
         assert columns.shape == ({shape[0]}, 64) and not columns.any()
+        for _, rows in tensor.rows((slice(0, {shape[0]}), slice(100, 164))):
+            assert not rows.any()
         print(peak() - before - columns.nbytes)
     """
     run = [sys.executable, "-c", textwrap.dedent(script)]

@@ -48,11 +48,11 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "numpy", "rich"}
     assert not heavy & set(done.stderr.split())
-    for name in ("sample", "inspect", "build", "parity", "run", "bench", "verify"):
+    for name in ("sample", "inspect", "plan", "build", "parity", "run", "bench", "verify"):
         assert name in done.stdout
 
 
-@pytest.mark.parametrize("command", ["sample", "inspect", "build", "parity", "run", "bench", "verify"])
+@pytest.mark.parametrize("command", ["sample", "inspect", "plan", "build", "parity", "run", "bench", "verify"])
 def test_every_command_has_help(cli: Callable[..., Result], command: str) -> None:
     result = cli(command, "--help")
     assert result.code == 0
@@ -87,6 +87,19 @@ def test_from_sample_to_parity(cli: Callable[..., Result], tmp_path: Path) -> No
     assert cli("run", engine, "--token-ids", "5,6,7", "--max-new-tokens", 4).out.split() == [
         str(token) for token in tokens["token_ids"]
     ]
+
+
+def test_a_layout_in_chunks(cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
+    checkpoint, engine = workshop.checkpoint("scout"), tmp_path / "e"
+    assert cli("build", checkpoint, "-o", engine, "--kv-layout", "chunked", "--max-context", 1000).code == 0
+    assert not (engine / "genai_config.json").exists()
+    facts = json.loads(cli("inspect", engine, "--json").out)
+    assert facts["kv_slots"] == {"chunked": 16, "full": 1000}
+    slot = 2 * 2 * 16 * 4  # keys and values, heads, width, float32
+    assert (facts["kv_bytes_per_token"], facts["kv_bytes"]) == (slot, slot * (3 * 16 + 1000))
+    assert cli("parity", engine, "--reference", checkpoint, "--prefill", 50, "--decode", 30).code == 0
+    said = cli("run", engine, "--token-ids", "5,6,7", "--max-new-tokens", 3).out.split()
+    assert said == [str(token) for token in workshop.greedy("scout", [5, 6, 7], 3)]
 
 
 def test_parity_failure_is_exit_code_1(cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
@@ -309,7 +322,7 @@ class TestBadEnginesAndPrompts:
     def test_a_newer_format(self, cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
         engine = copy_checkpoint(workshop.engine_path("scout", "static"), tmp_path / "e")
         manifest = json.loads((engine / "manifest.json").read_text())
-        (engine / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
+        (engine / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
         for command in (("verify", engine), ("inspect", engine), ("run", engine, "--token-ids", "1")):
             assert_refused(cli(*command), 2, "newer", "upgrade")
 
@@ -331,3 +344,38 @@ def test_without_torch_it_builds_and_says_what_parity_needs(workshop: Workshop, 
     )
     assert done.returncode == 3
     assert done.stderr.strip().splitlines()[-1].endswith("pip install 'l4export[reference]'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--kv-dtype", "int8"], 3, "needs onnxruntime: pip install"),
+        (["--kv-calibrate", "x"], 2, "only scales of --kv-dtype int8 and int4 are calibrated"),
+        (["--kv-dtype", "fp16", "--kv-calibrate", "x"], 2, "only scales of --kv-dtype int8 and int4 are calibrated"),
+        (["--kv-dtype", "int8", "--kv-calibrate", "x"], 2, "--kv-calibrate x: no such file"),
+    ],
+)
+def test_kv_dtypes_that_cannot_be_built_are_refused(
+    cli: Callable[..., Result],
+    workshop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # importing it fails
+    monkeypatch.chdir(tmp_path)
+    assert_refused(cli("build", workshop.checkpoint("scout"), "-o", "e", *arguments), code, message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kv_dtype_is_built_and_shown(cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "ids").write_text(" ".join(map(str, range(100))))
+    options = ["--kv-dtype", "int4", "--kv-calibrate", tmp_path / "ids", "--json"]
+    result = cli("build", workshop.checkpoint("scout"), "-o", tmp_path / "e", *options)
+    assert json.loads(result.out)["engine"] == str(tmp_path / "e")
+    assert "calibrating the KV cache: 100 tokens of ids" in result.err
+    facts = json.loads(cli("inspect", tmp_path / "e", "--json").out)
+    assert facts["precision"]["kv_cache"] == "int4"
+    assert facts["kv_bytes_per_token"] == 2 * 4 * 2 * 16 // 2  # keys and values, layers, heads, channels, half a byte

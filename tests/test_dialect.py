@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
-from l4export.dialect import DOMAIN, dialect_functions, is_dialect
+from l4export.dialect import DOMAIN, NO_LIMIT, dialect_functions, is_dialect
 from tiny_graphs import call, decoder_feeds, one_layer, reference, run, tiny_config
 
 INT64, FLOAT, FLOAT16, BOOL = ir.DataType.INT64, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BOOL
@@ -30,10 +32,15 @@ def padded(lengths: list[int]) -> np.ndarray:
 # SequenceLengths
 
 
-def sequence_lengths(mask: np.ndarray, new_tokens: int) -> list[list[int]]:
-    ids = np.zeros((len(mask), new_tokens), np.int64)
-    results = call("SequenceLengths", {"attention_mask": mask, "input_ids": ids}, [INT64] * 3, max_context=16)
-    return [result.tolist() for result in results]
+START = np.zeros(1, np.int64)
+
+
+def sequence_lengths(
+    mask: np.ndarray, new_tokens: int, mask_start: Sequence[int] = (0,), cache_start: Sequence[int] = (0,)
+) -> list[list[int]]:
+    inputs = {"attention_mask": mask, "input_ids": np.zeros((len(mask), new_tokens), np.int64)}
+    inputs |= {"mask_start": np.asarray(mask_start), "cache_start": np.asarray(cache_start)}
+    return [result.tolist() for result in call("SequenceLengths", inputs, [INT64] * 3, max_context=16)]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +63,49 @@ def test_sequence_lengths(
 
 def test_a_mask_longer_than_every_row_counts_only_ones() -> None:
     assert sequence_lengths(np.asarray([[1, 1, 1, 0, 0]]), 1) == [[2], [1], [3]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "new_tokens", "mask_start", "past", "total"),
+    [
+        pytest.param([1], 1, [5], [5], [6], id="decode"),
+        pytest.param([3], 3, [6], [6], [9], id="append"),
+        pytest.param([4], 1, [5], [8], [9], id="a part of the mask"),
+        pytest.param([1, 1, 1], 1, [3, 0, 9], [3, 0, 9], [10], id="ragged decode"),
+        pytest.param([2, 2], 2, [7], [7, 7], [9], id="one start for all rows"),
+        pytest.param([3, 5, 1], 5, [0, 0, 0], [0, 0, 0], [5], id="ragged prefill"),
+    ],
+)
+def test_a_mask_that_starts_behind_the_cache(
+    lengths: list[int], new_tokens: int, mask_start: list[int], past: list[int], total: list[int]
+) -> None:
+    got = sequence_lengths(padded(lengths), new_tokens, mask_start)
+    assert [got[0], got[2]] == [past, total]
+
+
+def test_a_cache_may_start_at_any_position_below_the_limit() -> None:
+    assert sequence_lengths(padded([3]), 2, cache_start=[13]) == sequence_lengths(padded([3]), 2)
+    assert sequence_lengths(padded([3, 1]), 3, cache_start=[13, 15])[0] == [0, 0]
+    for start in ([14], [14, 0], [0, 16]):
+        with pytest.raises(Exception, match="sequence_must_fit_max_context"):
+            sequence_lengths(padded([3, 1][: len(start)]), 1, cache_start=start)
+
+
+@pytest.mark.parametrize(
+    ("mask", "new_tokens", "mask_start", "cache_start"),
+    [
+        pytest.param([[1, 1, 0]], 3, [4], [0], id="padding behind a cache"),
+        pytest.param([[1, 1, 1], [1, 1, 0]], 3, [4, 1], [0], id="padding behind the second row's cache"),
+        pytest.param([[0]], 1, [4], [0], id="no new token"),
+        pytest.param([[1]], 1, [-1], [0], id="negative mask_start"),
+        pytest.param([[1]], 1, [0], [-1], id="negative cache_start"),
+    ],
+)
+def test_starts_that_contradict_the_mask_stop_the_run(
+    mask: list[list[int]], new_tokens: int, mask_start: list[int], cache_start: list[int]
+) -> None:
+    with pytest.raises(Exception, match=REFUSED):
+        sequence_lengths(np.asarray(mask), new_tokens, mask_start, cache_start)
 
 
 @pytest.mark.parametrize(
@@ -83,19 +133,70 @@ def test_the_refusal_names_the_node_in_a_whole_model() -> None:
         run(reference(config), feeds)
 
 
-# Positions, RotaryAngles
+# ChunkLengths
 
 
-def test_positions_count_on_from_the_past_of_each_row() -> None:
+def chunk_lengths(past: list[int], new: list[int], tokens: int, start: list[int], chunk: int = 5) -> list[list[int]]:
+    inputs = {"past_length": np.asarray(past), "new_length": np.asarray(new)}
+    inputs |= {"input_ids": np.zeros((len(past), tokens), np.int64), "cache_start": np.asarray(start)}
+    return [result.tolist() for result in call("ChunkLengths", inputs, [INT64] * 3, chunk_size=chunk)]
+
+
+@pytest.mark.parametrize(
+    ("past", "new", "tokens", "start", "chunk_past", "total"),
+    [
+        pytest.param([0], [5], 5, [0], [0], [5], id="a whole chunk"),
+        pytest.param([5], [1], 1, [0], [0], [1], id="the next chunk begins"),
+        pytest.param([13], [2], 2, [0], [3], [5], id="the end of a chunk"),
+        pytest.param([4, 7, 10], [1, 1, 1], 1, [0], [4, 2, 0], [5], id="rows in different chunks"),
+        pytest.param([0, 0], [2, 4], 4, [0], [0, 0], [4], id="ragged prefill"),
+        pytest.param([0], [2], 2, [33], [0], [2], id="a cache that starts within a chunk"),
+        pytest.param([1], [1], 1, [33], [1], [2], id="its slots count from there"),
+        pytest.param([2, 6], [1, 1], 1, [33, 9_999_999], [0, 0], [1], id="until the next chunk"),
+        pytest.param([3, 6], [1, 1], 1, [33, 9_999_998], [1, 4], [5], id="whose slots count as ever"),
+    ],
+)
+def test_chunk_lengths(
+    past: list[int], new: list[int], tokens: int, start: list[int], chunk_past: list[int], total: list[int]
+) -> None:
+    assert chunk_lengths(past, new, tokens, start) == [chunk_past, new, total]
+
+
+@pytest.mark.parametrize(
+    ("past", "new", "tokens", "start"),
+    [
+        pytest.param([0], [6], 6, [0], id="longer than a chunk"),
+        pytest.param([4], [2], 2, [0], id="over the end of a chunk"),
+        pytest.param([0], [3], 3, [33], id="over the end of the chunk in which the cache starts"),
+        pytest.param([2, 4], [2, 2], 2, [0], id="in the second row"),
+        pytest.param([0, 0], [5, 3], 6, [0], id="padding that has no slot"),
+    ],
+)
+def test_new_tokens_of_two_chunks_stop_the_run(past: list[int], new: list[int], tokens: int, start: list[int]) -> None:
+    with pytest.raises(Exception, match="new_tokens_must_stay_in_one_chunk"):
+        chunk_lengths(past, new, tokens, start)
+
+
+# Slots, Positions, RotaryAngles
+
+
+def test_slots_count_on_from_the_past_of_each_row() -> None:
     inputs = {"past_length": np.asarray([0, 7]), "input_ids": np.zeros((2, 3), np.int64)}
-    assert call("Positions", inputs, [INT64])[0].tolist() == [[0, 1, 2], [7, 8, 9]]
+    assert call("Slots", inputs, [INT64])[0].tolist() == [[0, 1, 2], [7, 8, 9]]
+
+
+@pytest.mark.parametrize("start", [[0], [9_999_900], [5, 0]])
+def test_positions_are_slots_from_where_the_cache_starts(start: list[int]) -> None:
+    inputs = {"slots": np.asarray([[0, 1], [7, 8]]), "cache_start": np.asarray(start)}
+    expected = inputs["slots"] + np.asarray(start)[:, None]
+    np.testing.assert_array_equal(call("Positions", inputs, [INT64])[0], expected)
 
 
 def test_rotary_angles_take_the_product_in_float32() -> None:
-    positions = np.asarray([[0, 1, 8191], [131071, 1000003, 9999999]])
+    slots = np.asarray([[0, 1, 8191], [131071, 1000003, 9999999]])
     inv_freq = (500000.0 ** (-np.arange(0, 16, 2) / 16)).astype(np.float32)
-    cos, sin = call("RotaryAngles", {"positions": positions, "inv_freq": inv_freq}, [FLOAT, FLOAT])
-    angles = positions.astype(np.float32)[..., None] * inv_freq
+    cos, sin = call("RotaryAngles", {"slots": slots, "inv_freq": inv_freq}, [FLOAT, FLOAT])
+    angles = slots.astype(np.float32)[..., None] * inv_freq
     assert angles.dtype == np.float32
     np.testing.assert_allclose(cos, np.cos(angles.astype(np.float64)), **ELEMENT)
     np.testing.assert_allclose(sin, np.sin(angles.astype(np.float64)), **ELEMENT)
@@ -132,6 +233,15 @@ def test_temperature_around_multiples_of_floor_scale(floor_scale: float, attn_sc
     positions = [multiple + near for multiple in multiples for near in (-2, -1, 0)]
     expected = [1 + attn_scale * np.log1p(np.floor((p + 1) / floor_scale)) for p in positions]
     np.testing.assert_allclose(temperature(positions, floor_scale, attn_scale), expected, **ELEMENT)
+
+
+@pytest.mark.parametrize("floor_scale", [3.0, 5.0, 8.0, 8192.0])
+def test_temperature_of_positions_up_to_sixteen_million(floor_scale: float) -> None:
+    """position + 1 is exact in float32 below 2^24, and so is the floor of its quotient."""
+    near = [int(n * floor_scale) for n in (9_999_900 // floor_scale, (2**24 - 2) // floor_scale)]
+    positions = [multiple + offset for multiple in near for offset in (-2, -1, 0)]
+    expected = [1 + 0.1 * np.log1p(np.floor((p + 1) / floor_scale)) for p in positions]
+    np.testing.assert_allclose(temperature(positions, floor_scale), expected, **ELEMENT)
 
 
 def test_temperature_is_exactly_one_before_the_first_multiple() -> None:
@@ -187,12 +297,16 @@ def test_append_to_cache(slots: int, past_length: list[int], total: int) -> None
     np.testing.assert_array_equal(call("AppendToCache", inputs, [FLOAT], num_heads=2)[0], expected)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 5, 100, 2**62])
-def test_chunk_causal_mask(chunk: int) -> None:
-    positions = np.asarray([[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]])
-    inputs = {"positions": positions, "present_key": np.zeros((2, 1, 13, 2), np.float32)}
+@pytest.mark.parametrize("start", [[0, 0], [3, 9_999_999]])
+@pytest.mark.parametrize("chunk", [1, 4, 5, 100, NO_LIMIT])
+def test_chunk_causal_mask(chunk: int, start: list[int]) -> None:
+    slots = np.asarray([[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]])
+    inputs = {"slots": slots, "cache_start": np.asarray(start), "present_key": np.zeros((2, 1, 13, 2), np.float32)}
     mask = call("ChunkCausalMask", inputs, [BOOL], chunk_size=chunk)[0]
-    expected = [[[[k <= q and k // chunk == q // chunk for k in range(13)] for q in row]] for row in positions.tolist()]
+    expected = [
+        [[[k <= q and (s + k) // chunk == (s + q) // chunk for k in range(13)] for q in row]]
+        for row, s in zip(slots.tolist(), start, strict=True)
+    ]
     np.testing.assert_array_equal(mask, expected)
 
 
@@ -217,7 +331,7 @@ def plain_attention(
     return out.reshape(batch, tokens, heads * width)
 
 
-@pytest.mark.parametrize("chunk", [4, 7, 2**62])
+@pytest.mark.parametrize("chunk", [4, 7, NO_LIMIT])
 @pytest.mark.parametrize(
     ("past_length", "new", "slots", "tokens"),
     [
@@ -242,8 +356,9 @@ def test_attention(past_length: list[int], new: list[int], slots: int, tokens: i
         values[row, :, length : length + tokens] = v[row].reshape(tokens, kv_heads, width).transpose(1, 0, 2)
     positions = np.asarray(past_length)[:, None] + np.arange(tokens)
     total = max(past + count for past, count in zip(past_length, new, strict=True))
-    inputs = {"q": q, "k": k, "v": v, "past_key": past_key, "past_value": past_value, "positions": positions}
+    inputs = {"q": q, "k": k, "v": v, "past_key": past_key, "past_value": past_value, "slots": positions}
     inputs |= {"past_length": np.asarray(past_length), "total_length": np.asarray([max(total, tokens)])}
+    inputs |= {"cache_start": START}
     attributes = {"num_heads": heads, "kv_num_heads": kv_heads, "chunk_size": chunk}
     y, present_key, present_value = call("Attention", inputs, [FLOAT] * 3, **attributes)
     expected = plain_attention(q, keys, values, positions, heads, chunk)

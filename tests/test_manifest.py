@@ -76,6 +76,27 @@ def test_caches_that_grow_have_no_capacity(built: Path, tmp_path: Path) -> None:
     assert {layer.capacity for layer in load_manifest(tmp_path / "e").kv_layers} == {None}
 
 
+@pytest.mark.parametrize(("context", "slots"), [(100, [16, 16, 16, 100]), (10, [10] * 4)])
+def test_chunked_layers_have_the_capacity_of_a_chunk(
+    built: Path, tmp_path: Path, context: int, slots: list[int]
+) -> None:
+    build(built.parent / "scout", tmp_path / "e", BuildOptions(kv_layout="chunked", max_context=context))
+    manifest = load_manifest(tmp_path / "e")
+    assert [layer.capacity for layer in manifest.kv_layers] == slots
+    assert manifest.prefill_cut == 16
+    assert manifest.to_json() == (tmp_path / "e" / MANIFEST).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("layout", ["static", "concat"])
+def test_only_chunks_are_cut_at(built: Path, tmp_path: Path, layout: str) -> None:
+    assert build(built.parent / "scout", tmp_path / "e", BuildOptions(kv_layout=layout)).prefill_cut is None
+
+
+def test_every_layer_has_a_cache(engine: Path) -> None:
+    rewrite(engine, lambda raw: raw["kv_cache"]["layers"].pop())
+    assert "every layer" in refusal(engine)
+
+
 def test_file_record(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     record = file_record(tmp_path / "f")
@@ -137,8 +158,13 @@ def test_a_newer_version_is_refused(engine: Path) -> None:
     assert "is newer than this l4export reads" in refusal(engine)
 
 
+def test_an_older_version_is_refused(engine: Path) -> None:
+    rewrite(engine, lambda raw: raw.update(format_version=FORMAT_VERSION - 1))
+    assert "is older than this l4export reads" in refusal(engine)
+
+
 def test_a_newer_version_is_refused_whatever_else_it_holds(engine: Path) -> None:
-    (engine / MANIFEST).write_text(json.dumps({"format": "l4export-engine", "format_version": 2}))
+    (engine / MANIFEST).write_text(json.dumps({"format": "l4export-engine", "format_version": FORMAT_VERSION + 1}))
     assert "upgrade l4export" in refusal(engine)
 
 
@@ -164,6 +190,7 @@ KEYS: list[tuple[str | int, ...]] = [
     ("kv_cache", "layers", 0, "capacity"),
     ("prefill",),
     ("prefill", "max_tokens_per_call"),
+    ("prefill", "cut_at_multiples_of"),
     ("inputs",),
     ("outputs",),
     ("passes",),
@@ -187,9 +214,9 @@ def test_a_missing_field_is_refused(engine: Path, path: tuple[str | int, ...]) -
 
 WRONG = (None, True, -1, 1.5, "x", [1], {"a": 1})
 ALLOWED = {
-    **dict.fromkeys([("generator",), ("target",), ("kv_cache", "layout"), ("kv_cache", "layers", 0, "kind")], ("x",)),
+    **dict.fromkeys([("generator",), ("target",)], ("x",)),
     ("files", "decoder.onnx", "sha256"): ("x",),
-    ("kv_cache", "layers", 0, "capacity"): (None,),
+    **dict.fromkeys([("kv_cache", "layers", 0, "capacity"), ("prefill", "cut_at_multiples_of")], (None,)),
     **dict.fromkeys([("options",), ("source",)], ({"a": 1},)),
 }
 """The values of `WRONG` that a field may have."""

@@ -17,6 +17,7 @@ from tiny_graphs import (
     UnreadableData,
     decoder_feeds,
     graph_input,
+    loaded,
     model_of,
     one_layer,
     op_types,
@@ -56,7 +57,7 @@ def interface(model: ir.Model) -> list[str | None]:
 
 
 PASSES: dict[str, Callable[[], ir.passes.InPlacePass]] = {
-    "kv_cache_layout": lambda: passes.KVCacheLayout("static"),
+    "kv_cache_layout": lambda: passes.KVCacheLayout("chunked"),
     "expert_fusion": passes.ExpertFusion,
     "qk_norm_before_rotary": passes.QKNormBeforeRotary,
     "attention_fusion": lambda: passes.AttentionFusion(CONTEXT),
@@ -155,8 +156,105 @@ def test_a_cache_in_place_gives_the_logits_of_one_that_grows() -> None:
 
 
 def test_an_unknown_layout_is_refused() -> None:
-    with pytest.raises(ValueError, match="'paged' is not one of concat, static"):
+    with pytest.raises(ValueError, match="'paged' is not one of concat, static, chunked"):
         passes.KVCacheLayout("paged")
+
+
+def chunked(model: ir.Model) -> ir.Model:
+    passes.KVCacheLayout("chunked")(model)
+    return model
+
+
+def test_chunked_layers_get_caches_of_one_chunk() -> None:
+    model = chunked(reference(tiny_config()))  # three chunked layers and a full one
+    caches = {
+        str(v.name): str(v.shape[2]) for v in (*model.graph.inputs, *model.graph.outputs) if str(v.name).endswith("key")
+    }
+    assert caches == {
+        f"{kind}.{layer}.key": "capacity" if layer == 3 else "chunk_capacity"
+        for kind in ("past_key_values", "present")
+        for layer in range(4)
+    }
+
+
+def test_a_layout_in_chunks_runs_twice_and_is_not_undone() -> None:
+    model = chunked(reference(tiny_config()))
+    assert not passes.KVCacheLayout("chunked")(model).modified
+    with pytest.raises(ir.passes.PreconditionError, match="lay them out once"):
+        passes.KVCacheLayout("static")(model)
+
+
+def test_without_chunked_layers_the_layout_in_chunks_is_static() -> None:
+    config = tiny_config("guard")
+    model, static = chunked(reference(config)), reference(config)
+    passes.KVCacheLayout("static")(static)
+    assert op_types(model) == op_types(static) and slots(model) == {"capacity"}
+
+
+DENSE = tiny_config("mobile", rope_layers=(True, True, False, False), chunked_layers=(True, False, True, False))
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["dialect", "fused"])
+@pytest.mark.parametrize(
+    ("config", "dtype", "start"),
+    [
+        pytest.param(tiny_config(), FLOAT, [0], id="from 0"),
+        pytest.param(tiny_config(), FLOAT, [9_999_900], id="from afar"),
+        pytest.param(tiny_config(), FLOAT, [9_999_900, 7], id="from two positions"),
+        pytest.param(DENSE, FLOAT, [9_999_900, 7], id="rotated and chunked are different layers"),
+        pytest.param(DENSE, ir.DataType.FLOAT16, [9_999_900, 7], id="float16"),
+    ],
+)
+def test_caches_of_one_chunk_compute_the_same(
+    config: ModelConfig, dtype: ir.DataType, start: list[int], fused: bool
+) -> None:
+    """One token a call through two boundaries, beside the reference graph with caches of the whole sequence."""
+    model = chunked(reference(config, dtype))
+    if fused:
+        fuse(model, 10_485_760)
+        passes.InlineDialect()(model)
+    ours, whole = loaded(model), loaded(reference(config, dtype))
+    caches, whole_caches = ([np.zeros((2, 2, 40, 16), dtype.numpy())] * 8 for _ in range(2))
+    for length in range(1, 38):
+        feeds, whole_feeds = (
+            decoder_feeds(config, [length] * 2, 1, past=past, seed=length) | {"cache_start": np.asarray(start)}
+            for past in (caches, whole_caches)
+        )
+        logits, *caches = ours.run(None, feeds)
+        expected, *whole_caches = whole.run(None, whole_feeds)
+        # float16: eleven bits, through four layers, on logits of order one
+        np.testing.assert_allclose(logits, expected, **(CLOSE if dtype == FLOAT else {"rtol": 0.05, "atol": 0.05}))
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["dialect", "fused"])
+def test_a_call_over_the_end_of_a_chunk_is_refused(fused: bool) -> None:
+    config = one_layer()
+    model = chunked(reference(config))
+    if fused:
+        fuse(model)
+    run(model, decoder_feeds(config, [16], 16))
+    for rows, tokens in (([17], 17), ([18], 4), ([18, 18], 4)):
+        with pytest.raises(Exception, match="new_tokens_must_stay_in_one_chunk"):
+            run(model, decoder_feeds(config, rows, tokens, past=16))
+
+
+def test_a_graph_in_chunks_has_no_mask_and_tables_of_one_chunk() -> None:
+    model = chunked(reference(tiny_config()))
+    fuse(model, 1_000_000)
+    passes.InlineDialect()(model)
+    passes.RemoveUnused()(model)
+    for layer, fused in enumerate(node for node in model.graph if node.op_type == "GroupQueryAttention"):
+        assert len(fused.inputs) <= 10 or fused.inputs[10] is None
+        if layer < 3:
+            assert fused.inputs[7].shape == (16, 8)
+    assert "RotaryEmbedding" not in op_types(model)
+
+
+def test_rotated_layers_that_see_everything_keep_their_own_angles() -> None:
+    model = chunked(reference(tiny_config(chunked_layers=(True, False, True, False))))
+    fuse(model)
+    rows = [n.inputs[7].shape[0] for n in model.graph if n.op_type == "GroupQueryAttention" and n.inputs[7] is not None]
+    assert rows == [16, CONTEXT, 16]
 
 
 # ExpertFusion
@@ -409,18 +507,19 @@ def attention_model(edit: Edit | None = None, *, interleaved: int = 1) -> ir.Mod
         ir.Value(name=name, type=ir.TensorType(FLOAT), shape=ir.Shape(["b", 1, "p", 16])) for name in ("pk", "pv")
     ]
     x = graph_input("x", FLOAT, 3)
-    lengths = b.ops("SequenceLengths", mask, ids, outputs=3, domain=DOMAIN, name="lengths")
+    start = graph_input("cache_start", INT64, 1)
+    lengths = b.ops("SequenceLengths", mask, ids, start, start, outputs=3, domain=DOMAIN, name="lengths")
     v: dict[str, ir.Value] = {"x": x, "past_length": lengths[0], "total_length": lengths[2], "ids": ids}
-    v["positions"] = b.op("Positions", lengths[0], ids, domain=DOMAIN)
+    v["slots"] = b.op("Slots", lengths[0], ids, domain=DOMAIN)
     v["inv_freq"] = b.initializer(ir.tensor(np.geomspace(1, 1e-3, 8, dtype=np.float32)), "inv_freq")
-    v["cos"], v["sin"] = b.ops("RotaryAngles", v["positions"], v["inv_freq"], outputs=2, domain=DOMAIN)
+    v["cos"], v["sin"] = b.ops("RotaryAngles", v["slots"], v["inv_freq"], outputs=2, domain=DOMAIN)
     for name in ("q", "k"):
         v[name] = b.op("RotaryEmbedding", x, v["cos"], v["sin"], interleaved=interleaved, num_heads=1)
     if edit:
         edit(v, b)
     y = b.ops(
         "Attention",
-        *(v["q"], v["k"], x, *caches, v["positions"], v["past_length"], v["total_length"]),
+        *(v["q"], v["k"], x, *caches, v["slots"], v["past_length"], v["total_length"], start),
         outputs=3,
         domain=DOMAIN,
         name="attn",
@@ -429,7 +528,7 @@ def attention_model(edit: Edit | None = None, *, interleaved: int = 1) -> ir.Mod
         chunk_size=16,
     )
     extra = [value for value in v.values() if value.producer() is None and value.const_value is None]
-    inputs = list(dict.fromkeys([ids, mask, x, *caches, *extra]))
+    inputs = list(dict.fromkeys([ids, mask, start, x, *caches, *extra]))
     return model_of(b, inputs, [typed(value, FLOAT) for value in y])
 
 
@@ -459,18 +558,18 @@ def angles_from_outside(v: dict[str, ir.Value], b: GraphBuilder) -> None:
     v["q"], v["k"] = (rotated_again(v, b, cos=v["outside"], sin=v["outside"]) for _ in "qk")
 
 
-def angles_of_other_positions(v: dict[str, ir.Value], b: GraphBuilder) -> None:
-    v["positions"] = b.op("Positions", v["past_length"], v["ids"], domain=DOMAIN)
+def angles_of_other_slots(v: dict[str, ir.Value], b: GraphBuilder) -> None:
+    v["slots"] = b.op("Slots", v["past_length"], v["ids"], domain=DOMAIN)
 
 
 def cos_and_sin_of_different_angles(v: dict[str, ir.Value], b: GraphBuilder) -> None:
-    _, sin = b.ops("RotaryAngles", v["positions"], v["inv_freq"], outputs=2, domain=DOMAIN)
+    _, sin = b.ops("RotaryAngles", v["slots"], v["inv_freq"], outputs=2, domain=DOMAIN)
     v["q"], v["k"] = (rotated_again(v, b, sin=sin) for _ in "qk")
 
 
 def computed_frequencies(v: dict[str, ir.Value], b: GraphBuilder) -> None:
     inv_freq = b.op("Identity", v["inv_freq"])
-    cos, sin = b.ops("RotaryAngles", v["positions"], inv_freq, outputs=2, domain=DOMAIN)
+    cos, sin = b.ops("RotaryAngles", v["slots"], inv_freq, outputs=2, domain=DOMAIN)
     v["q"], v["k"] = (rotated_again(v, b, cos=cos, sin=sin) for _ in "qk")
 
 
@@ -486,9 +585,9 @@ def lengths_from_outside(v: dict[str, ir.Value], _: GraphBuilder) -> None:
         (only_q_rotated, "rotated by the same angles"),
         (only_k_rotated, "rotated by the same angles"),
         (k_by_other_angles, "rotated by the same angles"),
-        (angles_from_outside, "must be l4.RotaryAngles of the layer's positions"),
-        (angles_of_other_positions, "must be l4.RotaryAngles of the layer's positions"),
-        (cos_and_sin_of_different_angles, "must be l4.RotaryAngles of the layer's positions"),
+        (angles_from_outside, "must be l4.RotaryAngles of the layer's slots"),
+        (angles_of_other_slots, "must be l4.RotaryAngles of the layer's slots"),
+        (cos_and_sin_of_different_angles, "must be l4.RotaryAngles of the layer's slots"),
         (computed_frequencies, "inv_freq must be an initializer"),
         (lengths_from_outside, "past_length must come from l4.SequenceLengths"),
     ],
@@ -720,6 +819,6 @@ def test_logits_to_keep_still_works_after_every_pass() -> None:
     config = one_layer()
     model = reference(config)
     up_to("remove_unused", model)
-    feeds = decoder_feeds(config, [20, 9], 20)
+    feeds = decoder_feeds(config, [16, 9], 16)
     every, last = run(model, feeds)[0], run(model, feeds | {"logits_to_keep": np.asarray(1)})[0]
-    np.testing.assert_allclose(last[:, 0], every[[0, 1], [19, 8]], **CLOSE)
+    np.testing.assert_allclose(last[:, 0], every[[0, 1], [15, 8]], **CLOSE)

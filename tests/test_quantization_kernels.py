@@ -301,6 +301,19 @@ def test_fp8_blocks_start_at_a_multiple_of_128() -> None:
             quantize_rows(weights[:10], scheme, *outputs, row_start=start, row_step=step)
 
 
+@pytest.mark.parametrize("scheme", [*INTEGERS, HALVES[0]], ids=name_of)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_columns_can_be_written_in_pieces(scheme: Scheme, transposed: bool) -> None:
+    block = scheme.block_size
+    weights = random_matrix(70, 7 * block)
+    outputs = scheme.allocate(*weights.shape)
+    for start, stop in ((0, block), (block, 4 * block), (4 * block, 7 * block)):
+        part = weights[:, start:stop]
+        source = np.ascontiguousarray(part.T) if transposed else part
+        quantize_rows(source, scheme, *outputs, transposed=transposed, column_start=start)
+    assert_same(outputs, defined(weights, scheme))
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_threads_write_what_one_call_writes(transposed: bool) -> None:
     scheme = Scheme("int4", 32, False)
@@ -376,6 +389,9 @@ def test_arguments_that_do_not_fit() -> None:
         quantize_rows(weights[:, :48], scheme, codes, scales)
     with pytest.raises(ValueError, match="outside codes"):
         quantize_rows(weights, scheme, codes, scales, row_start=1)
+    for column in (16, 32, -32):
+        with pytest.raises(ValueError, match="are not whole blocks of 64 columns"):
+            quantize_rows(weights, scheme, codes, scales, column_start=column)
     with pytest.raises(ValueError, match="scales are float16"):
         quantize_rows(weights, scheme, codes, np.empty((4, 2), np.float16))
     with pytest.raises(ValueError, match="zero points"):

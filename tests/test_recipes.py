@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from l4export.quantization import Scheme
+from l4export.quantization.weights import QuantizedWeight
 from l4export.recipes import (
     Cast,
     Constant,
@@ -15,6 +17,7 @@ from l4export.recipes import (
     Region,
     Slice,
     Source,
+    Stack,
     Transpose,
     as_recipe,
     blocks,
@@ -286,3 +289,35 @@ def test_blocks_are_as_large_as_the_limit_allows() -> None:
 def test_a_row_that_is_too_large_is_cut() -> None:
     first = next(blocks((2, 10), 4, 16))
     assert first == (slice(0, 1), slice(0, 4))
+
+
+def _quantized(rows: int, width: int = 64) -> QuantizedWeight:
+    values = np.random.default_rng(rows).standard_normal((rows, width)).astype(np.float32)
+    return QuantizedWeight(source(values), Scheme("int4", 32, symmetric=False))
+
+
+@given(st.data())
+def test_a_stack_is_its_parts_one_below_the_other(data: st.DataObject) -> None:
+    weights = [_quantized(rows) for rows in data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))]
+    stack = Stack([weight.codes for weight in weights])
+    start = data.draw(st.integers(0, stack.lead[0] - 1))
+    stop = data.draw(st.integers(start + 1, stack.lead[0]))
+    expected = [np.concatenate(part) for part in zip(*(w.evaluate(whole(w.lead)) for w in weights), strict=True)]
+    got = stack.evaluate((slice(start, stop),))
+    assert len(got) == len(stack.outputs) == 3
+    for found, everything in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(found, everything[start:stop])
+
+
+@pytest.mark.parametrize(
+    "other", [_quantized(3, 96), QuantizedWeight(source(np.ones((3, 64), np.float32)), Scheme("int8", 32))]
+)
+def test_a_stack_refuses_rows_that_differ(other: QuantizedWeight) -> None:
+    with pytest.raises(ValueError, match="alike"):
+        Stack([_quantized(2).codes, other.codes])
+
+
+def test_a_stack_refuses_rows_that_share_a_scale() -> None:
+    square = QuantizedWeight(source(np.ones((4, 128), np.float32)), Scheme("fp8", 128))
+    with pytest.raises(ValueError, match="alone"):
+        Stack([square.codes, square.codes])

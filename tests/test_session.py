@@ -7,6 +7,7 @@ import pytest
 from conftest import LAYOUTS, Workshop, assert_close, random_ids
 
 from l4export.errors import InputError
+from l4export.runtimes.kv_cache import Call
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
@@ -57,17 +58,17 @@ def test_a_failure_in_the_middle_of_an_append_is_undone(
     session.append(ids[:, :20])
     run, calls = session._cache.run, []
 
-    def fails_on_the_second_row(row: int | None, *arguments: object) -> np.ndarray:
-        calls.append(row)
-        if row == 1:
+    def fails_on_the_second_row(call: Call) -> np.ndarray:
+        calls.append(call.row)
+        if call.row == 1:
             raise RuntimeError("device lost")
-        return run(row, *arguments)  # type: ignore[arg-type]
+        return run(call)
 
     monkeypatch.setattr(session._cache, "run", fails_on_the_second_row)
     with pytest.raises(InputError, match="device lost"):
         session.append(ids[:, 20:40])
     monkeypatch.undo()
-    assert calls == [0, 1]
+    assert calls == ([0, 0, 1] if layout == "chunked" else [0, 1])
     assert session.lengths.tolist() == [20, 20]
     assert_close(session.append(ids[:, 20:]), workshop.reference("maverick").logits(ids)[:, 20:])
 
@@ -84,12 +85,47 @@ def test_reset_forgets_everything(workshop: Workshop, layout: str) -> None:
 
 def test_static_buffers_are_updated_in_place(workshop: Workshop) -> None:
     session = workshop.engine("scout", "static").session(capacity=64)
-    addresses = [buffer.ctypes.data for buffer in session._cache.buffers]  # type: ignore[attr-defined]
+    addresses = [buffer.ctypes.data for buffer in session._cache.arrays]
     session.append(random_ids(30))
-    assert addresses == [buffer.ctypes.data for buffer in session._cache.buffers]  # type: ignore[attr-defined]
-    for buffer in session._cache.buffers:  # type: ignore[attr-defined]
+    assert addresses == [buffer.ctypes.data for buffer in session._cache.arrays]
+    for buffer in session._cache.arrays:
         assert np.abs(buffer[0, :, :30]).min(axis=2).max() > 0
         assert not buffer[0, :, 30:].any()
+
+
+@layouts
+def test_masks_do_not_grow_with_the_sequence(workshop: Workshop, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = workshop.engine("scout", layout).session(batch=2)
+    session.append(random_ids((2, 90)))
+    run, shapes = session._cache.run, []
+
+    def watched(call: Call) -> np.ndarray:
+        shapes.append(call.inputs()["attention_mask"].shape)
+        return run(call)
+
+    monkeypatch.setattr(session._cache, "run", watched)
+    session.append([[1], [2]])
+    assert shapes == [(2, 1)]
+
+
+@pytest.mark.parametrize("start", [-1, 256, [0, 256], [0], [0, 0, 0], 1.5, [[0], [1, 2]]])
+def test_impossible_starts_are_refused(workshop: Workshop, start: object) -> None:
+    with pytest.raises(InputError) as caught:
+        workshop.engine("scout", "chunked").session(batch=2, start=start)  # type: ignore[arg-type]
+    assert "start" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@layouts
+def test_the_context_counts_from_position_0(workshop: Workshop, layout: str) -> None:
+    session = workshop.engine("scout", layout).session(batch=2, start=[250, 100])
+    assert session.capacity == 156
+    with pytest.raises(InputError, match=r"row 0: 7 tokens from position 250 .* --max-context"):
+        session.append([random_ids(7), random_ids(7)])
+    assert session.append([random_ids(6), random_ids(7)]).shape == (2, 7, 256)
+    with pytest.raises(InputError, match=r"row 0: 1 tokens from position 256"):
+        session.append([[1], [2]])
+    assert np.isfinite(session.append([[], [2]])[1]).all()
+    assert session.positions.tolist() == [256, 108]
 
 
 @pytest.mark.parametrize(("batch", "capacity"), [(0, None), (-1, None), (1, 0), (1, 257)])
@@ -152,8 +188,8 @@ class TestThirdPartyClients:
 
     @layouts
     def test_every_position_without_logits_to_keep(self, workshop: Workshop, layout: str) -> None:
-        ids = random_ids((1, 40))
-        feeds = self._feeds(workshop, ids, np.ones((1, 40), np.int64))
+        ids = random_ids((1, 16 if layout == "chunked" else 40))  # whoever feeds the graph itself cuts at 16
+        feeds = self._feeds(workshop, ids, np.ones(ids.shape, np.int64))
         logits = workshop.engine("scout", layout).inference.run(["logits"], feeds)[0]
         assert_close(logits, workshop.reference("scout").logits(ids))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,12 @@ class ArrayData:
         self.regions.append(index)
         return np.array(self.array[index], order="C")
 
+    def rows(self, index: tuple[int | slice, ...], multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """As small as can be."""
+        matrix = self.array[index]
+        for first in range(0, len(matrix), multiple):
+            yield first, matrix[first : first + multiple]
+
 
 class UnreadableData:
     """A stored tensor of any size whose values must not be asked for."""
@@ -40,6 +46,9 @@ class UnreadableData:
         self.dtype = np.dtype(dtype)
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        raise AssertionError(f"read {index}")
+
+    def rows(self, index: tuple[int | slice, ...], multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         raise AssertionError(f"read {index}")
 
 
@@ -69,13 +78,18 @@ def model_of(builder: GraphBuilder, inputs: Sequence[ir.Value], outputs: Sequenc
     return ir.Model(graph, ir_version=IR_VERSION, functions=dialect_functions())
 
 
-def run(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The outputs of one call in ONNX Runtime's CPU provider."""
+def loaded(model: ir.Model) -> ort.InferenceSession:
+    """The model in ONNX Runtime's CPU provider."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     proto = ir.to_proto(model).SerializeToString()
-    return ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"]).run(None, dict(feeds))
+    return ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+
+
+def run(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs of one call in ONNX Runtime's CPU provider."""
+    return loaded(model).run(None, dict(feeds))
 
 
 def call(

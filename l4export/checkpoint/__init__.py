@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from l4export.checkpoint.checkpoint import Checkpoint, SourceTensor, open_checkpoint
+from l4export.checkpoint.checkpoint import Checkpoint, SourceTensor, open_checkpoint, read_config
 from l4export.checkpoint.safetensors import TensorEntry, TensorFile, read_header
 from l4export.checkpoint.safetensors_writer import write_safetensors
 
@@ -12,6 +12,7 @@ __all__ = [
     "TensorEntry",
     "TensorFile",
     "open_checkpoint",
+    "read_config",
     "read_header",
     "write_safetensors",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from l4export.checkpoint.safetensors import HANDLED_DTYPES, TensorEntry, TensorF
 from l4export.config import ModelConfig
 from l4export.errors import InputError, StorageError
 
-__all__ = ["Checkpoint", "SourceTensor", "open_checkpoint"]
+__all__ = ["Checkpoint", "SourceTensor", "open_checkpoint", "read_config"]
 
 _PIECE = 32 * 2**20  # bytes of mapped source that one read may make resident at a time
 _MAX_JSON = 64 * 2**20
@@ -79,6 +79,23 @@ class SourceTensor:
         out = np.empty(shape, bits.dtype)
         self._copy(bits, full, out)
         return out.view(self.dtype)
+
+    def rows(self, index: Index, multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """The matrix `tensor[index]` where it lies in the mapped file: pieces of its rows, each with its first row.
+
+        `index` has integers, and slices of step 1, in bounds, for the last two axes. Pieces are cut at multiples of
+        `multiple` rows so that at most about 32 MiB of mapped pages are resident; one is there until the next is asked
+        for, and need not be aligned. Raises `InputError` if the file shrank.
+        """
+        rows, columns = index[-2:]
+        assert isinstance(rows, slice)
+        row_bytes = self.shape[-1] * self.dtype.itemsize
+        batch = max(1, _PIECE // max(1, row_bytes * multiple)) * multiple
+        for start in range(rows.start, rows.stop, batch):
+            piece = self.file.array(self.entry)[index[:-2]][start : min(start + batch, rows.stop)]
+            yield start - rows.start, piece[:, columns]
+            if piece.size:
+                self.file.release(piece)
 
     def _copy(self, source: np.ndarray, index: Index, out: np.ndarray) -> None:
         """`out[...] = source[index]`, releasing the pages of each piece of `source` once it is copied."""
@@ -165,11 +182,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _open(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise InputError(f"{path}: not a directory; expected a checkpoint in Hugging Face layout")
-    if not (path / "config.json").exists():
-        raise InputError(f"{path}: config.json is missing; expected a checkpoint in Hugging Face layout")
-    config_bytes = _read_small(path / "config.json")
-    raw = parse_json_object(config_bytes, str(path / "config.json"))
-    config = ModelConfig.from_hf(raw, str(path / "config.json"))
+    config_bytes, raw, config = _config(path / "config.json")
     weight_map = _weight_map(path)
     files = tuple(TensorFile(path / name) for name in sorted(set(weight_map.values()) or {_SINGLE}))
     tensors: dict[str, SourceTensor] = {}
@@ -187,6 +200,29 @@ def _open(path: Path) -> Checkpoint:
         config = dataclasses.replace(config, tie_word_embeddings=False)  # a stored head wins, as in transformers
     config = _with_generation_config(config, path / "generation_config.json")
     return Checkpoint(path, config, raw, tensors, prefix, files, config_bytes)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The configuration alone, of a checkpoint directory or a config.json; weights need not be there.
+
+    Raises `InputError` for anything missing or malformed, `StorageError` when reading fails.
+    """
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or directory; give a checkpoint directory or its config.json")
+        return _config(path / "config.json" if path.is_dir() else path)[2]
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from None
+
+
+def _config(path: Path) -> tuple[bytes, dict[str, Any], ModelConfig]:
+    """The file's bytes, the JSON object that they hold, and what it says."""
+    if not path.exists():
+        raise InputError(f"{path.parent}: config.json is missing; expected a checkpoint in Hugging Face layout")
+    data = _read_small(path)
+    raw = parse_json_object(data, str(path))
+    return data, raw, ModelConfig.from_hf(raw, str(path))
 
 
 def _with_generation_config(config: ModelConfig, path: Path) -> ModelConfig:

@@ -23,7 +23,15 @@ from numpy.lib.array_utils import byte_bounds
 
 from l4export.errors import InputError, StorageError
 
-__all__ = ["DTYPE_BITS", "HANDLED_DTYPES", "TensorEntry", "TensorFile", "parse_json_object", "read_header"]
+__all__ = [
+    "ARRAY_DTYPES",
+    "DTYPE_BITS",
+    "HANDLED_DTYPES",
+    "TensorEntry",
+    "TensorFile",
+    "parse_json_object",
+    "read_header",
+]
 
 DTYPE_BITS = {
     **dict.fromkeys(("F4",), 4),
@@ -41,6 +49,9 @@ HANDLED_DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 """The dtypes that weights may have, as numpy sees them."""
+
+ARRAY_DTYPES = {**HANDLED_DTYPES, "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8)}
+"""The dtypes that a file is read in."""
 
 _MAX_HEADER = 100_000_000  # the limit of the reference implementation
 _MAX_RANK = 32
@@ -86,7 +97,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of a file by name, in the order of their bytes; raises `InputError` or `StorageError`."""
     fd, size = _open(path)
     try:
-        return _read_header(fd, size, path)
+        return _read_header(fd, size, path)[0]
     finally:
         os.close(fd)
 
@@ -101,7 +112,7 @@ class TensorFile:
         self.path = path
         self._fd, self.size = _open(path)
         try:
-            self.entries = _read_header(self._fd, self.size, path)
+            self.entries, self.metadata = _read_header(self._fd, self.size, path)
             self._map = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: the file shrank a moment ago
             os.close(self._fd)
@@ -112,20 +123,20 @@ class TensorFile:
         self._bytes = np.frombuffer(self._map, np.uint8)
 
     def array(self, entry: TensorEntry) -> np.ndarray:
-        """A read-only view of the tensor, float32, float16 or bfloat16, that copies nothing.
+        """A read-only view of the tensor, in one of `ARRAY_DTYPES`, that copies nothing.
 
         Raises `InputError` for other dtypes, and when the file shrank since it was opened: reading the lost pages
         would kill the process.
         """
-        if entry.dtype not in HANDLED_DTYPES:
-            known = ", ".join(HANDLED_DTYPES)
+        if entry.dtype not in ARRAY_DTYPES:
+            known = ", ".join(ARRAY_DTYPES)
             raise InputError(
                 f"{self.path}: tensor {entry.name!r} has dtype {entry.dtype}; only {known} are supported, convert it"
             )
         if (now := os.fstat(self._fd).st_size) < self.size:
             raise InputError(f"{self.path}: shrank from {self.size} to {now} bytes while open{_HINT}")
         # The start of a tensor need not be aligned to its elements: numpy copes, on x86 at no cost.
-        return self._bytes[entry.start : entry.stop].view(HANDLED_DTYPES[entry.dtype]).reshape(entry.shape)
+        return self._bytes[entry.start : entry.stop].view(ARRAY_DTYPES[entry.dtype]).reshape(entry.shape)
 
     def release(self, view: np.ndarray) -> None:
         """Tells the kernel that the pages under `view` (of `array`) are not needed; reading them again is allowed."""
@@ -155,7 +166,8 @@ def _open(path: Path) -> tuple[int, int]:
     return fd, status.st_size
 
 
-def _read_header(fd: int, size: int, path: Path) -> dict[str, TensorEntry]:
+def _read_header(fd: int, size: int, path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """Tensors and metadata."""
     if size < 8:
         raise InputError(f"{path}: truncated: {size} bytes, a safetensors file has at least 8{_HINT}")
     length = int.from_bytes(_read(fd, 8, 0, path), "little")
@@ -182,7 +194,7 @@ def _read_header(fd: int, size: int, path: Path) -> dict[str, TensorEntry]:
         raise InputError(f"{path}: truncated: header describes {end} bytes, file has {size}{_HINT}")
     if end < size:
         raise InputError(f"{path}: {size - end} bytes after the last tensor; header describes {end}{_HINT}")
-    return {entry.name: entry for entry in entries}
+    return {entry.name: entry for entry in entries}, metadata
 
 
 def _read(fd: int, count: int, offset: int, path: Path) -> bytes:

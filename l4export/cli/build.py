@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from l4export.cli.sizes import parse_size
 from l4export.errors import InputError, L4Error
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from l4export.policy import Policy
 
 __all__ = ["command"]
-
-_UNITS = {"": 1, **{f"{p}{u}": 1000**i for i, p in enumerate("KMGT", 1) for u in ("", "B")}}
-_UNITS |= {"B": 1, **{f"{p}iB": 1024**i for i, p in enumerate("KMGT", 1)}}
 
 
 class _Interrupted(L4Error):
@@ -55,10 +53,21 @@ class _Interrupted(L4Error):
 )
 @click.option(
     "--kv-layout",
-    type=click.Choice(["concat", "static"]),
+    type=click.Choice(["concat", "static", "chunked"]),
     default="static",
     show_default=True,
-    help="KV cache: buffers of --max-context updated in place, or tensors that grow.",
+    help="KV cache: buffers of --max-context slots, the same but one chunk for chunked layers, or tensors that grow.",
+)
+@click.option(
+    "--kv-dtype",
+    type=click.Choice(["fp32", "fp16", "int8", "int4"]),
+    help="Type of keys and values in the cache.  [default: --dtype]",
+)
+@click.option(
+    "--kv-calibrate",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Text, or token ids, to measure scales on for an int8 or int4 cache.  [default: a short text]",
 )
 @click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
 @click.option("--layers", metavar="A:B", callback=lambda *a: _layers(a[2]), help="Only the layers A to B - 1.")
@@ -68,7 +77,7 @@ class _Interrupted(L4Error):
     metavar="SIZE",
     default="512MiB",
     show_default=True,
-    callback=lambda *a: _size(a[2]),
+    callback=lambda *a: parse_size("--memory-budget", a[2]),
     help="Memory for weights on their way, as 512MB, 2GiB or 1.5G.",
 )
 @click.option("--force", is_flag=True, help="Replace an engine that is already there.")
@@ -85,6 +94,8 @@ def command(
     policy_file: Path | None,
     calibrate: str | None,
     kv_layout: str,
+    kv_dtype: str | None,
+    kv_calibrate: Path | None,
     max_context: int | None,
     layers: tuple[int, int] | None,
     jobs: int | None,
@@ -100,17 +111,10 @@ def command(
 
     policy = _policy(quant, block_size, policy_file)
     options = BuildOptions(
-        target,
-        dtype,
-        kv_layout,
-        max_context,
-        jobs,
-        force,
-        dump_ir,
-        memory_budget,
-        layers,
-        policy,
-        _calibration_text(calibrate),
+        *(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy),
+        calibrate=_calibration_text(calibrate),
+        kv_dtype=kv_dtype,
+        kv_calibrate=kv_calibrate,
     )
     if dry_run:
         EngineDirectory(engine, replace=force).check()
@@ -168,15 +172,6 @@ def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
     click.echo(f"  passes: {', '.join(planned.passes)}; {summary['nodes']} nodes; context {planned.max_context}")
 
 
-def _size(text: str) -> int:
-    """Bytes: 512MB and 512M are millions, 512MiB are binary; upper and lower case are the same."""
-    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?([a-z]*)", text.strip().lower(), re.ASCII)
-    if not match or match[2] not in units:
-        raise InputError(f"--memory-budget {text[:40]!r} is not a size; write it as 512MB, 2GiB or 1.5G")
-    return int(float(match[1]) * units[match[2]])
-
-
 def _layers(text: str | None) -> tuple[int, int] | None:
     match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text or "", re.ASCII)
     if text is not None and not match:
@@ -191,7 +186,8 @@ def _notice(line: str) -> None:
 def _described(options: BuildOptions) -> str:
     kinds = sorted({rule.kind for rule in options.policy.rules}) if options.policy else []
     calibrated = ["calibrated"] if options.calibrate else []
-    return ", ".join([options.target, options.dtype, *kinds, *calibrated, f"KV {options.kv_layout}"])
+    cache = f"KV {options.kv_layout} {options.cache_dtype}"
+    return ", ".join([options.target, options.dtype, *kinds, *calibrated, cache])
 
 
 @contextmanager

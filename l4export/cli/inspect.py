@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from l4export.config import ModelConfig
+    from l4export.manifest import Manifest
 
 __all__ = ["command"]
 
@@ -65,18 +66,27 @@ def _engine(path: Path) -> dict[str, Any]:
         "target": manifest.target,
         **_model(manifest.model),
         "precision": manifest.precision,
-        "kv_layout": manifest.kv_layout,
         "max_context": manifest.max_context,
-        "kv_bytes_per_token": _kv_bytes(manifest.model, manifest.precision["kv_cache"]),
+        **_kv_cache(manifest),
         "passes": list(manifest.passes),
         "files": {name: record.bytes for name, record in manifest.files.items()},
         "bytes": sum(record.bytes for record in manifest.files.values()),
     }
 
 
-def _kv_bytes(config: ModelConfig, dtype: str) -> int:
-    """Bytes of keys and values that one more token takes, all layers."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * {"fp32": 4, "fp16": 2}[dtype]
+def _kv_cache(manifest: Manifest) -> dict[str, Any]:
+    """Slots by kind of layer (null: as many as there are tokens); bytes of one row that has `max_context` tokens, and
+    of one more token in the layers that keep everything."""
+    from l4export.kv_bytes import kv_bytes, layer_kv_bytes
+
+    config, layers, dtype = manifest.model, manifest.kv_layers, manifest.precision["kv_cache"]
+    growing = [layer for layer in layers if manifest.kv_layout != "chunked" or layer.kind == "full"]
+    return {
+        "kv_layout": manifest.kv_layout,
+        "kv_slots": {layer.kind: layer.capacity for layer in layers},
+        "kv_bytes_per_token": len(growing) * layer_kv_bytes(config, 1, dtype),
+        "kv_bytes": kv_bytes(config, manifest.kv_layout, dtype, manifest.max_context),
+    }
 
 
 def _model(config: ModelConfig) -> dict[str, Any]:

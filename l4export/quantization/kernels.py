@@ -1,10 +1,11 @@
 """The compiled quantisation kernels: one pass over the source, in pieces that stay in the cache.
 
-Both kernels take the source as its bits (uint16 for bfloat16 and float16, uint32 for float32), flat, with the distance
+The kernels take the source as its bits (uint16 for bfloat16 and float16, uint32 for float32), flat, with the distance
 `stride` between rows. `transposed` means that the source is [K, N]. They release the GIL and compile on first use; the
 machine code is cached on disk. Everything compiled is in this one file, because Numba's cache watches only the file of
-the function that it stores. Helpers take whole arrays and offsets, because slices cost atomic reference counts in inner
-loops, and index with `np.uintp`, because signed indices may be negative, which keeps loops from being vectorised.
+the function that it stores. Helpers take whole arrays and offsets and do many blocks at a time, because slices and
+arguments cost atomic reference counts; they index with `np.uintp`, because signed indices may be negative, which keeps
+loops from being vectorised.
 
 A kernel returns -1, or `row * k + column` (of the result) of the first element of a piece that it could not quantise.
 """
@@ -24,7 +25,8 @@ from numba.extending import intrinsic
 __all__ = ["kernel"]
 
 _ROW_PIECE = 2048  # elements of a row that are worked on at a time
-_TILE_K, _TILE_N = 256, 64  # of a transposed source: 64 columns are whole cache lines
+_TILE = 1 << 17  # elements of a [K, N] source that are worked on at a time
+_FP8_TILE_N = 64  # columns of a [K, N] source for fp8: whole cache lines
 _PAD = 32  # elements between tile rows, so that a column of the tile does not fall on the same few cache sets
 _BLOCK = 128  # square fp8 block
 
@@ -33,6 +35,7 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _SMALLEST = np.float32(2.0**-126)
 _MAGIC = np.float32(1.5 * 2.0**23)  # x + _MAGIC holds round(x) in its low bits, for |x| < 2^22
 _MAGIC_BITS = np.int32(0x4B400000)
+_ZERO, _ONE = np.int64(0), np.int64(1)  # Numba compiles a helper anew for each number that is written as an argument
 
 
 def _jit(function: Callable[..., Any], signature: Any = None) -> Any:
@@ -59,11 +62,11 @@ _as_bits = _bitcast(types.float32, types.uint32)
 
 
 @_jit
-def _widen(source: Any, at: int, half: bool, bits: Any, length: int) -> None:
-    """`bits[:length]` = the float32 bits of the elements from `at` on."""
+def _widen(source: Any, at: int, half: bool, bits: Any, to: int, length: int) -> None:
+    """`bits[to : to + length]` = the float32 bits of the source's elements from `at` on."""
     if source.itemsize == 4:
         for i in range(length):
-            bits[i] = np.uint32(source[np.uintp(at + i)])
+            bits[np.uintp(to + i)] = np.uint32(source[np.uintp(at + i)])
     elif half:
         for i in range(length):
             h = np.uint32(source[np.uintp(at + i)])
@@ -72,32 +75,29 @@ def _widen(source: Any, at: int, half: bool, bits: Any, length: int) -> None:
             small = _as_bits(np.float32(np.int32(magnitude)) * np.float32(2.0**-24))
             value = normal if magnitude >= np.uint32(0x400) else small
             value = _INFINITE if magnitude >= np.uint32(0x7C00) else value
-            bits[i] = value | ((h & np.uint32(0x8000)) << np.uint32(16))
+            bits[np.uintp(to + i)] = value | ((h & np.uint32(0x8000)) << np.uint32(16))
     else:
         for i in range(length):
-            bits[i] = np.uint32(source[np.uintp(at + i)]) << np.uint32(16)
+            bits[np.uintp(to + i)] = np.uint32(source[np.uintp(at + i)]) << np.uint32(16)
 
 
 @_jit
 def _ends(bits: Any, at: int, length: int) -> Any:
-    """Bits of the magnitudes of the largest positive and the most negative element (0 if there is none)."""
-    largest, unsigned = np.int32(0), np.uint32(0)
+    """The largest of the bits as signed numbers (0 if all are negative) and as unsigned ones."""
+    signed, unsigned = np.int32(0), np.uint32(0)
     for i in range(length):
         value = bits[np.uintp(at + i)]
-        largest = np.int32(value) if np.int32(value) > largest else largest
+        signed = np.int32(value) if np.int32(value) > signed else signed
         unsigned = value if value > unsigned else unsigned
-    return np.uint32(largest), (np.uint32(unsigned & _MAGNITUDE) if unsigned > _MAGNITUDE else np.uint32(0))
+    return np.uint32(signed), np.uint32(unsigned)
 
 
 @_jit
-def _extreme(bits: Any, at: int, length: int, positive: Any, negative: Any) -> Any:
-    """The signed extreme of a block, given the magnitudes of its ends: of several, the first."""
-    if positive == negative:
-        for i in range(length):
-            value = bits[np.uintp(at + i)]
-            if np.uint32(value & _MAGNITUDE) == positive:
-                return _as_float(value)
-    return _as_float(positive) if positive > negative else -_as_float(negative)
+def _first(bits: Any, at: int, step: int, magnitude: Any) -> Any:
+    """The first element of that magnitude, from `at` on."""
+    while np.uint32(bits[np.uintp(at)] & _MAGNITUDE) != magnitude:
+        at += step
+    return _as_float(bits[np.uintp(at)])
 
 
 @_jit
@@ -119,71 +119,149 @@ def _to_float16(scale: np.float32) -> Any:
 
 
 @_jit
-def _settle(scale: np.float32, wide: Any, narrow: Any, row: int, column: int) -> Any:
-    """Rounds and stores a scale; returns it with its inverse. `narrow` (float16 bits) is used if `wide` is empty."""
+def _settle(scale: np.float32, half: bool) -> Any:
+    """A scale as it is stored (rounded to float16 if `half`), its float16 bits, and its inverse."""
     code = np.uint16(0)
-    if wide.size == 0:
+    if half:
         scale, code = _to_float16(scale)
     if abs(scale) < _SMALLEST:
-        scale, code, inverse = np.float32(0), np.uint16(0), np.float32(0)
-    else:
-        inverse = np.float32(1) / scale
-    if wide.size == 0:
-        narrow[np.uintp(row), np.uintp(column)] = code
-    else:
-        wide[np.uintp(row), np.uintp(column)] = scale
-    return scale, inverse
+        return np.float32(0), np.uint16(0), np.float32(0)
+    return scale, code, np.float32(1) / scale
 
 
 @_jit
-def _round_blocks(
-    bits: Any, length: int, number: int, block: int, symmetric: bool,
-    wide: Any, narrow: Any, zero_points: Any, row: int, first: int,
-) -> bool:  # fmt: skip
-    """Scales of the blocks in `bits` (block `first` of the row onward), whose elements become their codes in place."""
-    middle = np.int32(1 << (number - 1))
-    top = np.int32((1 << number) - 1)
-    for b in range(length // block):
-        at = b * block
-        positive, negative = _ends(bits, at, block)
-        if positive >= _INFINITE or negative >= _INFINITE:
-            return False
-        offset = middle
+def _settle_blocks(
+    bits: Any, apart: int, step: int, block: int, number: int, symmetric: bool, signed: Any, unsigned: Any,
+    wide: Any, narrow: Any, zero_points: Any, row: int, row_step: int, column: int, column_step: int,
+    count: int, inverse: Any, shift: Any,
+) -> int:  # fmt: skip
+    """Stores scales and zero points of `count` blocks, whose ends (`_ends`) are `signed` and `unsigned`.
+
+    The blocks begin `apart` from one another in `bits`, their elements are `step` apart. Sets the inverses, and what
+    `_code` adds. Returns -1, or the first block that could not be done.
+    """
+    middle, top = np.int32(1 << (number - 1)), np.int32((1 << number) - 1)
+    for index in range(count):
+        b = np.uintp(index)
+        high = signed[b]  # the magnitudes of the largest and the smallest element
+        low = np.uint32(unsigned[b] & _MAGNITUDE) if unsigned[b] > _MAGNITUDE else np.uint32(0)
+        if high >= _INFINITE or low >= _INFINITE:
+            return index
         if symmetric:
-            scale = _extreme(bits, at, block, positive, negative) / np.float32(-middle)
+            extreme = _as_float(high) if high > low else -_as_float(low)
+            if high == low:
+                extreme = _first(bits, index * apart, step, high)
+            scale = extreme / np.float32(-middle)
         else:
-            span = np.float64(_as_float(positive)) + np.float64(_as_float(negative))
+            span = np.float64(_as_float(high)) + np.float64(_as_float(low))
             scale = np.float32(span / np.float64(top))
-        scale, inverse = _settle(scale, wide, narrow, row, first + b)
+        scale, code, inverse[b] = _settle(scale, wide.size == 0)
         if abs(scale) == np.inf:
-            return False
+            return index
+        at_row, at_column = np.uintp(row + index * row_step), np.uintp(column + index * column_step)
+        if wide.size == 0:
+            narrow[at_row, at_column] = code
+        else:
+            wide[at_row, at_column] = scale
+        zero = middle
         if not symmetric:
-            down = _as_float(negative) * inverse
-            offset = np.int32(min(max(np.int32(np.rint(down)), np.int32(0)), top))
-            if number == 8:
-                zero_points[row, first + b] = offset
-            elif (first + b) & 1:
-                zero_points[row, (first + b) >> 1] |= np.uint8(offset << np.int32(4))
-            else:
-                zero_points[row, (first + b) >> 1] = offset
-        shift = np.int32(offset - _MAGIC_BITS)
-        for i in range(block):
-            product = _as_float(bits[np.uintp(at + i)]) * inverse
-            code = np.int32(np.int32(_as_bits(product + _MAGIC)) + shift)
-            code = code if code > np.int32(0) else np.int32(0)
-            bits[np.uintp(at + i)] = np.uint32(code if code < top else top)
-    return True
+            zero = np.int32(min(max(np.int32(np.rint(_as_float(low) * inverse[b])), np.int32(0)), top))
+            byte, place = (at_column * np.uintp(number)) >> np.uintp(3), (at_column * np.uintp(number)) & np.uintp(7)
+            held = zero_points[at_row, byte] if place else np.uint8(0)
+            zero_points[at_row, byte] = held | np.uint8(np.uint32(zero) << place)
+        shift[b] = np.int32(zero - _MAGIC_BITS)
+    return -1
 
 
 @_jit
-def _pack(values: Any, pairs: Any, length: int, number: int, codes: Any, row: int, start: int) -> None:
-    """Writes `values[:length]`, which are elements `start` and following of the row; `pairs` views them as uint64."""
-    if number == 4:
-        for i in range(length >> 1):
-            codes[np.uintp(row), np.uintp((start >> 1) + i)] = np.uint8(pairs[i] | (pairs[i] >> np.uint64(28)))
-    else:
-        for i in range(length):
-            codes[np.uintp(row), np.uintp(start + i)] = np.uint8(values[i])
+def _code(value: Any, inverse: Any, shift: Any, top: Any) -> Any:
+    """Of an element, given its bits."""
+    code = np.int32(np.int32(_as_bits(_as_float(value) * inverse + _MAGIC)) + shift)
+    code = code if code > np.int32(0) else np.int32(0)
+    return np.uint32(code if code < top else top)
+
+
+def _quantize_rows(
+    source: Any, half: bool, stride: int, n: int, k: int, number: int, block: int, symmetric: bool,
+    codes: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int, column_start: int,
+) -> int:  # fmt: skip
+    """Blockwise 4 and 8 bits of an [N, K] source."""
+    top = np.int32((1 << number) - 1)
+    bits = np.empty(_ROW_PIECE, np.uint32)
+    pairs = bits.view(np.uint64)
+    signed, unsigned = np.empty(_ROW_PIECE // block, np.uint32), np.empty(_ROW_PIECE // block, np.uint32)
+    inverse, shift = np.empty(_ROW_PIECE // block, np.float32), np.empty(_ROW_PIECE // block, np.int32)
+    for r in range(n):
+        row = row_start + row_step * r
+        for start in range(0, k, _ROW_PIECE):
+            length, column = min(_ROW_PIECE, k - start), column_start + start
+            _widen(source, r * stride + start, half, bits, _ZERO, length)
+            for b in range(length // block):
+                signed[b], unsigned[b] = _ends(bits, b * block, block)
+            failed: int = _settle_blocks(
+                bits, block, _ONE, block, number, symmetric, signed, unsigned,
+                wide, narrow, zero_points, row, _ZERO, column // block, _ONE, length // block, inverse, shift,
+            )  # fmt: skip
+            if failed >= 0:
+                return r * k + start + failed * block
+            for b in range(length // block):
+                for i in range(b * block, (b + 1) * block):
+                    bits[np.uintp(i)] = _code(bits[np.uintp(i)], inverse[b], shift[b], top)
+            if number == 4:
+                for i in range(length >> 1):
+                    pair = np.uint8(pairs[i] | (pairs[i] >> np.uint64(28)))
+                    codes[np.uintp(row), np.uintp((column >> 1) + i)] = pair
+            else:
+                for i in range(length):
+                    codes[np.uintp(row), np.uintp(column + i)] = np.uint8(bits[i])
+    return -1
+
+
+def _quantize_columns(
+    source: Any, half: bool, stride: int, n: int, k: int, number: int, block: int, symmetric: bool,
+    words: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int, column_start: int,
+) -> int:  # fmt: skip
+    """Blockwise 4 and 8 bits of a [K, N] source; `words` are the codes as uint32.
+
+    Columns of the source lie side by side in vectors all the way to the words of codes; only words are transposed.
+    """
+    top = np.int32((1 << number) - 1)
+    count = 32 // number  # codes of a word
+    width = min(n, _TILE // block)
+    pitch = width + _PAD
+    bits = np.empty(block * pitch, np.uint32)
+    packed = np.empty(block // count * pitch, np.uint32)
+    signed, unsigned = np.empty(width, np.uint32), np.empty(width, np.uint32)
+    inverse, shift = np.empty(width, np.float32), np.empty(width, np.int32)
+    for k0 in range(0, k, block):
+        for n0 in range(0, n, width):
+            lanes, row, column = min(width, n - n0), row_start + row_step * n0, column_start + k0
+            for r in range(lanes):
+                signed[r] = unsigned[r] = 0
+            for i in range(block):
+                at = i * pitch
+                _widen(source, (k0 + i) * stride + n0, half, bits, at, lanes)
+                for r in range(lanes):
+                    value = bits[np.uintp(at + r)]
+                    signed[r] = max(np.int32(value), np.int32(signed[r]))
+                    unsigned[r] = max(value, unsigned[r])
+            failed: int = _settle_blocks(
+                bits, _ONE, pitch, block, number, symmetric, signed, unsigned,
+                wide, narrow, zero_points, row, row_step, column // block, _ZERO, lanes, inverse, shift,
+            )  # fmt: skip
+            if failed >= 0:
+                return (n0 + failed) * k + k0
+            for i in range(block):
+                at, word = i * pitch, i // count * pitch
+                place = np.uint32(i % count * number) & np.uint32(31)  # so that 32-bit shifts will do
+                for r in range(lanes):
+                    code = np.uint32(_code(bits[np.uintp(at + r)], inverse[r], shift[r], top) << place)
+                    packed[np.uintp(word + r)] = packed[np.uintp(word + r)] | code if place else code
+            for r in range(lanes):
+                for word in range(block // count):
+                    at = word * pitch + r
+                    words[np.uintp(row + row_step * r), np.uintp(column // count + word)] = packed[np.uintp(at)]
+    return -1
 
 
 @_jit
@@ -199,39 +277,6 @@ def _gather(
         for r in range(rows):
             for i in range(length):
                 tile[np.uintp(r * width + i)] = source[np.uintp(start + r * stride + i)]
-
-
-def _quantize_int(
-    source: Any, half: bool, stride: int, transposed: bool, n: int, k: int, number: int, block: int, symmetric: bool,
-    codes: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int,
-) -> int:  # fmt: skip
-    """Blockwise 4 and 8 bits."""
-    tile_n, tile_k = (_TILE_N, _TILE_K) if transposed else (1, _ROW_PIECE)
-    width = tile_k + _PAD
-    tile = np.empty(tile_n * width, source.dtype)
-    bits = np.empty(tile_k, np.uint32)
-    pairs = bits.view(np.uint64)
-    for k0 in range(0, k, tile_k if transposed else k):
-        for n0 in range(0, n, tile_n):
-            k1 = min(k0 + tile_k, k) if transposed else k
-            rows = min(tile_n, n - n0)
-            if transposed:
-                _gather(source, k0 * stride + n0, stride, True, rows, k1 - k0, tile, width)
-            for r in range(rows):
-                out = row_start + row_step * (n0 + r)
-                for start in range(k0, k1, tile_k):
-                    length = min(tile_k, k1 - start)
-                    if transposed:
-                        _widen(tile, r * width, half, bits, length)
-                    else:
-                        _widen(source, (n0 + r) * stride + start, half, bits, length)
-                    good = _round_blocks(
-                        bits, length, number, block, symmetric, wide, narrow, zero_points, out, start // block
-                    )
-                    if not good:
-                        return (n0 + r) * k + start
-                    _pack(bits, pairs, length, number, codes, out, start)
-    return -1
 
 
 @_jit
@@ -253,7 +298,7 @@ def _quantize_fp8(
     codes: Any, wide: Any, narrow: Any, row_start: int, row_step: int,
 ) -> int:  # fmt: skip
     """E4M3FN: one scale for a row, or for a square block of result rows (then `row_step` is 1)."""
-    tile_n = _BLOCK if square else (_TILE_N if transposed else 1)
+    tile_n = _BLOCK if square else (_FP8_TILE_N if transposed else 1)
     tile_k = _BLOCK if square else k
     width = (tile_k + 63) // 64 * 64 + _PAD
     tile = np.empty(tile_n * width, source.dtype)
@@ -270,22 +315,25 @@ def _quantize_fp8(
                 for r in range(first, first + group):
                     for i in range(0, length, piece):
                         count = min(piece, length - i)
-                        _widen(tile, r * width + i, half, bits, count)
-                        positive, negative = _ends(bits, 0, count)
-                        largest = np.uint32(max(largest, positive, negative))
+                        _widen(tile, r * width + i, half, bits, _ZERO, count)
+                        signed, unsigned = _ends(bits, _ZERO, count)
+                        largest = max(largest, signed, np.uint32(unsigned & _MAGNITUDE))
                 if largest >= _INFINITE:
                     return (n0 + first) * k + k0
                 row = row_start + row_step * (n0 + first)
                 scale = _as_float(largest) / np.float32(448)
-                scale, inverse = _settle(
-                    scale, wide, narrow, row // _BLOCK if square else row, k0 // _BLOCK if square else 0
-                )
+                scale, code, inverse = _settle(scale, wide.size == 0)
                 if scale == np.inf:
                     return (n0 + first) * k + k0
+                at_row, at_column = np.uintp(row // _BLOCK if square else row), np.uintp(k0 // _BLOCK if square else 0)
+                if wide.size == 0:
+                    narrow[at_row, at_column] = code
+                else:
+                    wide[at_row, at_column] = scale
                 for r in range(first, first + group):
                     for i in range(0, length, piece):
                         count = min(piece, length - i)
-                        _widen(tile, r * width + i, half, bits, count)
+                        _widen(tile, r * width + i, half, bits, _ZERO, count)
                         _encode_fp8(bits, count, inverse, codes, row_start + row_step * (n0 + r), k0 + i)
     return -1
 
@@ -294,7 +342,7 @@ _lock = threading.Lock()
 
 
 def kernel(name: str, itemsize: int) -> Callable[..., int]:
-    """The compiled kernel `int` or `fp8` for sources of 2 or 4 bytes; compiles (or loads) it on first use."""
+    """The compiled kernel `rows`, `columns` or `fp8` for sources of 2 or 4 bytes; compiled or loaded on first use."""
     with _lock:
         return _compiled(name, itemsize)
 
@@ -303,12 +351,13 @@ def kernel(name: str, itemsize: int) -> Callable[..., int]:
 def _compiled(name: str, itemsize: int) -> Callable[..., int]:
     i, flag = types.int64, types.boolean
     source = types.Array(types.uint16 if itemsize == 2 else types.uint32, 1, "C", readonly=True)
-    u8, u16, f32 = (types.Array(t, 2, "C") for t in (types.uint8, types.uint16, types.float32))
-    if name == "int":
-        signature = types.int64(source, flag, i, flag, i, i, i, i, flag, u8, f32, u16, u8, i, i)
-        function: Any = _quantize_int
-    else:
+    u8, u16, u32, f32 = (types.Array(t, 2, "C") for t in (types.uint8, types.uint16, types.uint32, types.float32))
+    function: Any
+    if name == "fp8":
         signature = types.int64(source, flag, i, flag, i, i, flag, u8, f32, u16, i, i)
         function = _quantize_fp8
+    else:
+        codes, function = (u32, _quantize_columns) if name == "columns" else (u8, _quantize_rows)
+        signature = types.int64(source, flag, i, i, i, i, i, flag, codes, f32, u16, u8, i, i, i)
     compiled: Callable[..., int] = _jit(function, signature)
     return compiled

@@ -22,6 +22,7 @@ def quantize_rows(
     row_start: int = 0,
     row_step: int = 1,
     transposed: bool = False,
+    column_start: int = 0,
 ) -> None:
     """Quantise a matrix into rows `row_start + row_step * n` of the outputs.
 
@@ -29,6 +30,8 @@ def quantize_rows(
     outputs are C-contiguous and shaped as `scheme` says for their own number of rows (`Scheme.allocate`); rows that are
     not written stay as they are. The GIL is released, and calls may run side by side on different rows of the same
     outputs (fp8-b128: on different blocks of 128 rows; there `row_step` must be 1 and `row_start` a multiple of 128).
+    For the integer kinds the outputs may be those of more than K columns: the source's first is `column_start` of them,
+    a multiple of the block size. Zero points of 4 bits share bytes: their columns must be written in order.
 
     Raises:
         ValueError: for a NaN or an infinity in `source`, named with its (row, column) there; for a block size that does
@@ -42,7 +45,7 @@ def quantize_rows(
     scheme.check(k)
     if 0 in {n, k}:
         return
-    _check_outputs(scheme, (n, k), (codes, scales, zero_points), row_start, row_step)
+    _check_outputs(scheme, (n, k), (codes, scales, zero_points), row_start, row_step, column_start)
     flat, stride = _flat_bits(source)
     wide, narrow = _scale_arrays(scales)
     if scheme.kind == "fp8":
@@ -52,9 +55,9 @@ def quantize_rows(
         )  # fmt: skip
     else:
         zeros = np.empty((codes.shape[0], 0), np.uint8) if zero_points is None else zero_points
-        failed = _kernel("int", source)(
-            flat, half, stride, transposed, n, k, scheme.bits, scheme.block_size, scheme.symmetric,
-            codes, wide, narrow, zeros, row_start, row_step,
+        failed = _kernel("columns" if transposed else "rows", source)(
+            flat, half, stride, n, k, scheme.bits, scheme.block_size, scheme.symmetric,
+            codes.view(np.uint32) if transposed else codes, wide, narrow, zeros, row_start, row_step, column_start,
         )  # fmt: skip
     if failed >= 0:
         _explain(source, failed // k, failed % k, transposed)
@@ -87,6 +90,7 @@ def _check_outputs(
     outputs: tuple[np.ndarray, np.ndarray, np.ndarray | None],
     row_start: int,
     row_step: int,
+    column_start: int,
 ) -> None:
     (n, k), (codes, scales, zero_points) = shape, outputs
     square = scheme.kind == "fp8" and scheme.block_size > 0
@@ -94,12 +98,14 @@ def _check_outputs(
         raise ValueError(f"rows {row_start} + {row_step} * (0..{n - 1}) are outside codes of shape {list(codes.shape)}")
     if square and (row_step != 1 or row_start % FP8_BLOCK):
         raise ValueError(f"blocks of {FP8_BLOCK}x{FP8_BLOCK} cannot start at row {row_start} with step {row_step}")
-    rows = codes.shape[0]
+    rows, columns = codes.shape[0], codes.shape[1] * 8 // scheme.bits if scheme.kind != "fp8" else k
+    if column_start < 0 or column_start % (scheme.block_size or 1) or column_start + k > columns:
+        raise ValueError(f"columns {column_start} to {column_start + k} are not whole blocks of {columns} columns")
     wanted = [
-        ("codes", codes, scheme.codes_shape(rows, k), scheme.codes_dtype),
-        ("scales", scales, scheme.scales_shape(rows, k), np.dtype(scheme.scale_dtype)),
+        ("codes", codes, scheme.codes_shape(rows, columns), scheme.codes_dtype),
+        ("scales", scales, scheme.scales_shape(rows, columns), np.dtype(scheme.scale_dtype)),
     ]
-    zeros_shape = scheme.zero_points_shape(rows, k)
+    zeros_shape = scheme.zero_points_shape(rows, columns)
     if (zeros_shape is None) != (zero_points is None):
         raise ValueError(f"{scheme.name} has {'no' if zeros_shape is None else 'need of'} zero points")
     if zeros_shape is not None and zero_points is not None:

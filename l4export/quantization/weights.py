@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +16,7 @@ from l4export.quantization.quantize import quantize_rows
 from l4export.quantization.schemes import FP8_BLOCK, Scheme
 from l4export.recipes import (
     Cast,
+    Constant,
     Evaluation,
     Interleave,
     Output,
@@ -20,7 +24,6 @@ from l4export.recipes import (
     Region,
     Slice,
     Source,
-    SourceData,
     Transpose,
 )
 
@@ -80,39 +83,44 @@ class QuantizedWeight(Evaluation):
         return Output(self, 0, self.codes.dtype, dims)
 
     def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
-        """Codes, scales and zero points of some rows, each in one pass over their part of the checkpoint."""
+        """Codes, scales and zero points of some rows, in one pass over their part of the checkpoint."""
         counts = [cut.stop - cut.start for cut in region]
-        flat = [self.scheme.allocate(counts[-1], self.k) for _ in range(int(np.prod(counts[:-1])))]
-        for index, (codes, scales, zero_points) in zip(np.ndindex(*counts[:-1]), flat, strict=True):
-            outer = tuple(slice(cut.start + i, cut.start + i + 1) for cut, i in zip(region, index, strict=False))
+        rows = counts[-1]
+        codes, scales, zero_points = self.scheme.allocate(math.prod(counts), self.k)
+        if self.square:
+            scales = np.empty((math.prod(counts), *scales.shape[1:]), scales.dtype)
+        for i, index in enumerate(np.ndindex(*counts[:-1])):
+            outer = tuple(slice(cut.start + j, cut.start + j + 1) for cut, j in zip(region, index, strict=False))
             part = (*outer, region[-1], slice(0, self.k))
-            # A square block needs neighbouring rows together, so there interleaving is done beforehand.
-            pieces = [_Piece(_matrix(self.weight.read(part)), False, 0, 1)] if self.square else None
-            for piece in pieces or _stored_pieces(self.weight, part):
-                try:
-                    quantize_rows(
-                        piece.values, self.scheme, codes, scales, zero_points, piece.start, piece.step, piece.transposed
-                    )
-                except ValueError:
-                    self._named(part)  # names a number that is not finite by its place in the whole weight
-                    raise
-        columns = [self._per_row(counts[-1], list(part)) for part in zip(*flat, strict=True)]
-        return tuple(np.stack(part).reshape(*counts, -1) for part in columns if part[0] is not None)
+            mine = slice(i * rows, (i + 1) * rows)
+            try:
+                self._quantize(part, codes[mine], scales[mine], None if zero_points is None else zero_points[mine])
+            except ValueError:
+                self._named(part)  # names a number that is not finite by its place in the whole weight
+                raise
+        return tuple(array.reshape(*counts, -1) for array in (codes, scales, zero_points) if array is not None)
 
-    def _per_row(self, rows: int, part: list[np.ndarray]) -> list[np.ndarray]:
-        """Scales of square blocks, repeated for each row of the block; everything else is by row already."""
-        if part[0] is None or part[0].shape[0] == rows:
-            return part
-        return [np.repeat(scales, FP8_BLOCK, axis=0)[:rows] for scales in part]
+    def _quantize(self, part: Region, codes: np.ndarray, scales: np.ndarray, zero_points: np.ndarray | None) -> None:
+        """The rows of one matrix."""
+        if self.square:  # a block needs neighbouring rows together: interleaving is done beforehand
+            blocks = np.empty(self.scheme.scales_shape(len(codes), self.k), scales.dtype)
+            quantize_rows(_matrix(self.weight.read(part)), self.scheme, codes, blocks)
+            scales[:] = np.repeat(blocks, FP8_BLOCK, axis=0)[: len(codes)]
+            return
+        for piece in _stored_pieces(self.weight, part, self.scheme.block_size):
+            quantize_rows(
+                piece.values, self.scheme, codes, scales, zero_points,
+                piece.row, piece.row_step, piece.transposed, piece.column,
+            )  # fmt: skip
 
 
 class CalibratedWeight(QuantizedWeight):
     """A quantised weight whose codes, scales and zero points were found before: `parts` has them, each laid out as the
     checkpoint's tensor is, but narrower along K. So the recipe's slices and transpositions apply to them as well."""
 
-    def __init__(self, weight: Recipe, scheme: Scheme, parts: Sequence[SourceData]) -> None:
+    def __init__(self, weight: Recipe, scheme: Scheme, parts: Sequence[Recipe]) -> None:
         super().__init__(weight, scheme)
-        self.parts = [_with_source(weight, _in_place_of_any(Source(part, checked=False))) for part in parts]
+        self.parts = [_with_source(weight, _in_place_of_any(part)) for part in parts]
 
     def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
         """The region of each part."""
@@ -131,33 +139,49 @@ def source_of(recipe: Recipe) -> Source:
     return found[0]
 
 
-def _in_place_of_any(source: Source) -> Callable[[Source], Source]:
-    return lambda _: source
+def _in_place_of_any(part: Recipe) -> Callable[[Source], Recipe]:
+    return lambda _: part
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Part of a block as it is stored: `values` is [n, K] or, `transposed`, [K, n]; row i is row start + step * i."""
+    """Part of a matrix as it is stored: `values` is [n, k] or, `transposed`, [k, n].
+
+    Row i is row `row` + `row_step` * i of the matrix, its first column there is `column`.
+    """
 
     values: np.ndarray
     transposed: bool
-    start: int
-    step: int
+    row: int
+    row_step: int
+    column: int
 
 
-def _stored_pieces(recipe: Recipe, region: Region) -> Iterator[_Piece]:
-    """What must be read for `region` of a weight, in the checkpoint's order: the kernel transposes and interleaves."""
+def _stored_pieces(recipe: Recipe, region: Region, block: int) -> Iterator[_Piece]:
+    """What must be read for `region` of a weight, as it lies in the checkpoint: the kernel transposes and interleaves.
+
+    Rows are cut at multiples of `block`, or not at all if it is 0.
+    """
     if isinstance(recipe, Transpose) and _swaps_last_two(recipe.perm):
-        yield _Piece(_matrix(recipe.part.read((*region[:-2], region[-1], region[-2]))), True, 0, 1)
+        stored = (*region[:-2], region[-1], region[-2])
+        if block == 0:
+            yield _Piece(_matrix(recipe.part.read(stored)), True, 0, 1, 0)
+            return
+        for first, values in recipe.part.rows(stored, block):
+            yield _Piece(values, True, 0, 1, first)
     elif isinstance(recipe, Interleave) and recipe.axis == len(recipe.dims) - 2:
         n, cut = len(recipe.parts), region[-2]
-        for j, part in enumerate(recipe.parts):
-            start, stop = -((j - cut.start) // n), -((j - cut.stop) // n)
-            first = start * n + j - cut.start
-            for piece in _stored_pieces(part, (*region[:-2], slice(start, stop), region[-1])):
-                yield _Piece(piece.values, piece.transposed, first + n * piece.start, n * piece.step)
+        starts, stops = ([-((j - bound) // n) for j in range(n)] for bound in (cut.start, cut.stop))
+        cuts = [(*region[:-2], slice(start, stop), region[-1]) for start, stop in zip(starts, stops, strict=True)]
+        parts = [_stored_pieces(part, cut, block) for part, cut in zip(recipe.parts, cuts, strict=True)]
+        for pieces in itertools.zip_longest(*parts):  # in turn: parts may lie on the same pages
+            for j, piece in enumerate(pieces):
+                if piece:
+                    row = (starts[j] + piece.row) * n + j - cut.start
+                    yield dataclasses.replace(piece, row=row, row_step=piece.row_step * n)
     else:
-        yield _Piece(_matrix(recipe.read(region)), False, 0, 1)
+        for first, values in recipe.rows(region):
+            yield _Piece(values, False, first, 1, 0)
 
 
 def _read_checked(weight: Recipe, region: Region) -> np.ndarray:
@@ -183,7 +207,9 @@ def _with_source(recipe: Recipe, made: Callable[[Source], Recipe]) -> Recipe:
             return Transpose(_with_source(recipe.part, made), recipe.perm)
         case Interleave():
             return Interleave([_with_source(part, made) for part in recipe.parts], recipe.axis)
-    return recipe
+        case Constant() | Output():
+            return recipe
+    raise TypeError(f"{type(recipe).__name__}: no weight is quantised that is made so")
 
 
 def _swaps_last_two(perm: Sequence[int]) -> bool:

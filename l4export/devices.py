@@ -1,0 +1,28 @@
+"""Devices that `l4export plan` knows by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["DEVICES", "Device"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device and its memory in bytes.
+
+    The figure is the data sheet's in decimal gigabytes. Memory comes in binary ones, 7 % larger; that much is left to
+    the driver and the operating system.
+    """
+
+    title: str
+    memory: int
+
+
+DEVICES = {
+    "h100": Device("NVIDIA H100, 80 GB", 80 * 10**9),
+    "h200": Device("NVIDIA H200, 141 GB", 141 * 10**9),
+    "thor": Device("NVIDIA Jetson Thor, 128 GB shared by CPU and GPU", 128 * 10**9),
+    "spark": Device("NVIDIA DGX Spark, 128 GB shared by CPU and GPU", 128 * 10**9),
+    "server64": Device("a server with 64 GB", 64 * 10**9),
+}

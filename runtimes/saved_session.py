@@ -1,0 +1,134 @@
+"""Sessions in a file: one safetensors file with the slots that are used, and what makes them usable.
+
+Tensors are called `{row}.{layer}.key` and `.value`, [kv_heads, tokens, width]. The metadata hold
+`format`; `engine`, the SHA-256 of the manifest; `state`, JSON of a `SessionState`; and `sha256`, the digest of the
+state and of all tensors' bytes in their order. A file is untrusted: nothing of it is taken before all of that is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4export.checkpoint import TensorFile, write_safetensors
+from l4export.checkpoint.safetensors import ARRAY_DTYPES, parse_json_object
+from l4export.errors import InputError, StorageError
+from l4export.manifest import Manifest
+from l4export.runtimes.chunks import Chunks
+from l4export.runtimes.kv_cache import CacheSpec
+from l4export.runtimes.session import Session, SessionState
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["load_session", "save_session"]
+
+_FORMAT = "l4export-session-1"
+_ROWS = ("lengths", "starts", "held")
+_NO_COUNT = 2**48
+"""More tokens than there can be."""
+_DTYPE_NAMES = {dtype: name for name, dtype in ARRAY_DTYPES.items()}
+
+
+def save_session(session: Session, path: Path) -> None:
+    """Write a session to `path`; a file that is there is replaced in one step at the end.
+
+    Raises:
+        StorageError: writing failed; a file that was there is as before.
+    """
+    spec = CacheSpec.of(session.manifest)
+    tensors = {
+        f"{row}.{name}": array
+        for row in range(session.batch)
+        for name, array in zip(spec.names, session.tokens(row), strict=True)
+    }
+    state = _state_json(session.state)
+    metadata = {"format": _FORMAT, "engine": _identity(session.manifest), "state": state}
+    metadata["sha256"] = _digest(state, tensors.values())
+    entries = [(name, _DTYPE_NAMES[spec.dtype], array.shape) for name, array in tensors.items()]
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write_safetensors(partial, entries, lambda name: tensors[name], metadata)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); check the path and permissions") from error
+
+
+def load_session(path: Path, inference: onnxruntime.InferenceSession, manifest: Manifest) -> Session:
+    """A session as it was saved; see `Engine.load_session`."""
+    file, spec = TensorFile(path), CacheSpec.of(manifest)
+    if file.metadata.get("format") != _FORMAT:
+        raise InputError(f"{path}: not a session that this version of l4export has saved")
+    if file.metadata.get("engine") != _identity(manifest):
+        raise InputError(f"{path}: saved with another engine; load it with that one, or feed the prompt anew")
+    text = file.metadata.get("state", "")
+    state, shapes = _state(text, manifest, spec, path)
+    names = [f"{row}.{name}" for row in range(len(shapes)) for name in spec.names]
+    found = [(entry.name, entry.dtype, entry.shape) for entry in file.entries.values()]
+    dtypes = [_DTYPE_NAMES[spec.dtype]] * len(names)
+    if found != list(zip(names, dtypes, itertools.chain(*shapes), strict=True)):
+        raise _damaged(path, "it does not hold the keys and values of its tokens")
+    arrays = [file.array(entry) for entry in file.entries.values()]
+    if _digest(text, arrays) != file.metadata.get("sha256"):
+        raise _damaged(path, "its digest is another")
+    tokens = [arrays[at : at + len(spec.names)] for at in range(0, len(arrays), len(spec.names))]
+    return Session.restored(inference, manifest, state, tokens)
+
+
+def _state(
+    text: str, manifest: Manifest, spec: CacheSpec, path: Path
+) -> tuple[SessionState, list[list[tuple[int, int, int]]]]:
+    """A state that a session of this engine can be in, and for each row the shapes of what it holds then."""
+    raw = parse_json_object(text.encode(), f"{path}: state")
+    rows = [raw[name] if isinstance(raw.get(name), list) else [] for name in _ROWS]
+    numbers = [raw.get("capacity"), *itertools.chain(*rows)]
+    if (
+        raw.keys() != {"capacity", *_ROWS}
+        or not rows[0]
+        or len({len(row) for row in rows}) != 1
+        or any(type(number) is not int or not 0 <= number < _NO_COUNT for number in numbers)
+    ):
+        raise _damaged(path, "its state is not that of a session")
+    lengths, starts, held = (np.asarray(numbers, dtype=np.int64) for numbers in rows)
+    ends, chunks = starts + lengths, Chunks(manifest.prefill_cut, starts)
+    chunks.held[:] = held
+    if (
+        not 1 <= raw["capacity"] <= manifest.max_context
+        or lengths.max() > raw["capacity"]
+        or starts.max() >= manifest.max_context
+        or ends.max() > manifest.max_context
+        or not all(chunks.complete(row, int(end)) for row, end in enumerate(ends))
+    ):
+        raise _damaged(path, "its state is none of this engine's")
+    shapes = [spec.shapes(int(lengths[row]), chunks.used(row, int(end))) for row, end in enumerate(ends)]
+    return SessionState(raw["capacity"], lengths, starts, held), shapes
+
+
+def _state_json(state: SessionState) -> str:
+    rows = {name: getattr(state, name).tolist() for name in _ROWS}
+    return json.dumps({"capacity": state.capacity, **rows})
+
+
+def _digest(state: str, arrays: Iterable[NDArray[Any]]) -> str:
+    digest = hashlib.sha256(state.encode())
+    for array in arrays:
+        for head in array:
+            digest.update(np.ascontiguousarray(head).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _identity(manifest: Manifest) -> str:
+    return hashlib.sha256(manifest.to_json().encode()).hexdigest()
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"{path}: damaged: {why}; feed the prompt anew")
