@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,10 @@ class _Shape:
     dtype: np.dtype[Any] = dataclasses.field(default=np.dtype(ml_dtypes.bfloat16))
 
     def read(self, index: object, /) -> np.ndarray:
+        """There is nothing to read."""
+        raise NotImplementedError
+
+    def rows(self, index: object, multiple: int = 1, /) -> Iterator[tuple[int, np.ndarray]]:
         """There is nothing to read."""
         raise NotImplementedError
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from conftest import Workshop, copy_checkpoint, random_ids
+from kv_definitions import scales_of
 from safetensors.numpy import load_file, save_file
 
 from l4export import layer_calibration, runtimes
 from l4export.build import BuildOptions, build, plan_build
+from l4export.calibration import CalibrationPlan
 from l4export.calibration_text import DEFAULT_TEXT, read_calibration_text
 from l4export.checkpoint import open_checkpoint
-from l4export.dequantized import dequantized_weights
+from l4export.dequantized import DequantizedWeights, dequantized_weights
 from l4export.errors import InputError
 from l4export.hf_reference import HFReference
 from l4export.layer_parity import check_layers
 from l4export.manifest import load_manifest
 from l4export.parity import check_parity
+from l4export.passes.projection_packing import ProjectionPacking
 from l4export.policy import Policy, Rule, standard_policy
+from l4export.quantization import dequantize
+from l4export.quantization.gptq import QuantizedMatrix
 
 ROOT = Path(__file__).parent.parent
 MATRICES = ("model.layers.*_proj.weight", "model.layers.*.experts.*_proj")
@@ -67,6 +74,59 @@ def test_calibrated_engines_are_nearer_to_the_checkpoint(
     if quantised.rules[0].kind != "int8":  # ONNX Runtime rounds activations before int8 experts at any level
         report = check_parity(tmp_path / "calibrated", checkpoint, 50, 4, dequantized=True)
         assert report.passed, report.failures  # at float level: what was found is what the engine computes with
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_packed_projections_hold_what_the_calibration_found(
+    workshop: Workshop, tmp_path: Path, ids: Path, monkeypatch: pytest.MonkeyPatch, symmetric: bool
+) -> None:
+    found: dict[str, np.ndarray] = {}
+
+    def keep(plan: CalibrationPlan, name: str, expert: int | None, matrix: QuantizedMatrix) -> None:
+        scheme = policy(symmetric=symmetric).rules[0].scheme(name, matrix.scales.shape[1] * 16)
+        found[name] = dequantize(matrix.codes, matrix.scales, matrix.zero_points, scheme)
+        keep_it(plan, name, expert, matrix)
+
+    def unpacked(_: object, model: ir.Model) -> ir.passes.PassResult:
+        return ir.passes.PassResult(model, modified=False)
+
+    checkpoint, keep_it = workshop.checkpoint("scout"), CalibrationPlan.keep
+    options = BuildOptions(max_context=128, policy=policy(symmetric=symmetric), calibrate=ids)
+    with monkeypatch.context() as patched:
+        patched.setattr(CalibrationPlan, "keep", keep)
+        build(checkpoint, tmp_path / "packed", options)
+    with monkeypatch.context() as patched:
+        patched.setattr(ProjectionPacking, "call", unpacked)
+        build(checkpoint, tmp_path / "apart", options)
+    stored = [str(n) for n in ir.load(tmp_path / "packed" / "decoder.onnx").graph.initializers]
+    assert sum("|" in name for name in stored) >= 4 * 2
+    assert not any("|" in str(n) for n in ir.load(tmp_path / "apart" / "decoder.onnx").graph.initializers)
+    weights = DequantizedWeights(tmp_path / "packed")
+    matrices = {name: values for name, values in found.items() if ".experts." not in name}
+    assert len(matrices) == 4 * (4 + 3)
+    for name, values in matrices.items():
+        np.testing.assert_array_equal(weights.rows(name, slice(None)), values)
+        np.testing.assert_array_equal(weights.rows(name, slice(3, 9)), values[3:9])
+    logits = [runtimes.load(tmp_path / name).session().append(random_ids(40)) for name in ("packed", "apart")]
+    np.testing.assert_array_equal(*logits)
+
+
+def test_weights_first_and_then_the_caches_scales(workshop: Workshop, tmp_path: Path, ids: Path) -> None:
+    """The scales are measured with the calibrated weights; either calibration is recorded under its own name."""
+    checkpoint, notices = workshop.checkpoint("scout"), []
+    options = BuildOptions(max_context=128, policy=policy(), calibrate=ids)
+    both = dataclasses.replace(options, kv_dtype="int8", kv_calibrate=ids)
+    build(checkpoint, tmp_path / "weights", options)
+    manifest = build(checkpoint, tmp_path / "both", both, on_notice=notices.append)
+    assert ["calibrating the KV cache" in line for line in notices] == [False] * 4 + [True]
+    assert manifest.options["calibration"]["tokens"] == manifest.options["kv_calibration"]["tokens"] == 1200
+    for name, values in dequantized_weights(tmp_path / "weights"):
+        np.testing.assert_array_equal(DequantizedWeights(tmp_path / "both").rows(name, slice(None)), values)
+    build(checkpoint, tmp_path / "caches", dataclasses.replace(both, calibrate=None))
+    found, plain = (scales_of(tmp_path / name) for name in ("both", "caches"))
+    assert any((found[name] != plain[name]).any() for name in found)
+    build(checkpoint, tmp_path / "weights", dataclasses.replace(both, force=True))
+    assert load_manifest(tmp_path / "weights") == manifest
 
 
 def test_float16(workshop: Workshop, tmp_path: Path, ids: Path) -> None:
