@@ -2,8 +2,8 @@
 
     python tests/benchmarks/kv_quality_table.py [--checkpoint DIR] [--text FILE] [--kv-layout LAYOUT] [--markdown FILE]
 
-Scored as in quality_table.py. int8 and int4 are calibrated twice: on the text that comes with l4export, which is not of
-the model's kind, and on text that the float engine wrote itself (seeded sampling).
+Scored as in quality_table.py. int8 and int4 are calibrated twice: on the text that comes with l4export, which is of
+the example's kind, and on text that the float engine wrote itself (seeded sampling).
 """
 
 from __future__ import annotations
