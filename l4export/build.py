@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from l4export.build_plan import DEFAULT_MAX_CONTEXT, DTYPES, STEM, BuildOptions, BuildPlan, plan_build
+from l4export.calibration_text import CalibrationText
 from l4export.companions import check_companions
 from l4export.config import ModelConfig
 from l4export.emission import emit_data, emit_graph
-from l4export.engine_directory import EngineDirectory
+from l4export.engine_directory import CALIBRATION, CALIBRATION_REPORT, EngineDirectory
 from l4export.errors import EnvironmentLacks, InputError, StorageError
 from l4export.genai import GENAI_LAYOUTS, genai_config
 from l4export.journal import JOURNAL, Journal
@@ -25,8 +29,10 @@ from l4export.kv_bytes import kv_capacities
 from l4export.kv_scales import METHOD, kv_scales
 from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
 from l4export.pipeline import KV_BITS
-from l4export.placement import plan_digest
+from l4export.placement import INLINE_BYTES, plan_digest
 from l4export.provenance import generator
+from l4export.quantization.weights import CalibratedWeight
+from l4export.recipes import Output, Stack
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
 from l4export.tensorrt_engine import MODULES, check_tensorrt, compile_engine, token_profiles
 
@@ -47,8 +53,8 @@ PREFILL_TOKENS = 512
 
 _GENAI_CONFIG = "genai_config.json"
 _TENSORRT_ENGINE = f"{STEM}.engine"
-_NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "kv_dtype", "calibrate"}
-"""Options that change no byte of a data file, or change the plan of it."""
+_NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "calibrate", "kv_dtype", "kv_calibrate"}
+"""Options that change no byte of a data file, or change the plan of it, or whose contents count and not the path."""
 
 
 def build(
@@ -76,8 +82,8 @@ def build(
     if options.dump_ir is not None and directory.path in [(p := options.dump_ir.absolute()), *p.parents]:
         raise InputError(f"--dump-ir {options.dump_ir}: lies inside the engine; choose another directory")
     planned = plan_build(checkpoint_path, options)
-    if planned.calibration:
-        _check_can_calibrate()
+    if planned.kv_calibration:
+        _check_can_measure()
     if options.target in MODULES:
         check_tensorrt(options.target)
     try:
@@ -114,20 +120,22 @@ class _Build:
                 if is_up_to_date(directory.path, old, draft, _companions(planned.checkpoint.path)):
                     self.on_notice(f"{directory.path.name} is up to date; every file was checked, none was written")
                     return old
-                weights = reusable_weights(directory.path, old, draft, self.files, graph)
-            with directory.writing(0 if weights else sum(file.size for file in self.files)) as partial:
+                if not self._graph_holds_codes():
+                    weights = reusable_weights(directory.path, old, draft, self.files, graph)
+            with directory.writing(0 if weights else self._room()) as partial:
                 if weights:
                     self.on_notice("the weights have not changed; they are taken over from the engine that is there")
                     directory.clear()
-                    take_over(directory.path, partial, list(weights))
+                    take_over(directory.path, partial, [*weights, *self._reports()])
                 else:
                     weights = self._emit(partial)
-                final = self._calibrated(partial) if planned.calibration else planned
+                final = self._with_kv_scales(partial) if planned.kv_calibration else planned
                 emit_graph(final.model, final.files, partial, STEM)
                 extra = self._for_runtime(partial)
                 for name in (companions := _companions(planned.checkpoint.path)):
                     shutil.copyfile(planned.checkpoint.path / name, partial / name)
-                records = weights | {name: file_record(partial / name) for name in (graph, *extra, *companions)}
+                others = (graph, *extra, *companions, *self._reports())
+                records = weights | {name: file_record(partial / name) for name in others}
                 manifest = _manifest(planned, dict(sorted(records.items())), source.result())
                 planned.sources.check_unchanged()
                 directory.finish(manifest.to_json())
@@ -155,23 +163,66 @@ class _Build:
                 self.on_notice(
                     f"starting afresh: {_listed(journal.changed)} changed since the build that was cut short"
                 )
-            self.directory.clear(keep=[JOURNAL, *(file.name for file in self.files)] if journal.entries else ())
+            written = [JOURNAL, *(file.name for file in self.files)] if journal.entries else []
+            self.directory.clear(keep=[*written, *([CALIBRATION] if self.planned.calibration else [])])
             journal.start()
+            self._calibrate(partial)
             return emit_data(
                 self.files, partial, options.workers, options.memory_budget, journal, self._resumed, self._advance
             )
 
-    def _calibrated(self, partial: Path) -> BuildPlan:
+    def _calibrate(self, partial: Path) -> None:
+        """Find the codes of the weights that are calibrated, and write how it went."""
+        plan, options = self.planned.calibration, self.planned.options
+        if plan is None:
+            return
+        from l4export.calibration import calibrate
+        from l4export.streamed_reference import StreamedReference
+
+        plan.directory = partial / CALIBRATION
+        head = _journal_head(self.planned)
+        head = {name: head[name] for name in ("l4export", "checkpoint", "calibration")}
+        reference = StreamedReference(self.planned.checkpoint.path, options.layers)
+        report = calibrate(plan, reference, head, self.on_notice)
+        (partial / CALIBRATION_REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+    def _graph_holds_codes(self) -> bool:
+        """Whether calibrated tensors are so small that they lie in the graph: then it cannot be made without them."""
+        tensors = [value.const_value for value in self.planned.model.graph.initializers.values()]
+        return any(_is_calibrated(tensor) and tensor.nbytes <= INLINE_BYTES for tensor in tensors if tensor)
+
+    def _reports(self) -> list[str]:
+        return [CALIBRATION_REPORT] if self.planned.calibration else []
+
+    def _room(self) -> int:
+        """Bytes that a build writes: the data files, and what a calibration keeps until they are there."""
+        plan, size = self.planned.calibration, sum(file.size for file in self.files)
+        if plan is not None:
+            size += plan.nbytes + 2 * 4 * plan.text.tokens * self.planned.config.hidden_size
+        return size
+
+    def _with_kv_scales(self, partial: Path) -> BuildPlan:
         """The plan with the cache's scales, as this engine's weights with a float cache give them."""
         planned, options, graph = self.planned, self.planned.options, f"{STEM}.onnx"
-        assert planned.calibration is not None
-        checkpoint, text = planned.checkpoint.path, planned.calibration
-        self.on_notice(f"calibrating the KV cache: {text.record['tokens']} tokens of {text.record['text']}")
-        unquantized = plan_build(checkpoint, dataclasses.replace(options, kv_dtype=None, calibrate=None, dump_ir=None))
+        text = planned.kv_calibration
+        assert text is not None
+        self.on_notice(f"calibrating the KV cache: {text.tokens} tokens of {text.name}")
+        unquantized = self._planned_again(
+            partial, dataclasses.replace(options, kv_dtype=None, kv_calibrate=None, dump_ir=None)
+        )
         emit_graph(unquantized.model, unquantized.files, partial, STEM)
         manifest = _manifest(unquantized, {graph: file_record(partial / graph)}, {})
-        scales = kv_scales(partial, manifest, text.token_ids, KV_BITS[options.cache_dtype])
-        return plan_build(checkpoint, options, scales)
+        scales = kv_scales(partial, manifest, text.sequences[0], KV_BITS[options.cache_dtype])
+        return self._planned_again(partial, options, scales)
+
+    def _planned_again(
+        self, partial: Path, options: BuildOptions, scales: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> BuildPlan:
+        """Another graph for the weights that are written."""
+        planned = plan_build(self.planned.checkpoint.path, options, scales)
+        if planned.calibration:
+            planned.calibration.directory = partial / CALIBRATION
+        return planned
 
     def _resumed(self, count: int) -> None:
         if count:
@@ -188,7 +239,7 @@ class _Build:
         return sum(placed.recipe.nbytes for file in self.files for placed in file.placements)
 
 
-def _check_can_calibrate() -> None:
+def _check_can_measure() -> None:
     """Before the weights are written, not after."""
     try:
         importlib.import_module("onnxruntime")
@@ -197,6 +248,14 @@ def _check_can_calibrate() -> None:
             "the scales of an int8 or int4 KV cache are measured by running the engine, which needs onnxruntime: "
             "pip install 'l4export[cpu]'"
         ) from error
+
+
+def _is_calibrated(tensor: ir.TensorProtocol) -> bool:
+    """Whether it is of a `CalibratedWeight`, alone or packed with others."""
+    evaluation = tensor.evaluation if isinstance(tensor, Output) else None
+    if isinstance(evaluation, Stack):
+        return any(map(_is_calibrated, evaluation.parts))
+    return isinstance(evaluation, CalibratedWeight)
 
 
 def _companions(checkpoint: Path) -> dict[str, FileRecord]:
@@ -214,6 +273,7 @@ def _journal_head(planned: BuildPlan) -> dict[str, str]:
         "checkpoint": hashlib.sha256(checkpoint.encode()).hexdigest(),
         "options": ", ".join(f"{name} {value}" for name, value in options.items() if name not in _NOT_IN_DATA),
         "plan": plan_digest(planned.files),
+        **({"calibration": planned.calibration.digest()} if planned.calibration else {}),
     }
 
 
@@ -269,12 +329,17 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
             "max_context": planned.max_context,
             **({"layers": list(options.layers)} if options.layers else {}),
             **({"policy": options.policy.to_dict()} if options.policy else {}),
-            **({"calibration": {**planned.calibration.record, "method": METHOD}} if planned.calibration else {}),
+            **({"calibration": planned.calibration.text.to_dict()} if planned.calibration else {}),
+            **({"kv_calibration": _kv_calibration(planned.kv_calibration)} if planned.kv_calibration else {}),
             **({"compute_capability": list(capabilities)} if (capabilities := options.compute_capabilities) else {}),
         },
         source=source,
         files=files,
     )
+
+
+def _kv_calibration(text: CalibrationText) -> dict[str, Any]:
+    return {"text": text.name, **text.to_dict(), "method": METHOD}
 
 
 def _quant(options: BuildOptions) -> str:

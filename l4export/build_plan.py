@@ -13,7 +13,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from l4export import __version__
-from l4export.calibration_text import CalibrationText, read_calibration_text
+from l4export.calibration import CalibrationPlan
+from l4export.calibration_text import CalibrationText, read_calibration_text, read_kv_calibration_text
 from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.companions import check_companions
 from l4export.config import ModelConfig
@@ -42,8 +43,9 @@ class BuildOptions:
 
     `memory_budget` is in bytes, for weights on their way (see `l4export.emission`). `layers` (A, B) builds an engine
     of the layers A to B - 1 alone. `policy` says what is quantised how (`l4export.policy`); None means nothing.
-    `kv_dtype` None means `dtype`; `calibrate` names the text for the scales of an int8 or int4 cache
-    (`l4export.calibration_text`).
+    `calibrate` is the text or token ids (`l4export.calibration_text`) that integer weights are calibrated on.
+    `kv_dtype` None means `dtype`; `kv_calibrate` names the text for the scales of an int8 or int4 cache, whatever the
+    weights are.
     `compute_capabilities` are those that a TensorRT engine is compiled for, as "8.9".
     """
 
@@ -57,8 +59,9 @@ class BuildOptions:
     memory_budget: int = DEFAULT_BUDGET
     layers: tuple[int, int] | None = None
     policy: Policy | None = None
-    kv_dtype: str | None = None
     calibrate: Path | None = None
+    kv_dtype: str | None = None
+    kv_calibrate: Path | None = None
     compute_capabilities: tuple[str, ...] = ()
 
     @property
@@ -84,12 +87,14 @@ class BuildPlan:
     options: BuildOptions
     max_context: int
     passes: tuple[str, ...]
-
     files: tuple[DataFile, ...]
     """Where the weights go."""
 
-    calibration: CalibrationText | None
-    """What to run for the scales of an int8 or int4 cache; None with a float one."""
+    calibration: CalibrationPlan | None
+    """What finds the codes of the weights; None where they are rounded to nearest."""
+
+    kv_calibration: CalibrationText | None
+    """What to run for the scales of an int8 or int4 cache, as one sequence; None with a float one."""
 
     @property
     def data_files(self) -> dict[str, int]:
@@ -113,10 +118,9 @@ def plan_build(
     config = checkpoint.config if options.layers is None else checkpoint.config.slice_layers(*options.layers)
     max_context = _max_context(config, options)
     check_companions(checkpoint.path)
-    quantized = options.cache_dtype in KV_BITS
-    calibration = read_calibration_text(checkpoint.path, config.vocab_size, options.calibrate) if quantized else None
     used = {file.path.name for file in checkpoint.files} if options.layers is None else set()
     names: set[str] = set()
+    calibration = _calibration(checkpoint, options)
 
     def weights(name: str, shape: tuple[int, ...]) -> Recipe:
         stored = _stored_name(name, options.layers)
@@ -134,13 +138,19 @@ def plan_build(
     sources = Sources.of([checkpoint.path / name for name in ("config.json", *sorted(used))])
     kv_dtype = None if options.cache_dtype == options.dtype else options.cache_dtype
     pipeline_options = PipelineOptions(
-        options.target, options.kv_layout, max_context, options.policy, kv_dtype, kv_scales
+        options.target, options.kv_layout, max_context, options.policy, kv_dtype, kv_scales, calibration
     )
     passes = run_pipeline(model, pipeline_options, _dumper(options.dump_ir))
+    if calibration and not calibration.schemes:
+        raise InputError("--calibrate: no weight of a layer is quantised to integers; add --quant int4 or int8")
     model.producer_name, model.producer_version = "l4export", __version__
     files = plan(model, STEM)
     check_budget(files, options.workers, options.memory_budget)
-    return BuildPlan(checkpoint, config, sources, model, options, max_context, tuple(passes), tuple(files), calibration)
+    return BuildPlan(
+        *(checkpoint, config, sources, model, options, max_context, tuple(passes), tuple(files)),
+        calibration=calibration,
+        kv_calibration=_kv_calibration(checkpoint, options),
+    )
 
 
 def _check(options: BuildOptions) -> None:
@@ -148,27 +158,46 @@ def _check(options: BuildOptions) -> None:
         raise InputError(f"--target {options.target} is not one of {', '.join(TARGETS)}")
     if options.dtype not in DTYPES:
         raise InputError(f"--dtype {options.dtype} is not one of {', '.join(DTYPES)}")
-    if options.target in {"ort-cpu", "onnx"} and options.dtype == "bf16":
-        raise InputError("--dtype bf16: ONNX Runtime's CPU provider has no bfloat16 MatMul; use fp32 or fp16")
     if options.kv_dtype is not None and options.kv_dtype not in KV_DTYPES:
         raise InputError(f"--kv-dtype {options.kv_dtype} is not one of {', '.join(KV_DTYPES)}")
-    if options.cache_dtype != options.dtype and options.target != "ort-cpu":
-        raise InputError(
-            f"--kv-dtype {options.cache_dtype}: --target {options.target} has no kernel for it beside --dtype "
-            f"{options.dtype}; leave it out"
-        )
-    if options.calibrate is not None and options.cache_dtype not in KV_BITS:
-        raise InputError("--calibrate: only scales of --kv-dtype int8 and int4 are calibrated; leave it out")
-    if options.target != "ort-cpu" and options.kv_layout == "concat":
-        raise InputError(f"--kv-layout concat: --target {options.target} updates caches in place: static, chunked")
-    if options.target == "tensorrt-rtx":
-        check_capabilities(options.compute_capabilities, options.dtype, options.policy)
-    elif options.compute_capabilities:
-        raise InputError("--compute-capability is for --target tensorrt-rtx")
+    _check_target(options)
+    if options.kv_calibrate is not None and options.cache_dtype not in KV_BITS:
+        raise InputError("--kv-calibrate: only scales of --kv-dtype int8 and int4 are calibrated; leave it out")
+    if options.calibrate is not None and options.dump_ir is not None:
+        raise InputError("--dump-ir: graphs are dumped before anything is calibrated; leave --calibrate out")
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs {options.jobs} must be at least 1")
     if options.memory_budget < 1:
         raise InputError(f"--memory-budget {options.memory_budget} must be a positive number of bytes")
+
+
+def _check_target(options: BuildOptions) -> None:
+    """What a target has no operator or no kernel for."""
+    target = options.target
+    if target in {"ort-cpu", "onnx"} and options.dtype == "bf16":
+        raise InputError("--dtype bf16: ONNX Runtime's CPU provider has no bfloat16 MatMul; use fp32 or fp16")
+    if target != "ort-cpu" and options.kv_layout == "concat":
+        raise InputError(f"--kv-layout concat: --target {target} updates caches in place: static, chunked")
+    if target != "ort-cpu" and options.cache_dtype != options.dtype:
+        raise InputError(f"--kv-dtype {options.cache_dtype}: caches of --target {target} are of --dtype; leave it out")
+    if target != "ort-cpu" and options.calibrate is not None:
+        raise InputError(f"--calibrate: weights for --target {target} are rounded to nearest; leave it out")
+    if target == "tensorrt-rtx":
+        check_capabilities(options.compute_capabilities, options.dtype, options.policy)
+    elif options.compute_capabilities:
+        raise InputError("--compute-capability is for --target tensorrt-rtx")
+
+
+def _calibration(checkpoint: Checkpoint, options: BuildOptions) -> CalibrationPlan | None:
+    if options.calibrate is None:
+        return None
+    return CalibrationPlan(read_calibration_text(options.calibrate, checkpoint.path, checkpoint.config))
+
+
+def _kv_calibration(checkpoint: Checkpoint, options: BuildOptions) -> CalibrationText | None:
+    if options.cache_dtype not in KV_BITS:
+        return None
+    return read_kv_calibration_text(options.kv_calibrate, checkpoint.path, checkpoint.config.vocab_size)
 
 
 def _stored_name(name: str, layers: tuple[int, int] | None) -> str:

@@ -1,27 +1,44 @@
-"""The tokens that a calibration runs the model over."""
+"""Text to calibrate on: plain text, which the checkpoint's tokenizer cuts up, or token ids."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from l4export.config import ModelConfig
 from l4export.errors import InputError, StorageError
 
-__all__ = ["FEWEST_TOKENS", "MOST_TOKENS", "CalibrationText", "read_calibration_text"]
+__all__ = [
+    "DEFAULT_TEXT",
+    "FEWEST_KV_TOKENS",
+    "MOST_KV_TOKENS",
+    "CalibrationText",
+    "read_calibration_text",
+    "read_kv_calibration_text",
+]
 
-FEWEST_TOKENS = 64
-"""With fewer, most channels have not shown what they can reach."""
+DEFAULT_TEXT = Path(__file__).parent / "calibration_text.txt"
+"""Chapters of the King James Bible (1611), which is in the public domain."""
 
-MOST_TOKENS = 4096
-"""What follows them is not read: more text costs time and moves no scale by much."""
+FEWEST_KV_TOKENS = 64
+"""With fewer, most channels of a KV cache have not shown what they can reach."""
 
-_DEFAULT = Path(__file__).with_name("calibration.txt")
+MOST_KV_TOKENS = 4096
+"""What follows them is not read for a KV cache: more text costs time and moves no scale by much."""
+
+_LONGEST = 2048
+"""Tokens of one sequence that weights are calibrated on; longer documents are cut."""
+
+_FEWEST = 128
+"""Tokens below which second moments say nothing."""
+
 _RANDOM = "random token ids, seed 0"
 _MOST_BYTES = 64 << 20
 _TOKEN_IDS = re.compile(r"[\d\s,\[\]]*", re.ASCII)
@@ -29,64 +46,128 @@ _TOKEN_IDS = re.compile(r"[\d\s,\[\]]*", re.ASCII)
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Token ids, and what a manifest says of them: the text's name, its sha256, the number of tokens."""
+    """Sequences of token ids, and the name of the file or directory that they are from."""
 
-    token_ids: tuple[int, ...]
-    record: dict[str, Any]
+    name: str
+    sequences: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """How many there are in all."""
+        return sum(map(len, self.sequences))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For manifests: the digest of what was calibrated on (sha256 of the ids as JSON), the number of tokens."""
+        digest = hashlib.sha256(json.dumps(self.sequences).encode()).hexdigest()
+        return {"sha256": digest, "tokens": self.tokens}
 
 
-def read_calibration_text(checkpoint: Path, vocab_size: int, path: Path | None) -> CalibrationText:
-    """The first `MOST_TOKENS` tokens of a file, or of a default.
+def read_calibration_text(path: Path, checkpoint: Path, config: ModelConfig) -> CalibrationText:
+    """What weights are calibrated on: a file, or all .txt and .json files of a directory in the order of their names.
 
-    Args:
-        checkpoint: Directory whose tokenizer.json turns text into tokens.
-        vocab_size: Every token id must be below it.
-        path: Plain text in UTF-8, or token ids: whole numbers with spaces, line ends, commas or brackets between them.
-            None: a short text of many kinds that comes with l4export; without a tokenizer, seeded random token ids.
+    A file is one document: UTF-8 text, or token ids, which are whole numbers with spaces, line ends, commas or brackets
+    between them. A .json file may hold several documents, as a list of lists of ids. Documents longer than 2048 tokens
+    are cut, and if the tokenizer puts a begin-of-text token before a document, every piece has it.
 
     Raises:
-        InputError: a file that is missing, too large, not UTF-8 or too short; ids out of range; text without a
-            tokenizer.
-        EnvironmentLacks: the package tokenizers is missing.
-        StorageError: the file cannot be read.
+        InputError: no such file, nothing in it, too large, not UTF-8 or JSON, ids out of range, too few tokens, text
+            without a tokenizer.
+        EnvironmentLacks: text, and the package tokenizers is not installed.
+        StorageError: a file cannot be read.
+    """
+    where = f"--calibrate {path}"
+    documents = _documents(path, checkpoint, where)
+    pieces = tuple(piece for ids in documents for piece in _pieces(ids, config.bos_token_id))
+    return _checked(CalibrationText(path.name, pieces), config.vocab_size, _FEWEST, where)
+
+
+def read_kv_calibration_text(path: Path | None, checkpoint: Path, vocab_size: int) -> CalibrationText:
+    """What the scales of a KV cache are measured on: the first 4096 tokens, as one sequence.
+
+    Args:
+        path: As for `read_calibration_text`. None: the text that comes with l4export; without a tokenizer, seeded
+            random token ids.
+        checkpoint: Directory whose tokenizer.json turns text into tokens.
+        vocab_size: Every token id must be below it.
+
+    Raises:
+        As `read_calibration_text`.
     """
     from l4export.runtimes.text import TextCodec
 
-    codec = TextCodec.open(checkpoint)
-    if path is None and codec is None:
-        ids = np.random.default_rng(0).integers(0, vocab_size, MOST_TOKENS).tolist()
-        return CalibrationText(tuple(ids), {"text": _RANDOM, "tokens": len(ids)})
-    data = _read(path or _DEFAULT)
-    where = f"--calibrate {path}" if path else "the default calibration text"
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: byte {error.start} is not UTF-8; give plain text or token ids") from None
-    if _TOKEN_IDS.fullmatch(text):
-        ids = [int(number) for number in re.findall(r"\d{1,18}", text)]
-    elif codec is None:
+    if path is None and TextCodec.open(checkpoint) is None:
+        random = np.random.default_rng(0).integers(0, vocab_size, MOST_KV_TOKENS).tolist()
+        return CalibrationText(_RANDOM, (tuple(random),))
+    where = f"--kv-calibrate {path}" if path else "the default calibration text"
+    documents = _documents(path or DEFAULT_TEXT, checkpoint, where)
+    ids = tuple(token for document in documents for token in document)[:MOST_KV_TOKENS]
+    return _checked(CalibrationText((path or DEFAULT_TEXT).name, (ids,)), vocab_size, FEWEST_KV_TOKENS, where)
+
+
+def _checked(text: CalibrationText, vocab_size: int, fewest: int, where: str) -> CalibrationText:
+    for token in (token for sequence in text.sequences for token in sequence):
+        if not 0 <= token < vocab_size:
+            raise InputError(
+                f"{where}: token id {token} is outside the vocabulary (0 to {vocab_size - 1}); "
+                "use the checkpoint's own tokenizer"
+            )
+    if text.tokens < fewest:
+        raise InputError(f"{where}: {text.tokens} tokens are too few; give at least {fewest}")
+    return text
+
+
+def _documents(path: Path, checkpoint: Path, where: str) -> list[Sequence[int]]:
+    """Token ids of every document of a file or directory."""
+    if not path.is_dir():
+        return list(_documents_of(path, checkpoint, where))
+    files = sorted(file for file in path.iterdir() if file.suffix in (".txt", ".json"))
+    if not files:
+        raise InputError(f"{where}: holds no .txt or .json file; give a text, or token ids")
+    return [ids for file in files for ids in _documents_of(file, checkpoint, f"{where}: {file.name}")]
+
+
+def _documents_of(file: Path, checkpoint: Path, where: str) -> Iterator[Sequence[int]]:
+    from l4export.runtimes.text import TextCodec
+
+    text = _read(file, where)
+    if file.suffix == ".json":
+        yield from _listed_ids(text, where)
+    elif _TOKEN_IDS.fullmatch(text):
+        yield [int(number) for number in re.findall(r"\d{1,18}", text)]
+    elif (codec := TextCodec.open(checkpoint)) is None:
         raise InputError(f"{where}: {checkpoint} has no tokenizer.json to read text with; give token ids")
     else:
-        ids = codec.encode(text)
-    ids = _checked(ids[:MOST_TOKENS], vocab_size, where)
-    record = {"text": (path or _DEFAULT).name, "sha256": hashlib.sha256(data).hexdigest(), "tokens": len(ids)}
-    return CalibrationText(tuple(ids), record)
+        yield codec.encode(text)
 
 
-def _read(path: Path) -> bytes:
+def _read(file: Path, where: str) -> str:
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise InputError(f"--calibrate {path}: larger than {_MOST_BYTES >> 20} MiB; give a shorter text")
-        return path.read_bytes()
+        if file.stat().st_size > _MOST_BYTES:
+            raise InputError(f"{where}: larger than {_MOST_BYTES >> 20} MiB; a few hundred KB of text are enough")
+        return file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"--calibrate {path}: no such file") from None
+        raise InputError(f"{where}: no such file; give a text, or token ids") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: byte {error.start} is not UTF-8; give plain text or token ids") from None
     except OSError as error:
-        raise StorageError(f"--calibrate {path}: {error.strerror}; give a readable file") from error
+        raise StorageError(f"{where}: {error.strerror}; give a readable file") from error
 
 
-def _checked(ids: Sequence[int], vocab_size: int, where: str) -> Sequence[int]:
-    if len(ids) < FEWEST_TOKENS:
-        raise InputError(f"{where}: {len(ids)} tokens are too few; give at least {FEWEST_TOKENS}")
-    if (worst := max(ids)) >= vocab_size:
-        raise InputError(f"{where}: token id {worst} is outside the vocabulary (0 to {vocab_size - 1})")
-    return ids
+def _listed_ids(text: str, where: str) -> list[list[int]]:
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({type(error).__name__}); write a list of token ids") from None
+    documents = raw if isinstance(raw, list) and raw and isinstance(raw[0], list) else [raw]
+    for ids in documents:
+        if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+            raise InputError(f"{where}: must hold token ids, as a list or as a list of lists")
+    return documents
+
+
+def _pieces(ids: Sequence[int], begin: int | None) -> list[tuple[int, ...]]:
+    """A document in sequences of at most `_LONGEST` ids, each with the token that it begins with."""
+    first = [ids[0]] if ids and ids[0] == begin else []
+    rest = ids[len(first) :]
+    step = _LONGEST - len(first)
+    return [(*first, *rest[at : at + step]) for at in range(0, len(rest), step)]

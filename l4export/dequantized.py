@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,59 +12,86 @@ import onnx_ir as ir
 from l4export.passes.projection_packing import JOIN
 from l4export.quantization import Scheme, dequantize
 
-__all__ = ["dequantized_weights"]
+__all__ = ["DequantizedWeights", "dequantized_weights"]
 
 _FIRST_OPERANDS = {"MatMulNBits": (1,), "QMoE": (2, 5), "GatherBlockQuantized": (0,), "DequantizeLinear": (0,)}
 """Where each operator has its codes."""
 
 
 def dequantized_weights(engine: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and float32 value of every quantised weight, in the checkpoint's names (without prefix) and layout.
+    """Name and float32 value of every quantised weight of an engine; see `DequantizedWeights`."""
+    weights = DequantizedWeights(engine)
+    for name in weights.names:
+        values = weights.rows(name, slice(None))
+        assert values is not None
+        yield name, values
+
+
+class DequantizedWeights:
+    """Float32 values of an engine's quantised weights, in the checkpoint's names (without prefix) and layout.
 
     The values follow from the engine's codes, scales and zero points by the formulas of
     `l4export.quantization.schemes`, and from the operators' attributes; the build is not asked.
     """
-    seen: set[str] = set()
-    for node in ir.load(engine / "decoder.onnx").graph:
-        for operand in _FIRST_OPERANDS.get(node.op_type, ()):
-            codes = node.inputs[operand]
-            assert codes is not None
-            name = str(codes.name).partition(".codes")[0]
-            if name in seen:
-                continue
-            seen.add(name)
-            values = _matrices(node, operand)
-            if name.endswith(".fc1"):
-                yield name.removesuffix(".fc1"), _gate_up(values)
-            elif name.endswith(".fc2"):
-                yield name.removesuffix(".fc2"), values.transpose(0, 2, 1)
-            elif JOIN in name:
-                yield from zip(name.split(JOIN), _cut(node, values), strict=True)
-            elif values.ndim == 3:
-                yield name, values.transpose(0, 2, 1)
-            else:
-                yield name, values
+
+    def __init__(self, engine: Path) -> None:
+        self._operands: dict[str, tuple[ir.Node, int, range]] = {}
+        for node in ir.load(engine / "decoder.onnx").graph:
+            for operand in _FIRST_OPERANDS.get(node.op_type, ()):
+                name = _initializer_name(node, operand).removesuffix(".fc1").removesuffix(".fc2")
+                names = name.split(JOIN)
+                for name, own in zip(names, _row_ranges(node, operand, len(names)), strict=True):
+                    self._operands.setdefault(name, (node, operand, own))
+
+    @property
+    def names(self) -> list[str]:
+        """The weights that are quantised."""
+        return list(self._operands)
+
+    def rows(self, name: str, rows: slice) -> np.ndarray | None:
+        """Rows of a weight's first axis (features, or experts); None for a weight that is not quantised."""
+        if name not in self._operands:
+            return None
+        node, operand, own = self._operands[name]
+        asked = own[rows]
+        values = _matrices(node, operand, slice(asked.start, asked.stop))
+        match _initializer_name(node, operand).rpartition(".")[2]:
+            case "fc1":
+                return _gate_up(values)
+            case "fc2":
+                return values.transpose(0, 2, 1)
+        return values.transpose(0, 2, 1) if values.ndim == 3 else values
 
 
-def _cut(node: ir.Node, values: np.ndarray) -> list[np.ndarray]:
-    """The weights that `ProjectionPacking` put one below the other, as the `Split` of their product tells."""
+def _initializer_name(node: ir.Node, operand: int) -> str:
+    """The name of a weight as it was before its codes took its place."""
+    codes = node.inputs[operand]
+    assert codes is not None
+    return str(codes.name).partition(".codes")[0]
+
+
+def _row_ranges(node: ir.Node, operand: int, parts: int) -> list[range]:
+    """Rows of each weight that `ProjectionPacking` put one below the other, as the `Split` of their product tells."""
+    if parts == 1:
+        return [range(len(_array(node.inputs[operand])))]
     split = next(use.node for use in node.outputs[0].uses() if use.node.op_type == "Split")
-    return np.split(values, np.cumsum(_array(split.inputs[1]))[:-1])
+    ends = np.cumsum(_array(split.inputs[1])).tolist()
+    return [range(start, end) for start, end in itertools.pairwise([0, *ends])]
 
 
-def _matrices(node: ir.Node, operand: int) -> np.ndarray:
-    """The float32 weight [N, K] or [E, N, K] behind one operand."""
-    codes = _array(node.inputs[operand])
+def _matrices(node: ir.Node, operand: int, rows: slice) -> np.ndarray:
+    """Rows of the float32 weight [N, K] or [E, N, K] behind one operand."""
+    codes = _array(node.inputs[operand])[rows]
     if node.op_type == "DequantizeLinear":
-        scales = _array(node.inputs[1]).astype(np.float32)
+        scales = _array(node.inputs[1])[rows].astype(np.float32)
         block = node.attributes.get_int("block_size", 0)
         wide = scales.repeat(block, axis=-1)[..., : codes.shape[-1]] if block else scales[:, None]
         return np.asarray(codes.astype(np.float32) * wide)
     moe = node.op_type == "QMoE"
-    scales = _array(node.inputs[operand + 1 if operand else 2])
+    scales = _array(node.inputs[operand + 1 if operand else 2])[rows]
     at = {1: 3, 2: 11, 5: 12, 0: 3}[operand]
     present = len(node.inputs) > at and node.inputs[at] is not None
-    zero_points = _array(node.inputs[at]) if present else None
+    zero_points = _array(node.inputs[at])[rows] if present else None
     bits = node.attributes.get_int("expert_weight_bits" if moe else "bits")
     scheme = Scheme("int4" if bits == 4 else "int8", node.attributes.get_int("block_size"), zero_points is None)
     if not moe:

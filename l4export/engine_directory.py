@@ -2,7 +2,8 @@
 
 It is written as the hidden sibling `.{name}.partial`, which has no manifest until everything else is on disk, and
 renamed at the end. An engine that is being replaced stays in place until that moment. A build that fails or is killed
-leaves the sibling with its journal, for the next build to go on with, once there is anything in it to keep.
+leaves the sibling with its journal, for the next build to go on with, once there is anything in it to keep. A
+calibration has a directory of its own in it, `calibration`, with a journal of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from l4export.errors import InputError, StorageError
 from l4export.journal import JOURNAL, has_progress
 from l4export.manifest import MANIFEST, load_manifest
 
-__all__ = ["EngineDirectory"]
+__all__ = ["CALIBRATION", "CALIBRATION_REPORT", "EngineDirectory"]
+
+CALIBRATION = "calibration"
+"""The work directory of a calibration, which ends with the build."""
+
+CALIBRATION_REPORT = "calibration.json"
+"""The file of an engine that tells how its calibration went."""
+
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -96,7 +104,8 @@ class EngineDirectory:
                 self._check_room(expected_bytes)
                 yield self.partial
             except BaseException as error:
-                keep = not isinstance(error, InputError) and has_progress(self.partial)
+                begun = has_progress(self.partial) or has_progress(self.partial / CALIBRATION)
+                keep = not isinstance(error, InputError) and begun
                 raise
             finally:
                 if not keep and self._is_partial(lock):
@@ -105,16 +114,19 @@ class EngineDirectory:
             os.close(lock)
 
     def clear(self, keep: Collection[str] = ()) -> None:
-        """Remove what an earlier build left in the partial directory, but for regular files of the names in `keep`."""
+        """Remove what an earlier build left in the partial directory, but for regular files of the names in `keep`, and
+        the directory of a calibration if it is named there."""
         for entry in os.scandir(self.partial):
             if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
+                if entry.name != CALIBRATION or CALIBRATION not in keep:
+                    shutil.rmtree(entry.path)
             elif entry.name not in keep or not entry.is_file(follow_symlinks=False):
                 os.unlink(entry.path)
 
     def _check_ours(self) -> None:
         """Only what a build writes may be in the partial directory: it is emptied without asking."""
         ours = {JOURNAL, MANIFEST, f"{MANIFEST}.partial", "genai_config.json", *COMPANIONS}
+        ours |= {CALIBRATION, CALIBRATION_REPORT}
         foreign = sorted(n for n in os.listdir(self.partial) if n not in ours and not n.startswith("decoder"))
         if foreign:
             raise InputError(f"{self.partial}: {foreign[0]} was not written by a build; move the directory away")
@@ -126,7 +138,13 @@ class EngineDirectory:
     def _check_room(self, expected_bytes: int) -> None:
         """What an earlier build left counts as room: it is gone on with, or removed."""
         free = shutil.disk_usage(self.partial).free
-        taken = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in os.scandir(self.partial))
+        left = [
+            entry
+            for folder in (self.partial, self.partial / CALIBRATION)
+            if folder.is_dir()
+            for entry in os.scandir(folder)
+        ]
+        taken = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in left)
         if free + taken < expected_bytes:
             raise StorageError(
                 f"{self.path.parent}: {expected_bytes - taken:,} bytes are needed and {free:,} are free; make room"
@@ -135,11 +153,12 @@ class EngineDirectory:
     def finish(self, manifest: str) -> None:
         """Write the manifest, force everything to disk and move the directory to its name."""
         for name in os.listdir(self.partial):
-            if name != JOURNAL:
+            if name not in (JOURNAL, CALIBRATION):
                 _sync(self.partial / name)
         staged = self.partial / f"{MANIFEST}.partial"
         staged.write_text(manifest, encoding="utf-8")
         _sync(staged)
+        shutil.rmtree(self.partial / CALIBRATION, ignore_errors=True)
         (self.partial / JOURNAL).unlink(missing_ok=True)  # as late as can be: from here on a kill costs all the work
         staged.rename(self.partial / MANIFEST)
         _sync(self.partial)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.errors import EnvironmentLacks, InputError
 
-__all__ = ["HFReference"]
+__all__ = ["HFReference", "reference_config"]
 
 _LONGEST = 2**31 - 1
 
@@ -37,22 +37,11 @@ class HFReference:
 
     def __init__(self, checkpoint: Path, layers: tuple[int, int] | None = None) -> None:
         opened = open_checkpoint(checkpoint)
-        if layers is not None:
-            opened.config.slice_layers(*layers)  # refuses what is no slice of this model
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise EnvironmentLacks(
-                "the reference needs torch and transformers: pip install 'l4export[reference]'"
-            ) from error
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        config = transformers.Llama4TextConfig.from_dict(_runnable(opened.raw_config))
-        weights = None
-        if layers is not None:
-            config = transformers.Llama4TextConfig.from_dict(_sliced(config.to_dict(), *layers))
-            weights = _slice_weights(opened, *layers)
+        config = reference_config(opened, layers)
+        weights = None if layers is None else _slice_weights(opened, *layers)
+        import torch
+        import transformers
+
         self._torch = torch
         self.vocab_size = opened.config.vocab_size
         model, report = transformers.Llama4ForCausalLM.from_pretrained(
@@ -95,6 +84,30 @@ class HFReference:
                 output = self.model(input_ids=step, past_key_values=output.past_key_values, use_cache=True)
                 tokens.append(int(output.logits[0, -1].argmax()))
         return tokens
+
+
+def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = None) -> Any:
+    """The `Llama4TextConfig` of a checkpoint's text model, or of its layers A .. B - 1, as transformers can run it.
+
+    Raises:
+        EnvironmentLacks: torch or transformers is not installed.
+        InputError: the checkpoint lacks a layer of the slice.
+    """
+    if layers is not None:
+        checkpoint.config.slice_layers(*layers)  # refuses what is no slice of this model
+    try:
+        import torch  # noqa: F401
+        import transformers
+    except ImportError as error:
+        raise EnvironmentLacks(
+            "the reference needs torch and transformers: pip install 'l4export[reference]'"
+        ) from error
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    config = transformers.Llama4TextConfig.from_dict(_runnable(checkpoint.raw_config))
+    if layers is not None:
+        config = transformers.Llama4TextConfig.from_dict(_sliced(config.to_dict(), *layers))
+    return config
 
 
 def _runnable(raw: Mapping[str, Any]) -> dict[str, Any]:

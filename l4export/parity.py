@@ -16,7 +16,17 @@ from l4export.errors import InputError
 from l4export.manifest import Manifest
 from l4export.policy import Rule
 
-__all__ = ["DEFAULT_THRESHOLDS", "LogitComparison", "ParityReport", "check_parity", "compare_logits"]
+__all__ = [
+    "DEFAULT_THRESHOLDS",
+    "LogitComparison",
+    "ParityReport",
+    "check_parity",
+    "chunk_boundaries",
+    "compare_logits",
+    "failures_of",
+    "sliced_layers",
+    "thresholds_for",
+]
 
 DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "max_relative_difference": 1e-4,
@@ -160,19 +170,12 @@ def check_parity(
     from l4export.hf_reference import HFReference
 
     say = on_step or (lambda _: None)
-    limits = {name: value for name, value in (thresholds or {}).items()}
-    _check_thresholds(limits)
     say("loading the engine")
     engine = runtimes.load(engine_path)
     manifest = engine.manifest
-    if prefill < 1 or decode < 0 or prefill + decode > manifest.max_context:
-        raise InputError(
-            f"--prefill {prefill} --decode {decode}: together at least 1 token of prefill and at most the engine's "
-            f"max_context of {manifest.max_context}"
-        )
-    limits = {**_default_thresholds(manifest, dequantized), **limits}
+    limits = thresholds_for(manifest, thresholds or {}, prefill, decode, dequantized)
     say("loading the reference")
-    reference = HFReference(checkpoint, _layers(manifest))
+    reference = HFReference(checkpoint, sliced_layers(manifest))
     if dequantized:
         from l4export.dequantized import dequantized_weights
 
@@ -196,16 +199,33 @@ def check_parity(
         reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}",
         prefill_tokens=prefill,
         decode_tokens=decode,
-        chunk_boundaries=_boundaries(engine.config, prefill + decode),
+        chunk_boundaries=chunk_boundaries(engine.config, prefill + decode),
         prefill=compare_logits(expected[:prefill], prefilled, accepted),
         decode=compare_logits(expected[prefill:], np.concatenate(decoded), accepted) if decode else None,
         greedy_tokens=decode,
         greedy_prefix=matched / decode if decode else 1.0,
         greedy_ended_at_near_tie=tied,
-        thresholds=dict(limits),
+        thresholds=limits,
         failures=(),
     )
     return dataclasses.replace(report, failures=tuple(_failures(report)))
+
+
+def thresholds_for(
+    manifest: Manifest, given: Mapping[str, float], prefill: int, decode: int, dequantized: bool
+) -> dict[str, float]:
+    """What is demanded of an engine: the thresholds of its precision, or those that are `given` in their place.
+
+    Raises:
+        InputError: unknown thresholds; more tokens than the engine takes, or none to begin with.
+    """
+    _check_thresholds(given)
+    if prefill < 1 or decode < 0 or prefill + decode > manifest.max_context:
+        raise InputError(
+            f"--prefill {prefill} --decode {decode}: together at least 1 token of prefill and at most the engine's "
+            f"max_context of {manifest.max_context}"
+        )
+    return {**_default_thresholds(manifest, dequantized), **given}
 
 
 def _default_thresholds(manifest: Manifest, dequantized: bool) -> Mapping[str, float]:
@@ -231,7 +251,7 @@ def _rounds_activations(manifest: Manifest) -> bool:
     return bool(integers) and (policy["accuracy_level"] == 4 or int8_experts)
 
 
-def _layers(manifest: Manifest) -> tuple[int, int] | None:
+def sliced_layers(manifest: Manifest) -> tuple[int, int] | None:
     """The slice (start, stop) of the checkpoint's layers that the engine was built of; None for all of them."""
     match manifest.options.get("layers"):
         case None:
@@ -254,23 +274,28 @@ def _greedy_prefix(engine: Any, reference: Any, prompt: list[int], count: int, a
     return count, False
 
 
-def _boundaries(config: Any, tokens: int) -> int:
+def chunk_boundaries(config: Any, tokens: int) -> int:
     """Chunk boundaries between the first token and the last; a comparison without any proves nothing of chunking."""
     return (tokens - 1) // config.attention_chunk_size if any(config.chunked_layers) else 0
 
 
 def _failures(report: ParityReport) -> list[str]:
-    failures = []
-    for phase, figures in (("prefill", report.prefill), ("decode", report.decode)):
-        if figures is None:
-            continue
-        for name, limit in report.thresholds.items():
-            value = getattr(figures, name, None)
-            if value is not None and not (value <= limit if name in _AT_MOST else value >= limit):
-                failures.append(f"{phase} {name} {value:.3g}, threshold {limit:g}")
+    failures = failures_of("prefill", report.prefill, report.thresholds)
+    if report.decode is not None:
+        failures += failures_of("decode", report.decode, report.thresholds)
     wanted = report.thresholds.get("greedy_prefix", 0.0)
     if report.greedy_prefix < wanted and not report.greedy_ended_at_near_tie:
         failures.append(f"greedy_prefix {report.greedy_prefix:.3g}, threshold {wanted:g}")
+    return failures
+
+
+def failures_of(phase: str, figures: LogitComparison, thresholds: Mapping[str, float]) -> list[str]:
+    """Which thresholds the logits of a phase miss, in words."""
+    failures = []
+    for name, limit in thresholds.items():
+        value = getattr(figures, name, None)
+        if value is not None and not (value <= limit if name in _AT_MOST else value >= limit):
+            failures.append(f"{phase} {name} {value:.3g}, threshold {limit:g}")
     return failures
 
 

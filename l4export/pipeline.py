@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from l4export import passes
+from l4export.calibration import CalibrationPlan
 from l4export.policy import Policy
 
 __all__ = ["KV_BITS", "KV_FLOATS", "TARGETS", "PipelineOptions", "pass_name", "pipeline", "run_pipeline"]
@@ -24,7 +25,8 @@ class PipelineOptions:
     """What decides which passes run: the target, the KV layout (`concat`, `static`, `chunked`), the longest sequence in
     tokens, what is quantised how (None: nothing), and the KV dtype (`fp32`, `fp16`, `int8`, `int4`; None: as computed).
 
-    `kv_scales` are those of `KVCacheQuantization`.
+    `kv_scales` are those of `KVCacheQuantization`; `calibration` finds the codes of weights (None: rounding to
+    nearest).
     """
 
     target: str
@@ -33,6 +35,7 @@ class PipelineOptions:
     policy: Policy | None = None
     kv_dtype: str | None = None
     kv_scales: Mapping[str, NDArray[np.float32]] | None = None
+    calibration: CalibrationPlan | None = None
 
 
 def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
@@ -71,7 +74,8 @@ def _to_onnxruntime(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
         # weights stay in the checkpoint's order
         passes.UntransposedWeights(),
         # weights in fewer bits, as the policy says
-        *([passes.WeightQuantization(options.policy), passes.ProjectionPacking()] if options.policy else []),
+        *([passes.WeightQuantization(options.policy, options.calibration)] if options.policy else []),
+        *([passes.ProjectionPacking()] if options.policy else []),
     ]
 
 

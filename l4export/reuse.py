@@ -22,7 +22,7 @@ from l4export.recipes import Evaluation, Recipe, Source
 
 __all__ = ["is_up_to_date", "may_have_weights", "previous_engine", "reusable_weights", "take_over"]
 
-_GRAPH_OPTIONS = {"kv_layout", "max_context", "kv_dtype", "calibration", "compute_capability"}
+_GRAPH_OPTIONS = {"kv_layout", "max_context", "compute_capability", "kv_dtype", "kv_calibration"}
 """Options that change the graph and no weight."""
 
 

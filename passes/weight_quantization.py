@@ -6,11 +6,12 @@ import dataclasses
 
 import onnx_ir as ir
 
+from l4export.calibration import CalibrationPlan
 from l4export.errors import InputError
 from l4export.graph import GraphBuilder, remove_unused_initializers, replace_node
 from l4export.policy import Policy, Rule
 from l4export.quantization.schemes import Scheme
-from l4export.quantization.weights import QuantizedWeight
+from l4export.quantization.weights import CalibratedWeight, QuantizedWeight, source_of
 from l4export.recipes import as_recipe
 
 __all__ = ["WeightQuantization", "weight_name"]
@@ -26,6 +27,8 @@ class WeightQuantization(ir.passes.InPlacePass):
     * `Gather(W [V, K], ids)` -> `GatherBlockQuantized(codes [V, K*bits/8], ids, scales)`
     * fp8, whatever the operator: `W` -> `DequantizeLinear(codes, scales)` with blocks along K
 
+    With a `calibration` codes and scales of a layer's integer weights are those that it will find.
+
     A weight with two readers (tied embeddings) is quantised once. `quantized` maps each weight's checkpoint name to the
     name of its scheme afterwards. Must run after `ExpertFusion` and `UntransposedWeights`.
 
@@ -34,9 +37,10 @@ class WeightQuantization(ir.passes.InPlacePass):
             an operator does not take.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, calibration: CalibrationPlan | None = None) -> None:
         super().__init__()
         self.policy = policy
+        self.calibration = calibration
         self.quantized: dict[str, str] = {}
         self._weights: dict[ir.Value, QuantizedWeight] = {}
 
@@ -164,8 +168,13 @@ class WeightQuantization(ir.passes.InPlacePass):
             recipe = as_recipe(_tensor(weight))
             if recipe.dtype == ir.DataType.FLOAT16:
                 scheme = dataclasses.replace(scheme, scale_dtype="float16")  # the operators want one float type
-            self._weights[weight] = QuantizedWeight(recipe, scheme)
-            self.quantized[weight_name(weight)] = scheme.name
+            name = weight_name(weight)
+            if self.calibration and self.calibration.takes(name, scheme):
+                parts = self.calibration.add(name, source_of(recipe).dims, scheme)
+                self._weights[weight] = CalibratedWeight(recipe, scheme, parts)
+            else:
+                self._weights[weight] = QuantizedWeight(recipe, scheme)
+            self.quantized[name] = scheme.name
         return self._weights[weight]
 
     def _values(

@@ -58,8 +58,8 @@ class Workshop:
     def _engine_path(self, variant: str, layout: str, max_context: int = 256, kv_dtype: str = "fp32") -> Path:
         path = self.root / f"{variant}-{layout}-{max_context}-{kv_dtype}"
         (ids := self.root / "calibration_ids").write_text(" ".join(map(str, random_ids(1000, seed=99))))
-        calibrate = ids if kv_dtype in KV_BITS else None
-        options = BuildOptions(kv_layout=layout, max_context=max_context, kv_dtype=kv_dtype, calibrate=calibrate)
+        kv_calibrate = ids if kv_dtype in KV_BITS else None
+        options = BuildOptions(kv_layout=layout, max_context=max_context, kv_dtype=kv_dtype, kv_calibrate=kv_calibrate)
         build(self.checkpoint(variant), path, options)
         return path
 

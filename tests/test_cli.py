@@ -114,6 +114,9 @@ def test_parity_failure_is_exit_code_1(cli: Callable[..., Result], workshop: Wor
     assert "parity: FAILED" in result.out
     assert result.err.count("\n") == 1
     assert "max_relative_difference" in result.err
+    result = cli("parity", engine, "--reference", other, "--prefill", 20, "--decode", 4, "--stream")
+    assert result.code == 1
+    assert "layer 2 is the first to depart" in result.err
 
 
 class TestBadCheckpoints:
@@ -347,9 +350,9 @@ def test_without_torch_it_builds_and_says_what_parity_needs(workshop: Workshop, 
     ("arguments", "code", "message"),
     [
         (["--kv-dtype", "int8"], 3, "needs onnxruntime: pip install"),
-        (["--calibrate", "x"], 2, "only scales of --kv-dtype int8 and int4 are calibrated"),
-        (["--kv-dtype", "fp16", "--calibrate", "x"], 2, "only scales of --kv-dtype int8 and int4 are calibrated"),
-        (["--kv-dtype", "int8", "--calibrate", "x"], 2, "--calibrate x: no such file"),
+        (["--kv-calibrate", "x"], 2, "only scales of --kv-dtype int8 and int4 are calibrated"),
+        (["--kv-dtype", "fp16", "--kv-calibrate", "x"], 2, "only scales of --kv-dtype int8 and int4 are calibrated"),
+        (["--kv-dtype", "int8", "--kv-calibrate", "x"], 2, "--kv-calibrate x: no such file"),
     ],
 )
 def test_kv_dtypes_that_cannot_be_built_are_refused(
@@ -369,7 +372,7 @@ def test_kv_dtypes_that_cannot_be_built_are_refused(
 
 def test_a_kv_dtype_is_built_and_shown(cli: Callable[..., Result], workshop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "ids").write_text(" ".join(map(str, range(100))))
-    options = ["--kv-dtype", "int4", "--calibrate", tmp_path / "ids", "--json"]
+    options = ["--kv-dtype", "int4", "--kv-calibrate", tmp_path / "ids", "--json"]
     result = cli("build", workshop.checkpoint("scout"), "-o", tmp_path / "e", *options)
     assert json.loads(result.out)["engine"] == str(tmp_path / "e")
     assert "calibrating the KV cache: 100 tokens of ids" in result.err

@@ -259,7 +259,7 @@ def test_a_context_too_long_for_rotation_tables(workshop: Workshop, tmp_path: Pa
     checkpoint = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
     edit_config(checkpoint, max_position_embeddings=10_485_760)
     (tmp_path / "ids").write_text(" ".join(map(str, random_ids(200))))
-    options = BuildOptions(max_context=10_485_760, kv_dtype=kv_dtype, calibrate=tmp_path / "ids")
+    options = BuildOptions(max_context=10_485_760, kv_dtype=kv_dtype, kv_calibrate=tmp_path / "ids")
     build(checkpoint, tmp_path / "e", options)
     built, ids, kept = runtimes.load(tmp_path / "e", threads=1), random_ids(60), Kept()
     session = built.session(capacity=60)

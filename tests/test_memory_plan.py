@@ -122,7 +122,7 @@ def test_weights_of_four_bits_lose_less_than_caches_of_four_bits() -> None:
         Combination(*options).loss
         for options in (("int4", "fp32", "static", "int8"), ("int8", "fp32", "static", "int4"))
     ]
-    assert losses == [1.7, 1.71]
+    assert losses == [1.68, 1.9]
 
 
 def test_a_device_that_is_too_small() -> None:

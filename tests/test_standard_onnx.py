@@ -276,3 +276,17 @@ def test_a_token_outside_the_vocabulary_stops_the_graph(workshop: Workshop, tmp_
     with pytest.raises(Exception, match="token_ids_must_be_in_the_vocabulary"):
         engine.inference.run(None, {"input_ids": np.asarray([[256]]), **feeds})
     engine.inference.run(None, {"input_ids": np.asarray([[255]]), **feeds})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (BuildOptions(target="onnx", kv_dtype="int8"), "--kv-dtype int8: caches of --target onnx are of --dtype"),
+        (BuildOptions(target="onnx", calibrate=Path("text")), "--calibrate: weights for --target onnx are rounded"),
+    ],
+)
+def test_what_only_ort_cpu_has_is_refused(
+    workshop: Workshop, tmp_path: Path, options: BuildOptions, words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        build(workshop.checkpoint("scout"), tmp_path / "e", options)

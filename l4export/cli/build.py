@@ -48,6 +48,12 @@ class _Interrupted(L4Error):
 @click.option("--block-size", type=int, help="Weights that share a scale.  [default: at most 128; fp8: a channel]")
 @click.option("--policy", "policy_file", type=click.Path(path_type=Path), help="What is quantised how, as a TOML file.")
 @click.option(
+    "--calibrate",
+    metavar="FILE_OR_DIR",
+    help="Round int4 and int8 weights so as to keep what they make of this text, or of token ids (.json); `default` is "
+    "a text that l4export brings. Needs the `reference` extra.",
+)
+@click.option(
     "--kv-layout",
     type=click.Choice(["concat", "static", "chunked"]),
     default="static",
@@ -60,7 +66,7 @@ class _Interrupted(L4Error):
     help="Type of keys and values in the cache.  [default: --dtype]",
 )
 @click.option(
-    "--calibrate",
+    "--kv-calibrate",
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Text, or token ids, to measure scales on for an int8 or int4 cache.  [default: a short text]",
@@ -94,9 +100,10 @@ def command(
     quant: str,
     block_size: int | None,
     policy_file: Path | None,
+    calibrate: str | None,
     kv_layout: str,
     kv_dtype: str | None,
-    calibrate: Path | None,
+    kv_calibrate: Path | None,
     max_context: int | None,
     compute_capability: tuple[str, ...],
     layers: tuple[int, int] | None,
@@ -114,8 +121,9 @@ def command(
     policy = _policy(quant, block_size, policy_file)
     options = BuildOptions(
         *(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy),
+        calibrate=_calibration_text(calibrate),
         kv_dtype=kv_dtype,
-        calibrate=calibrate,
+        kv_calibrate=kv_calibrate,
         compute_capabilities=compute_capability,
     )
     if dry_run:
@@ -147,6 +155,12 @@ def _policy(quant: str, block_size: int | None, policy_file: Path | None) -> Pol
     if quant != "none" or block_size is not None:
         raise InputError("--policy says everything: leave --quant and --block-size out")
     return load_policy(policy_file)
+
+
+def _calibration_text(name: str | None) -> Path | None:
+    from l4export.calibration_text import DEFAULT_TEXT
+
+    return DEFAULT_TEXT if name == "default" else Path(name) if name else None
 
 
 def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
@@ -181,7 +195,9 @@ def _notice(line: str) -> None:
 
 def _described(options: BuildOptions) -> str:
     kinds = sorted({rule.kind for rule in options.policy.rules}) if options.policy else []
-    return ", ".join([options.target, options.dtype, *kinds, f"KV {options.kv_layout} {options.cache_dtype}"])
+    calibrated = ["calibrated"] if options.calibrate else []
+    cache = f"KV {options.kv_layout} {options.cache_dtype}"
+    return ", ".join([options.target, options.dtype, *kinds, *calibrated, cache])
 
 
 @contextmanager

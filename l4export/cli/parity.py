@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ import click
 from l4export.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from l4export.layer_parity import LayerParityReport
     from l4export.parity import ParityReport
 
 __all__ = ["command"]
@@ -23,6 +27,7 @@ __all__ = ["command"]
 @click.option("--threshold", "thresholds", multiple=True, metavar="NAME=VALUE", help="Override a threshold.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses the tokens.")
 @click.option("--dequantized", is_flag=True, help="Give the reference the engine's own weights, dequantised.")
+@click.option("--stream", is_flag=True, help="Layer by layer, with one layer of the reference in memory at a time.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the report to a file; - prints it.")
 def command(
     engine: Path,
@@ -32,22 +37,26 @@ def command(
     thresholds: tuple[str, ...],
     seed: int,
     dequantized: bool,
+    stream: bool,
     json_file: Path | None,
 ) -> None:
     """Compare ENGINE with transformers in float32 on the reference checkpoint's own weights.
 
-    Logits of every position, on prefill and on teacher-forced decode, and a greedy continuation. Exit code 1 when a
-    threshold is not met. Needs the `reference` extra.
+    Logits of every position, on prefill and on teacher-forced decode, and a greedy continuation. With --stream hidden
+    states, expert choices, keys and values of every layer instead of the continuation, so that the first layer that
+    departs is named, for models of any size. Exit code 1 when a threshold is not met. Needs the `reference` extra.
     """
     from rich.console import Console
 
+    from l4export.layer_parity import check_layers
     from l4export.parity import check_parity
 
     if json_file is not None and str(json_file) != "-":
         json_file.touch()  # better to fail now than after minutes of work
     limits = dict(_threshold(item) for item in thresholds)
     with Console(stderr=True).status("") as status:
-        report = check_parity(engine, reference, prefill, decode, limits, seed, dequantized, status.update)
+        check: Callable[..., ParityReport | LayerParityReport] = check_layers if stream else check_parity
+        report = check(engine, reference, prefill, decode, limits, seed, dequantized, status.update)
     if json_file is not None and str(json_file) == "-":
         click.echo(report.to_json())
     else:
@@ -66,8 +75,26 @@ def _threshold(item: str) -> tuple[str, float]:
         raise InputError(f"--threshold {item}: write NAME=VALUE, as in max_relative_difference=1e-4") from None
 
 
-def _show(report: ParityReport) -> None:
+def _show(report: ParityReport | LayerParityReport) -> None:
     from rich.console import Console
+
+    from l4export.parity import ParityReport
+
+    console = Console()
+    if isinstance(report, ParityReport):
+        _show_logits(console, report)
+    else:
+        _show_layers(console, report)
+    crossed = report.chunk_boundaries
+    remark = "" if crossed else " (chunking was not exercised)"
+    console.print(f"chunk boundaries crossed: {crossed}{remark}", highlight=False)
+    verdict = "passed" if report.passed else "FAILED"
+    if not report.thresholds:
+        verdict = "nothing was demanded of a quantised engine's quality; --threshold NAME=VALUE does"
+    console.print(f"parity: {verdict}", highlight=False, soft_wrap=True)
+
+
+def _show_logits(console: Console, report: ParityReport) -> None:
     from rich.table import Table
 
     table = Table(title=f"{report.engine} against {report.reference}", title_justify="left")
@@ -80,18 +107,32 @@ def _show(report: ParityReport) -> None:
         limit = report.thresholds.get(name)
         figures = ["-" if phase is None else format(getattr(phase, name), form) for phase in phases]
         table.add_row(label, *figures, "" if limit is None else f"{limit:g}")
-    console = Console()
     console.print(table)
     matched = round(report.greedy_prefix * report.greedy_tokens)
     stopped = " (then a near tie; what follows cannot be compared)" if report.greedy_ended_at_near_tie else ""
     console.print(f"greedy tokens in common: {matched} of {report.greedy_tokens}{stopped}", highlight=False)
-    crossed = report.chunk_boundaries
-    remark = "" if crossed else " (chunking was not exercised)"
-    console.print(f"chunk boundaries crossed: {crossed}{remark}", highlight=False)
-    verdict = "passed" if report.passed else "FAILED"
-    if not report.thresholds:
-        verdict = "nothing was demanded of a quantised engine's quality; --threshold NAME=VALUE does"
-    console.print(f"parity: {verdict}", highlight=False, soft_wrap=True)
+
+
+def _show_layers(console: Console, report: LayerParityReport) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{report.engine} against {report.reference}", title_justify="left")
+    for heading in ("layer", "hidden", "hidden, rms", "keys", "values", "expert agreement", "near ties"):
+        table.add_column(heading, justify="right")
+    for item in report.layers:
+        figures = (item.hidden, item.hidden_rms, item.keys, item.values)
+        shown = ["-" if value is None else f"{value:.3g}" for value in figures]
+        choices = ["-", "-"] if item.near_ties is None else [f"{item.expert_agreement:.4f}", str(item.near_ties)]
+        mark = " <- first to depart" if item.layer == report.first_departure else ""
+        table.add_row(f"{item.layer}{mark}", *shown, *choices)
+    console.print(table)
+    logits = report.logits
+    console.print(
+        f"logits: max |difference| {logits.max_relative_difference:.3g} of the largest, KL mean {logits.kl_mean:.3g}, "
+        f"max {logits.kl_max:.3g}, top-1 agreement {logits.top1_agreement:.4f}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 _ROWS = (

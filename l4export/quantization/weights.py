@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,20 @@ import onnx_ir as ir
 
 from l4export.quantization.quantize import quantize_rows
 from l4export.quantization.schemes import FP8_BLOCK, Scheme
-from l4export.recipes import Cast, Evaluation, Interleave, Output, Recipe, Region, Slice, Source, Transpose
+from l4export.recipes import (
+    Cast,
+    Constant,
+    Evaluation,
+    Interleave,
+    Output,
+    Recipe,
+    Region,
+    Slice,
+    Source,
+    Transpose,
+)
 
-__all__ = ["QuantizedWeight"]
+__all__ = ["CalibratedWeight", "QuantizedWeight", "source_of"]
 
 
 class QuantizedWeight(Evaluation):
@@ -117,6 +128,35 @@ def _code(scheme: Scheme, n: int, k: int) -> tuple[ir.DataType, int]:
     return ir.DataType.UINT8, scheme.codes_shape(n, k)[1]
 
 
+class CalibratedWeight(QuantizedWeight):
+    """A quantised weight whose codes, scales and zero points were found before: `parts` has them, each laid out as the
+    checkpoint's tensor is, but narrower along K. So the recipe's slices and transpositions apply to them as well."""
+
+    def __init__(self, weight: Recipe, scheme: Scheme, parts: Sequence[Recipe]) -> None:
+        super().__init__(weight, scheme)
+        self.parts = [_with_source(weight, _in_place_of_any(part)) for part in parts]
+
+    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
+        """The region of each part."""
+        return tuple(np.ascontiguousarray(part.read((*region, slice(0, part.dims[-1])))) for part in self.parts)
+
+
+def source_of(recipe: Recipe) -> Source:
+    """The one checkpoint tensor that a weight is made of."""
+    found: list[Source] = []
+
+    def note(source: Source) -> Source:
+        found.append(source)
+        return source
+
+    _with_source(recipe, note)
+    return found[0]
+
+
+def _in_place_of_any(part: Recipe) -> Callable[[Source], Recipe]:
+    return lambda _: part
+
+
 @dataclass(frozen=True)
 class _Piece:
     """Part of a matrix as it is stored: `values` is [n, k] or, `transposed`, [k, n].
@@ -165,18 +205,25 @@ def _read_checked(weight: Recipe, region: Region) -> np.ndarray:
 
 def _as_stored(recipe: Recipe, checked: bool) -> Recipe:
     """The recipe without its casts; sources look for numbers that are not finite only if `checked`."""
+    return _with_source(recipe, lambda source: Source(source.data, checked))
+
+
+def _with_source(recipe: Recipe, made: Callable[[Source], Recipe]) -> Recipe:
+    """The recipe without its casts, and with `made(source)` where it reads the checkpoint."""
     match recipe:
         case Source():
-            return Source(recipe.data, checked)
+            return made(recipe)
         case Cast():
-            return _as_stored(recipe.part, checked)
+            return _with_source(recipe.part, made)
         case Slice():
-            return Slice(_as_stored(recipe.part, checked), recipe.axis, recipe.cut.start, recipe.cut.stop)
+            return Slice(_with_source(recipe.part, made), recipe.axis, recipe.cut.start, recipe.cut.stop)
         case Transpose():
-            return Transpose(_as_stored(recipe.part, checked), recipe.perm)
+            return Transpose(_with_source(recipe.part, made), recipe.perm)
         case Interleave():
-            return Interleave([_as_stored(part, checked) for part in recipe.parts], recipe.axis)
-    return recipe
+            return Interleave([_with_source(part, made) for part in recipe.parts], recipe.axis)
+        case Constant() | Output():
+            return recipe
+    raise TypeError(f"{type(recipe).__name__}: no weight is quantised that is made so")
 
 
 def _swaps_last_two(perm: Sequence[int]) -> bool:

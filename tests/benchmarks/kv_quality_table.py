@@ -2,8 +2,8 @@
 
     python tests/benchmarks/kv_quality_table.py [--checkpoint DIR] [--text FILE] [--kv-layout LAYOUT] [--markdown FILE]
 
-Scored as in quality_table.py. int8 and int4 are calibrated twice: on the text that comes with l4export, which is not of
-the model's kind, and on text that the float engine wrote itself (seeded sampling).
+Scored as in quality_table.py. int8 and int4 are calibrated twice: on the text that comes with l4export, which is of
+the example's kind, and on text that the float engine wrote itself (seeded sampling).
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as work:
         own, reference, base = Path(work) / "own.txt", None, 0.0
-        for number, (dtype, text, calibrate) in enumerate(rows(own)):
+        for number, (dtype, text, kv_calibrate) in enumerate(rows(own)):
             path = Path(work) / str(number)
             options = BuildOptions(
-                kv_layout=arguments.kv_layout, max_context=CONTEXT, kv_dtype=dtype, calibrate=calibrate
+                kv_layout=arguments.kv_layout, max_context=CONTEXT, kv_dtype=dtype, kv_calibrate=kv_calibrate
             )
             model = build(arguments.checkpoint, path, options).model
             if reference is None:

@@ -1,6 +1,6 @@
 """Perplexity and KL of every quantisation scheme against the float engine, on a model with real language in it.
 
-    python tests/benchmarks/quality_table.py [--checkpoint DIR] [--text FILE] [--markdown FILE]
+    python tests/benchmarks/quality_table.py [--checkpoint DIR] [--text FILE] [--calibrate FILE] [--markdown FILE]
 
 Documents of the text are separated by blank lines; each is scored on its own from the begin-of-text token on. KL is
 KL(float engine || quantised engine) in nats a token. Bits per weight count codes, scales and zero points of everything
@@ -18,6 +18,7 @@ import numpy as np
 
 from l4export import runtimes
 from l4export.build import BuildOptions, build
+from l4export.calibration_text import DEFAULT_TEXT
 from l4export.policy import Policy, Rule, standard_policy
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,12 @@ def policies() -> dict[str, Policy | None]:
         rows[f"--quant {quant} (int8 activations)"] = standard_policy(quant)
     rows["--quant int4 --block-size 32 (int8 activations)"] = standard_policy("int4", 32)
     return rows
+
+
+def calibrated_policies() -> dict[str, Policy | None]:
+    """Those that are calibrated too: integers by block, with float activations."""
+    kept = {name: policy for name, policy in policies().items() if name.startswith("int") and "head" not in name}
+    return {f"{name}, calibrated": policy for name, policy in kept.items()}
 
 
 @dataclass
@@ -79,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "examples/kjv/model")
     parser.add_argument("--text", type=Path, default=ROOT / "examples/kjv/held_out.txt")
+    parser.add_argument("--calibrate", type=Path, default=DEFAULT_TEXT, help="what calibrated rows are calibrated on")
     parser.add_argument("--markdown", type=Path, help="write the table into this file too")
     arguments = parser.parse_args()
     lines = ["| scheme | bits per weight | perplexity | against float | KL |", "|---|---|---|---|---|"]
@@ -86,15 +94,17 @@ def main() -> None:
     documents: list[list[int]] = []
     reference: list[np.ndarray] | None = None
     base = 0.0
-    for name, policy in policies().items():
+    calibrated = calibrated_policies()
+    for name, policy in (policies() | calibrated).items():
         with tempfile.TemporaryDirectory() as work:
-            options = BuildOptions(policy=policy, max_context=4096)
+            text = arguments.calibrate if name in calibrated else None
+            options = BuildOptions(policy=policy, max_context=4096, calibrate=text)
             manifest = build(arguments.checkpoint, Path(work) / "e", options)
             if reference is None:
                 codec = runtimes.load(Path(work) / "e").text
                 assert codec is not None, "the checkpoint needs a tokenizer"
-                text = arguments.text.read_text(encoding="utf-8").strip().split("\n\n")
-                documents = [[*codec.encode(document), *manifest.model.eos_token_ids[:1]] for document in text]
+                held_out = arguments.text.read_text(encoding="utf-8").strip().split("\n\n")
+                documents = [[*codec.encode(document), *manifest.model.eos_token_ids[:1]] for document in held_out]
             score, kept = measure(Path(work) / "e", documents, reference)
         reference = reference or kept
         perplexity = float(np.exp(score.nll / score.tokens))

@@ -1,0 +1,202 @@
+"""Where does an engine depart from PyTorch? Layer by layer, for models of any size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4export.engine_taps import EngineTaps, tap_engine
+from l4export.errors import CheckFailed, InputError
+from l4export.manifest import load_manifest
+from l4export.parity import (
+    DEFAULT_THRESHOLDS,
+    LogitComparison,
+    chunk_boundaries,
+    compare_logits,
+    failures_of,
+    sliced_layers,
+    thresholds_for,
+)
+from l4export.streamed_reference import StreamedReference
+
+if TYPE_CHECKING:
+    from l4export.streamed_layer import LayerTaps
+
+__all__ = ["LayerComparison", "LayerParityReport", "check_layers", "compare_choices"]
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """How one layer departs, over all positions; `layer` counts as the checkpoint does.
+
+    `hidden`, `keys` and `values` are max |difference| over the reference's largest |value|; `hidden_rms` is the
+    difference's root mean square over the reference's. Keys and values are None where the engine's cache does not hold
+    all of them in its float type. `expert_agreement` is the share of positions with the same experts; a position whose
+    experts differ although the reference's own logits are nearly tied between them is counted in `near_ties` instead,
+    and may depart behind this layer without a fault. Both are None in a dense layer.
+    """
+
+    layer: int
+    hidden: float
+    hidden_rms: float
+    keys: float | None
+    values: float | None
+    expert_agreement: float | None
+    near_ties: int | None
+
+    def departures(self, thresholds: Mapping[str, float]) -> list[str]:
+        """What is beyond `max_relative_difference`, or below `top1_agreement`, in words."""
+        most, least = thresholds.get("max_relative_difference"), thresholds.get("top1_agreement")
+        found = []
+        for name in ("keys", "values", "hidden"):
+            value = getattr(self, name)
+            if most is not None and value is not None and not value <= most:  # NaN departs
+                found.append(f"{name} by {value:.3g} of the largest, threshold {most:g}")
+        if least is not None and self.expert_agreement is not None and self.expert_agreement < least:
+            found.append(f"expert_agreement {self.expert_agreement:.3g}, threshold {least:g}")
+        return found
+
+
+@dataclass(frozen=True)
+class LayerParityReport:
+    """The verdict, layer by layer; `first_departure` is the first layer beyond the thresholds, in the checkpoint's
+    numbers, None if there is none."""
+
+    engine: str
+    reference: str
+    prefill_tokens: int
+    decode_tokens: int
+    chunk_boundaries: int
+    layers: tuple[LayerComparison, ...]
+    logits: LogitComparison
+    thresholds: dict[str, float]
+    first_departure: int | None
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every threshold was met."""
+        return not self.failures
+
+    def to_json(self) -> str:
+        """The report as a JSON document."""
+        return json.dumps({"passed": self.passed, **dataclasses.asdict(self)}, indent=1)
+
+
+def check_layers(
+    engine_path: Path,
+    checkpoint: Path,
+    prefill: int = 64,
+    decode: int = 32,
+    thresholds: Mapping[str, float] | None = None,
+    seed: int = 0,
+    dequantized: bool = False,
+    on_step: Callable[[str], None] | None = None,
+) -> LayerParityReport:
+    """Run the engine with taps and the layer-streamed reference on the same tokens and compare what every layer makes.
+
+    `prefill` seeded random tokens in one append, then `decode` further ones, one a call; the reference computes all
+    positions in one pass. `max_relative_difference` is demanded of every layer's hidden states, keys and values and of
+    the logits, `top1_agreement` of every layer's choice of experts and of the logits. Otherwise as `check_parity`.
+
+    Raises:
+        InputError: lengths beyond the engine's context, unknown thresholds, an engine of another architecture.
+        CheckFailed: a layer departs and the logits are not finite.
+        EnvironmentLacks: torch, transformers or onnxruntime is missing.
+    """
+    say = on_step or (lambda _: None)
+    manifest = load_manifest(engine_path)
+    if "greedy_prefix" in (thresholds or {}):
+        raise InputError("--threshold greedy_prefix: nothing is generated with --stream; leave one of them out")
+    limits = thresholds_for(manifest, thresholds or {}, prefill, decode, dequantized)
+    limits.pop("greedy_prefix", None)
+    say("opening the reference")
+    replaced = None
+    if dequantized:
+        from l4export.dequantized import DequantizedWeights
+
+        replaced = DequantizedWeights(engine_path).rows
+    layers = sliced_layers(manifest)
+    reference = StreamedReference(checkpoint, layers, replaced)
+    shapes = ("vocab_size", "hidden_size", "num_hidden_layers", "moe_layers", "num_local_experts")
+    if any(getattr(reference.config, name) != getattr(manifest.model, name) for name in shapes):
+        raise InputError(f"{checkpoint}: another model than the engine's; name the checkpoint that it was built from")
+    ids = np.random.default_rng(seed).integers(0, manifest.model.vocab_size, prefill + decode, dtype=np.int64)
+    say("running the engine")
+    engine = tap_engine(engine_path, manifest, [ids[:prefill], *ids[prefill:, None]])
+    accepted = limits.get("max_relative_difference", DEFAULT_THRESHOLDS["max_relative_difference"])
+    first = layers[0] if layers else 0
+    say(f"comparing {manifest.model.num_hidden_layers} layers")
+    compared = []
+    for layer, taps in enumerate(reference.run(ids[None])):
+        compared.append(_compare(first + layer, taps, engine, layer, manifest.model.num_experts_per_tok, accepted))
+        say(f"compared layer {first + layer}")
+    departed = [(item.layer, found) for item in compared if (found := item.departures(limits))]
+    failures = [f"layer {departed[0][0]} is the first to depart: {', '.join(departed[0][1])}"] if departed else []
+    if failures and not np.isfinite(engine.logits).all():
+        raise CheckFailed(f"{engine_path}: not at parity: {failures[0]}; in the end its logits are not finite")
+    logits = compare_logits(reference.logits(taps.hidden)[0], engine.logits, accepted)
+    return LayerParityReport(
+        engine=str(engine_path),
+        reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}, layer by layer",
+        prefill_tokens=prefill,
+        decode_tokens=decode,
+        chunk_boundaries=chunk_boundaries(manifest.model, prefill + decode),
+        layers=tuple(compared),
+        logits=logits,
+        thresholds=limits,
+        first_departure=departed[0][0] if departed else None,
+        failures=(*failures, *failures_of("logits", logits, limits)),
+    )
+
+
+def _compare(
+    number: int, taps: LayerTaps, engine: EngineTaps, layer: int, top_k: int, accepted: float
+) -> LayerComparison:
+    difference = engine.hidden[layer].astype(np.float64) - taps.hidden[0]
+    scale = float(np.sqrt(np.mean(taps.hidden[0].astype(np.float64) ** 2)))
+    agreement, ties = None, None
+    ours = engine.router_logits[layer]
+    if taps.router_logits is not None and ours is not None:
+        agreement, ties = compare_choices(taps.router_logits[0], ours, top_k, accepted)
+    return LayerComparison(
+        layer=number,
+        hidden=_relative(taps.hidden[0], engine.hidden[layer]),
+        hidden_rms=float(np.sqrt(np.mean(difference**2))) / (scale or 1.0),
+        keys=_relative(taps.keys[0], engine.keys[layer]),
+        values=_relative(taps.values[0], engine.values[layer]),
+        expert_agreement=agreement,
+        near_ties=ties,
+    )
+
+
+def compare_choices(
+    reference: NDArray[np.float32], engine: NDArray[np.float32], count: int, accepted: float
+) -> tuple[float, int]:
+    """Share of positions whose `count` likeliest experts are the same, and near ties, from router logits [T, E].
+
+    Experts are nearly tied when the reference's logits of those that only one side chose lie within twice `accepted` of
+    the largest |logit|.
+    """
+    chosen = [np.sort(np.argsort(-logits, axis=1, kind="stable")[:, :count]) for logits in (reference, engine)]
+    differ = np.flatnonzero((chosen[0] != chosen[1]).any(axis=1))
+    near = 0
+    for at in differ:
+        ours, theirs = (set(side[at].tolist()) for side in chosen)
+        gap = reference[at, list(ours - theirs)].max() - reference[at, list(theirs - ours)].min()
+        near += bool(gap <= 2 * accepted * np.abs(reference).max())
+    return 1 - (len(differ) - near) / len(reference), near
+
+
+def _relative(reference: NDArray[np.float32], engine: NDArray[np.float32] | None) -> Any:
+    """max |difference| over the reference's largest |value|; NaN where the engine has one; None without an engine's."""
+    if engine is None:
+        return None
+    return float(np.abs(engine.astype(np.float64) - reference).max()) / (float(np.abs(reference).max()) or 1.0)

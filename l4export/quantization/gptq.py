@@ -1,0 +1,235 @@
+"""GPTQ: rounding that makes good, in the weights still to be rounded, the error of those that were.
+
+E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers", 2022 (arXiv:2210.17323). For a matrix W [N, K] and inputs X [K, tokens] it looks for codes whose values
+W' make |W X - W' X|^2 = tr((W - W') X X' (W - W')') small. With the moments H = 2 X X' and the upper triangular U with
+U' U = H^-1, columns are rounded one by one, and column i's error e = (w_i - w'_i) / U_ii is taken from those behind it:
+w_j -= e U_ij. Columns are taken in the order of falling H_ii (the paper's "activation order"), and each keeps its
+block's scale wherever its turn comes, so the packing is that of rounding to nearest.
+
+Three steps around it make the same sum smaller, none larger (shares are of the output error that plain GPTQ leaves):
+
+* before, each block's scale is the one of a few fractions of the plain one that costs least, an error in column i
+  costing H_ii;
+* afterwards, sweeps of coordinate descent: each code in turn the best for all the others;
+* between sweeps, the scales of a row that are best for its codes together, by least squares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4export.quantization.quantize import dequantize, quantize_rows
+from l4export.quantization.schemes import Scheme
+
+__all__ = ["DAMPING", "QuantizedMatrix", "gptq", "inverse_factor"]
+
+DAMPING = 0.05
+"""Added to the diagonal of the moments, as a share of its mean: directions that no token had must cost something."""
+
+_COLUMNS = 128
+"""Columns that are rounded before their errors are carried to all columns behind, in one matrix product."""
+
+_ROWS = 256
+"""Rows that one worker has in hand. Rows are independent, so bytes do not depend on how many workers there are."""
+
+_FACTORS = np.linspace(1.0, 0.7, 13, dtype=np.float32)
+"""Fractions of the plain scale that are tried."""
+
+_SWEEPS = 3
+"""Of coordinate descent, with a fit of the scales between two."""
+
+_SMALLEST = np.float32(2.0**-126)
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """Codes, scales and zero points (None for symmetric schemes) of one [N, K] matrix, packed as `Scheme` says."""
+
+    scheme: Scheme
+    codes: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray | None
+
+    @classmethod
+    def rounded(cls, weight: NDArray[np.float32], scheme: Scheme) -> QuantizedMatrix:
+        """Rounded to nearest."""
+        parts = scheme.allocate(*weight.shape)
+        quantize_rows(weight, scheme, *parts)
+        return cls(scheme, *parts)
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The float32 [N, K] matrix that the codes stand for."""
+        return dequantize(self.codes, self.scales, self.zero_points, self.scheme)
+
+
+def gptq(
+    weight: NDArray[np.float32], moments: NDArray[np.float64], scheme: Scheme, damping: float = DAMPING
+) -> tuple[QuantizedMatrix, float]:
+    """Quantise `weight` float32 [N, K] for inputs of moments H = 2 X X', float64 [K, K]; integer schemes only.
+
+    Returns the damping that was used too: ten times as much as long as H is singular to float accuracy.
+    """
+    n, k = weight.shape
+    plain = QuantizedMatrix.rounded(weight, scheme)
+    order = np.argsort(-np.diagonal(moments), kind="stable")
+    factor, damping = inverse_factor(moments, order, damping)
+    damped = moments.astype(np.float32)
+    np.fill_diagonal(damped, np.diagonal(moments) + damping * _mean(moments))
+    problem = _Problem(scheme, damped, factor, order, order // scheme.block_size)
+    scales, zeros = plain.scales.astype(np.float32), _zero_codes(plain)
+    codes = np.empty((n, k), np.uint8)
+    with _one_thread_each() as pool:
+        parts = [slice(at, min(at + _ROWS, n)) for at in range(0, n, _ROWS)]
+        for task in [pool.submit(problem.solve, weight[at], scales[at], zeros[at], codes[at]) for at in parts]:
+            task.result()
+    packed = codes if scheme.bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)
+    return QuantizedMatrix(scheme, packed, scales.astype(scheme.scale_dtype), plain.zero_points), damping
+
+
+def inverse_factor(
+    moments: NDArray[np.float64], order: NDArray[np.int64], damping: float
+) -> tuple[NDArray[np.float32], float]:
+    """The upper triangular U with U' U = (H + damping * mean(diag H))^-1, H's rows and columns being taken in `order`.
+
+    With J the reversal of rows, J H J = L L' gives H = R R' for the upper triangular R = J L J, hence U = R^-1: one
+    factorisation, in float64, and one triangular inverse, in float32. Returns the damping that it took too.
+    """
+    import torch
+
+    turned = torch.from_numpy(moments[np.ix_(order[::-1], order[::-1])])
+    diagonal = turned.diagonal().clone()
+    while True:
+        turned.diagonal().copy_(diagonal + damping * _mean(moments))
+        lower, failed = torch.linalg.cholesky_ex(turned)
+        if not failed:
+            break
+        damping *= 10
+    del turned
+    lower = lower.float()
+    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower)), upper=False)
+    factor: NDArray[np.float32] = np.ascontiguousarray(inverse.numpy()[::-1, ::-1])
+    return factor, damping
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What the rows of a matrix have in common: damped moments [K, K], and for the columns in their `order` the factor
+    of the inverse and the block of each."""
+
+    scheme: Scheme
+    moments: NDArray[np.float32]
+    factor: NDArray[np.float32]
+    order: NDArray[np.int64]
+    groups: NDArray[np.int64]
+
+    def solve(
+        self, weight: NDArray[np.float32], scales: NDArray[np.float32], zeros: NDArray[np.float32], codes: np.ndarray
+    ) -> None:
+        """Some rows: `scales` [n, G] are replaced by those that were found, `codes` [n, K] written, one a byte."""
+        from l4export.quantization.gptq_kernel import choose_scales, descend
+
+        block, top = self.scheme.block_size, np.float32((1 << self.scheme.bits) - 1)
+        chosen = scales.copy()
+        choose_scales(weight, np.diagonal(self.moments).copy(), block, _FACTORS, chosen, zeros, top)
+        self._settle(scales, chosen)
+        codes[:] = self._round(weight, scales, zeros, top)
+        for sweep in range(_SWEEPS):
+            if sweep:
+                self._settle(scales, self._fit(weight, codes, scales, zeros))
+            away = weight - self._values(codes, scales, zeros)
+            descend(away, _product(away, self.moments), self.moments, block, scales, zeros, top, codes)
+
+    def _round(
+        self, weight: NDArray[np.float32], scales: NDArray[np.float32], zeros: NDArray[np.float32], top: np.float32
+    ) -> NDArray[np.uint8]:
+        """GPTQ itself."""
+        from l4export.quantization.gptq_kernel import round_columns
+
+        n, k = weight.shape
+        left = np.ascontiguousarray(weight[:, self.order])
+        codes, errors = np.empty((n, k), np.uint8), np.empty((n, _COLUMNS), np.float32)
+        for start in range(0, k, _COLUMNS):
+            stop = min(start + _COLUMNS, k)
+            round_columns(left, self.factor, self.groups, scales, zeros, top, codes, errors, start, stop)
+            left[:, stop:] -= _product(errors[:, : stop - start], self.factor[start:stop, stop:])
+        return codes[:, np.argsort(self.order)]
+
+    def _fit(
+        self, weight: NDArray[np.float32], codes: np.ndarray, scales: NDArray[np.float32], zeros: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """The scales s [n, G] that are best for the codes: with C_g the steps (code - zero) of block g and 0 elsewhere,
+        sum_h (C_g H C_h') s_h = C_g H w' for every g of a row. A block without steps keeps its scale."""
+        n, blocks = scales.shape
+        size = self.scheme.block_size
+        steps = codes.astype(np.float32) - zeros.repeat(size, axis=1)
+        left = np.empty((n, blocks, blocks))
+        for g in range(blocks):
+            part = slice(g * size, (g + 1) * size)
+            left[:, g] = (_product(steps[:, part], self.moments[part]) * steps).reshape(n, blocks, size).sum(axis=2)
+        right = (_product(weight, self.moments) * steps).reshape(n, blocks, size).sum(axis=2, dtype=np.float64)
+        # a trace of the old scales: it keeps the equations regular, and blocks without steps as they are
+        pull = 1e-6 * np.trace(left, axis1=1, axis2=2)[:, None] / blocks + 1e-30
+        left[:, np.arange(blocks), np.arange(blocks)] += pull
+        fitted = np.linalg.solve(left, (right + pull * scales)[..., None])[..., 0]
+        with np.errstate(over="ignore"):
+            return fitted.astype(np.float32)
+
+    def _settle(self, scales: NDArray[np.float32], new: NDArray[np.float32]) -> None:
+        """Take over scales as they will be stored, but for those that the scheme would not hold."""
+        with np.errstate(over="ignore"):
+            stored = new.astype(self.scheme.scale_dtype).astype(np.float32)
+        np.copyto(scales, stored, where=np.isfinite(stored) & (np.abs(stored) >= _SMALLEST))
+
+    def _values(
+        self, codes: np.ndarray, scales: NDArray[np.float32], zeros: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        size = self.scheme.block_size
+        values: NDArray[np.float32] = (codes - zeros.repeat(size, axis=1)) * scales.repeat(size, axis=1)
+        return values
+
+
+def _product(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """a @ b by torch, whose threads can be kept to one in each worker."""
+    import torch
+
+    result: NDArray[np.float32] = torch.mm(torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(b)).numpy()
+    return result
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """A worker for each core, with matrix products of one thread each."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _mean(moments: NDArray[np.float64]) -> float:
+    """Of the diagonal; 1 where no token had anything, so that damping makes a unit matrix."""
+    return float(np.diagonal(moments).mean()) or 1.0
+
+
+def _zero_codes(matrix: QuantizedMatrix) -> NDArray[np.float32]:
+    """float32 [N, K / block], the code that stands for 0."""
+    blocks = matrix.scales.shape[1]
+    if matrix.zero_points is None:
+        return np.full(matrix.scales.shape, 1 << (matrix.scheme.bits - 1), np.float32)
+    if matrix.scheme.bits == 8:
+        return matrix.zero_points.astype(np.float32)
+    nibbles = np.stack([matrix.zero_points & 15, matrix.zero_points >> 4], axis=-1)
+    return nibbles.reshape(len(matrix.scales), -1)[:, :blocks].astype(np.float32)
