@@ -425,9 +425,9 @@ def test_bad_options_are_refused(
     ("text", "size"), [("512MB", 512_000_000), ("2GiB", 2 << 30), ("1.5G", 1_500_000_000), ("64 kib", 65536), ("7", 7)]
 )
 def test_sizes(text: str, size: int) -> None:
-    from l4export.cli.build import _size
+    from l4export.cli.sizes import parse_size
 
-    assert _size(text) == size
+    assert parse_size("--memory-budget", text) == size
 
 
 def test_the_least_budget_works(checkpoint: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
