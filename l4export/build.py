@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from l4export.build_plan import DEFAULT_MAX_CONTEXT, DTYPES, STEM, BuildOptions, BuildPlan, plan_build
+from l4export.calibration import StoredPart
 from l4export.calibration_text import CalibrationText
 from l4export.companions import check_companions
 from l4export.config import ModelConfig
@@ -32,7 +33,7 @@ from l4export.pipeline import KV_BITS
 from l4export.placement import INLINE_BYTES, plan_digest
 from l4export.provenance import generator
 from l4export.quantization.weights import CalibratedWeight
-from l4export.recipes import Output, Stack
+from l4export.recipes import Cast, Output, Stack
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
 from l4export.tensorrt_engine import MODULES, check_tensorrt, compile_engine, token_profiles
 
@@ -198,7 +199,7 @@ class _Build:
         """Bytes that a build writes: the data files, and what a calibration keeps until they are there."""
         plan, size = self.planned.calibration, sum(file.size for file in self.files)
         if plan is not None:
-            size += plan.nbytes + 2 * 4 * plan.text.tokens * self.planned.config.hidden_size
+            size += plan.nbytes + 2 * 2 * 4 * plan.text.tokens * self.planned.config.hidden_size
         return size
 
     def _with_kv_scales(self, partial: Path) -> BuildPlan:
@@ -251,7 +252,9 @@ def _check_can_measure() -> None:
 
 
 def _is_calibrated(tensor: ir.TensorProtocol) -> bool:
-    """Whether it is of a `CalibratedWeight`, alone or packed with others."""
+    """Whether it is of a `CalibratedWeight`, alone or packed with others, or a calibrated router."""
+    if isinstance(tensor, Cast):
+        return isinstance(tensor.part, StoredPart)
     evaluation = tensor.evaluation if isinstance(tensor, Output) else None
     if isinstance(evaluation, Stack):
         return any(map(_is_calibrated, evaluation.parts))

@@ -9,6 +9,7 @@ codes from there.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from l4export.calibration_text import CalibrationText
 from l4export.journal import Journal
@@ -34,7 +36,10 @@ if TYPE_CHECKING:
     from l4export.quantization.gptq import QuantizedMatrix
     from l4export.streamed_reference import StreamedReference
 
-__all__ = ["CalibrationPlan", "calibrate"]
+__all__ = ["ROUTER", "CalibrationPlan", "calibrate"]
+
+ROUTER = "feed_forward.router.weight"
+"""The name of a router within its layer."""
 
 _PIECE_BYTES = 1 << 20
 
@@ -44,7 +49,7 @@ class CalibrationPlan:
     """The text, the weights that are calibrated, and where what is found of them lies.
 
     A weight's codes, scales and zero points are laid out as the checkpoint has it, but narrower along the input axis:
-    [N, K'], or [E, K', N] for experts. `directory` is set before the first byte is read.
+    [N, K'], or [E, K', N] for experts; a router is float32 [E, D]. `directory` is set before the first byte is read.
     """
 
     text: CalibrationText
@@ -71,14 +76,20 @@ class CalibrationPlan:
         if (zeros := scheme.zero_points_shape(n, k)) is not None:
             widths.append(zeros[1])
             dtypes.append(np.dtype(np.uint8))
-        parts = []
-        for index, (width, dtype) in enumerate(zip(widths, dtypes, strict=True)):
-            narrow = (shape[0], width, n) if len(shape) == 3 else (n, width)
-            at = -(-self._sizes.get(layer, 0) // 8) * 8
-            self._parts[name, index] = (at, narrow, dtype)
-            self._sizes[layer] = at + int(np.prod(narrow)) * dtype.itemsize
-            parts.append(StoredPart(self, name, index))
-        return parts
+        narrow = [(shape[0], width, n) if len(shape) == 3 else (n, width) for width in widths]
+        return [self._place(name, index, *part) for index, part in enumerate(zip(narrow, dtypes, strict=True))]
+
+    def add_router(self, name: str, shape: tuple[int, ...]) -> StoredPart:
+        """Plan a router; returns its fitted weights as a lazy tensor."""
+        return self._place(name, 0, shape, np.dtype(np.float32))
+
+    def _place(self, name: str, index: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> StoredPart:
+        found = _split(name)
+        assert found is not None
+        at = -(-self._sizes.get(found[0], 0) // 8) * 8
+        self._parts[name, index] = (at, shape, dtype)
+        self._sizes[found[0]] = at + int(np.prod(shape)) * dtype.itemsize
+        return StoredPart(self, name, index)
 
     def layout(self, name: str, index: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Shape and dtype of one part of a weight."""
@@ -122,8 +133,15 @@ class CalibrationPlan:
                     stored[expert] = part.T
 
 
+    def keep_router(self, layer: int, fitted: NDArray[np.float32]) -> None:
+        """Write a layer's router, if it was planned."""
+        name = f"model.layers.{layer}.{ROUTER}"
+        if (name, 0) in self._parts:
+            self.array(name, 0, "r+")[:] = fitted
+
+
 class StoredPart(Recipe):
-    """Codes, scales or zero points of a calibrated weight, once they are found."""
+    """Codes, scales or zero points of a calibrated weight, or a router, once they are found."""
 
     def __init__(self, plan: CalibrationPlan, weight: str, index: int) -> None:
         shape, dtype = plan.layout(weight, index)
@@ -186,7 +204,9 @@ class _Run:
             def keep(name: str, expert: int | None, matrix: QuantizedMatrix, layer: int = layer) -> None:
                 self.plan.keep(f"model.layers.{layer}.{name}", expert, matrix)
 
-            records = calibrate_layer(self.reference, layer, schemes, hidden, keep)
+            records = calibrate_layer(
+                self.reference, layer, schemes, hidden, keep, functools.partial(self.plan.keep_router, layer)
+            )
             told = [{**dataclasses.asdict(r), "name": f"model.layers.{layer}.{r.name}"} for r in records]
             files[1].write_text(json.dumps(told), encoding="utf-8")
             with open(files[2], "wb") as file:
@@ -202,15 +222,15 @@ class _Run:
         return _files(self.directory, layer)
 
     def hidden(self, done: int) -> list[torch.Tensor]:
-        """The residual streams [1, T, D] before layer `done`, one for each sequence."""
+        """The residual streams [2, T, D] before layer `done`, one for each sequence."""
         import torch
 
         sequences, width = self.plan.text.sequences, self.reference.config.hidden_size
         if done == 0:
-            return [torch.from_numpy(self.reference.embed(np.asarray([ids]))) for ids in sequences]
-        flat = np.fromfile(self.files(done - 1)[2], np.float32).reshape(-1, width)
-        ends = np.cumsum([len(ids) for ids in sequences])
-        return [torch.from_numpy(part[None].copy()) for part in np.split(flat, ends[:-1])]
+            return [torch.from_numpy(self.reference.embed(np.asarray([ids, ids]))) for ids in sequences]
+        flat = np.fromfile(self.files(done - 1)[2], np.float32)
+        ends = np.cumsum([2 * len(ids) * width for ids in sequences])
+        return [torch.from_numpy(part.reshape(2, -1, width).copy()) for part in np.split(flat, ends[:-1])]
 
 
 def _files(directory: Path, layer: int) -> tuple[Path, Path, Path]:
@@ -243,10 +263,11 @@ def _checksum(path: Path) -> int:
 
 def _summary(layer: int, count: int, records: list[MatrixRecord], seconds: float) -> str:
     """One line for a person."""
-    if not records:
+    rounded = [record for record in records if record.name != ROUTER]
+    if not rounded:
         return f"layer {layer + 1} of {count}: nothing to calibrate"
-    errors = [float(np.mean([getattr(record, name) for record in records])) for name in ("error", "plain_error")]
-    few = sorted({record.expert for record in records if record.fallback and record.expert is not None})
+    errors = [float(np.mean([getattr(record, name) for record in rounded])) for name in ("error", "plain_error")]
+    few = sorted({record.expert for record in rounded if record.fallback and record.expert is not None})
     told = f"; too few tokens chose experts {', '.join(map(str, few))}: all the layer's were taken" if few else ""
     return (
         f"layer {layer + 1} of {count} calibrated in {seconds:.1f} s: error {errors[0]:.3g} of the output, "

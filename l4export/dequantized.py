@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from l4export.calibration import ROUTER
 from l4export.passes.projection_packing import JOIN
 from l4export.quantization import Scheme, dequantize
 
@@ -28,7 +29,8 @@ def dequantized_weights(engine: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 class DequantizedWeights:
-    """Float32 values of an engine's quantised weights, in the checkpoint's names (without prefix) and layout.
+    """Float32 values of an engine's quantised weights, and of its routers, which a calibration may have changed, in the
+    checkpoint's names (without prefix) and layout.
 
     The values follow from the engine's codes, scales and zero points by the formulas of
     `l4export.quantization.schemes`, and from the operators' attributes; the build is not asked.
@@ -36,7 +38,9 @@ class DequantizedWeights:
 
     def __init__(self, engine: Path) -> None:
         self._operands: dict[str, tuple[ir.Node, int, range]] = {}
-        for node in ir.load(engine / "decoder.onnx").graph:
+        graph = ir.load(engine / "decoder.onnx").graph
+        self._routers = {name: value for name, value in graph.initializers.items() if name.endswith(ROUTER)}
+        for node in graph:
             for operand in _FIRST_OPERANDS.get(node.op_type, ()):
                 name = _initializer_name(node, operand).removesuffix(".fc1").removesuffix(".fc2")
                 names = name.split(JOIN)
@@ -45,11 +49,13 @@ class DequantizedWeights:
 
     @property
     def names(self) -> list[str]:
-        """The weights that are quantised."""
-        return list(self._operands)
+        """The weights that are quantised, and the routers."""
+        return [*self._operands, *self._routers]
 
     def rows(self, name: str, rows: slice) -> np.ndarray | None:
         """Rows of a weight's first axis (features, or experts); None for a weight that is not quantised."""
+        if name in self._routers:
+            return _array(self._routers[name])[rows].astype(np.float32)
         if name not in self._operands:
             return None
         node, operand, own = self._operands[name]

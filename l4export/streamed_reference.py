@@ -76,6 +76,16 @@ class StreamedReference:
 
         return StreamedLayer(self._hf_config, index, read)
 
+    def router_rows(self, index: int) -> NDArray[np.float32]:
+        """What the router of layer `index` reads of a normed residual stream: R diag(g), float32 [E, D], for the router
+        R and the weights g of the norm before it."""
+        shapes, prefix = _layer_shapes(self.config, index), f"model.layers.{index}."
+        router, norm = (
+            self._read(prefix + name, shapes[name], slice(0, shapes[name][0]))
+            for name in ("feed_forward.router.weight", "post_attention_layernorm.weight")
+        )
+        return router * norm
+
     def call(self, index: int, hidden: torch.Tensor) -> dict[str, Any]:
         """Mask, positions and rotation of layer `index` for hidden [B, T, D], as transformers' model makes them."""
         import torch

@@ -6,13 +6,13 @@ import dataclasses
 
 import onnx_ir as ir
 
-from l4export.calibration import CalibrationPlan
+from l4export.calibration import ROUTER, CalibrationPlan
 from l4export.errors import InputError
 from l4export.graph import GraphBuilder, remove_unused_initializers, replace_node
 from l4export.policy import Policy, Rule
 from l4export.quantization.schemes import Scheme
-from l4export.quantization.weights import CalibratedWeight, QuantizedWeight, source_of
-from l4export.recipes import as_recipe
+from l4export.quantization.weights import CalibratedWeight, QuantizedWeight, in_place_of_source, source_of
+from l4export.recipes import Cast, as_recipe
 
 __all__ = ["WeightQuantization", "weight_name"]
 
@@ -27,7 +27,8 @@ class WeightQuantization(ir.passes.InPlacePass):
     * `Gather(W [V, K], ids)` -> `GatherBlockQuantized(codes [V, K*bits/8], ids, scales)`
     * fp8, whatever the operator: `W` -> `DequantizeLinear(codes, scales)` with blocks along K
 
-    With a `calibration` codes and scales of a layer's integer weights are those that it will find.
+    With a `calibration` codes and scales of a layer's integer weights are those that it will find, and so are the
+    values of routers.
 
     A weight with two readers (tied embeddings) is quantised once. `quantized` maps each weight's checkpoint name to the
     name of its scheme afterwards. Must run after `ExpertFusion` and `UntransposedWeights`.
@@ -55,6 +56,7 @@ class WeightQuantization(ir.passes.InPlacePass):
                 case "Gather", "":
                     self._gather(model.graph, node)
         self.policy.check_used(self.quantized)
+        self._calibrate_routers(model.graph)
         remove_unused_initializers(model.graph)
         if self.quantized:
             model.opset_imports["com.microsoft"] = 1
@@ -143,6 +145,14 @@ class WeightQuantization(ir.passes.InPlacePass):
             quantize_axis=1,
         )
         replace_node(graph, node, b, [row])
+
+    def _calibrate_routers(self, graph: ir.Graph) -> None:
+        """Routers stay float, but with weights that a calibration finds."""
+        for name, value in graph.initializers.items():
+            if self.calibration and name.endswith(ROUTER):
+                recipe = as_recipe(_tensor(value))
+                fitted = self.calibration.add_router(name, source_of(recipe).dims)
+                value.const_value = Cast(in_place_of_source(recipe, fitted), recipe.dtype)
 
     def _dequantize(self, graph: ir.Graph, node: ir.Node, inputs: dict[int, QuantizedWeight]) -> None:
         """Put a DequantizeLinear before each of these inputs of a node; equal ones are merged by the clean-up."""

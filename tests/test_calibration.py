@@ -156,7 +156,7 @@ def test_the_same_bytes_again_and_a_report(workshop: Workshop, tmp_path: Path, i
     assert sum("calibrated in" in line for line in notices) == 4
     assert first.options["calibration"]["tokens"] == 1200
     report = json.loads((tmp_path / "a" / "calibration.json").read_text())
-    assert len(report["matrices"]) == 4 * (4 + 3 + 2 * 4)
+    assert len(report["matrices"]) == 4 * (4 + 1 + 3 + 2 * 4)
     assert all(item["error"] < item["plain_error"] for item in report["matrices"])
     experts = [item for item in report["matrices"] if item["name"] == "model.layers.2.feed_forward.experts.down_proj"]
     assert [item["expert"] for item in experts] == [0, 1, 2, 3]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -37,8 +37,12 @@ DAMPING = 0.05
 _COLUMNS = 128
 """Columns that are rounded before their errors are carried to all columns behind, in one matrix product."""
 
-_ROWS = 256
-"""Rows that one worker has in hand. Rows are independent, so bytes do not depend on how many workers there are."""
+_ROWS, _FEWEST_ROWS = 256, 16
+"""Rows that one worker has in hand. How many follows from the matrix, so bytes do not depend on how many workers there
+are."""
+
+_GROUP = 32
+"""Rows that are rounded before their errors are carried to the rows behind, at least; no more groups than this."""
 
 _FACTORS = np.linspace(1.0, 0.7, 13, dtype=np.float32)
 """Fractions of the plain scale that are tried."""
@@ -65,6 +69,13 @@ class QuantizedMatrix:
         quantize_rows(weight, scheme, *parts)
         return cls(scheme, *parts)
 
+    @classmethod
+    def stacked(cls, parts: Sequence[QuantizedMatrix]) -> QuantizedMatrix:
+        """One below the other."""
+        codes, scales = (np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
+        zeros = [part.zero_points for part in parts if part.zero_points is not None]
+        return cls(parts[0].scheme, codes, scales, np.concatenate(zeros) if zeros else None)
+
     @property
     def values(self) -> NDArray[np.float32]:
         """The float32 [N, K] matrix that the codes stand for."""
@@ -72,27 +83,37 @@ class QuantizedMatrix:
 
 
 def gptq(
-    weight: NDArray[np.float32], moments: NDArray[np.float64], scheme: Scheme, damping: float = DAMPING
+    weight: NDArray[np.float32],
+    moments: NDArray[np.float64],
+    scheme: Scheme,
+    damping: float = DAMPING,
+    feedback: NDArray[np.float32] | None = None,
 ) -> tuple[QuantizedMatrix, float]:
     """Quantise `weight` float32 [N, K] for inputs of moments H = 2 X X', float64 [K, K]; integer schemes only.
 
+    `feedback` is for outputs that do not cost the same in every direction, but e' C e for an error e [N]: the upper
+    triangular V, float32 [N, N], with V' V = C^-1 (`inverse_factor`). Rows are then rounded group after group, and the
+    errors of a group are taken from the rows behind it, as GPTQ does with columns.
+
     Returns the damping that was used too: ten times as much as long as H is singular to float accuracy.
     """
-    n, k = weight.shape
-    plain = QuantizedMatrix.rounded(weight, scheme)
+    n, _ = weight.shape
     order = np.argsort(-np.diagonal(moments), kind="stable")
     factor, damping = inverse_factor(moments, order, damping)
     damped = moments.astype(np.float32)
     np.fill_diagonal(damped, np.diagonal(moments) + damping * _mean(moments))
     problem = _Problem(scheme, damped, factor, order, order // scheme.block_size)
-    scales, zeros = plain.scales.astype(np.float32), _zero_codes(plain)
-    codes = np.empty((n, k), np.uint8)
+    group = n if feedback is None else max(_GROUP, n // _GROUP)
+    left, done = weight if feedback is None else weight.copy(), []
     with _one_thread_each() as pool:
-        parts = [slice(at, min(at + _ROWS, n)) for at in range(0, n, _ROWS)]
-        for task in [pool.submit(problem.solve, weight[at], scales[at], zeros[at], codes[at]) for at in parts]:
-            task.result()
-    packed = codes if scheme.bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)
-    return QuantizedMatrix(scheme, packed, scales.astype(scheme.scale_dtype), plain.zero_points), damping
+        for start in range(0, n, group):
+            stop = min(start + group, n)
+            done.append(problem.round_rows(left[start:stop], pool))
+            if feedback is not None and stop < n:
+                missed = left[start:stop] - done[-1].values
+                errors = np.linalg.solve(feedback[start:stop, start:stop].T, missed)
+                left[stop:] -= _product(np.ascontiguousarray(feedback[start:stop, stop:].T), errors)
+    return QuantizedMatrix.stacked(done), damping
 
 
 def inverse_factor(
@@ -130,6 +151,19 @@ class _Problem:
     factor: NDArray[np.float32]
     order: NDArray[np.int64]
     groups: NDArray[np.int64]
+
+    def round_rows(self, weight: NDArray[np.float32], pool: ThreadPoolExecutor) -> QuantizedMatrix:
+        """Rows [n, K], some at a time by each worker."""
+        n, k = weight.shape
+        plain = QuantizedMatrix.rounded(np.ascontiguousarray(weight), self.scheme)
+        scales, zeros = plain.scales.astype(np.float32), _zero_codes(plain)
+        codes = np.empty((n, k), np.uint8)
+        step = min(_ROWS, max(_FEWEST_ROWS, n // _FEWEST_ROWS))
+        parts = [slice(at, min(at + step, n)) for at in range(0, n, step)]
+        for task in [pool.submit(self.solve, weight[at], scales[at], zeros[at], codes[at]) for at in parts]:
+            task.result()
+        packed = codes if self.scheme.bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)
+        return QuantizedMatrix(self.scheme, packed, scales.astype(self.scheme.scale_dtype), plain.zero_points)
 
     def solve(
         self, weight: NDArray[np.float32], scales: NDArray[np.float32], zeros: NDArray[np.float32], codes: np.ndarray

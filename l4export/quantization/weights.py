@@ -27,7 +27,7 @@ from l4export.recipes import (
     Transpose,
 )
 
-__all__ = ["CalibratedWeight", "QuantizedWeight", "source_of"]
+__all__ = ["CalibratedWeight", "QuantizedWeight", "in_place_of_source", "source_of"]
 
 
 class QuantizedWeight(Evaluation):
@@ -134,7 +134,7 @@ class CalibratedWeight(QuantizedWeight):
 
     def __init__(self, weight: Recipe, scheme: Scheme, parts: Sequence[Recipe]) -> None:
         super().__init__(weight, scheme)
-        self.parts = [_with_source(weight, _in_place_of_any(part)) for part in parts]
+        self.parts = [in_place_of_source(weight, part) for part in parts]
 
     def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
         """The region of each part."""
@@ -153,8 +153,9 @@ def source_of(recipe: Recipe) -> Source:
     return found[0]
 
 
-def _in_place_of_any(part: Recipe) -> Callable[[Source], Recipe]:
-    return lambda _: part
+def in_place_of_source(recipe: Recipe, part: Recipe) -> Recipe:
+    """The recipe without its casts, and with `part` where it reads the checkpoint."""
+    return _with_source(recipe, lambda _: part)
 
 
 @dataclass(frozen=True)
