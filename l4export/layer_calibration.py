@@ -43,9 +43,10 @@ shares of the trace. Of 1, 3 and 4 on the trained example 3 gave the smallest KL
 class MatrixRecord:
     """How the calibration of one matrix went.
 
-    `tokens` is how many it saw; `damping` what its moments needed. `error` is |W* X - W' X| / |W* X|, where W* X is what
-    is aimed at, and `plain_error` the same when rounded to nearest, both over the calibration's tokens and at most 256
-    rows. `fallback` says that too few tokens chose this expert, and all the layer's were taken.
+    `tokens` is how many it saw; `damping` what its moments needed. `error` is |W* X - W' X| / |W* X|, where W* X is
+    what is aimed at, and `plain_error` the same when rounded to nearest (of a router: when left as it was), both over
+    the calibration's tokens and at most 256 rows. `fallback` says that too few tokens chose this expert, and all the
+    layer's were taken.
     """
 
     name: str
@@ -74,8 +75,8 @@ def calibrate_layer(
     keep: Keep,
     keep_router: Callable[[NDArray[np.float32]], None],
 ) -> list[MatrixRecord]:
-    """Quantise layer `index` for `hidden`, the residual streams [2, T, D] before it, one for each sequence: row 0 as the
-    layers before, quantised, have made it, row 1 as the float ones have.
+    """Quantise layer `index` for `hidden`, the residual streams [2, T, D] before it, one for each sequence: row 0 as
+    the layers before, quantised, have made it, row 1 as the float ones have.
 
     They are replaced, in place, by those behind the layer. `schemes` says by name within the layer what becomes of its
     matrices, in integers; they are given to `keep`, and others stay float, but for the router, which is given to
@@ -186,7 +187,7 @@ class _Calibration:
         self.linear({f"{prefix}.down_proj.weight": rounded.down_proj}, made, feedback)
 
     def moe(self, feedback: Feedback) -> None:
-        """The router, the shared expert, then the routed ones, each for the rows that chose it, scaled as it gets them."""
+        """The router, the shared expert, then the routed ones, each for the rows that chose it, scaled by its score."""
         rounded, exact = self.rounded.feed_forward, self.exact.feed_forward
         self.fit_router(rounded.router)
         self.mlp("feed_forward.shared_expert", rounded.shared_expert, exact.shared_expert, feedback)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from l4export.calibration import StoredPart
 from l4export.errors import CheckFailed, InputError
 from l4export.manifest import MANIFEST, FileRecord, Manifest, file_record, load_manifest, verify
 from l4export.placement import DataFile
@@ -103,7 +104,7 @@ def _has_constants(engine: Path, file: DataFile) -> bool:
 
 
 def _reads_checkpoint(expression: object) -> bool:
-    if isinstance(expression, Source):
+    if isinstance(expression, Source | StoredPart):
         return True
     if isinstance(expression, list | tuple):
         return any(map(_reads_checkpoint, expression))
