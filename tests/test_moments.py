@@ -117,7 +117,7 @@ class TestFeedback:
         for start in range(0, 128, 32):
             mine, behind = slice(start, start + 32), slice(start + 32, 128)
             expected[mine] = gptq(left[mine].astype(np.float32), moments, Scheme("int4", 32))[0].values
-            # the best for the others once these rows are fixed: (C^-1)_behind,mine (C^-1)_mine,mine^-1 of what is missed
+            # the best for the others once these rows are fixed: (C^-1)_behind,mine (C^-1)_mine,mine^-1 missed
             rest = inverse[start:, start:]
             missed = left[mine] - expected[mine]
             left[behind] -= rest[32:, :32] @ np.linalg.solve(rest[:32, :32], missed)
