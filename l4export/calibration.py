@@ -132,7 +132,6 @@ class CalibrationPlan:
                 else:
                     stored[expert] = part.T
 
-
     def keep_router(self, layer: int, fitted: NDArray[np.float32]) -> None:
         """Write a layer's router, if it was planned."""
         name = f"model.layers.{layer}.{ROUTER}"

@@ -206,7 +206,7 @@ class _Calibration:
             seen = inputs
             if fallback:
                 seen = [
-                    tuple(h * score.max(dim=1, keepdim=True)[0] for h, score in zip(pair, both, strict=True))  # type: ignore[misc]
+                    tuple(h * score.max(dim=1, keepdim=True)[0] for h, score in zip(pair, both, strict=True))
                     for pair, both in zip(rows, scores, strict=True)
                 ]
             module, original = rounded.expert(expert), exact.expert(expert)
@@ -254,9 +254,7 @@ class _Calibration:
             if name in self.schemes:
                 self.solve(name, module.weight, moments, feedback)
 
-    def matrix(
-        self, name: str, stored: torch.Tensor, pairs: Iterable[Pair], feedback: Feedback, **kept: Any
-    ) -> None:
+    def matrix(self, name: str, stored: torch.Tensor, pairs: Iterable[Pair], feedback: Feedback, **kept: Any) -> None:
         """One matrix by itself."""
         if name in self.schemes:
             self.solve(name, stored, Moments(pairs), feedback, **kept)
