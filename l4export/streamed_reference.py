@@ -6,6 +6,7 @@ no path for decoding. Memory: a layer's attention and dense part, one expert, an
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from l4export.streamed_layer import LayerTaps, StreamedLayer
 
-__all__ = ["StreamedReference"]
+__all__ = ["Replacement", "StreamedReference"]
 
 _HEAD_BYTES = 64 << 20
 """Rows of the head are multiplied in pieces of this size: the whole of it is the largest matrix of a model."""
@@ -56,6 +57,12 @@ class StreamedReference:
         self._replaced = replaced or (lambda name, rows: None)
         config = self._checkpoint.config
         self.config = config if layers is None else config.slice_layers(*layers)
+
+    def with_weights(self, replaced: Replacement) -> StreamedReference:
+        """The same model with other values for weights, those that `replaced` gives."""
+        other = copy.copy(self)
+        other._replaced = replaced
+        return other
 
     def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """token_ids int64 [B, T] -> the residual stream before the first layer, float32 [B, T, D]."""
