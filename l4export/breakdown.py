@@ -21,7 +21,7 @@ from l4export.manifest import Manifest
 from l4export.pipeline import KV_BITS
 from l4export.streamed_layer import Store
 from l4export.variants import Variant
-from l4export.weight_bytes import KINDS, kind_of, layer_of, weight_bytes, weight_shapes
+from l4export.weight_bytes import KINDS, kind_of, layer_of, load_graph, weight_bytes, weight_shapes
 
 __all__ = ["KV_CACHE", "Part", "parts_of"]
 
@@ -50,7 +50,7 @@ def parts_of(engine: Path, manifest: Manifest, first_layer: int) -> list[Part]:
     `first_layer` is the checkpoint's number of the engine's first layer. Empty for an engine with float32 caches and no
     quantised weight.
     """
-    weights, graph = DequantizedWeights(engine), ir.load(engine / "decoder.onnx")
+    weights, graph = DequantizedWeights(engine), load_graph(engine)
     stores = _stores(graph, manifest)
     stored, shapes = weight_bytes(graph, manifest.model), weight_shapes(manifest.model)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from l4export.calibration_text import CalibrationText, read_windows
@@ -19,7 +18,7 @@ from l4export.errors import CheckFailed, EnvironmentLacks, InputError
 from l4export.manifest import Manifest
 from l4export.parity import sliced_layers
 from l4export.token_scores import TokenScores, log_probabilities
-from l4export.weight_bytes import bits_per_weight
+from l4export.weight_bytes import bits_per_weight, load_graph
 
 if TYPE_CHECKING:
     from l4export.breakdown import Part
@@ -114,8 +113,9 @@ def measure_quality(
 
     The text is what `l4export.calibration_text.read_windows` reads; `window` None means 1024 tokens, or the engine's
     context. The engine runs in its runtime's own session; logits are held for some megabytes of positions at a time.
-    `breakdown` measures layers and kinds of weights too, at the price of one run of the reference for each kind and half
-    a run for each layer. `thresholds` are for `kl` and `perplexity_ratio` (at most) and `top1_agreement` (at least).
+    `breakdown` measures layers and kinds of weights too, at the price of one run of the reference for each kind and
+    half a run for each layer. `thresholds` are for `kl` and `perplexity_ratio` (at most) and `top1_agreement` (at
+    least).
 
     Raises:
         InputError: a text that is no text, too short or not in the vocabulary; a window longer than the engine's
@@ -242,14 +242,13 @@ def _by_position(positions: NDArray[np.int64], kl: NDArray[np.float64]) -> tuple
 
 
 def _facts(engine: Path, manifest: Manifest) -> dict[str, Any]:
-    graph = ir.load(engine / "decoder.onnx")
     return {
         "target": manifest.target,
         "parameters": manifest.model.parameter_count().total,
         "layers": manifest.model.num_hidden_layers,
         **manifest.precision,
         "calibrated": "calibration" in manifest.options,
-        "bits_per_weight": bits_per_weight(graph, manifest.model),
+        "bits_per_weight": bits_per_weight(load_graph(engine), manifest.model),
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "kv_layout": manifest.kv_layout,
         "max_context": manifest.max_context,

@@ -11,7 +11,7 @@ from l4export.svg_plots import bars, line
 __all__ = ["quality_page"]
 
 _STYLE = """
-:root { --ink: #1c2430; --soft: #667085; --rule: #e4e7ec; --bar: #3b6fb6; --bad: #b42318; --good: #067647; }
+:root { --ink: #1c2430; --soft: #667085; --rule: #e4e7ec; --bad: #b42318; --good: #067647; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 800px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
 p.sub, p.note { color: var(--soft); } p.sub { margin-top: .2rem; }
@@ -23,10 +23,8 @@ table { border-collapse: collapse; width: 100%; }
 .token { white-space: pre-wrap; background: #f2f4f7; border-radius: 3px; }
 th, td { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 th { color: var(--soft); font-weight: 500; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
-svg { width: 100%; height: auto; font-size: 12px; } .bar { fill: var(--bar); } .grid { stroke: var(--rule); }
-.whisker { stroke: var(--ink); fill: none; } .line { stroke: var(--bar); fill: none; stroke-width: 2; }
-.dot { fill: var(--bar); } .label { text-anchor: end; } .tick { text-anchor: middle; } .figure { fill: var(--ink); }
-.tick, .axis, .remark { fill: var(--soft); }
+td.likeliest { white-space: nowrap; }
+svg { width: 100%; height: auto; }
 """
 
 
@@ -110,16 +108,21 @@ def _together(report: QualityReport) -> str:
 
 def _worst(report: QualityReport) -> str:
     def likeliest(tokens: Iterable[tuple[str, float]]) -> str:
-        return "<br>".join(f'<span class="token">{escape(word)}</span> {100 * p:.0f} %' for word, p in tokens)
+        words = "<br>".join(f'<span class="token">{_visible(word)}</span> {100 * p:.0f} %' for word, p in tokens)
+        return f'<td class="likeliest">{words}</td>'
 
     rows = [
         f'<tr><td class="number">{token.kl:.3g}</td><td>{escape(token.context)} '
-        f'<b class="token">{escape(token.following)}</b></td>'
-        f"<td>{likeliest(token.reference)}</td><td>{likeliest(token.engine)}</td></tr>"
+        f'<b class="token">{_visible(token.following)}</b></td>'
+        f"{likeliest(token.reference)}{likeliest(token.engine)}</tr>"
         for token in report.worst
     ]
     head = "<tr><th>KL</th><th>text, and the token that came</th><th>reference</th><th>engine</th></tr>"
     return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _visible(token: str) -> str:
+    return escape(token).replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
 
 
 def _facts(report: QualityReport) -> str:

@@ -1,4 +1,4 @@
-"""Two plots as inline SVG: horizontal bars with intervals, and a line. Colours come from the page's style sheet."""
+"""Two plots as inline SVG: horizontal bars with intervals, and a line."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ _WIDTH = 760
 _LEFT, _RIGHT = 190, 110
 _ROW = 26
 _HEIGHT, _BOTTOM = 220, 40
+_BAR, _RULE, _INK, _SOFT = "#3b6fb6", "#e4e7ec", "#1c2430", "#667085"
+_END, _MIDDLE = 'text-anchor="end"', f'text-anchor="middle" fill="{_SOFT}"'
 
 
 def bars(rows: Sequence[tuple[str, str, Interval]], axis: str) -> str:
@@ -29,14 +31,14 @@ def bars(rows: Sequence[tuple[str, str, Interval]], axis: str) -> str:
         title = f"{label}: {interval:.3g}"
         parts.append(
             f"<g><title>{escape(title)}</title>"
-            f'<text x="{_LEFT - 8}" y="{middle + 4:.1f}" class="label">{escape(label)}'
-            f'<tspan class="remark"> {escape(remark)}</tspan></text>'
-            f'<rect x="{_LEFT}" y="{y + 5}" width="{value - _LEFT:.1f}" height="{_ROW - 10}" class="bar"/>'
+            f'<text x="{_LEFT - 8}" y="{middle + 4:.1f}" {_END}>{escape(label)}'
+            f'<tspan fill="{_SOFT}"> {escape(remark)}</tspan></text>'
+            f'<rect x="{_LEFT}" y="{y + 5}" width="{value - _LEFT:.1f}" height="{_ROW - 10}" fill="{_BAR}"/>'
             f'<path d="M{low:.1f} {middle:.1f}H{high:.1f}M{low:.1f} {middle - 4:.1f}v8M{high:.1f} {middle - 4:.1f}v8" '
-            f'class="whisker"/>'
-            f'<text x="{high + 8:.1f}" y="{middle + 4:.1f}" class="figure">{interval.value:.3g}</text></g>'
+            f'stroke="{_INK}" fill="none"/>'
+            f'<text x="{high + 8:.1f}" y="{middle + 4:.1f}">{interval.value:.3g}</text></g>'
         )
-    parts.append(f'<text x="{_LEFT}" y="{height - 4}" class="axis">{escape(axis)}</text>')
+    parts.append(f'<text x="{_LEFT}" y="{height - 4}" fill="{_SOFT}">{escape(axis)}</text>')
     return _svg(parts, height)
 
 
@@ -48,31 +50,31 @@ def line(points: Sequence[tuple[float, float]], across: str, axis: str) -> str:
     x_scale, y_scale = (_WIDTH - left - 20) / last, plot / ticks[-1]
     bottom = 20 + plot
     parts = [
-        f'<path d="M{left} {bottom - tick * y_scale:.1f}H{_WIDTH - 20}" class="grid"/>'
-        f'<text x="{left - 6}" y="{bottom - tick * y_scale + 4:.1f}" class="label">{tick:g}</text>'
+        f'<path d="M{left} {bottom - tick * y_scale:.1f}H{_WIDTH - 20}" stroke="{_RULE}"/>'
+        f'<text x="{left - 6}" y="{bottom - tick * y_scale + 4:.1f}" {_END}>{tick:g}</text>'
         for tick in ticks
     ]
     path = " ".join(f"{left + x * x_scale:.1f},{bottom - y * y_scale:.1f}" for x, y in points)
-    parts.append(f'<polyline points="{path}" class="line"/>')
+    parts.append(f'<polyline points="{path}" stroke="{_BAR}" stroke-width="2" fill="none"/>')
     parts += [
-        f'<circle cx="{left + x * x_scale:.1f}" cy="{bottom - y * y_scale:.1f}" r="3" class="dot">'
+        f'<circle cx="{left + x * x_scale:.1f}" cy="{bottom - y * y_scale:.1f}" r="3" fill="{_BAR}">'
         f"<title>from {x:g}: {y:.3g}</title></circle>"
         for x, y in points
     ]
     steps = [tick for tick in _ticks(last) if tick <= last]
-    parts += [f'<text x="{left + x * x_scale:.1f}" y="{bottom + 16}" class="tick">{x:g}</text>' for x in steps]
-    parts.append(f'<text x="{left}" y="{_HEIGHT - 4}" class="axis">{escape(across)}</text>')
-    parts.append(f'<text x="{left - 6}" y="11" class="axis">{escape(axis)}</text>')
+    parts += [f'<text x="{left + x * x_scale:.1f}" y="{bottom + 16}" {_MIDDLE}>{x:g}</text>' for x in steps]
+    parts.append(f'<text x="{left}" y="{_HEIGHT - 4}" fill="{_SOFT}">{escape(across)}</text>')
+    parts.append(f'<text x="{left - 6}" y="11" fill="{_SOFT}">{escape(axis)}</text>')
     return _svg(parts, _HEIGHT)
 
 
 def _svg(parts: Sequence[str], height: float) -> str:
-    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" font-size="12" xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
 
 
 def _grid(x: float, height: float, tick: float) -> str:
     return (
-        f'<path d="M{x:.1f} 0V{height}" class="grid"/><text x="{x:.1f}" y="{height + 14}" class="tick">{tick:g}</text>'
+        f'<path d="M{x:.1f} 0V{height}" stroke="{_RULE}"/><text x="{x:.1f}" y="{height + 14}" {_MIDDLE}>{tick:g}</text>'
     )
 
 

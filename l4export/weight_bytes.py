@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from l4export.config import ModelConfig
+from l4export.errors import InputError
 from l4export.passes.projection_packing import JOIN
 from l4export.recipes import Constant, Recipe
 from l4export.reference import build_reference
 
-__all__ = ["KINDS", "bits_per_weight", "kind_of", "layer_of", "weight_bytes", "weight_shapes"]
+__all__ = ["KINDS", "bits_per_weight", "kind_of", "layer_of", "load_graph", "weight_bytes", "weight_shapes"]
 
 KINDS = {
     "embedding": r"model\.embed_tokens\.weight",
@@ -32,7 +34,7 @@ KINDS = {
 """Kinds of weights in the order in which a token meets them, by their checkpoint names (without prefix). A tied head
 is an embedding."""
 
-_PARTS = re.compile(r"(\.fc[12])?(\.(codes|scales|zero_points)(\.packed)?)?$")
+_PARTS = re.compile(r"(\.fc[12])?(\.(codes|scales|zero_points))?$")
 
 
 def kind_of(name: str) -> str:
@@ -69,7 +71,8 @@ def weight_bytes(model: ir.Model, config: ModelConfig) -> dict[str, float]:
     """Bytes of every weight in an engine's graph, codes with scales and zero points, by its checkpoint name.
 
     Projections that are packed into one initializer share its bytes by their number of weights, since they have their
-    width and their scheme in common. Tables that passes put beside the weights are not counted.
+    width and their scheme in common. Not counted are tables that passes put beside the weights, and a tied head's
+    `.codes.packed`, which are the embedding's bytes in another shape.
     """
     shapes = weight_shapes(config)
     found = dict.fromkeys(shapes, 0.0)
@@ -81,6 +84,19 @@ def weight_bytes(model: ir.Model, config: ModelConfig) -> dict[str, float]:
         for name, count in zip(names, counts, strict=True):
             found[name] += value.const_value.nbytes * count / sum(counts)
     return found
+
+
+def load_graph(engine: Path) -> ir.Model:
+    """An engine's graph; weights stay in their files.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    path = engine / "decoder.onnx"
+    try:
+        return ir.load(path)
+    except Exception as error:  # protobuf has exceptions of its own
+        raise InputError(f"{path}: not a graph ({type(error).__name__}); build the engine again") from error
 
 
 def bits_per_weight(model: ir.Model, config: ModelConfig) -> float:
