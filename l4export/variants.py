@@ -7,6 +7,7 @@ they are.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -76,9 +77,8 @@ def compare_variants(
     step = max(1, _LOGIT_BYTES // (4 * reference.config.vocab_size))
     others = [reference.with_weights(variant.replaced) for variant in variants]
     for number, window in enumerate(windows):
-        hidden, *streams = _streams(
-            reference, variants, window, lambda layer, at=number: on_layer and on_layer(at, layer)
-        )
+        tell = functools.partial(on_layer, number) if on_layer else None
+        hidden, *streams = _streams(reference, variants, window, tell)
         for start in range(0, len(window) - 1, step):
             rows = slice(start, min(start + step, len(window) - 1))
             expected = log_probabilities(reference.logits(hidden[:, rows].numpy())[0])
@@ -89,7 +89,10 @@ def compare_variants(
 
 
 def _streams(
-    reference: StreamedReference, variants: Sequence[Variant], window: Sequence[int], on_layer: Callable[[int], object]
+    reference: StreamedReference,
+    variants: Sequence[Variant],
+    window: Sequence[int],
+    on_layer: Callable[[int], None] | None,
 ) -> list[torch.Tensor]:
     """The residual streams [1, T, D] behind the last layer: the model's, then each variant's."""
     ids = np.asarray([window], np.int64)
@@ -99,7 +102,8 @@ def _streams(
         if "model.embed_tokens.weight" in variant.names:
             streams[index] = torch.from_numpy(reference.with_weights(variant.replaced).embed(ids))
     for layer in range(reference.config.num_hidden_layers):
-        on_layer(layer)
+        if on_layer:
+            on_layer(layer)
         changes = [variant.within(layer) for variant in variants]
         unchanged = [index for index in streams if changes[index] is None]
         behind = _through(reference, layer, None, [hidden, *(streams[index] for index in unchanged)])
