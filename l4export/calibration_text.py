@@ -20,6 +20,7 @@ __all__ = [
     "FEWEST_KV_TOKENS",
     "MOST_KV_TOKENS",
     "CalibrationText",
+    "read_auto_text",
     "read_calibration_text",
     "read_kv_calibration_text",
     "read_windows",
@@ -36,6 +37,9 @@ MOST_KV_TOKENS = 4096
 
 _LONGEST = 2048
 """Tokens of one sequence that weights are calibrated on; longer documents are cut."""
+
+_AUTO_LONGEST, _AUTO_WINDOWS = 512, 4
+"""Damage is measured on so many tokens at a time, and so many times: for every choice of every group of weights."""
 
 _FEWEST = 128
 """Tokens below which second moments say nothing, and neither does a mean."""
@@ -90,6 +94,23 @@ def read_windows(option: str, path: Path, checkpoint: Path, config: ModelConfig,
     documents = _documents(path, checkpoint, where)
     pieces = tuple(piece for ids in documents for piece in _pieces(ids, config.bos_token_id, longest))
     return _checked(CalibrationText(path.name, pieces), config.vocab_size, _FEWEST, where)
+
+
+def read_auto_text(path: Path | None, checkpoint: Path, config: ModelConfig) -> CalibrationText:
+    """What `--quant auto` measures damage on: the first 2048 tokens or so, in windows of 512.
+
+    `path` None means the text that comes with l4export; without a tokenizer, seeded random token ids.
+
+    Raises:
+        As `read_windows`.
+    """
+    from l4export.runtimes.text import TextCodec
+
+    if path is None and TextCodec.open(checkpoint) is None:
+        random = np.random.default_rng(0).integers(0, config.vocab_size, (_AUTO_WINDOWS, _AUTO_LONGEST)).tolist()
+        return CalibrationText(_RANDOM, tuple(map(tuple, random)))
+    text = read_windows("--calibrate", path or DEFAULT_TEXT, checkpoint, config, _AUTO_LONGEST)
+    return CalibrationText(text.name, tuple(ids for ids in text.sequences if len(ids) > 1)[:_AUTO_WINDOWS])
 
 
 def read_kv_calibration_text(path: Path | None, checkpoint: Path, vocab_size: int) -> CalibrationText:

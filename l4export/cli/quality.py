@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from l4export.cli.steps import step_progress
 from l4export.cli.thresholds import parse_threshold
 from l4export.errors import CheckFailed
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
     from l4export.quality import Damage, QualityReport
 
-__all__ = ["command", "progress"]
+__all__ = ["command"]
 
 
 @click.command("quality")
@@ -57,7 +55,7 @@ def command(
     limits = dict(parse_threshold(item, "kl=0.05") for item in thresholds)
     if html is not None:
         html.touch()  # better to fail now than after minutes of work
-    with progress() as tell:
+    with step_progress() as tell:
         report = measure_quality(engine, reference, text, window, breakdown, limits, tell)
     if html is not None:
         from l4export.quality_page import quality_page
@@ -69,27 +67,6 @@ def command(
         _show(report)
     if not report.passed:
         raise CheckFailed(f"{engine}: not good enough: {'; '.join(report.failures)}")
-
-
-@contextmanager
-def progress(interval: float = 10.0) -> Iterator[Callable[[str], None]]:
-    """A line on standard error that says what is being run; where that is no terminal, one every ten seconds."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with console.status("") as status:
-            yield status.update
-        return
-    last = time.monotonic()
-
-    def tell(step: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= interval:
-            last = time.monotonic()
-            print(f"l4export: {step}", file=sys.stderr)
-
-    yield tell
 
 
 def _show(report: QualityReport) -> None:
