@@ -1,4 +1,4 @@
-"""`--quant auto`: the damage of every choice measured, the best ones taken, and what was expected held against what came.
+"""`--quant auto`: the damage of every choice measured, the best ones taken, and the prediction held against the result.
 
 For every group of weights and every scheme KL(reference || reference with only this group rounded so) is measured on a
 text, with the layer-streamed reference. The policy is the one whose KLs add up to the least within the budget
@@ -8,7 +8,8 @@ text, with the layer-streamed reference. The policy is the one whose KLs add up 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from l4export.streamed_reference import StreamedReference
     from l4export.variants import Variant
 
-__all__ = ["AutoPolicy", "choose_policy"]
+__all__ = ["AutoPolicy", "PolicyChooser"]
 
 
 @dataclass(frozen=True)
@@ -64,94 +65,95 @@ class AutoPolicy:
         }
 
 
-def choose_policy(
-    checkpoint: Path, options: BuildOptions, bits: float, on_step: Callable[[str], None] | None = None
-) -> AutoPolicy:
-    """The policy of least damage for a build with `options` (whose policy is not looked at) in `bits` per weight.
+class PolicyChooser:
+    """Chooses policies for a build with `options` (whose own policy is not looked at).
 
-    It is measured on the beginning of the text that the build is calibrated on, or else of the default text.
+    Damage is measured when the first budget asks for it, on the beginning of the text that the build is calibrated on,
+    or else of the default text. `on_step(line)` is told what is being run.
 
     Raises:
-        InputError: a budget that no choice fits, or that every choice fits; what `plan_build` refuses.
-        EnvironmentLacks: torch or transformers is missing.
+        InputError: what `plan_build` refuses; a model that no block fits.
     """
-    smallest, groups = _smallest(checkpoint, options)
-    config = smallest.config
-    stored = round(sum(weight_bytes(smallest.model, config).values()))
-    sizes = [[group.nbytes(scheme) for scheme in group.choices] for group in groups]
-    parameters = config.parameter_count().total
-    largest = stored + sum(max(row) - min(row) for row in sizes)
-    low, high = 8 * stored / parameters, 8 * largest / parameters
-    if not low <= bits <= high:
-        raise InputError(
-            f"--bits-per-weight {bits:g}: the schemes reach {_up(low):g} to {_up(high):g} for this model, with scales and "
-            "all that stays float; choose one between"
+
+    def __init__(self, checkpoint: Path, options: BuildOptions, on_step: Callable[[str], None] | None = None) -> None:
+        self.checkpoint, self.options, self.on_step = checkpoint, options, on_step or (lambda _: None)
+        plain = plan_build(checkpoint, dataclasses.replace(options, policy=None, calibrate=None, dump_ir=None))
+        self.config = plain.config
+        self.groups = weight_groups(plain.config, options.dtype != "fp32", options.target != "ort-cpu")
+        if not self.groups:
+            raise InputError("--quant auto: no block of 32, 64 or 128 divides a width of this model; leave it out")
+        self._sizes = [[group.nbytes(scheme) for scheme in group.choices] for group in self.groups]
+        smallest = policy_of(self.groups, [group.choices[0] for group in self.groups])
+        planned = plan_build(checkpoint, dataclasses.replace(options, policy=smallest, dump_ir=None))
+        stored = round(sum(weight_bytes(planned.model, self.config).values()))
+        self._others = stored - sum(map(min, self._sizes))
+        self._parameters = self.config.parameter_count().total
+
+    def choose(self, bits: float) -> AutoPolicy:
+        """The policy of least damage in `bits` per weight.
+
+        Raises:
+            InputError: a budget that no choice fits, or that every choice fits.
+            EnvironmentLacks: torch or transformers is missing.
+        """
+        low, high = (self._bits(map(side, self._sizes)) for side in (min, max))
+        if not low <= bits <= high:
+            raise InputError(
+                f"--bits-per-weight {bits:g}: for this model the schemes reach {np.ceil(low * 1000) / 1000:g} to "
+                f"{np.floor(high * 1000) / 1000:g}, with scales and all that stays float; choose one between"
+            )
+        damage = self._damage
+        chosen = allocate(self._sizes, damage, int(bits * self._parameters / 8) - self._others)
+        schemes = [group.choices[at] for group, at in zip(self.groups, chosen, strict=True)]
+        kls = [row[at] for row, at in zip(damage, chosen, strict=True)]
+        return AutoPolicy(
+            policy=policy_of(self.groups, schemes),
+            budget=bits,
+            bits_per_weight=self._bits(row[at] for row, at in zip(self._sizes, chosen, strict=True)),
+            predicted_kl=sum(kls),
+            measured_kl=self._measure([self._variant(self.groups, schemes)], "the choice")[0],
+            text=self._text,
+            groups=tuple(zip(self.groups, schemes, kls, strict=True)),
         )
-    text = read_auto_text(options.calibrate, checkpoint, config)
-    from l4export.streamed_reference import StreamedReference
 
-    reference = StreamedReference(checkpoint, options.layers)
-    measure = _Measurement(reference, text, on_step or (lambda _: None))
-    damage = measure.groups(groups)
-    others = stored - sum(map(min, sizes))
-    chosen = allocate(sizes, damage, int(bits * parameters / 8) - others)
-    taken = [(group, group.choices[at], row[at]) for group, at, row in zip(groups, chosen, damage, strict=True)]
-    schemes = [scheme for _, scheme, _ in taken]
-    return AutoPolicy(
-        policy=policy_of(groups, schemes),
-        budget=bits,
-        bits_per_weight=8 * (others + sum(row[at] for row, at in zip(sizes, chosen, strict=True))) / parameters,
-        predicted_kl=sum(kl for _, _, kl in taken),
-        measured_kl=measure.together(groups, schemes),
-        text=text,
-        groups=tuple(taken),
-    )
+    def _bits(self, sizes: Iterable[int]) -> float:
+        """Per weight, when the groups take these bytes."""
+        return 8 * (self._others + sum(sizes)) / self._parameters
 
+    @functools.cached_property
+    def _text(self) -> CalibrationText:
+        return read_auto_text(self.options.calibrate, self.checkpoint, self.config)
 
-def _smallest(checkpoint: Path, options: BuildOptions) -> tuple[Any, list[WeightGroup]]:
-    """The plan with every group's smallest scheme: what cannot be built is refused before anything is measured."""
-    plain = plan_build(checkpoint, dataclasses.replace(options, policy=None, calibrate=None, dump_ir=None))
-    groups = weight_groups(plain.config, half=options.dtype != "fp32", positive=options.target != "ort-cpu")
-    if not groups:
-        raise InputError("--quant auto: no block of 32, 64 or 128 divides a width of this model; use a policy")
-    policy = policy_of(groups, [group.choices[0] for group in groups])
-    return plan_build(checkpoint, dataclasses.replace(options, policy=policy, dump_ir=None)), groups
+    @functools.cached_property
+    def _reference(self) -> StreamedReference:
+        from l4export.streamed_reference import StreamedReference
 
+        return StreamedReference(self.checkpoint, self.options.layers)
 
-class _Measurement:
-    """KLs on one text."""
+    @functools.cached_property
+    def _damage(self) -> list[list[float]]:
+        """KL of every choice of every group, alone."""
+        variants = [self._variant([group], [scheme]) for group in self.groups for scheme in group.choices]
+        found = iter(self._measure(variants, f"{len(variants)} choices"))
+        return [[next(found) for _ in group.choices] for group in self.groups]
 
-    def __init__(self, reference: StreamedReference, text: CalibrationText, on_step: Callable[[str], None]) -> None:
-        self.reference, self.text, self.on_step = reference, text, on_step
-
-    def groups(self, groups: Sequence[WeightGroup]) -> list[list[float]]:
-        """Of every choice of every group, alone."""
-        variants = [self.variant([group], [scheme]) for group in groups for scheme in group.choices]
-        found = iter(self.run(variants, f"{len(variants)} choices"))
-        return [[next(found) for _ in group.choices] for group in groups]
-
-    def together(self, groups: Sequence[WeightGroup], schemes: Sequence[Scheme]) -> float:
-        """Of all groups at once."""
-        return self.run([self.variant(groups, schemes)], "the choice")[0]
-
-    def variant(self, groups: Sequence[WeightGroup], schemes: Sequence[Scheme]) -> Variant:
+    def _variant(self, groups: Sequence[WeightGroup], schemes: Sequence[Scheme]) -> Variant:
         """The reference with these groups rounded."""
         from l4export.variants import Variant
 
         by_name = {name: scheme for group, scheme in zip(groups, schemes, strict=True) for name in group.shapes}
         shapes = {name: shape for group in groups for name, shape in group.shapes.items()}
-        return Variant(frozenset(by_name), _RoundedWeights(self.reference, shapes, by_name).rows)
+        return Variant(frozenset(by_name), _RoundedWeights(self._reference, shapes, by_name).rows)
 
-    def run(self, variants: Sequence[Variant], what: str) -> list[float]:
+    def _measure(self, variants: Sequence[Variant], what: str) -> list[float]:
         """Mean KL of each variant."""
+        text, reference = self._text, self._reference
         from l4export.variants import compare_variants
 
-        windows = self.text.sequences
-
         def on_layer(window: int, layer: int) -> None:
-            self.on_step(f"measuring {what}: window {window + 1} of {len(windows)}, layer {layer + 1}")
+            self.on_step(f"measuring {what}: window {window + 1} of {len(text.sequences)}, layer {layer + 1}")
 
-        pieces = [piece.kl for piece in compare_variants(self.reference, variants, windows, on_layer)]
+        pieces = [piece.kl for piece in compare_variants(reference, variants, text.sequences, on_layer)]
         means: list[float] = np.concatenate(pieces, axis=1).mean(axis=1).tolist()
         return means
 
@@ -177,8 +179,3 @@ class _RoundedWeights:
 
 def _rounded(kl: float) -> float:
     return float(f"{kl:.4g}")
-
-
-def _up(bits: float) -> float:
-    """Three digits behind the point, rounded up."""
-    return float(np.ceil(bits * 1000) / 1000)

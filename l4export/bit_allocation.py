@@ -72,9 +72,9 @@ def weight_groups(config: ModelConfig, half: bool, positive: bool) -> list[Weigh
 def allocate(sizes: Sequence[Sequence[int]], damage: Sequence[Sequence[float]], budget: int) -> list[int]:
     """One choice for each group, such that their `sizes` fit into `budget` and their `damage` adds up to the least.
 
-    The multiple-choice knapsack by dynamic programming: with best_g(b) the least damage of the first g groups in b bytes
-    beyond everybody's smallest, best_g(b) = min over choices c of damage[g][c] + best_{g-1}(b - size[g][c] + smallest).
-    Bytes are counted in steps, rounded up, so the result fits always and is the best to within a few steps a group.
+    The multiple-choice knapsack by dynamic programming: with best_g(b) the least damage of the first g groups in b
+    bytes beyond everybody's smallest, best_g(b) = min over choices c of damage[g][c] + best_{g-1}(b - extra[g][c]).
+    Bytes are counted in steps, rounded up: the result fits always, and is the best but for a step a group.
 
     Raises:
         ValueError: the smallest choices do not fit.

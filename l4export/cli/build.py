@@ -178,10 +178,10 @@ def _check_auto(quant: str, bits: float | None, block_size: int | None, policy_f
 
 def _chosen(checkpoint: Path, options: BuildOptions, bits: float) -> BuildOptions:
     """The options with the policy that `--quant auto` chooses."""
-    from l4export.auto_policy import choose_policy
+    from l4export.auto_policy import PolicyChooser
 
     with step_progress() as tell:
-        auto = choose_policy(checkpoint, options, bits, tell)
+        auto = PolicyChooser(checkpoint, options, tell).choose(bits)
     _notice(
         f"chosen: {auto.bits_per_weight:.3f} bits per weight, KL {auto.measured_kl:.4g} on {auto.text.tokens} tokens "
         f"({auto.predicted_kl:.4g} predicted)"
