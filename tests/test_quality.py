@@ -48,8 +48,9 @@ def divergence_of(reference: HFReference, other: HFReference, path: Path, length
     return float(np.mean(kl))
 
 
-@pytest.mark.parametrize("variant", ["scout-top2", "maverick", "mobile"])
-@pytest.mark.parametrize("target", ["ort-cpu", "onnx"])
+@pytest.mark.parametrize(
+    ("variant", "target"), [("scout-top2", "ort-cpu"), ("maverick", "onnx"), ("mobile", "ort-cpu")]
+)
 def test_figures_are_those_of_their_definitions(
     workshop: Workshop, tmp_path: Path, ids: Path, variant: str, target: str
 ) -> None:

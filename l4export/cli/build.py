@@ -55,6 +55,7 @@ class _Interrupted(L4Error):
 )
 @click.option("--block-size", type=int, help="Weights that share a scale.  [default: at most 128; fp8: a channel]")
 @click.option("--policy", "policy_file", type=click.Path(path_type=Path), help="What is quantised how, as a TOML file.")
+@click.option("--write-policy", type=click.Path(path_type=Path), help="Write the policy into a file for --policy.")
 @click.option(
     "--calibrate",
     metavar="FILE_OR_DIR",
@@ -109,6 +110,7 @@ def command(
     bits_per_weight: float | None,
     block_size: int | None,
     policy_file: Path | None,
+    write_policy: Path | None,
     calibrate: str | None,
     kv_layout: str,
     kv_dtype: str | None,
@@ -139,6 +141,8 @@ def command(
     EngineDirectory(engine, replace=force).check()
     if bits_per_weight is not None:
         options = _chosen(checkpoint, options, bits_per_weight)
+    if write_policy is not None:
+        _write_policy(options.policy, write_policy)
     if dry_run:
         _show_plan(plan_build(checkpoint, options), engine, as_json)
         return
@@ -187,6 +191,12 @@ def _chosen(checkpoint: Path, options: BuildOptions, bits: float) -> BuildOption
         f"({auto.predicted_kl:.4g} predicted)"
     )
     return dataclasses.replace(options, policy=auto.policy, auto=auto.to_dict())
+
+
+def _write_policy(policy: Policy | None, path: Path) -> None:
+    if policy is None:
+        raise InputError("--write-policy: nothing is quantised; give --quant")
+    path.write_text(policy.to_toml(), encoding="utf-8")
 
 
 def _calibration_text(name: str | None) -> Path | None:
