@@ -91,12 +91,9 @@ class Policy:
         """The policy as a file that `load_policy` reads."""
         lines = [f"accuracy_level = {self.accuracy_level}"]
         for rule in self.rules:
-            values = {"weights": list(rule.weights), "but": list(rule.but), "kind": rule.kind}
-            values |= {"block_size": rule.block_size, "symmetric": rule.symmetric}
             lines += ["", "[[rule]]"]  # strings, numbers, booleans and lists are written as in JSON
-            lines += [
-                f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None
-            ]
+            values = ((key, value) for key, value in asdict(rule).items() if value is not None)
+            lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values]
         return "\n".join(lines) + "\n"
 
     def check_used(self, quantized: Iterable[str]) -> None:
