@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AutoPolicy", "PolicyChooser"]
 
+_STREAMS_BYTES = 1 << 30
+"""Of the residual streams of choices that are measured together."""
+
 
 @dataclass(frozen=True)
 class AutoPolicy:
@@ -147,14 +150,19 @@ class PolicyChooser:
 
     def _measure(self, variants: Sequence[Variant], what: str) -> list[float]:
         """Mean KL of each variant."""
-        text, reference = self._text, self._reference
+        text, reference, means = self._text, self._reference, list[float]()
         from l4export.variants import compare_variants
+
+        stream_bytes = 4 * max(map(len, text.sequences)) * self.config.hidden_size
+        at_once = max(1, _STREAMS_BYTES // stream_bytes)
 
         def on_layer(window: int, layer: int) -> None:
             self.on_step(f"measuring {what}: window {window + 1} of {len(text.sequences)}, layer {layer + 1}")
 
-        pieces = [piece.kl for piece in compare_variants(reference, variants, text.sequences, on_layer)]
-        means: list[float] = np.concatenate(pieces, axis=1).mean(axis=1).tolist()
+        for at in range(0, len(variants), at_once):
+            batch = variants[at : at + at_once]
+            pieces = [piece.kl for piece in compare_variants(reference, batch, text.sequences, on_layer)]
+            means += np.concatenate(pieces, axis=1).mean(axis=1).tolist()
         return means
 
 
