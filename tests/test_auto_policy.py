@@ -211,7 +211,7 @@ def test_budgets_named_in_the_refusal_can_be_had(workshop: Workshop, ids: Path) 
 
 @pytest.mark.slow
 def test_auto_beats_one_scheme_for_all_on_text_it_has_not_seen(tmp_path: Path) -> None:
-    uniform = Policy((Rule(("*_proj.weight", "*.experts.*", "lm_head.weight", "*embed*"), "int4", 64),))
+    uniform = Policy((Rule(("*_proj.weight", "*.experts.*", "lm_head.weight", "*embed*"), "int4", 32),))
     build(KJV, tmp_path / "uniform", BuildOptions(policy=uniform, max_context=1024))
     bits = bits_per_weight(load_graph(tmp_path / "uniform"), load_manifest(tmp_path / "uniform").model)
     auto = PolicyChooser(KJV, BuildOptions(calibrate=DEFAULT_TEXT)).choose(bits)

@@ -32,7 +32,13 @@ __all__ = ["command"]
 @click.option(
     "--breakdown/--no-breakdown", default=True, show_default=True, help="Measure layers and kinds of weights."
 )
-@click.option("--threshold", "thresholds", multiple=True, metavar="NAME=VALUE", help="Fail above kl, perplexity_ratio.")
+@click.option(
+    "--threshold",
+    "thresholds",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Demand kl, perplexity_ratio or top1_agreement.",
+)
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as one HTML page.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
