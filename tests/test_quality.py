@@ -102,7 +102,7 @@ def test_the_cache_alone_costs_what_an_engine_with_nothing_else_loses(
 ) -> None:
     variant = "guard" if dtype == "fp16" else "scout"  # dense: a router's near tie outweighs all that float16 costs
     report = measure_quality(
-        workshop.engine_path(variant, "static", kv_dtype=dtype), workshop.checkpoint(variant), ids, window=64
+        workshop.engine_path(variant, "static", 256, dtype), workshop.checkpoint(variant), ids, window=64
     )
     (cache,) = report.kinds
     assert cache.name == "KV cache" and report.layers == ()
