@@ -54,7 +54,7 @@ PREFILL_TOKENS = 512
 
 _GENAI_CONFIG = "genai_config.json"
 _TENSORRT_ENGINE = f"{STEM}.engine"
-_NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "calibrate", "kv_dtype", "kv_calibrate"}
+_NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "calibrate", "kv_dtype", "kv_calibrate", "auto"}
 """Options that change no byte of a data file, or change the plan of it, or whose contents count and not the path."""
 
 
@@ -332,6 +332,7 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
             "max_context": planned.max_context,
             **({"layers": list(options.layers)} if options.layers else {}),
             **({"policy": options.policy.to_dict()} if options.policy else {}),
+            **({"auto": dict(options.auto)} if options.auto else {}),
             **({"calibration": planned.calibration.text.to_dict()} if planned.calibration else {}),
             **({"kv_calibration": _kv_calibration(planned.kv_calibration)} if planned.kv_calibration else {}),
             **({"compute_capability": list(capabilities)} if (capabilities := options.compute_capabilities) else {}),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -46,6 +47,7 @@ class BuildOptions:
     `calibrate` is the text or token ids (`l4export.calibration_text`) that integer weights are calibrated on.
     `kv_dtype` None means `dtype`; `kv_calibrate` names the text for the scales of an int8 or int4 cache, whatever the
     weights are.
+    `auto` says how the policy was chosen (`l4export.auto_policy`), for the manifest.
     `compute_capabilities` are those that a TensorRT engine is compiled for, as "8.9".
     """
 
@@ -63,6 +65,7 @@ class BuildOptions:
     kv_dtype: str | None = None
     kv_calibrate: Path | None = None
     compute_capabilities: tuple[str, ...] = ()
+    auto: Mapping[str, Any] | None = None
 
     @property
     def cache_dtype(self) -> str:

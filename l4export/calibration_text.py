@@ -20,8 +20,10 @@ __all__ = [
     "FEWEST_KV_TOKENS",
     "MOST_KV_TOKENS",
     "CalibrationText",
+    "read_auto_text",
     "read_calibration_text",
     "read_kv_calibration_text",
+    "read_windows",
 ]
 
 DEFAULT_TEXT = Path(__file__).parent / "calibration_text.txt"
@@ -36,8 +38,11 @@ MOST_KV_TOKENS = 4096
 _LONGEST = 2048
 """Tokens of one sequence that weights are calibrated on; longer documents are cut."""
 
+_AUTO_LONGEST, _AUTO_WINDOWS = 512, 4
+"""Damage is measured on so many tokens at a time, and so many times: for every choice of every group of weights."""
+
 _FEWEST = 128
-"""Tokens below which second moments say nothing."""
+"""Tokens below which second moments say nothing, and neither does a mean."""
 
 _RANDOM = "random token ids, seed 0"
 _MOST_BYTES = 64 << 20
@@ -63,11 +68,21 @@ class CalibrationText:
 
 
 def read_calibration_text(path: Path, checkpoint: Path, config: ModelConfig) -> CalibrationText:
-    """What weights are calibrated on: a file, or all .txt and .json files of a directory in the order of their names.
+    """What weights are calibrated on: windows of at most 2048 tokens of the text that --calibrate names.
+
+    Raises:
+        As `read_windows`.
+    """
+    return read_windows("--calibrate", path, checkpoint, config, _LONGEST)
+
+
+def read_windows(option: str, path: Path, checkpoint: Path, config: ModelConfig, longest: int) -> CalibrationText:
+    """A file, or all .txt and .json files of a directory in the order of their names, in windows of `longest` tokens.
 
     A file is one document: UTF-8 text, or token ids, which are whole numbers with spaces, line ends, commas or brackets
-    between them. A .json file may hold several documents, as a list of lists of ids. Documents longer than 2048 tokens
-    are cut, and if the tokenizer puts a begin-of-text token before a document, every piece has it.
+    between them. A .json file may hold several documents, as a list of lists of ids. Documents that are longer are cut,
+    and if the tokenizer puts a begin-of-text token before a document, every piece has it. `option` is what the command
+    line calls it.
 
     Raises:
         InputError: no such file, nothing in it, too large, not UTF-8 or JSON, ids out of range, too few tokens, text
@@ -75,10 +90,27 @@ def read_calibration_text(path: Path, checkpoint: Path, config: ModelConfig) -> 
         EnvironmentLacks: text, and the package tokenizers is not installed.
         StorageError: a file cannot be read.
     """
-    where = f"--calibrate {path}"
+    where = f"{option} {path}"
     documents = _documents(path, checkpoint, where)
-    pieces = tuple(piece for ids in documents for piece in _pieces(ids, config.bos_token_id))
+    pieces = tuple(piece for ids in documents for piece in _pieces(ids, config.bos_token_id, longest))
     return _checked(CalibrationText(path.name, pieces), config.vocab_size, _FEWEST, where)
+
+
+def read_auto_text(path: Path | None, checkpoint: Path, config: ModelConfig) -> CalibrationText:
+    """What `--quant auto` measures damage on: the first 2048 tokens or so, in windows of 512.
+
+    `path` None means the text that comes with l4export; without a tokenizer, seeded random token ids.
+
+    Raises:
+        As `read_windows`.
+    """
+    from l4export.runtimes.text import TextCodec
+
+    if path is None and TextCodec.open(checkpoint) is None:
+        random = np.random.default_rng(0).integers(0, config.vocab_size, (_AUTO_WINDOWS, _AUTO_LONGEST)).tolist()
+        return CalibrationText(_RANDOM, tuple(map(tuple, random)))
+    text = read_windows("--calibrate", path or DEFAULT_TEXT, checkpoint, config, _AUTO_LONGEST)
+    return CalibrationText(text.name, tuple(ids for ids in text.sequences if len(ids) > 1)[:_AUTO_WINDOWS])
 
 
 def read_kv_calibration_text(path: Path | None, checkpoint: Path, vocab_size: int) -> CalibrationText:
@@ -165,9 +197,9 @@ def _listed_ids(text: str, where: str) -> list[list[int]]:
     return documents
 
 
-def _pieces(ids: Sequence[int], begin: int | None) -> list[tuple[int, ...]]:
-    """A document in sequences of at most `_LONGEST` ids, each with the token that it begins with."""
+def _pieces(ids: Sequence[int], begin: int | None, longest: int) -> list[tuple[int, ...]]:
+    """A document in sequences of at most `longest` ids, each with the token that it begins with."""
     first = [ids[0]] if ids and ids[0] == begin else []
     rest = ids[len(first) :]
-    step = _LONGEST - len(first)
+    step = longest - len(first)
     return [(*first, *rest[at : at + step]) for at in range(0, len(rest), step)]

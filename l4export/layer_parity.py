@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from l4export.engine_taps import EngineTaps, tap_engine
 from l4export.errors import CheckFailed, InputError
-from l4export.manifest import load_manifest
+from l4export.manifest import Manifest, load_manifest
 from l4export.parity import (
     DEFAULT_THRESHOLDS,
     LogitComparison,
@@ -24,12 +24,12 @@ from l4export.parity import (
     sliced_layers,
     thresholds_for,
 )
-from l4export.streamed_reference import StreamedReference
+from l4export.streamed_reference import Replacement, StreamedReference
 
 if TYPE_CHECKING:
     from l4export.streamed_layer import LayerTaps
 
-__all__ = ["LayerComparison", "LayerParityReport", "check_layers", "compare_choices"]
+__all__ = ["LayerComparison", "LayerParityReport", "check_layers", "compare_choices", "open_reference"]
 
 
 @dataclass(frozen=True)
@@ -123,16 +123,12 @@ def check_layers(
         from l4export.dequantized import DequantizedWeights
 
         replaced = DequantizedWeights(engine_path).rows
-    layers = sliced_layers(manifest)
-    reference = StreamedReference(checkpoint, layers, replaced)
-    shapes = ("vocab_size", "hidden_size", "num_hidden_layers", "moe_layers", "num_local_experts")
-    if any(getattr(reference.config, name) != getattr(manifest.model, name) for name in shapes):
-        raise InputError(f"{checkpoint}: another model than the engine's; name the checkpoint that it was built from")
+    reference = open_reference(manifest, checkpoint, replaced)
     ids = np.random.default_rng(seed).integers(0, manifest.model.vocab_size, prefill + decode, dtype=np.int64)
     say("running the engine")
     engine = tap_engine(engine_path, manifest, [ids[:prefill], *ids[prefill:, None]])
     accepted = limits.get("max_relative_difference", DEFAULT_THRESHOLDS["max_relative_difference"])
-    first = layers[0] if layers else 0
+    first = (sliced_layers(manifest) or (0, 0))[0]
     say(f"comparing {manifest.model.num_hidden_layers} layers")
     compared = []
     for layer, taps in enumerate(reference.run(ids[None])):
@@ -155,6 +151,20 @@ def check_layers(
         first_departure=departed[0][0] if departed else None,
         failures=(*failures, *failures_of("logits", logits, limits)),
     )
+
+
+def open_reference(manifest: Manifest, checkpoint: Path, replaced: Replacement | None = None) -> StreamedReference:
+    """The layer-streamed reference of an engine: the same layers of the checkpoint that it was built from.
+
+    Raises:
+        InputError: a checkpoint of another architecture.
+        EnvironmentLacks: torch or transformers is missing.
+    """
+    reference = StreamedReference(checkpoint, sliced_layers(manifest), replaced)
+    shapes = ("vocab_size", "hidden_size", "num_hidden_layers", "moe_layers", "num_local_experts")
+    if any(getattr(reference.config, name) != getattr(manifest.model, name) for name in shapes):
+        raise InputError(f"{checkpoint}: another model than the engine's; name the checkpoint that it was built from")
+    return reference
 
 
 def _compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -85,6 +86,15 @@ class Policy:
         """For manifests, as plain JSON values."""
         rules = [{**asdict(rule), "weights": list(rule.weights), "but": list(rule.but)} for rule in self.rules]
         return {"accuracy_level": self.accuracy_level, "rules": rules}
+
+    def to_toml(self) -> str:
+        """The policy as a file that `load_policy` reads."""
+        lines = [f"accuracy_level = {self.accuracy_level}"]
+        for rule in self.rules:
+            lines += ["", "[[rule]]"]  # strings, numbers, booleans and lists are written as in JSON
+            values = ((key, value) for key, value in asdict(rule).items() if value is not None)
+            lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values]
+        return "\n".join(lines) + "\n"
 
     def check_used(self, quantized: Iterable[str]) -> None:
         """Refuse a rule that speaks of none of the weights that were quantised: a mistyped pattern, or norms alone.

@@ -17,7 +17,10 @@ from transformers.models.llama4.modeling_llama4 import (
     Llama4TextMLP,
 )
 
-__all__ = ["LayerTaps", "StreamedLayer", "StreamedMoe"]
+__all__ = ["LayerTaps", "Store", "StreamedLayer", "StreamedMoe"]
+
+Store = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values [B, K, T, d] -> what attention reads of them: a cache of fewer bits."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,12 @@ class StreamedLayer:
         self.module.load_state_dict({name: read(name, None) for name in names}, assign=True)
         self.module.eval()
 
-    def __call__(self, hidden: torch.Tensor, call: Mapping[str, Any]) -> LayerTaps:
-        """hidden [B, T, D], and what `StreamedReference.call` says of it, through transformers' own forward."""
-        cache = _Recorder()
+    def __call__(self, hidden: torch.Tensor, call: Mapping[str, Any], store: Store | None = None) -> LayerTaps:
+        """hidden [B, T, D], and what `StreamedReference.call` says of it, through transformers' own forward.
+
+        Attention reads keys and values as `store` returns them; None: as they are.
+        """
+        cache = _Recorder(store)
         with torch.inference_mode():
             out = self.module(hidden, past_key_values=cache, **call)
         logits = None
@@ -109,11 +115,14 @@ class _Recorder:
     keys: torch.Tensor
     values: torch.Tensor
 
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+
     def get_seq_length(self, layer: int = 0) -> int:
         """Tokens of earlier calls: none."""
         return 0
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, K, T, d] each; nothing came before."""
-        self.keys, self.values = keys, values
-        return keys, values
+        self.keys, self.values = (keys, values) if self._store is None else self._store(keys, values)
+        return self.keys, self.values

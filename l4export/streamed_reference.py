@@ -6,6 +6,7 @@ no path for decoding. Memory: a layer's attention and dense part, one expert, an
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from l4export.streamed_layer import LayerTaps, StreamedLayer
 
-__all__ = ["StreamedReference"]
+__all__ = ["Replacement", "StreamedReference"]
 
 _HEAD_BYTES = 64 << 20
 """Rows of the head are multiplied in pieces of this size: the whole of it is the largest matrix of a model."""
@@ -57,11 +58,17 @@ class StreamedReference:
         config = self._checkpoint.config
         self.config = config if layers is None else config.slice_layers(*layers)
 
+    def with_weights(self, replaced: Replacement) -> StreamedReference:
+        """The same model with other values for weights, those that `replaced` gives."""
+        other = copy.copy(self)
+        other._replaced = replaced
+        return other
+
     def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """token_ids int64 [B, T] -> the residual stream before the first layer, float32 [B, T, D]."""
         shape = (self.config.vocab_size, self.config.hidden_size)
         ids, places = np.unique(token_ids, return_inverse=True)
-        rows = [self._read("model.embed_tokens.weight", shape, slice(i, i + 1)) for i in ids.tolist()]
+        rows = [self.weight("model.embed_tokens.weight", shape, slice(i, i + 1)) for i in ids.tolist()]
         return np.concatenate(rows)[places.reshape(token_ids.shape)]
 
     def layer(self, index: int) -> StreamedLayer:
@@ -72,7 +79,7 @@ class StreamedReference:
 
         def read(name: str, expert: int | None) -> torch.Tensor:
             rows = slice(0, shapes[name][0]) if expert is None else slice(expert, expert + 1)
-            return _tensor(self._read(f"model.layers.{index}.{name}", shapes[name], rows))
+            return _tensor(self.weight(f"model.layers.{index}.{name}", shapes[name], rows))
 
         return StreamedLayer(self._hf_config, index, read)
 
@@ -119,7 +126,7 @@ class StreamedReference:
 
         config = self.config
         norm = Llama4TextRMSNorm(config.hidden_size, config.rms_norm_eps)
-        scale = self._read("model.norm.weight", (config.hidden_size,), slice(0, config.hidden_size))
+        scale = self.weight("model.norm.weight", (config.hidden_size,), slice(0, config.hidden_size))
         norm.load_state_dict({"weight": _tensor(scale)}, assign=True)
         name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
         shape = (config.vocab_size, config.hidden_size)
@@ -127,12 +134,12 @@ class StreamedReference:
         pieces = [slice(at, min(at + step, shape[0])) for at in range(0, shape[0], step)]
         with torch.inference_mode():
             rows = norm(_tensor(hidden))
-            logits = [rows @ _tensor(self._read(name, shape, piece)).T for piece in pieces]
+            logits = [rows @ _tensor(self.weight(name, shape, piece)).T for piece in pieces]
             result: NDArray[np.float32] = torch.cat(logits, dim=-1).numpy()
         return result
 
-    def _read(self, name: str, shape: tuple[int, ...], rows: slice) -> NDArray[np.float32]:
-        """Rows of a weight's first axis, as they were replaced or as the checkpoint has them."""
+    def weight(self, name: str, shape: tuple[int, ...], rows: slice) -> NDArray[np.float32]:
+        """Rows of the first axis of a weight of this `shape`, as they were replaced or as the checkpoint has them."""
         if (other := self._replaced(name, rows)) is not None:
             return other
         first = self._first

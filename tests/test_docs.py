@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -24,7 +25,14 @@ def test_examples_run(document: Path, tmp_path: Path) -> None:
     for language, text in examples:
         commands = [[sys.executable, "-c", text]] if language == "python" else _commands(text)
         for command in commands:
-            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},  # tests run side by side: threads wait for each other
+            )
             assert done.returncode == 0, f"{document.name}: {command}: {done.stderr}"
 
 

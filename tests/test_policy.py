@@ -116,3 +116,10 @@ def test_the_standard_policy_leaves_router_and_norms_alone() -> None:
 def test_bad_standard_policies(quant: str, block: int | None) -> None:
     with pytest.raises(InputError):
         standard_policy(quant, block)
+
+
+@pytest.mark.parametrize("policy", [standard_policy("int4", 32), standard_policy("fp8"), "file"])
+def test_a_policy_that_is_written_is_read_again(tmp_path: Path, policy: Policy | str | None) -> None:
+    given = load(tmp_path, GOOD) if isinstance(policy, str) else policy
+    assert given is not None
+    assert load(tmp_path, given.to_toml()) == given

@@ -20,6 +20,7 @@ _COMMANDS = {
     "plan": "Say what fits a device: weights, KV cache and context, by quantisation and KV layout.",
     "build": "Build an engine directory from a checkpoint.",
     "parity": "Compare an engine with PyTorch on the same weights.",
+    "quality": "Measure what quantisation costs on a text, and where the damage comes from.",
     "run": "Generate text or tokens with an engine.",
     "bench": "Measure an engine's speed, memory and use of the memory bandwidth.",
     "verify": "Check every file of an engine against its manifest.",

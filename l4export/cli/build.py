@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from l4export.cli.sizes import parse_size
+from l4export.cli.steps import step_progress
 from l4export.errors import InputError, L4Error
 
 if TYPE_CHECKING:
@@ -40,13 +42,20 @@ class _Interrupted(L4Error):
 )
 @click.option(
     "--quant",
-    type=click.Choice(["none", "int8", "int4", "fp8"]),
+    type=click.Choice(["none", "int8", "int4", "fp8", "auto"]),
     default="none",
     show_default=True,
-    help="Store weights in fewer bits; with int4 the head and the embedding have 8.",
+    help="Store weights in fewer bits; with int4 the head and the embedding have 8; auto: what --bits-per-weight buys.",
+)
+@click.option(
+    "--bits-per-weight",
+    type=float,
+    help="With --quant auto: int4 or int8 and a block size for each group of weights, so that the measured damage is "
+    "least. Needs the `reference` extra.",
 )
 @click.option("--block-size", type=int, help="Weights that share a scale.  [default: at most 128; fp8: a channel]")
 @click.option("--policy", "policy_file", type=click.Path(path_type=Path), help="What is quantised how, as a TOML file.")
+@click.option("--write-policy", type=click.Path(path_type=Path), help="Write the policy into a file for --policy.")
 @click.option(
     "--calibrate",
     metavar="FILE_OR_DIR",
@@ -98,8 +107,10 @@ def command(
     target: str,
     dtype: str,
     quant: str,
+    bits_per_weight: float | None,
     block_size: int | None,
     policy_file: Path | None,
+    write_policy: Path | None,
     calibrate: str | None,
     kv_layout: str,
     kv_dtype: str | None,
@@ -118,7 +129,8 @@ def command(
     from l4export.build import KEPT, BuildOptions, build, plan_build
     from l4export.engine_directory import EngineDirectory
 
-    policy = _policy(quant, block_size, policy_file)
+    _check_auto(quant, bits_per_weight, block_size, policy_file)
+    policy = None if quant == "auto" else _policy(quant, block_size, policy_file)
     options = BuildOptions(
         *(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy),
         calibrate=_calibration_text(calibrate),
@@ -126,8 +138,12 @@ def command(
         kv_calibrate=kv_calibrate,
         compute_capabilities=compute_capability,
     )
+    EngineDirectory(engine, replace=force).check()
+    if bits_per_weight is not None:
+        options = _chosen(checkpoint, options, bits_per_weight)
+    if write_policy is not None:
+        _write_policy(options.policy, write_policy)
     if dry_run:
-        EngineDirectory(engine, replace=force).check()
         _show_plan(plan_build(checkpoint, options), engine, as_json)
         return
     started = time.monotonic()
@@ -155,6 +171,32 @@ def _policy(quant: str, block_size: int | None, policy_file: Path | None) -> Pol
     if quant != "none" or block_size is not None:
         raise InputError("--policy says everything: leave --quant and --block-size out")
     return load_policy(policy_file)
+
+
+def _check_auto(quant: str, bits: float | None, block_size: int | None, policy_file: Path | None) -> None:
+    if (quant == "auto") != (bits is not None):
+        raise InputError("--quant auto and --bits-per-weight go together: give both, as in --bits-per-weight 4.5")
+    if quant == "auto" and (block_size is not None or policy_file is not None):
+        raise InputError("--quant auto chooses blocks and schemes: leave --block-size and --policy out")
+
+
+def _chosen(checkpoint: Path, options: BuildOptions, bits: float) -> BuildOptions:
+    """The options with the policy that `--quant auto` chooses."""
+    from l4export.auto_policy import PolicyChooser
+
+    with step_progress() as tell:
+        auto = PolicyChooser(checkpoint, options, tell).choose(bits)
+    _notice(
+        f"chosen: {auto.bits_per_weight:.3f} bits per weight, KL {auto.measured_kl:.4g} on {auto.text.tokens} tokens "
+        f"({auto.predicted_kl:.4g} predicted)"
+    )
+    return dataclasses.replace(options, policy=auto.policy, auto=auto.to_dict())
+
+
+def _write_policy(policy: Policy | None, path: Path) -> None:
+    if policy is None:
+        raise InputError("--write-policy: nothing is quantised; give --quant")
+    path.write_text(policy.to_toml(), encoding="utf-8")
 
 
 def _calibration_text(name: str | None) -> Path | None:

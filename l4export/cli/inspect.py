@@ -57,6 +57,7 @@ def _is_text(name: str, prefix: str) -> bool:
 
 def _engine(path: Path) -> dict[str, Any]:
     from l4export.manifest import load_manifest
+    from l4export.weight_bytes import bits_per_weight, load_graph
 
     manifest = load_manifest(path)
     return {
@@ -66,6 +67,7 @@ def _engine(path: Path) -> dict[str, Any]:
         "target": manifest.target,
         **_model(manifest.model),
         "precision": manifest.precision,
+        "bits_per_weight": round(bits_per_weight(load_graph(path), manifest.model), 4),
         "max_context": manifest.max_context,
         **_kv_cache(manifest),
         "passes": list(manifest.passes),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from l4export.errors import CheckFailed, InputError
+from l4export.cli.thresholds import parse_threshold
+from l4export.errors import CheckFailed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +54,7 @@ def command(
 
     if json_file is not None and str(json_file) != "-":
         json_file.touch()  # better to fail now than after minutes of work
-    limits = dict(_threshold(item) for item in thresholds)
+    limits = dict(parse_threshold(item, "max_relative_difference=1e-4") for item in thresholds)
     with Console(stderr=True).status("") as status:
         check: Callable[..., ParityReport | LayerParityReport] = check_layers if stream else check_parity
         report = check(engine, reference, prefill, decode, limits, seed, dequantized, status.update)
@@ -65,14 +66,6 @@ def command(
         _show(report)
     if not report.passed:
         raise CheckFailed(f"{engine}: not at parity: {'; '.join(report.failures)}")
-
-
-def _threshold(item: str) -> tuple[str, float]:
-    name, _, value = item.partition("=")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise InputError(f"--threshold {item}: write NAME=VALUE, as in max_relative_difference=1e-4") from None
 
 
 def _show(report: ParityReport | LayerParityReport) -> None:

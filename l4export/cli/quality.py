@@ -1,0 +1,115 @@
+"""`l4export quality`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from l4export.cli.steps import step_progress
+from l4export.cli.thresholds import parse_threshold
+from l4export.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from l4export.quality import Damage, QualityReport
+
+__all__ = ["command"]
+
+
+@click.command("quality")
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option("--reference", required=True, type=click.Path(path_type=Path), help="The checkpoint it was built from.")
+@click.option(
+    "--text", required=True, type=click.Path(path_type=Path), help="Text, or token ids (.json), to measure on."
+)
+@click.option(
+    "--window", type=int, help="Tokens that are seen together.  [default: 1024, at most the engine's context]"
+)
+@click.option(
+    "--breakdown/--no-breakdown", default=True, show_default=True, help="Measure layers and kinds of weights."
+)
+@click.option(
+    "--threshold",
+    "thresholds",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Demand kl, perplexity_ratio or top1_agreement.",
+)
+@click.option("--html", type=click.Path(path_type=Path), help="Write the report as one HTML page.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(
+    engine: Path,
+    reference: Path,
+    text: Path,
+    window: int | None,
+    breakdown: bool,
+    thresholds: tuple[str, ...],
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure ENGINE on a text against PyTorch in float32 on the reference checkpoint's own weights.
+
+    Perplexity, KL(reference || engine) and agreement with 95 % confidence intervals, and the KL that each layer and
+    each kind of weight would cause alone. Exit code 1 when a threshold is not met. Needs the `reference` extra.
+    """
+    from l4export.quality import measure_quality
+
+    limits = dict(parse_threshold(item, "kl=0.05") for item in thresholds)
+    if html is not None:
+        html.touch()  # better to fail now than after minutes of work
+    with step_progress() as tell:
+        report = measure_quality(engine, reference, text, window, breakdown, limits, tell)
+    if html is not None:
+        from l4export.quality_page import quality_page
+
+        html.write_text(quality_page(report), encoding="utf-8")
+    if as_json:
+        click.echo(report.to_json())
+    else:
+        _show(report)
+    if not report.passed:
+        raise CheckFailed(f"{engine}: not good enough: {'; '.join(report.failures)}")
+
+
+def _show(report: QualityReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{report.engine} against {report.reference}", title_justify="left")
+    for heading in (f"{report.tokens} tokens", "", "95 % confidence"):
+        table.add_column(heading, justify="right" if heading != f"{report.tokens} tokens" else "left")
+    for label, name, form in _ROWS:
+        figure = getattr(report, name)
+        table.add_row(label, format(figure.value, form), f"{figure.low:{form}} to {figure.high:{form}}")
+    console.print(table)
+    console.print(f"bits per weight: {report.facts['bits_per_weight']:.2f}", highlight=False)
+    if report.together is not None:
+        _show_parts(console, "layer", report.layers)
+        _show_parts(console, "kind", report.kinds)
+        console.print(f"all of them together, in the reference: KL {report.together:.4g}", highlight=False)
+
+
+def _show_parts(console: Console, what: str, parts: Sequence[Damage]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"KL if only this {what} were quantised", title_justify="left")
+    for heading in (what, "bits per weight", "KL", "95 % confidence"):
+        table.add_column(heading, justify="left" if heading == what else "right")
+    for part in parts:
+        bits = "-" if part.bits_per_weight is None else f"{part.bits_per_weight:.2f}"
+        table.add_row(part.name, bits, f"{part.kl.value:.4g}", f"{part.kl.low:.4g} to {part.kl.high:.4g}")
+    console.print(table)
+
+
+_ROWS = (
+    ("perplexity", "perplexity", ".4f"),
+    ("... of the reference", "reference_perplexity", ".4f"),
+    ("... ratio, paired", "perplexity_ratio", ".4f"),
+    ("KL(reference || engine), nats a token", "kl", ".4g"),
+    ("top-1 agreement", "top1_agreement", ".4f"),
+)
