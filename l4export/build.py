@@ -22,19 +22,20 @@ from l4export.companions import check_companions
 from l4export.config import ModelConfig
 from l4export.emission import emit_data, emit_graph
 from l4export.engine_directory import CALIBRATION, CALIBRATION_REPORT, EngineDirectory
+from l4export.engine_parts import decoder_parts, weight_bytes
 from l4export.errors import EnvironmentLacks, InputError, StorageError
 from l4export.genai import GENAI_LAYOUTS, genai_config
 from l4export.journal import JOURNAL, Journal
 from l4export.kv_bytes import kv_capacities
 from l4export.kv_scales import METHOD, kv_scales
-from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
+from l4export.manifest import EnginePart, FileRecord, KVLayer, Manifest, file_record
 from l4export.pipeline import KV_BITS
 from l4export.placement import INLINE_BYTES, plan_digest
 from l4export.provenance import generator
 from l4export.quantization.weights import CalibratedWeight
 from l4export.recipes import Output, Stack
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
-from l4export.tensorrt_engine import MODULES, check_tensorrt, compile_engine, token_profiles
+from l4export.tensorrt_engine import MODULES, check_memory, check_tensorrt, compile_engine, token_profiles
 
 __all__ = [
     "DEFAULT_MAX_CONTEXT",
@@ -52,7 +53,6 @@ PREFILL_TOKENS = 512
 """Tokens that a runtime feeds in one call at most."""
 
 _GENAI_CONFIG = "genai_config.json"
-_TENSORRT_ENGINE = f"{STEM}.engine"
 _NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "calibrate", "kv_dtype", "kv_calibrate"}
 """Options that change no byte of a data file, or change the plan of it, or whose contents count and not the path."""
 
@@ -73,7 +73,8 @@ def build(
     Raises:
         InputError: a checkpoint, an option or a weight that cannot be built; an output that exists (without `force`);
             a checkpoint that changed meanwhile.
-        EnvironmentLacks: the KV cache is quantised and onnxruntime is missing.
+        EnvironmentLacks: the KV cache is quantised and onnxruntime is missing; nothing to compile with, or too little
+            memory for it.
         StorageError: reading or writing failed.
     """
     options = options or BuildOptions()
@@ -86,6 +87,7 @@ def build(
         _check_can_measure()
     if options.target in MODULES:
         check_tensorrt(options.target)
+        check_memory(max(weight_bytes(part.graph) for _, part in decoder_parts(planned.model, planned.parts, STEM)))
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
     except OSError as error:
@@ -145,16 +147,25 @@ class _Build:
         """The files that the target's runtime wants beside the graph; their names."""
         planned, options = self.planned, self.planned.options
         if options.target in MODULES:
-            self.on_notice(f"compiling with {MODULES[options.target]}")
-            paths = partial / f"{STEM}.onnx", partial / _TENSORRT_ENGINE
-            profiles = token_profiles(options.policy is not None, options.kv_layout, _prefill_tokens(planned))
-            compile_engine(options.target, *paths, options.compute_capabilities, profiles)
-            return [_TENSORRT_ENGINE]
+            return self._compile(partial)
         if options.kv_layout not in GENAI_LAYOUTS:
             return []
         text = genai_config(planned.config, options.kv_layout, planned.max_context, _prefill_tokens(planned))
         (partial / _GENAI_CONFIG).write_text(text, encoding="utf-8")
         return [_GENAI_CONFIG]
+
+    def _compile(self, partial: Path) -> list[str]:
+        """Every part's graph and the engine made of it; their names."""
+        planned, options = self.planned, self.planned.options
+        profiles = token_profiles(options.policy is not None, options.kv_layout, _prefill_tokens(planned))
+        names: list[str] = []
+        parts = decoder_parts(planned.model, planned.parts, STEM)
+        for number, (name, part) in enumerate(parts, start=1):
+            self.on_notice(f"compiling with {MODULES[options.target]}, engine {number} of {len(parts)}")
+            graph, engine = emit_graph(part, (), partial, name), f"{name}.engine"
+            compile_engine(options.target, partial / graph, partial / engine, options.compute_capabilities, profiles)
+            names += [graph, engine]
+        return names
 
     def _emit(self, partial: Path) -> dict[str, FileRecord]:
         options = self.planned.options
@@ -168,7 +179,7 @@ class _Build:
             journal.start()
             self._calibrate(partial)
             return emit_data(
-                self.files, partial, options.workers, options.memory_budget, journal, self._resumed, self._advance
+                self.files, partial, options.workers, options.weights_budget, journal, self._resumed, self._advance
             )
 
     def _calibrate(self, partial: Path) -> None:
@@ -199,6 +210,8 @@ class _Build:
         plan, size = self.planned.calibration, sum(file.size for file in self.files)
         if plan is not None:
             size += plan.nbytes + 2 * 4 * plan.text.tokens * self.planned.config.hidden_size
+        if self.planned.parts:
+            size *= 2  # engines hold the weights again
         return size
 
     def _with_kv_scales(self, partial: Path) -> BuildPlan:
@@ -321,6 +334,7 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
         prefill_cut=_prefill_cut(planned),
         inputs=tuple(_interface(value) for value in graph.inputs),
         outputs=tuple(_interface(value) for value in graph.outputs),
+        parts=_parts(planned),
         passes=planned.passes,
         options={
             "dtype": options.dtype,
@@ -335,6 +349,18 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
         },
         source=source,
         files=files,
+    )
+
+
+def _parts(planned: BuildPlan) -> tuple[EnginePart, ...]:
+    named = decoder_parts(planned.model, planned.parts, STEM)
+    return tuple(
+        EnginePart(
+            *(layers, f"{name}.onnx", f"{name}.engine"),
+            tuple(map(_interface, part.graph.inputs)),
+            tuple(map(_interface, part.graph.outputs)),
+        )
+        for layers, (name, part) in zip(planned.parts, named, strict=True)
     )
 
 

@@ -19,6 +19,7 @@ from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.companions import check_companions
 from l4export.config import ModelConfig
 from l4export.emission import DEFAULT_BUDGET, check_budget
+from l4export.engine_parts import LayerRange, layer_ranges
 from l4export.errors import InputError, StorageError
 from l4export.kv_bytes import KV_DTYPES
 from l4export.pipeline import KV_BITS, TARGETS, PipelineOptions, run_pipeline
@@ -27,7 +28,7 @@ from l4export.policy import Policy
 from l4export.provenance import Sources
 from l4export.recipes import Recipe, Source
 from l4export.reference import build_reference
-from l4export.tensorrt_engine import check_capabilities
+from l4export.tensorrt_engine import MODULES, check_capabilities
 
 __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "STEM", "BuildOptions", "BuildPlan", "plan_build"]
 
@@ -41,8 +42,10 @@ _DUMPED_WEIGHTS_BYTES = 64 << 20
 class BuildOptions:
     """What to build. `max_context` None means the model's own limit, at most 8192; `jobs` None means one a core.
 
-    `memory_budget` is in bytes, for weights on their way (see `l4export.emission`). `layers` (A, B) builds an engine
-    of the layers A to B - 1 alone. `policy` says what is quantised how (`l4export.policy`); None means nothing.
+    `memory_budget` is in bytes, for weights on their way (see `l4export.emission`), None meaning 512 MiB, and for
+    compiling: a decoder that takes more is cut into engines that do not; with None it is one engine. `layers` (A, B)
+    builds an engine of the layers A to B - 1 alone. `policy` says what is quantised how (`l4export.policy`); None means
+    nothing.
     `calibrate` is the text or token ids (`l4export.calibration_text`) that integer weights are calibrated on.
     `kv_dtype` None means `dtype`; `kv_calibrate` names the text for the scales of an int8 or int4 cache, whatever the
     weights are.
@@ -56,7 +59,7 @@ class BuildOptions:
     jobs: int | None = None
     force: bool = False
     dump_ir: Path | None = None
-    memory_budget: int = DEFAULT_BUDGET
+    memory_budget: int | None = None
     layers: tuple[int, int] | None = None
     policy: Policy | None = None
     calibrate: Path | None = None
@@ -68,6 +71,11 @@ class BuildOptions:
     def cache_dtype(self) -> str:
         """`kv_dtype`, or `dtype`."""
         return self.kv_dtype or self.dtype
+
+    @property
+    def weights_budget(self) -> int:
+        """Bytes of memory for weights on their way."""
+        return DEFAULT_BUDGET if self.memory_budget is None else self.memory_budget
 
     @property
     def workers(self) -> int:
@@ -89,6 +97,9 @@ class BuildPlan:
     passes: tuple[str, ...]
     files: tuple[DataFile, ...]
     """Where the weights go."""
+
+    parts: tuple[LayerRange, ...]
+    """The layers of each engine to be compiled; none where nothing is compiled."""
 
     calibration: CalibrationPlan | None
     """What finds the codes of the weights; None where they are rounded to nearest."""
@@ -145,9 +156,10 @@ def plan_build(
         raise InputError("--calibrate: no weight of a layer is quantised to integers; add --quant int4 or int8")
     model.producer_name, model.producer_version = "l4export", __version__
     files = plan(model, STEM)
-    check_budget(files, options.workers, options.memory_budget)
+    check_budget(files, options.workers, options.weights_budget)
     return BuildPlan(
         *(checkpoint, config, sources, model, options, max_context, tuple(passes), tuple(files)),
+        parts=layer_ranges(model.graph, options.memory_budget) if options.target in MODULES else (),
         calibration=calibration,
         kv_calibration=_kv_calibration(checkpoint, options),
     )
@@ -167,7 +179,7 @@ def _check(options: BuildOptions) -> None:
         raise InputError("--dump-ir: graphs are dumped before anything is calibrated; leave --calibrate out")
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs {options.jobs} must be at least 1")
-    if options.memory_budget < 1:
+    if options.weights_budget < 1:
         raise InputError(f"--memory-budget {options.memory_budget} must be a positive number of bytes")
 
 

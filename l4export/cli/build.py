@@ -83,10 +83,9 @@ class _Interrupted(L4Error):
 @click.option(
     "--memory-budget",
     metavar="SIZE",
-    default="512MiB",
-    show_default=True,
-    callback=lambda *a: parse_size("--memory-budget", a[2]),
-    help="Memory for weights on their way, as 512MB, 2GiB or 1.5G.",
+    callback=lambda *a: parse_size("--memory-budget", a[2]) if a[2] else None,
+    help="Memory for weights on their way, as 512MB, 2GiB or 1.5G, and for compiling: an engine that takes more is cut "
+    "into several.  [default: 512MiB; one engine]",
 )
 @click.option("--force", is_flag=True, help="Replace an engine that is already there.")
 @click.option("--dump-ir", type=click.Path(path_type=Path), help="Write the graph after each pass into this directory.")
@@ -108,7 +107,7 @@ def command(
     compute_capability: tuple[str, ...],
     layers: tuple[int, int] | None,
     jobs: int | None,
-    memory_budget: int,
+    memory_budget: int | None,
     force: bool,
     dump_ir: Path | None,
     dry_run: bool,
@@ -169,6 +168,7 @@ def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
         "engine": str(engine),
         "files": files,
         "bytes": sum(files.values()),
+        "parts": planned.parts,
         "max_context": planned.max_context,
         "nodes": len(planned.model.graph),
         "passes": list(planned.passes),
@@ -179,6 +179,8 @@ def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
     click.echo(f"{engine}: would hold {sum(files.values()) / 1e9:.3f} GB of weights ({_described(planned.options)})")
     for name, size in files.items():
         click.echo(f"  {name}  {size:,} bytes")
+    if len(planned.parts) > 1:
+        click.echo(f"  engines of the layers {', '.join(f'{start}:{stop}' for start, stop in planned.parts)}")
     click.echo(f"  passes: {', '.join(planned.passes)}; {summary['nodes']} nodes; context {planned.max_context}")
 
 
