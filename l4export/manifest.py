@@ -196,8 +196,8 @@ def _parts(raw: Mapping[str, Any]) -> tuple[EnginePart, ...]:
 
 def _part(raw: Mapping[str, Any]) -> EnginePart:
     start, stop = _tuple(raw, "layers", int)
-    files = (_plain_name(_typed(raw, key, str)) for key in ("graph", "engine"))
-    return EnginePart((start, stop), *files, _tuple(raw, "inputs", dict), _tuple(raw, "outputs", dict))
+    graph, engine = (_plain_name(_typed(raw, key, str)) for key in ("graph", "engine"))
+    return EnginePart((start, stop), graph, engine, _tuple(raw, "inputs", dict), _tuple(raw, "outputs", dict))
 
 
 def file_record(path: Path) -> FileRecord:
