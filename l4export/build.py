@@ -7,14 +7,12 @@ import hashlib
 import importlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from l4export.build_plan import DEFAULT_MAX_CONTEXT, DTYPES, STEM, BuildOptions, BuildPlan, plan_build
 from l4export.calibration_text import CalibrationText
@@ -53,7 +51,7 @@ PREFILL_TOKENS = 512
 """Tokens that a runtime feeds in one call at most."""
 
 _GENAI_CONFIG = "genai_config.json"
-_NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "calibrate", "kv_dtype", "kv_calibrate"}
+_NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "calibrate", "kv_dtype", "kv_calibrate", "activations"}
 """Options that change no byte of a data file, or change the plan of it, or whose contents count and not the path."""
 
 
@@ -83,7 +81,7 @@ def build(
     if options.dump_ir is not None and directory.path in [(p := options.dump_ir.absolute()), *p.parents]:
         raise InputError(f"--dump-ir {options.dump_ir}: lies inside the engine; choose another directory")
     planned = plan_build(checkpoint_path, options)
-    if planned.kv_calibration:
+    if planned.kv_calibration or planned.activation_calibration:
         _check_can_measure()
     if options.target in MODULES:
         check_tensorrt(options.target)
@@ -131,9 +129,9 @@ class _Build:
                     take_over(directory.path, partial, [*weights, *self._reports()])
                 else:
                     weights = self._emit(partial)
-                final = self._with_kv_scales(partial) if planned.kv_calibration else planned
+                final = self._with_scales(partial)
                 emit_graph(final.model, final.files, partial, STEM)
-                extra = self._for_runtime(partial)
+                extra = self._for_runtime(partial, final)
                 for name in (companions := _companions(planned.checkpoint.path)):
                     shutil.copyfile(planned.checkpoint.path / name, partial / name)
                 others = (graph, *extra, *companions, *self._reports())
@@ -143,20 +141,20 @@ class _Build:
                 directory.finish(manifest.to_json())
         return manifest
 
-    def _for_runtime(self, partial: Path) -> list[str]:
+    def _for_runtime(self, partial: Path, planned: BuildPlan) -> list[str]:
         """The files that the target's runtime wants beside the graph; their names."""
-        planned, options = self.planned, self.planned.options
+        options = planned.options
         if options.target in MODULES:
-            return self._compile(partial)
+            return self._compile(partial, planned)
         if options.kv_layout not in GENAI_LAYOUTS:
             return []
         text = genai_config(planned.config, options.kv_layout, planned.max_context, _prefill_tokens(planned))
         (partial / _GENAI_CONFIG).write_text(text, encoding="utf-8")
         return [_GENAI_CONFIG]
 
-    def _compile(self, partial: Path) -> list[str]:
+    def _compile(self, partial: Path, planned: BuildPlan) -> list[str]:
         """Every part's graph and the engine made of it; their names."""
-        planned, options = self.planned, self.planned.options
+        options = planned.options
         profiles = token_profiles(options.policy is not None, options.kv_layout, _prefill_tokens(planned))
         names: list[str] = []
         parts = decoder_parts(planned.model, planned.parts, STEM)
@@ -214,25 +212,34 @@ class _Build:
             size *= 2  # engines hold the weights again
         return size
 
-    def _with_kv_scales(self, partial: Path) -> BuildPlan:
-        """The plan with the cache's scales, as this engine's weights with a float cache give them."""
-        planned, options, graph = self.planned, self.planned.options, f"{STEM}.onnx"
-        text = planned.kv_calibration
-        assert text is not None
-        self.on_notice(f"calibrating the KV cache: {text.tokens} tokens of {text.name}")
-        unquantized = self._planned_again(
-            partial, dataclasses.replace(options, kv_dtype=None, kv_calibrate=None, dump_ir=None)
-        )
-        emit_graph(unquantized.model, unquantized.files, partial, STEM)
-        manifest = _manifest(unquantized, {graph: file_record(partial / graph)}, {})
-        scales = kv_scales(partial, manifest, text.sequences[0], KV_BITS[options.cache_dtype])
-        return self._planned_again(partial, options, scales)
+    def _with_scales(self, partial: Path) -> BuildPlan:
+        """The plan with the scales of cache and activations, as this engine's weights give them with float ones."""
+        planned, options = self.planned, self.planned.options
+        if text := planned.kv_calibration:
+            self.on_notice(f"calibrating the KV cache: {text.tokens} tokens of {text.name}")
+            manifest = self._unscaled(partial, kv_dtype=None, kv_calibrate=None)
+            caches = kv_scales(partial, manifest, text.sequences[0], KV_BITS[options.cache_dtype])
+            return self._planned_again(partial, options, kv_scales=caches)
+        if text := planned.activation_calibration:
+            from l4export.activation_scales import activation_scales
 
-    def _planned_again(
-        self, partial: Path, options: BuildOptions, scales: Mapping[str, NDArray[np.float32]] | None = None
-    ) -> BuildPlan:
+            self.on_notice(f"calibrating activations: {text.tokens} tokens of {text.name}")
+            onnx = {"target": "onnx", "compute_capabilities": (), "memory_budget": None}
+            manifest = self._unscaled(partial, activations=None, calibrate=None, **onnx)
+            inputs = activation_scales(partial, manifest, text.sequences[0])
+            return self._planned_again(partial, options, activation_scales=inputs)
+        return planned
+
+    def _unscaled(self, partial: Path, **changes: Any) -> Manifest:
+        """Writes the graph of other options for the weights that are written; its manifest."""
+        graph = f"{STEM}.onnx"
+        other = self._planned_again(partial, dataclasses.replace(self.planned.options, dump_ir=None, **changes))
+        emit_graph(other.model, other.files, partial, STEM)
+        return _manifest(other, {graph: file_record(partial / graph)}, {})
+
+    def _planned_again(self, partial: Path, options: BuildOptions, **scales: Any) -> BuildPlan:
         """Another graph for the weights that are written."""
-        planned = plan_build(self.planned.checkpoint.path, options, scales)
+        planned = plan_build(self.planned.checkpoint.path, options, **scales)
         if planned.calibration:
             planned.calibration.directory = partial / CALIBRATION
         return planned
@@ -325,6 +332,7 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
             "weights": options.dtype,
             "compute": options.dtype,
             "kv_cache": options.cache_dtype,
+            "activations": options.activations or options.dtype,
             "quant": _quant(options),
         },
         max_context=planned.max_context,
@@ -344,6 +352,12 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
             **({"layers": list(options.layers)} if options.layers else {}),
             **({"policy": options.policy.to_dict()} if options.policy else {}),
             **({"calibration": planned.calibration.text.to_dict()} if planned.calibration else {}),
+            **({"activations": options.activations} if options.activations else {}),
+            **(
+                {"activation_calibration": _activation_calibration(text)}
+                if (text := planned.activation_calibration)
+                else {}
+            ),
             **({"kv_calibration": _kv_calibration(planned.kv_calibration)} if planned.kv_calibration else {}),
             **({"compute_capability": list(capabilities)} if (capabilities := options.compute_capabilities) else {}),
         },
@@ -365,6 +379,12 @@ def _parts(planned: BuildPlan) -> tuple[EnginePart, ...]:
 
 
 def _kv_calibration(text: CalibrationText) -> dict[str, Any]:
+    return {"text": text.name, **text.to_dict(), "method": METHOD}
+
+
+def _activation_calibration(text: CalibrationText) -> dict[str, Any]:
+    from l4export.activation_scales import METHOD
+
     return {"text": text.name, **text.to_dict(), "method": METHOD}
 
 

@@ -47,6 +47,7 @@ class BuildOptions:
     builds an engine of the layers A to B - 1 alone. `policy` says what is quantised how (`l4export.policy`); None means
     nothing.
     `calibrate` is the text or token ids (`l4export.calibration_text`) that integer weights are calibrated on.
+    `activations` are `fp8` or None, as computed; then `calibrate` is what their scales are measured on.
     `kv_dtype` None means `dtype`; `kv_calibrate` names the text for the scales of an int8 or int4 cache, whatever the
     weights are.
     `compute_capabilities` are those that a TensorRT engine is compiled for, as "8.9".
@@ -66,6 +67,7 @@ class BuildOptions:
     kv_dtype: str | None = None
     kv_calibrate: Path | None = None
     compute_capabilities: tuple[str, ...] = ()
+    activations: str | None = None
 
     @property
     def cache_dtype(self) -> str:
@@ -107,6 +109,9 @@ class BuildPlan:
     kv_calibration: CalibrationText | None
     """What to run for the scales of an int8 or int4 cache, as one sequence; None with a float one."""
 
+    activation_calibration: CalibrationText | None
+    """The same for the scales of FP8 activations."""
+
     @property
     def data_files(self) -> dict[str, int]:
         """Name and size in bytes of each data file to be written."""
@@ -114,12 +119,16 @@ class BuildPlan:
 
 
 def plan_build(
-    checkpoint_path: Path, options: BuildOptions, kv_scales: Mapping[str, NDArray[np.float32]] | None = None
+    checkpoint_path: Path,
+    options: BuildOptions,
+    kv_scales: Mapping[str, NDArray[np.float32]] | None = None,
+    activation_scales: Mapping[str, float] | None = None,
 ) -> BuildPlan:
     """Open the checkpoint, build its reference graph and run the pipeline. Reads no weights.
 
     `options.dump_ir` names a directory for the graph after every pass. `kv_scales` are those of an int8 or int4 cache
-    (`l4export.kv_scales`); without them every scale is one, which is enough to plan with.
+    (`l4export.kv_scales`), `activation_scales` those of FP8 activations (`l4export.activation_scales`); without them
+    every scale is one, which is enough to plan with.
 
     Raises:
         InputError: a checkpoint or an option that cannot be built; by name.
@@ -149,7 +158,9 @@ def plan_build(
     sources = Sources.of([checkpoint.path / name for name in ("config.json", *sorted(used))])
     kv_dtype = None if options.cache_dtype == options.dtype else options.cache_dtype
     pipeline_options = PipelineOptions(
-        options.target, options.kv_layout, max_context, options.policy, kv_dtype, kv_scales, calibration
+        *(options.target, options.kv_layout, max_context, options.policy, kv_dtype, kv_scales, calibration),
+        activations=options.activations,
+        activation_scales=activation_scales,
     )
     passes = run_pipeline(model, pipeline_options, _dumper(options.dump_ir))
     if calibration and not calibration.schemes:
@@ -162,6 +173,7 @@ def plan_build(
         parts=layer_ranges(model.graph, options.memory_budget) if options.target in MODULES else (),
         calibration=calibration,
         kv_calibration=_kv_calibration(checkpoint, options),
+        activation_calibration=_activation_calibration(checkpoint, options),
     )
 
 
@@ -192,16 +204,27 @@ def _check_target(options: BuildOptions) -> None:
         raise InputError(f"--kv-layout concat: --target {target} updates caches in place: static, chunked")
     if target != "ort-cpu" and options.cache_dtype != options.dtype:
         raise InputError(f"--kv-dtype {options.cache_dtype}: caches of --target {target} are of --dtype; leave it out")
-    if target != "ort-cpu" and options.calibrate is not None:
+    if target != "ort-cpu" and options.calibrate is not None and not options.activations:
         raise InputError(f"--calibrate: weights for --target {target} are rounded to nearest; leave it out")
+    if options.activations:
+        _check_activations(options)
     if target == "tensorrt-rtx":
         check_capabilities(options.compute_capabilities, options.dtype, options.policy)
     elif options.compute_capabilities:
         raise InputError("--compute-capability is for --target tensorrt-rtx")
 
 
+def _check_activations(options: BuildOptions) -> None:
+    if options.activations != "fp8":
+        raise InputError(f"--activations {options.activations} is not fp8")
+    if options.target == "ort-cpu":
+        raise InputError("--activations fp8: --target ort-cpu has no FP8 products; use onnx or tensorrt-rtx")
+    if "fp8" not in {rule.kind for rule in options.policy.rules} if options.policy else True:
+        raise InputError("--activations fp8: they are multiplied by FP8 weights alone; add --quant fp8")
+
+
 def _calibration(checkpoint: Checkpoint, options: BuildOptions) -> CalibrationPlan | None:
-    if options.calibrate is None:
+    if options.calibrate is None or options.activations:
         return None
     return CalibrationPlan(read_calibration_text(options.calibrate, checkpoint.path, checkpoint.config))
 
@@ -210,6 +233,13 @@ def _kv_calibration(checkpoint: Checkpoint, options: BuildOptions) -> Calibratio
     if options.cache_dtype not in KV_BITS:
         return None
     return read_kv_calibration_text(options.kv_calibrate, checkpoint.path, checkpoint.config.vocab_size)
+
+
+def _activation_calibration(checkpoint: Checkpoint, options: BuildOptions) -> CalibrationText | None:
+    if not options.activations:
+        return None
+    path, vocabulary = options.calibrate, checkpoint.config.vocab_size
+    return read_kv_calibration_text(path, checkpoint.path, vocabulary, "--calibrate")
 
 
 def _stored_name(name: str, layers: tuple[int, int] | None) -> str:

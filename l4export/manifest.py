@@ -75,7 +75,7 @@ class Manifest:
     target: str
     model: ModelConfig
     precision: dict[str, str]
-    """`compute`, `weights` and `kv_cache` dtypes; `quant`."""
+    """`compute`, `weights`, `kv_cache` and (in products with FP8 weights) `activations` dtypes; `quant`."""
     max_context: int
     """Longest sequence, in tokens, that a session may hold."""
     kv_layout: str
@@ -273,7 +273,9 @@ def _one_of(raw: Mapping[str, Any], key: str, known: Collection[str]) -> str:
 
 def _precision(raw: Mapping[str, Any]) -> dict[str, str]:
     floats = {key: _one_of(raw, key, DTYPES) for key in ("weights", "compute")}
-    return {**floats, "kv_cache": _one_of(raw, "kv_cache", (*DTYPES, *KV_DTYPES)), "quant": _typed(raw, "quant", str)}
+    kv_cache = _one_of(raw, "kv_cache", (*DTYPES, *KV_DTYPES))
+    activations = _one_of({"activations": floats["compute"], **raw}, "activations", (*DTYPES, "fp8"))
+    return {**floats, "kv_cache": kv_cache, "activations": activations, "quant": _typed(raw, "quant", str)}
 
 
 def _plain_name(name: str) -> str:

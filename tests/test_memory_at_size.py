@@ -82,7 +82,7 @@ def test_an_int4_engine_of_a_layer_of_full_size_is_compiled_for_three_kinds_of_g
     run("sample", tmp_path / "full", "--variant", "scout", "--size", "full")
     arguments = ["--layers", "0:1", "--target", "tensorrt-rtx", "--dtype", "fp16", "--quant", "int4"]
     arguments += ["--compute-capability", "8.0,8.9,12.0"]
-    assert run("build", tmp_path / "full", "-o", tmp_path / "e", *arguments) < 0.6 * GB  # TensorRT has its own process
+    run("build", tmp_path / "full", "-o", tmp_path / "e", *arguments)
     verify(tmp_path / "e")
     rng, size = np.random.default_rng(0), 0
     for value in ir.load(tmp_path / "e" / "decoder.onnx").graph.initializers.values():

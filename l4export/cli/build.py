@@ -51,7 +51,12 @@ class _Interrupted(L4Error):
     "--calibrate",
     metavar="FILE_OR_DIR",
     help="Round int4 and int8 weights so as to keep what they make of this text, or of token ids (.json); `default` is "
-    "a text that l4export brings. Needs the `reference` extra.",
+    "a text that l4export brings. Needs the `reference` extra. With --activations: measure them on it.",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["fp8"]),
+    help="Round what FP8 weights are multiplied by to FP8 as well, with scales measured on a text.",
 )
 @click.option(
     "--kv-layout",
@@ -100,6 +105,7 @@ def command(
     block_size: int | None,
     policy_file: Path | None,
     calibrate: str | None,
+    activations: str | None,
     kv_layout: str,
     kv_dtype: str | None,
     kv_calibrate: Path | None,
@@ -124,6 +130,7 @@ def command(
         kv_dtype=kv_dtype,
         kv_calibrate=kv_calibrate,
         compute_capabilities=compute_capability,
+        activations=activations,
     )
     if dry_run:
         EngineDirectory(engine, replace=force).check()
@@ -197,7 +204,8 @@ def _notice(line: str) -> None:
 
 def _described(options: BuildOptions) -> str:
     kinds = sorted({rule.kind for rule in options.policy.rules}) if options.policy else []
-    calibrated = ["calibrated"] if options.calibrate else []
+    calibrated = [f"{options.activations} activations"] if options.activations else []
+    calibrated += ["calibrated"] if options.calibrate else []
     cache = f"KV {options.kv_layout} {options.cache_dtype}"
     return ", ".join([options.target, options.dtype, *kinds, *calibrated, cache])
 
