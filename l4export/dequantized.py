@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from l4export.calibration import ROUTER
+from l4export.passes.activation_quantization import fp8_products
 from l4export.passes.projection_packing import JOIN
 from l4export.quantization import Scheme, dequantize
 
-__all__ = ["DequantizedWeights", "dequantized_weights"]
+__all__ = ["DequantizedWeights", "dequantized_weights", "input_scales"]
 
 _FIRST_OPERANDS = {"MatMulNBits": (1,), "QMoE": (2, 5), "GatherBlockQuantized": (0,), "DequantizeLinear": (0,)}
 """Where each operator has its codes."""
@@ -28,6 +29,16 @@ def dequantized_weights(engine: Path) -> Iterator[tuple[str, np.ndarray]]:
         yield name, values
 
 
+def input_scales(engine: Path) -> dict[str, float]:
+    """By the names of FP8 weights, the scales by which an engine rounds their inputs; none if it rounds none."""
+    found: dict[str, float] = {}
+    for product in fp8_products(ir.load(engine / "decoder.onnx").graph):
+        rounding = product.x.producer()
+        if rounding is not None and rounding.op_type == "DequantizeLinear":
+            found[product.weight] = float(_array(rounding.inputs[1]))
+    return found
+
+
 class DequantizedWeights:
     """Float32 values of an engine's quantised weights, and of its routers, which a calibration may have changed, in the
     checkpoint's names (without prefix) and layout.
@@ -39,9 +50,16 @@ class DequantizedWeights:
     def __init__(self, engine: Path) -> None:
         self._operands: dict[str, tuple[ir.Node, int, range]] = {}
         graph = ir.load(engine / "decoder.onnx").graph
-        self._routers = {name: value for name, value in graph.initializers.items() if name.endswith(ROUTER)}
+        self._routers = {
+            str(weight.name): weight
+            for node in graph
+            if node.op_type == "FusedMatMul" and (weight := node.inputs[1]) is not None
+            if str(weight.name).endswith(ROUTER)
+        }
         for node in graph:
             for operand in _FIRST_OPERANDS.get(node.op_type, ()):
+                if not _is_constant(node.inputs[operand]):
+                    continue  # an activation's codes
                 name = _initializer_name(node, operand).removesuffix(".fc1").removesuffix(".fc2")
                 names = name.split(JOIN)
                 for name, own in zip(names, _row_ranges(node, operand, len(names)), strict=True):
@@ -89,7 +107,7 @@ def _matrices(node: ir.Node, operand: int, rows: slice) -> np.ndarray:
     """Rows of the float32 weight [N, K] or [E, N, K] behind one operand."""
     codes = _array(node.inputs[operand])[rows]
     if node.op_type == "DequantizeLinear":
-        scales = _array(node.inputs[1])[rows].astype(np.float32)
+        scales = _scales(node.inputs[1])[rows].astype(np.float32)
         block = node.attributes.get_int("block_size", 0)
         wide = scales.repeat(block, axis=-1)[..., : codes.shape[-1]] if block else scales[:, None]
         return np.asarray(codes.astype(np.float32) * wide)
@@ -109,6 +127,20 @@ def _matrices(node: ir.Node, operand: int, rows: slice) -> np.ndarray:
 def _gate_up(fc1: np.ndarray) -> np.ndarray:
     """[E, 2I, D], gate and up rows in turn -> [E, D, 2I], gate then up."""
     return np.concatenate([fc1[:, 0::2].transpose(0, 2, 1), fc1[:, 1::2].transpose(0, 2, 1)], axis=2)
+
+
+def _scales(value: ir.Value | None) -> np.ndarray:
+    """A constant, or one behind a `Cast`."""
+    cast = None if value is None else value.producer()
+    return _array(value) if cast is None else _array(cast.inputs[0]).astype(_dtype(cast).numpy())
+
+
+def _dtype(cast: ir.Node) -> ir.DataType:
+    return ir.DataType(cast.attributes.get_int("to"))
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
 
 
 def _array(value: ir.Value | None) -> np.ndarray:

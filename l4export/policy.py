@@ -28,7 +28,7 @@ class Rule:
 
     Patterns are a shell's (`*`, `?`, `[...]`) over checkpoint names without the multimodal prefix. `kind` is `int4`,
     `int8` or `fp8`. `block_size` None means for integers the largest of 128, 64, 32, 16 that divides the width, for
-    fp8 one scale per output channel.
+    fp8 one scale per output channel. `fitted` is for integers: scales that make a block's squared error least.
     """
 
     weights: tuple[str, ...]
@@ -36,6 +36,7 @@ class Rule:
     block_size: int | None = None
     symmetric: bool = True
     but: tuple[str, ...] = ()
+    fitted: bool = False
 
     def matches(self, name: str) -> bool:
         """Whether the rule speaks of this weight."""
@@ -56,7 +57,7 @@ class Rule:
             given = "no block size" if self.block_size is None else f"block size {block}"
             shown = " and ".join(str(width) for width in sorted(set(widths)))
             raise InputError(f"{name}: {given} divides its width of {shown}; choose one of {_listed(BLOCK_SIZES)}")
-        return Scheme("int4" if self.kind == "int4" else "int8", block, self.symmetric)
+        return Scheme("int4" if self.kind == "int4" else "int8", block, self.symmetric, fitted=self.fitted)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Policy:
             InputError: two rules that differ speak of it.
         """
         found = [rule for rule in self.rules if rule.matches(name)]
-        kinds = {(rule.kind, rule.block_size, rule.symmetric) for rule in found}
+        kinds = {(rule.kind, rule.block_size, rule.symmetric, rule.fitted) for rule in found}
         if len(kinds) > 1:
             shown = " and ".join(", ".join(rule.weights) for rule in found[:2])
             raise InputError(
@@ -109,12 +110,12 @@ class Policy:
                 raise InputError(f"the policy's rule for {shown} names no weight of this model that can be quantised")
 
 
-def standard_policy(quant: str, block_size: int | None = None) -> Policy | None:
+def standard_policy(quant: str, block_size: int | None = None, fitted: bool = False) -> Policy | None:
     """The policy behind `--quant`: None for `none`.
 
     Matrices of attention, experts and feed-forward are stored as asked; the head, which int4 damages most, and the
     embedding, of which a step reads one row, at 8 bits; with fp8 the embedding stays float. The router, norms and
-    everything else stay float: they are tiny.
+    everything else stay float: they are tiny. `fitted` is for the matrices: 8 bits have nothing to gain from it.
 
     Raises:
         InputError: an unknown quantisation, or a block size with `none`.
@@ -124,12 +125,14 @@ def standard_policy(quant: str, block_size: int | None = None) -> Policy | None:
     if quant == "none":
         if block_size is not None:
             raise InputError("--block-size needs --quant int4, int8 or fp8")
+        _check_fitted(quant, fitted, "--fit-scales")
         return None
     _check_block(quant, block_size, "--block-size")
+    _check_fitted(quant, fitted, "--fit-scales")
     if quant == "fp8":
         return Policy((Rule((*_MATRICES, _HEAD), "fp8", block_size),))
     rest = Rule((_HEAD, _EMBEDDING), "int8")
-    return Policy((Rule(_MATRICES, quant, block_size), rest))
+    return Policy((Rule(_MATRICES, quant, block_size, fitted=fitted), rest))
 
 
 def load_policy(path: Path) -> Policy:
@@ -165,7 +168,7 @@ def load_policy(path: Path) -> Policy:
 
 
 def _rule(raw: Mapping[str, Any], where: str) -> Rule:
-    _known(raw, {"weights", "but", "kind", "block_size", "symmetric"}, where)
+    _known(raw, {"weights", "but", "kind", "block_size", "symmetric", "fitted"}, where)
     kind, block, symmetric = raw.get("kind"), raw.get("block_size"), raw.get("symmetric", True)
     if kind not in QUANTIZATIONS[1:]:
         raise InputError(f"{where}: kind must be one of {_listed(QUANTIZATIONS[1:])}")
@@ -174,7 +177,11 @@ def _rule(raw: Mapping[str, Any], where: str) -> Rule:
     _check_block(str(kind), block, f"{where}: block_size")
     if type(symmetric) is not bool or (kind == "fp8" and not symmetric):
         raise InputError(f"{where}: symmetric must be true or false, and true for fp8")
-    return Rule(_patterns(raw, "weights", where), str(kind), block, symmetric, _patterns(raw, "but", where))
+    fitted = raw.get("fitted", False)
+    if type(fitted) is not bool:
+        raise InputError(f"{where}: fitted must be true or false")
+    _check_fitted(str(kind), fitted, f"{where}: fitted")
+    return Rule(_patterns(raw, "weights", where), str(kind), block, symmetric, _patterns(raw, "but", where), fitted)
 
 
 def _patterns(raw: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
@@ -190,6 +197,11 @@ def _check_block(kind: str, block: int | None, what: str) -> None:
     allowed = (128,) if kind == "fp8" else BLOCK_SIZES
     if block is not None and block not in allowed:
         raise InputError(f"{what} {block}: {kind} takes {_listed(allowed)}")
+
+
+def _check_fitted(kind: str, fitted: bool, what: str) -> None:
+    if fitted and kind not in {"int4", "int8"}:
+        raise InputError(f"{what}: scales are fitted for int4 and int8, not for {kind}")
 
 
 def _known(raw: Mapping[str, Any], keys: set[str], where: str) -> None:

@@ -88,7 +88,7 @@ class StreamedReference:
         R and the weights g of the norm before it."""
         shapes, prefix = _layer_shapes(self.config, index), f"model.layers.{index}."
         router, norm = (
-            self._read(prefix + name, shapes[name], slice(0, shapes[name][0]))
+            self.weight(prefix + name, shapes[name], slice(0, shapes[name][0]))
             for name in ("feed_forward.router.weight", "post_attention_layernorm.weight")
         )
         return router * norm

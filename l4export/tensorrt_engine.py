@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from l4export.available_memory import available_memory
 from l4export.errors import EnvironmentLacks, InputError, L4Error, StorageError
 from l4export.policy import Policy
 
@@ -22,7 +23,9 @@ __all__ = [
     "MODULES",
     "TokenRange",
     "check_capabilities",
+    "check_memory",
     "check_tensorrt",
+    "compile_bytes",
     "compile_engine",
     "token_profiles",
 ]
@@ -45,6 +48,10 @@ CAPABILITIES: Mapping[str, frozenset[str]] = {
 
 MODULES: Mapping[str, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """Target -> the Python module that compiles for it. The two have one interface but for compute capabilities."""
+
+_PROCESS_BYTES = 500 << 20
+_COST = 3
+"""Bytes of memory for each of weights: the mapped data files, TensorRT's copy, the engine."""
 
 _INSTALL = {"tensorrt-rtx": "pip install 'l4export[tensorrt-rtx]'", "tensorrt": "install TensorRT 11 from NVIDIA"}
 
@@ -93,6 +100,20 @@ def _check_gpu() -> None:
         raise EnvironmentLacks(f"--target tensorrt: the NVIDIA driver finds no GPU (CUDA error {code})")
 
 
+def check_memory(weights: int) -> None:
+    """Whether a graph with so many bytes of weights can be compiled in the memory that is free.
+
+    Raises:
+        EnvironmentLacks: it would be ended by the operating system instead; and what to do.
+    """
+    needed, available = compile_bytes(weights), available_memory()
+    if needed > available:
+        raise EnvironmentLacks(
+            f"compiling takes about {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free; "
+            "--memory-budget cuts the decoder into engines that take less"
+        )
+
+
 def token_profiles(quantized: bool, kv_layout: str, prefill_tokens: int) -> list[TokenRange]:
     """Tokens of a call in each optimisation profile.
 
@@ -103,6 +124,11 @@ def token_profiles(quantized: bool, kv_layout: str, prefill_tokens: int) -> list
     if not quantized or prefill_tokens == 1:
         return [(1, 1, prefill_tokens)]
     return [(1, 1, 2 if kv_layout == "chunked" else 1), (2, prefill_tokens, prefill_tokens)]
+
+
+def compile_bytes(weights: int) -> int:
+    """About how many bytes of memory it takes to compile a graph with so many bytes of weights."""
+    return _PROCESS_BYTES + _COST * weights
 
 
 def compile_engine(

@@ -95,7 +95,7 @@ class WeightQuantization(ir.passes.InPlacePass):
         rules = [self._rule(fc1), self._rule(fc2)]
         if rules == [None, None]:
             return
-        if rules[0] is None or rules[1] is None or len({(r.kind, r.block_size, r.symmetric) for r in rules if r}) > 1:
+        if rules[0] is None or rules[1] is None or len({_format(r) for r in rules if r}) > 1:
             raise _refuse(fc1, fc2)
         widths = [as_recipe(_tensor(value)).dims[2] for value in (fc1, fc2)]
         scheme = rules[0].scheme(weight_name(fc1), *widths)
@@ -180,6 +180,7 @@ class WeightQuantization(ir.passes.InPlacePass):
                 scheme = dataclasses.replace(scheme, scale_dtype="float16")  # the operators want one float type
             name = weight_name(weight)
             if self.calibration and self.calibration.takes(name, scheme):
+                scheme = dataclasses.replace(scheme, fitted=False)  # the calibration chooses scales itself
                 parts = self.calibration.add(name, source_of(recipe).dims, scheme)
                 self._weights[weight] = CalibratedWeight(recipe, scheme, parts)
             else:
@@ -202,6 +203,11 @@ class WeightQuantization(ir.passes.InPlacePass):
                 name, present = f"{name}.packed", None
             values.append(b.initializer(tensor, name) if present is None else present)
         return values
+
+
+def _format(rule: Rule) -> tuple[object, ...]:
+    """What the operands of one operator must share."""
+    return rule.kind, rule.block_size, rule.symmetric, rule.fitted
 
 
 def weight_name(value: ir.Value) -> str:

@@ -35,7 +35,7 @@ class Engine:
         self.manifest = manifest
         self.config = manifest.model
         _check_files(directory, manifest)
-        self.inference = _inference_session(directory / _DECODER, threads)
+        self.inference = _inference_session(directory / _DECODER, threads, manifest.precision["activations"] == "fp8")
         _check_interface(self.inference, manifest, directory)
 
     @cached_property
@@ -149,7 +149,7 @@ def _check_interface(inference: onnxruntime.InferenceSession, manifest: Manifest
         raise InputError(f"{directory}: manifest.json and {_DECODER} tell of different inputs; build the engine again")
 
 
-def _inference_session(decoder: Path, threads: int | None) -> onnxruntime.InferenceSession:
+def _inference_session(decoder: Path, threads: int | None, fp8_activations: bool) -> onnxruntime.InferenceSession:
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -163,6 +163,9 @@ def _inference_session(decoder: Path, threads: int | None) -> onnxruntime.Infere
     # sixth of the speed on an idle machine.
     # The exception: should a DequantizeLinear and a product be fused, activations must stay as they are.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if fp8_activations:
+        # Products between codes would be fused into operators for integers, which do not take FP8.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         session = ort.InferenceSession(str(decoder), options, providers=[_PROVIDER])
     except Exception as error:

@@ -54,13 +54,23 @@ class _Interrupted(L4Error):
     "least. Needs the `reference` extra.",
 )
 @click.option("--block-size", type=int, help="Weights that share a scale.  [default: at most 128; fp8: a channel]")
+@click.option(
+    "--fit-scales",
+    is_flag=True,
+    help="Of int4 and int8 weights, the scales that make a block's squared error least; slower to build.",
+)
 @click.option("--policy", "policy_file", type=click.Path(path_type=Path), help="What is quantised how, as a TOML file.")
 @click.option("--write-policy", type=click.Path(path_type=Path), help="Write the policy into a file for --policy.")
 @click.option(
     "--calibrate",
     metavar="FILE_OR_DIR",
     help="Round int4 and int8 weights so as to keep what they make of this text, or of token ids (.json); `default` is "
-    "a text that l4export brings. Needs the `reference` extra.",
+    "a text that l4export brings. Needs the `reference` extra. With --activations: measure them on it.",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["fp8"]),
+    help="Round what FP8 weights are multiplied by to FP8 as well, with scales measured on a text.",
 )
 @click.option(
     "--kv-layout",
@@ -92,10 +102,9 @@ class _Interrupted(L4Error):
 @click.option(
     "--memory-budget",
     metavar="SIZE",
-    default="512MiB",
-    show_default=True,
-    callback=lambda *a: parse_size("--memory-budget", a[2]),
-    help="Memory for weights on their way, as 512MB, 2GiB or 1.5G.",
+    callback=lambda *a: None if a[2] is None else parse_size("--memory-budget", a[2]),
+    help="Memory for weights on their way, as 512MB, 2GiB or 1.5G, and for compiling: an engine that takes more is cut "
+    "into several.  [default: 512MiB; one engine]",
 )
 @click.option("--force", is_flag=True, help="Replace an engine that is already there.")
 @click.option("--dump-ir", type=click.Path(path_type=Path), help="Write the graph after each pass into this directory.")
@@ -109,9 +118,11 @@ def command(
     quant: str,
     bits_per_weight: float | None,
     block_size: int | None,
+    fit_scales: bool,
     policy_file: Path | None,
     write_policy: Path | None,
     calibrate: str | None,
+    activations: str | None,
     kv_layout: str,
     kv_dtype: str | None,
     kv_calibrate: Path | None,
@@ -119,7 +130,7 @@ def command(
     compute_capability: tuple[str, ...],
     layers: tuple[int, int] | None,
     jobs: int | None,
-    memory_budget: int,
+    memory_budget: int | None,
     force: bool,
     dump_ir: Path | None,
     dry_run: bool,
@@ -129,14 +140,15 @@ def command(
     from l4export.build import KEPT, BuildOptions, build, plan_build
     from l4export.engine_directory import EngineDirectory
 
-    _check_auto(quant, bits_per_weight, block_size, policy_file)
-    policy = None if quant == "auto" else _policy(quant, block_size, policy_file)
+    _check_auto(quant, bits_per_weight, block_size is not None or fit_scales or policy_file is not None)
+    policy = None if quant == "auto" else _policy(quant, block_size, fit_scales, policy_file)
     options = BuildOptions(
         *(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy),
         calibrate=_calibration_text(calibrate),
         kv_dtype=kv_dtype,
         kv_calibrate=kv_calibrate,
         compute_capabilities=compute_capability,
+        activations=activations,
     )
     EngineDirectory(engine, replace=force).check()
     if bits_per_weight is not None:
@@ -163,21 +175,22 @@ def command(
     click.echo(f"{engine}: {size / 1e9:.3f} GB in {len(manifest.files)} files, {seconds:.1f} s ({_described(options)})")
 
 
-def _policy(quant: str, block_size: int | None, policy_file: Path | None) -> Policy | None:
+def _policy(quant: str, block_size: int | None, fit_scales: bool, policy_file: Path | None) -> Policy | None:
     from l4export.policy import load_policy, standard_policy
 
     if policy_file is None:
-        return standard_policy(quant, block_size)
-    if quant != "none" or block_size is not None:
-        raise InputError("--policy says everything: leave --quant and --block-size out")
+        return standard_policy(quant, block_size, fit_scales)
+    if quant != "none" or block_size is not None or fit_scales:
+        raise InputError("--policy says everything: leave --quant, --block-size and --fit-scales out")
     return load_policy(policy_file)
 
 
-def _check_auto(quant: str, bits: float | None, block_size: int | None, policy_file: Path | None) -> None:
+def _check_auto(quant: str, bits: float | None, chosen: bool) -> None:
+    """`chosen`: whether other options say what `--quant auto` is to find out."""
     if (quant == "auto") != (bits is not None):
         raise InputError("--quant auto and --bits-per-weight go together: give both, as in --bits-per-weight 4.5")
-    if quant == "auto" and (block_size is not None or policy_file is not None):
-        raise InputError("--quant auto chooses blocks and schemes: leave --block-size and --policy out")
+    if quant == "auto" and chosen:
+        raise InputError("--quant auto chooses blocks and schemes: leave --block-size, --fit-scales and --policy out")
 
 
 def _chosen(checkpoint: Path, options: BuildOptions, bits: float) -> BuildOptions:
@@ -211,6 +224,7 @@ def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
         "engine": str(engine),
         "files": files,
         "bytes": sum(files.values()),
+        "parts": planned.parts,
         "max_context": planned.max_context,
         "nodes": len(planned.model.graph),
         "passes": list(planned.passes),
@@ -221,6 +235,8 @@ def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
     click.echo(f"{engine}: would hold {sum(files.values()) / 1e9:.3f} GB of weights ({_described(planned.options)})")
     for name, size in files.items():
         click.echo(f"  {name}  {size:,} bytes")
+    if len(planned.parts) > 1:
+        click.echo(f"  engines of the layers {', '.join(f'{start}:{stop}' for start, stop in planned.parts)}")
     click.echo(f"  passes: {', '.join(planned.passes)}; {summary['nodes']} nodes; context {planned.max_context}")
 
 
@@ -237,7 +253,8 @@ def _notice(line: str) -> None:
 
 def _described(options: BuildOptions) -> str:
     kinds = sorted({rule.kind for rule in options.policy.rules}) if options.policy else []
-    calibrated = ["calibrated"] if options.calibrate else []
+    calibrated = [f"{options.activations} activations"] if options.activations else []
+    calibrated += ["calibrated"] if options.calibrate else []
     cache = f"KV {options.kv_layout} {options.cache_dtype}"
     return ", ".join([options.target, options.dtype, *kinds, *calibrated, cache])
 

@@ -56,7 +56,8 @@ def quantize_rows(
     else:
         zeros = np.empty((codes.shape[0], 0), np.uint8) if zero_points is None else zero_points
         failed = _kernel("columns" if transposed else "rows", source)(
-            flat, half, stride, n, k, scheme.bits, scheme.block_size, scheme.symmetric, scheme.positive,
+            flat, half, stride, n, k,
+            scheme.bits, scheme.block_size, scheme.symmetric, scheme.positive, scheme.fitted,
             codes.view(np.uint32) if transposed else codes, wide, narrow, zeros, row_start, row_step, column_start,
         )  # fmt: skip
     if failed >= 0:

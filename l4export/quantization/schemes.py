@@ -35,6 +35,13 @@ the DequantizeLinear of standard ONNX). Codes are two's complement.
 
 A block with scale 0 gets scale 1 and codes 0.
 
+**int4, int8, fitted.** Any of the three above, with each block's scale replaced by the one of four fractions of it,
+
+    s_f = scale * f,  f in (1, 0.93, 0.86, 0.79)                  (then rounded to float16 where scales are)
+
+that makes `error = sum of (w - w')^2` least, in float32, element after element; of equal ones the first. Large weights
+are clipped so that the others have finer steps.
+
 **fp8 (E4M3FN).** Per output channel (one scale for each n), or per 128x128 block of [N, K], partial at the edges.
 
     scale = amax / 448
@@ -83,7 +90,7 @@ class Scheme:
 
     `block_size` is 16, 32, 64 or 128 for the integer kinds; for fp8 it is 0 (one scale per output channel) or 128
     (one per 128x128 block). `symmetric` is always true for fp8. `scale_dtype` is float32 or float16. `positive` schemes
-    are symmetric.
+    are symmetric. `fitted` is for the integer kinds.
     """
 
     kind: Kind
@@ -91,6 +98,7 @@ class Scheme:
     symmetric: bool = True
     scale_dtype: Literal["float32", "float16"] = "float32"
     positive: bool = False
+    fitted: bool = False
 
     def __post_init__(self) -> None:
         allowed = (0, FP8_BLOCK) if self.kind == "fp8" else BLOCK_SIZES
@@ -102,12 +110,14 @@ class Scheme:
             raise ValueError("fp8 is symmetric")
         if self.positive and not self.symmetric:
             raise ValueError("a scheme with zero points is not positive")
+        if self.fitted and self.kind == "fp8":
+            raise ValueError("fp8 scales are not fitted")
         if self.scale_dtype not in {"float32", "float16"}:
             raise ValueError(f"scales are float32 or float16, not {self.scale_dtype!r}")
 
     @property
     def name(self) -> str:
-        """For people and manifests, unique: `int4-b32`, `int8-b128-asym-f16`, `fp8-channel`, `fp8-b128-pos`."""
+        """For people and manifests, unique: `int4-b32`, `int8-b128-asym-f16`, `int4-b64-fit`, `fp8-b128-pos`."""
         parts: list[str] = [self.kind, f"b{self.block_size}" if self.block_size else "channel"]
         if not self.symmetric:
             parts.append("asym")
@@ -115,6 +125,8 @@ class Scheme:
             parts.append("f16")
         if self.positive:
             parts.append("pos")
+        if self.fitted:
+            parts.append("fit")
         return "-".join(parts)
 
     @classmethod
@@ -184,9 +196,10 @@ def _every_scheme() -> list[Scheme]:
     ]
     rules = [(True, False), (False, False), (True, True)]
     return [
-        Scheme(kind, block, symmetric, dtype, positive)
+        Scheme(kind, block, symmetric, dtype, positive, fitted)
         for kind, block in kinds
         for symmetric, positive in rules
         for dtype in dtypes
-        if symmetric or kind != "fp8"
+        for fitted in (False, True)
+        if kind != "fp8" or (symmetric and not fitted)
     ]
