@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from l4export.calibration import ROUTER
+from l4export.manifest import load_manifest
 from l4export.passes.activation_quantization import fp8_products
 from l4export.passes.projection_packing import JOIN
 from l4export.quantization import Scheme, dequantize
@@ -40,7 +41,7 @@ def input_scales(engine: Path) -> dict[str, float]:
 
 
 class DequantizedWeights:
-    """Float32 values of an engine's quantised weights, and of its routers, which a calibration may have changed, in the
+    """Float32 values of an engine's quantised weights, and of routers that a calibration has fitted, in the
     checkpoint's names (without prefix) and layout.
 
     The values follow from the engine's codes, scales and zero points by the formulas of
@@ -50,12 +51,7 @@ class DequantizedWeights:
     def __init__(self, engine: Path) -> None:
         self._operands: dict[str, tuple[ir.Node, int, range]] = {}
         graph = ir.load(engine / "decoder.onnx").graph
-        self._routers = {
-            str(weight.name): weight
-            for node in graph
-            if node.op_type == "FusedMatMul" and (weight := node.inputs[1]) is not None
-            if str(weight.name).endswith(ROUTER)
-        }
+        self._routers = _routers(graph) if "calibration" in load_manifest(engine).options else {}
         for node in graph:
             for operand in _FIRST_OPERANDS.get(node.op_type, ()):
                 if not _is_constant(node.inputs[operand]):
@@ -67,7 +63,7 @@ class DequantizedWeights:
 
     @property
     def names(self) -> list[str]:
-        """The weights that are quantised, and the routers."""
+        """The weights that are quantised, and routers that were fitted."""
         return [*self._operands, *self._routers]
 
     def rows(self, name: str, rows: slice) -> np.ndarray | None:
@@ -85,6 +81,12 @@ class DequantizedWeights:
             case "fc2":
                 return values.transpose(0, 2, 1)
         return values.transpose(0, 2, 1) if values.ndim == 3 else values
+
+
+def _routers(graph: ir.Graph) -> dict[str, ir.Value]:
+    """Float weights [E, D] of routers."""
+    read = [node.inputs[1] for node in graph if node.op_type == "FusedMatMul"]
+    return {str(weight.name): weight for weight in read if weight is not None and str(weight.name).endswith(ROUTER)}
 
 
 def _initializer_name(node: ir.Node, operand: int) -> str:

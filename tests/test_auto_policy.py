@@ -182,7 +182,7 @@ def test_codes_may_be_calibrated_after_the_choice(
         (["--quant", "auto", "--bits-per-weight", "nan"], "for this model the schemes reach"),
         (["--quant", "auto"], "--quant auto and --bits-per-weight go together"),
         (["--quant", "int4", "--bits-per-weight", "5"], "--quant auto and --bits-per-weight go together"),
-        (["--quant", "auto", "--bits-per-weight", "5", "--block-size", "32"], "leave --block-size and --policy out"),
+        (["--quant", "auto", "--bits-per-weight", "5", "--block-size", "32"], "leave --block-size, --fit-scales"),
         (["--quant", "auto", "--bits-per-weight", "5", "--calibrate", "nowhere"], "no such file"),
         (["--quant", "auto", "--bits-per-weight", "5", "--dtype", "bf16"], "--dtype bf16"),
     ],

@@ -34,6 +34,9 @@ def policies() -> dict[str, Policy | None]:
             for block in (128, 64, 32, 16):
                 rules = (Rule(MATRICES, kind, block, symmetric), Rule(REST, "int8"))
                 rows[f"{kind} block {block}{'' if symmetric else ' asymmetric'}"] = Policy(rules, accuracy_level=1)
+    for block in (128, 64, 32):
+        rules = (Rule(MATRICES, "int4", block, fitted=True), Rule(REST, "int8"))
+        rows[f"int4 block {block}, fitted"] = Policy(rules, accuracy_level=1)
     rows["int4 block 32, head int4 too"] = Policy((Rule((*MATRICES, *REST), "int4", 32),), accuracy_level=1)
     rows["fp8 channel"] = standard_policy("fp8")
     rows["fp8 128x128"] = standard_policy("fp8", 128)
@@ -44,8 +47,9 @@ def policies() -> dict[str, Policy | None]:
 
 
 def calibrated_policies() -> dict[str, Policy | None]:
-    """Those that are calibrated too: integers by block, with float activations."""
-    kept = {name: policy for name, policy in policies().items() if name.startswith("int") and "head" not in name}
+    """Those that are calibrated too, with float activations."""
+    names = [*(f"int4 block {block}" for block in (128, 64, 32, 16)), "int4 block 32 asymmetric", "int8 block 128"]
+    kept = {name: policy for name, policy in policies().items() if name in names}
     return {f"{name}, calibrated": policy for name, policy in kept.items()}
 
 
