@@ -51,6 +51,8 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ('[[rule]]\nweights = ["*"]\nkind = "int4"\nblock_size = true', "block_size"),
         ('[[rule]]\nweights = ["*"]\nkind = "fp8"\nblock_size = 32', "block_size 32"),
         ('[[rule]]\nweights = ["*"]\nkind = "fp8"\nsymmetric = false', "symmetric"),
+        ('[[rule]]\nweights = ["*"]\nkind = "fp8"\nfitted = true', "fitted for int4 and int8"),
+        ('[[rule]]\nweights = ["*"]\nkind = "int4"\nfitted = 1', "fitted must be true or false"),
         ('[[rule]]\nweights = ["*"]\nkind = "int4"\nblocksize = 32', "blocksize"),
         (GOOD + "accuracy_level = 2", "accuracy_level' means nothing"),
         ('accuracy_level = 2\n[[rule]]\nweights = ["*"]\nkind = "int4"', "accuracy_level"),
@@ -118,7 +120,16 @@ def test_bad_standard_policies(quant: str, block: int | None) -> None:
         standard_policy(quant, block)
 
 
-@pytest.mark.parametrize("policy", [standard_policy("int4", 32), standard_policy("fp8"), "file"])
+@pytest.mark.parametrize("quant", ["none", "fp8"])
+def test_scales_are_fitted_for_integers_alone(quant: str) -> None:
+    assert standard_policy("int4", fitted=True) != standard_policy("int4")
+    with pytest.raises(InputError, match=f"--fit-scales: scales are fitted for int4 and int8, not for {quant}"):
+        standard_policy(quant, fitted=True)
+
+
+@pytest.mark.parametrize(
+    "policy", [standard_policy("int4", 32), standard_policy("int8", fitted=True), standard_policy("fp8"), "file"]
+)
 def test_a_policy_that_is_written_is_read_again(tmp_path: Path, policy: Policy | str | None) -> None:
     given = load(tmp_path, GOOD) if isinstance(policy, str) else policy
     assert given is not None

@@ -57,6 +57,21 @@ def test_an_engine_computes_with_its_dequantised_weights(
         assert report.greedy_prefix == 1
 
 
+@pytest.mark.parametrize("target", ["ort-cpu", "onnx"])
+def test_fitted_scales_bring_weights_nearer(workshop: Workshop, tmp_path: Path, target: str) -> None:
+    checkpoint = workshop.checkpoint("scout")
+    reference = load_file(checkpoint / "model.safetensors")
+    errors: list[dict[str, float]] = []
+    for name, fitted in (("plain", False), ("fitted", True)):
+        policy = Policy((Rule(MATRICES, "int4", 32, fitted=fitted),), accuracy_level=1)
+        build(checkpoint, tmp_path / name, BuildOptions(target, max_context=128, policy=policy))
+        away = {of: value - reference[of].astype(np.float32) for of, value in dequantized_weights(tmp_path / name)}
+        errors.append({of: float(np.square(values).mean()) for of, values in away.items()})
+    assert all(errors[1][weight] < errors[0][weight] for weight in errors[0])
+    report = check_parity(tmp_path / "fitted", checkpoint, 50, 4, dequantized=True)
+    assert report.passed, report.failures
+
+
 @pytest.mark.parametrize("quant", ["int8", "int4"])
 def test_int8_activations_stay_close(workshop: Workshop, tmp_path: Path, quant: str) -> None:
     checkpoint = workshop.checkpoint("maverick")
