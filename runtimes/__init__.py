@@ -42,6 +42,6 @@ def load(path: str | Path, threads: int | None = None, verify: bool = False) -> 
         )
     if manifest.target not in {"ort-cpu", "onnx"}:
         raise InputError(f"{directory}: target {manifest.target!r} has no runtime in this l4export; upgrade it")
-    from l4export.runtimes.engine import Engine
+    from l4export.runtimes.onnxruntime_engine import OnnxRuntimeEngine
 
-    return Engine(directory, manifest, threads)
+    return OnnxRuntimeEngine(directory, manifest, threads)
