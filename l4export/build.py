@@ -34,7 +34,7 @@ from l4export.provenance import generator
 from l4export.quantization.weights import CalibratedWeight
 from l4export.recipes import Output, Stack
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
-from l4export.tensorrt_engine import MODULES, check_tensorrt, compile_engine, token_profiles
+from l4export.tensorrt_engine import MODULES, TENSORRT_ENGINE, check_tensorrt, compile_engine, token_profiles
 
 __all__ = [
     "DEFAULT_MAX_CONTEXT",
@@ -52,7 +52,6 @@ PREFILL_TOKENS = 512
 """Tokens that a runtime feeds in one call at most."""
 
 _GENAI_CONFIG = "genai_config.json"
-_TENSORRT_ENGINE = f"{STEM}.engine"
 _NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "calibrate", "kv_dtype", "kv_calibrate"}
 """Options that change no byte of a data file, or change the plan of it, or whose contents count and not the path."""
 
@@ -146,10 +145,10 @@ class _Build:
         planned, options = self.planned, self.planned.options
         if options.target in MODULES:
             self.on_notice(f"compiling with {MODULES[options.target]}")
-            paths = partial / f"{STEM}.onnx", partial / _TENSORRT_ENGINE
+            paths = partial / f"{STEM}.onnx", partial / TENSORRT_ENGINE
             profiles = token_profiles(options.policy is not None, options.kv_layout, _prefill_tokens(planned))
             compile_engine(options.target, *paths, options.compute_capabilities, profiles)
-            return [_TENSORRT_ENGINE]
+            return [TENSORRT_ENGINE]
         if options.kv_layout not in GENAI_LAYOUTS:
             return []
         text = genai_config(planned.config, options.kv_layout, planned.max_context, _prefill_tokens(planned))

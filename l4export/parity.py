@@ -74,12 +74,14 @@ class LogitComparison:
 class ParityReport:
     """The verdict on an engine: `passed`, the figures, and the thresholds they were held against.
 
+    `provider` is what executed the engine: an execution provider of ONNX Runtime, or TensorRT and its GPU.
     `greedy_prefix` is the share of the greedy continuation, of `greedy_tokens` tokens, before the first departure.
     With `greedy_ended_at_near_tie` that departure was between two nearly tied tokens, which is no failure, but nothing
     can be said of the tokens after it.
     """
 
     engine: str
+    provider: str
     reference: str
     prefill_tokens: int
     decode_tokens: int
@@ -196,6 +198,7 @@ def check_parity(
     matched, tied = _greedy_prefix(engine, reference, ids[:prefill].tolist(), decode, accepted)
     report = ParityReport(
         engine=str(engine_path),
+        provider=engine.provider,
         reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}",
         prefill_tokens=prefill,
         decode_tokens=decode,

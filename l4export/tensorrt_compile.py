@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from l4export.errors import EnvironmentLacks, InputError, L4Error, StorageError
+from l4export.tensorrt_logger import new_logger
 
 __all__ = ["compile_graph", "main", "profile_shapes"]
 
@@ -40,7 +41,7 @@ def compile_graph(
 ) -> None:
     """As `l4export.tensorrt_engine.compile_engine`, in this process."""
     trt = _loaded(module)
-    logger = _logger(trt)
+    logger = new_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network()
     parser = trt.OnnxParser(network, logger)
@@ -98,21 +99,6 @@ def _loaded(module: str) -> Any:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:
         raise EnvironmentLacks(f"{module} cannot be loaded ({_clean(str(error))}); install it again") from error
-
-
-def _logger(trt: Any) -> Any:
-    """Keeps errors, prints nothing."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in {trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR}:
-                self.errors.append(message)
-
-    return Logger()
 
 
 def _report(parser: str, errors: Sequence[Any]) -> str:

@@ -6,7 +6,6 @@ the GPU of the machine.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import signal
 import subprocess
@@ -14,14 +13,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from l4export.cuda_driver import open_driver
 from l4export.errors import EnvironmentLacks, InputError, L4Error, StorageError
 from l4export.policy import Policy
 
 __all__ = [
     "CAPABILITIES",
     "MODULES",
+    "TENSORRT_ENGINE",
     "TokenRange",
     "check_capabilities",
+    "check_package",
     "check_tensorrt",
     "compile_engine",
     "token_profiles",
@@ -45,6 +47,9 @@ CAPABILITIES: Mapping[str, frozenset[str]] = {
 
 MODULES: Mapping[str, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """Target -> the Python module that compiles for it. The two have one interface but for compute capabilities."""
+
+TENSORRT_ENGINE = "decoder.engine"
+"""The compiled engine's file."""
 
 _INSTALL = {"tensorrt-rtx": "pip install 'l4export[tensorrt-rtx]'", "tensorrt": "install TensorRT 11 from NVIDIA"}
 
@@ -76,21 +81,18 @@ def check_tensorrt(target: str) -> None:
         EnvironmentLacks: no driver, no GPU, or no package; and what to install.
     """
     if target == "tensorrt":
-        _check_gpu()
+        open_driver("--target tensorrt compiles for the GPU of this machine", "use --target tensorrt-rtx")
+    check_package(target)
+
+
+def check_package(target: str) -> None:
+    """Whether TensorRT is installed.
+
+    Raises:
+        EnvironmentLacks: it is not; and what to install.
+    """
     if importlib.util.find_spec(MODULES[target]) is None:
         raise EnvironmentLacks(f"--target {target} needs the Python package {MODULES[target]}: {_INSTALL[target]}")
-
-
-def _check_gpu() -> None:
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        raise EnvironmentLacks(
-            "--target tensorrt compiles for the GPU of this machine, and there is no NVIDIA driver (libcuda.so.1): "
-            "install it, or use --target tensorrt-rtx"
-        ) from error
-    if code := driver.cuInit(0):
-        raise EnvironmentLacks(f"--target tensorrt: the NVIDIA driver finds no GPU (CUDA error {code})")
 
 
 def token_profiles(quantized: bool, kv_layout: str, prefill_tokens: int) -> list[TokenRange]:

@@ -1,0 +1,99 @@
+"""A TensorRT engine on a GPU: deserialised, described, executed."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from l4export.errors import EnvironmentLacks
+from l4export.runtimes.binding_plan import Tensor
+from l4export.runtimes.device import Binding, Buffer
+from l4export.runtimes.tensorrt.cuda import Cuda
+from l4export.runtimes.tensorrt.plan import Range, Reported
+
+__all__ = ["TensorRTDevice"]
+
+_DTYPES = {"INT64": "int64", "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+"""TensorRT's names of NumPy's types."""
+
+
+class TensorRTDevice:
+    """A deserialised engine; `trt` is the module `tensorrt` or `tensorrt_rtx`, `logger` one of its loggers.
+
+    Raises:
+        EnvironmentLacks: TensorRT does not take the engine: another version, or another GPU, than it was built for.
+    """
+
+    def __init__(self, trt: Any, logger: Any, engine: Path, cuda: Cuda) -> None:
+        self._trt, self._cuda = trt, cuda
+        self._runtime = trt.Runtime(logger)
+        with open(engine, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob:
+            self._engine = self._runtime.deserialize_cuda_engine(blob)
+        if self._engine is None:
+            why = " ".join(logger.errors[0].split())[:300] if logger.errors else "it does not say why"
+            raise EnvironmentLacks(
+                f"{engine}: {trt.__name__} {trt.__version__} on {cuda.name} (compute capability {cuda.capability}) "
+                f"does not take it ({why}); build it again with this version and for this GPU"
+            )
+
+    def allocate(self, nbytes: int) -> Buffer:
+        """As `l4export.runtimes.device.Device`."""
+        return self._cuda.allocate(nbytes)
+
+    def binding(self, profile: int) -> Binding:
+        """An execution context in that profile, of this binding alone."""
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise MemoryError("the GPU has no memory for an execution context")
+        if not context.set_optimization_profile_async(profile, self._cuda.stream):
+            raise RuntimeError(f"the engine has no optimisation profile {profile}")
+        self._cuda.synchronize()
+        return _Context(context, self._cuda)
+
+    def reported(self) -> Mapping[str, Reported]:
+        """What the engine says of each of its inputs and outputs."""
+        engine = self._engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        return {name: self._of(name) for name in names}
+
+    def _of(self, name: str) -> Reported:
+        engine, trt = self._engine, self._trt
+        dtype = engine.get_tensor_dtype(name).name
+        is_output = engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT
+        profiles = () if is_output else range(engine.num_optimization_profiles)
+        return Reported(
+            dtype=_DTYPES.get(dtype, dtype),
+            shape=tuple(engine.get_tensor_shape(name)),
+            is_output=is_output,
+            on_host=engine.get_tensor_location(name) == trt.TensorLocation.HOST,
+            ranges=tuple(self._range(name, profile) for profile in profiles),
+            shares=engine.get_aliased_input_tensor(name) if is_output else None,
+        )
+
+    def _range(self, name: str, profile: int) -> Range:
+        engine = self._engine
+        if len(engine.get_tensor_shape(name)):
+            least, _, most = engine.get_tensor_profile_shape(name, profile)
+        else:
+            least, _, most = engine.get_tensor_profile_values(profile, name)
+        return tuple(least), tuple(most)
+
+
+class _Context:
+    """An execution context: a binding in TensorRT's own terms."""
+
+    def __init__(self, context: Any, cuda: Cuda) -> None:
+        self._context, self._cuda = context, cuda
+
+    def bind(self, tensor: Tensor, shape: tuple[int, ...], address: int) -> None:
+        if not tensor.is_output and tensor.shape and not self._context.set_input_shape(tensor.name, shape):
+            raise RuntimeError(f"TensorRT does not take {tensor.name} with shape {list(shape)}")
+        if not self._context.set_tensor_address(tensor.name, address):
+            raise RuntimeError(f"TensorRT does not take the address of {tensor.name}")
+
+    def run(self) -> None:
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise RuntimeError("TensorRT could not execute the engine")
+        self._cuda.synchronize()
