@@ -149,7 +149,7 @@ class _Build:
             profiles = token_profiles(options.policy is not None, options.kv_layout, _prefill_tokens(planned))
             compile_engine(options.target, *paths, options.compute_capabilities, profiles)
             return [TENSORRT_ENGINE]
-        if options.kv_layout not in GENAI_LAYOUTS:
+        if options.kv_layout not in GENAI_LAYOUTS or options.target == "ort-cuda":
             return []
         text = genai_config(planned.config, options.kv_layout, planned.max_context, _prefill_tokens(planned))
         (partial / _GENAI_CONFIG).write_text(text, encoding="utf-8")

@@ -153,6 +153,7 @@ def check_parity(
     seed: int = 0,
     dequantized: bool = False,
     on_step: Callable[[str], None] | None = None,
+    provider: str | None = None,
 ) -> ParityReport:
     """Run engine and reference on the same tokens and compare.
 
@@ -162,7 +163,7 @@ def check_parity(
 
     A quantised engine is judged twice: against the checkpoint's weights (its quality; nothing is demanded unless
     `thresholds` say so), and with `dequantized` against a reference that uses the engine's own weights, dequantised:
-    that one is tight where activations are not quantised too.
+    that one is tight where activations are not quantised too. `provider` as `l4export.runtimes.load`.
 
     Raises:
         InputError: lengths beyond the engine's context, unknown thresholds, an engine of another architecture.
@@ -173,7 +174,7 @@ def check_parity(
 
     say = on_step or (lambda _: None)
     say("loading the engine")
-    engine = runtimes.load(engine_path)
+    engine = runtimes.load(engine_path, provider=provider)
     manifest = engine.manifest
     limits = thresholds_for(manifest, thresholds or {}, prefill, decode, dequantized)
     say("loading the reference")

@@ -33,10 +33,16 @@ class _Interrupted(L4Error):
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "engine", required=True, type=click.Path(path_type=Path), help="Engine directory.")
 @click.option(
-    "--target", type=click.Choice(["ort-cpu", "onnx", "tensorrt-rtx", "tensorrt"]), default="ort-cpu", show_default=True
+    "--target",
+    type=click.Choice(["ort-cpu", "ort-cuda", "onnx", "tensorrt-rtx", "tensorrt"]),
+    default="ort-cpu",
+    show_default=True,
+    help="What the engine is for.",
 )
 @click.option(
-    "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True, help="Float type."
+    "--dtype",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="Float type.  [default: fp32; with --target ort-cuda fp16]",
 )
 @click.option(
     "--quant",
@@ -96,7 +102,7 @@ def command(
     checkpoint: Path,
     engine: Path,
     target: str,
-    dtype: str,
+    dtype: str | None,
     quant: str,
     block_size: int | None,
     policy_file: Path | None,
@@ -119,6 +125,7 @@ def command(
     from l4export.engine_directory import EngineDirectory
 
     policy = _policy(quant, block_size, policy_file)
+    dtype = dtype or ("fp16" if target == "ort-cuda" else "fp32")
     options = BuildOptions(
         *(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy),
         calibrate=_calibration_text(calibrate),
