@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from l4export.cuda_driver import open_driver
 from l4export.errors import EnvironmentLacks, InputError, L4Error, StorageError
@@ -25,6 +26,7 @@ __all__ = [
     "check_capabilities",
     "check_package",
     "check_tensorrt",
+    "check_version",
     "compile_engine",
     "token_profiles",
 ]
@@ -51,7 +53,11 @@ MODULES: Mapping[str, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tenso
 TENSORRT_ENGINE = "decoder.engine"
 """The compiled engine's file."""
 
-_INSTALL = {"tensorrt-rtx": "pip install 'l4export[tensorrt-rtx]'", "tensorrt": "install TensorRT 11 from NVIDIA"}
+_TYPED_SINCE = 11
+_INSTALL = {
+    "tensorrt-rtx": "pip install 'l4export[tensorrt-rtx]'",
+    "tensorrt": f"install TensorRT {_TYPED_SINCE} from NVIDIA",
+}
 
 _ERRORS = {error.exit_code: error for error in (InputError, EnvironmentLacks, StorageError)}
 
@@ -93,6 +99,16 @@ def check_package(target: str) -> None:
     """
     if importlib.util.find_spec(MODULES[target]) is None:
         raise EnvironmentLacks(f"--target {target} needs the Python package {MODULES[target]}: {_INSTALL[target]}")
+
+
+def check_version(trt: Any) -> None:
+    """Whether a loaded module takes a graph's types as they are: TensorRT before 11 chooses other ones for itself.
+
+    Raises:
+        EnvironmentLacks: an older TensorRT.
+    """
+    if trt.__name__ == "tensorrt" and int(trt.__version__.partition(".")[0]) < _TYPED_SINCE:
+        raise EnvironmentLacks(f"tensorrt {trt.__version__} is older than {_TYPED_SINCE}: {_INSTALL['tensorrt']}")
 
 
 def token_profiles(quantized: bool, kv_layout: str, prefill_tokens: int) -> list[TokenRange]:

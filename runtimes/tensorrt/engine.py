@@ -13,7 +13,7 @@ from l4export.runtimes.kv_cache import KVCache
 from l4export.runtimes.tensorrt.cuda import Cuda
 from l4export.runtimes.tensorrt.device import TensorRTDevice
 from l4export.runtimes.tensorrt.plan import departures, tensorrt_plan
-from l4export.tensorrt_engine import MODULES, TENSORRT_ENGINE, check_package
+from l4export.tensorrt_engine import MODULES, TENSORRT_ENGINE, check_package, check_version
 from l4export.tensorrt_logger import new_logger
 
 __all__ = ["TensorRTEngine"]
@@ -41,6 +41,7 @@ class TensorRTEngine(Engine):
         )
         check_package(manifest.target)
         trt = importlib.import_module(MODULES[manifest.target])
+        check_version(trt)
         self._device = TensorRTDevice(trt, new_logger(trt), directory / TENSORRT_ENGINE, cuda)
         self._provider = f"{trt.__name__} {trt.__version__} on {cuda.name}"
         if found := departures(self._plan, self._device.reported()):
