@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +79,7 @@ def cuda_plan(manifest: Manifest) -> BindingPlan:
 
 
 def check_cuda_provider(directory: Path) -> None:
-    """Whether CUDA can be asked for: the driver first, then the package.
+    """Whether CUDA can be asked for: the driver first, then the package, whose libraries are then loaded.
 
     Raises:
         EnvironmentLacks: no driver, no GPU, or an onnxruntime without the CUDA provider.
@@ -95,6 +97,9 @@ def check_cuda_provider(directory: Path) -> None:
             f"{directory}: this onnxruntime {ort.__version__} has no {_CUDA}: pip uninstall onnxruntime, then "
             "pip install 'l4export[cuda]'"
         )
+    ort.set_default_logger_severity(4)  # what is missing is told in one line
+    with contextlib.redirect_stdout(io.StringIO()):
+        ort.preload_dlls()  # CUDA and cuDNN, where they are Python packages
 
 
 def _check_interface(inference: onnxruntime.InferenceSession, manifest: Manifest, directory: Path) -> None:
@@ -133,6 +138,6 @@ def open_session(decoder: Path, provider: str, threads: int | None) -> onnxrunti
     if session.get_providers()[0] != provider:
         raise EnvironmentLacks(
             f"{decoder}: ONNX Runtime {ort.__version__} gave {session.get_providers()[0]} instead of {provider}: "
-            "install the CUDA and cuDNN libraries that this version of onnxruntime-gpu needs"
+            "install the CUDA and cuDNN that this version of onnxruntime-gpu needs: pip install 'l4export[cuda]'"
         )
     return session
