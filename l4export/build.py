@@ -7,14 +7,12 @@ import hashlib
 import importlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from l4export.build_plan import DEFAULT_MAX_CONTEXT, DTYPES, STEM, BuildOptions, BuildPlan, plan_build
 from l4export.calibration_text import CalibrationText
@@ -22,19 +20,20 @@ from l4export.companions import check_companions
 from l4export.config import ModelConfig
 from l4export.emission import emit_data, emit_graph
 from l4export.engine_directory import CALIBRATION, CALIBRATION_REPORT, EngineDirectory
+from l4export.engine_parts import decoder_parts, weight_bytes
 from l4export.errors import EnvironmentLacks, InputError, StorageError
 from l4export.genai import GENAI_LAYOUTS, genai_config
 from l4export.journal import JOURNAL, Journal
 from l4export.kv_bytes import kv_capacities
 from l4export.kv_scales import METHOD, kv_scales
-from l4export.manifest import FileRecord, KVLayer, Manifest, file_record
+from l4export.manifest import EnginePart, FileRecord, KVLayer, Manifest, file_record
 from l4export.pipeline import KV_BITS
 from l4export.placement import INLINE_BYTES, plan_digest
 from l4export.provenance import generator
 from l4export.quantization.weights import CalibratedWeight
 from l4export.recipes import Output, Stack
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
-from l4export.tensorrt_engine import MODULES, TENSORRT_ENGINE, check_tensorrt, compile_engine, token_profiles
+from l4export.tensorrt_engine import MODULES, check_memory, check_tensorrt, compile_engine, token_profiles
 
 __all__ = [
     "DEFAULT_MAX_CONTEXT",
@@ -52,7 +51,7 @@ PREFILL_TOKENS = 512
 """Tokens that a runtime feeds in one call at most."""
 
 _GENAI_CONFIG = "genai_config.json"
-_NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "calibrate", "kv_dtype", "kv_calibrate"}
+_NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "calibrate", "kv_dtype", "kv_calibrate", "activations"}
 """Options that change no byte of a data file, or change the plan of it, or whose contents count and not the path."""
 
 
@@ -72,7 +71,8 @@ def build(
     Raises:
         InputError: a checkpoint, an option or a weight that cannot be built; an output that exists (without `force`);
             a checkpoint that changed meanwhile.
-        EnvironmentLacks: the KV cache is quantised and onnxruntime is missing.
+        EnvironmentLacks: the KV cache is quantised and onnxruntime is missing; nothing to compile with, or too little
+            memory for it.
         StorageError: reading or writing failed.
     """
     options = options or BuildOptions()
@@ -81,10 +81,11 @@ def build(
     if options.dump_ir is not None and directory.path in [(p := options.dump_ir.absolute()), *p.parents]:
         raise InputError(f"--dump-ir {options.dump_ir}: lies inside the engine; choose another directory")
     planned = plan_build(checkpoint_path, options)
-    if planned.kv_calibration:
+    if planned.kv_calibration or planned.activation_calibration:
         _check_can_measure()
     if options.target in MODULES:
         check_tensorrt(options.target)
+        check_memory(max(weight_bytes(part.graph) for _, part in decoder_parts(planned.model, planned.parts, STEM)))
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
     except OSError as error:
@@ -128,9 +129,9 @@ class _Build:
                     take_over(directory.path, partial, [*weights, *self._reports()])
                 else:
                     weights = self._emit(partial)
-                final = self._with_kv_scales(partial) if planned.kv_calibration else planned
+                final = self._with_scales(partial)
                 emit_graph(final.model, final.files, partial, STEM)
-                extra = self._for_runtime(partial)
+                extra = self._for_runtime(partial, final)
                 for name in (companions := _companions(planned.checkpoint.path)):
                     shutil.copyfile(planned.checkpoint.path / name, partial / name)
                 others = (graph, *extra, *companions, *self._reports())
@@ -140,20 +141,29 @@ class _Build:
                 directory.finish(manifest.to_json())
         return manifest
 
-    def _for_runtime(self, partial: Path) -> list[str]:
+    def _for_runtime(self, partial: Path, planned: BuildPlan) -> list[str]:
         """The files that the target's runtime wants beside the graph; their names."""
-        planned, options = self.planned, self.planned.options
+        options = planned.options
         if options.target in MODULES:
-            self.on_notice(f"compiling with {MODULES[options.target]}")
-            paths = partial / f"{STEM}.onnx", partial / TENSORRT_ENGINE
-            profiles = token_profiles(options.policy is not None, options.kv_layout, _prefill_tokens(planned))
-            compile_engine(options.target, *paths, options.compute_capabilities, profiles)
-            return [TENSORRT_ENGINE]
+            return self._compile(partial, planned)
         if options.kv_layout not in GENAI_LAYOUTS or options.target == "ort-cuda":
             return []
         text = genai_config(planned.config, options.kv_layout, planned.max_context, _prefill_tokens(planned))
         (partial / _GENAI_CONFIG).write_text(text, encoding="utf-8")
         return [_GENAI_CONFIG]
+
+    def _compile(self, partial: Path, planned: BuildPlan) -> list[str]:
+        """Every part's graph and the engine made of it; their names."""
+        options = planned.options
+        profiles = token_profiles(options.policy is not None, options.kv_layout, _prefill_tokens(planned))
+        names: list[str] = []
+        parts = decoder_parts(planned.model, planned.parts, STEM)
+        for number, (name, part) in enumerate(parts, start=1):
+            self.on_notice(f"compiling with {MODULES[options.target]}, engine {number} of {len(parts)}")
+            graph, engine = emit_graph(part, (), partial, name), f"{name}.engine"
+            compile_engine(options.target, partial / graph, partial / engine, options.compute_capabilities, profiles)
+            names += [graph, engine]
+        return names
 
     def _emit(self, partial: Path) -> dict[str, FileRecord]:
         options = self.planned.options
@@ -167,7 +177,7 @@ class _Build:
             journal.start()
             self._calibrate(partial)
             return emit_data(
-                self.files, partial, options.workers, options.memory_budget, journal, self._resumed, self._advance
+                self.files, partial, options.workers, options.weights_budget, journal, self._resumed, self._advance
             )
 
     def _calibrate(self, partial: Path) -> None:
@@ -198,27 +208,38 @@ class _Build:
         plan, size = self.planned.calibration, sum(file.size for file in self.files)
         if plan is not None:
             size += plan.nbytes + 2 * 4 * plan.text.tokens * self.planned.config.hidden_size
+        if self.planned.parts:
+            size *= 2  # engines hold the weights again
         return size
 
-    def _with_kv_scales(self, partial: Path) -> BuildPlan:
-        """The plan with the cache's scales, as this engine's weights with a float cache give them."""
-        planned, options, graph = self.planned, self.planned.options, f"{STEM}.onnx"
-        text = planned.kv_calibration
-        assert text is not None
-        self.on_notice(f"calibrating the KV cache: {text.tokens} tokens of {text.name}")
-        unquantized = self._planned_again(
-            partial, dataclasses.replace(options, kv_dtype=None, kv_calibrate=None, dump_ir=None)
-        )
-        emit_graph(unquantized.model, unquantized.files, partial, STEM)
-        manifest = _manifest(unquantized, {graph: file_record(partial / graph)}, {})
-        scales = kv_scales(partial, manifest, text.sequences[0], KV_BITS[options.cache_dtype])
-        return self._planned_again(partial, options, scales)
+    def _with_scales(self, partial: Path) -> BuildPlan:
+        """The plan with the scales of cache and activations, as this engine's weights give them with float ones."""
+        planned, options = self.planned, self.planned.options
+        if text := planned.kv_calibration:
+            self.on_notice(f"calibrating the KV cache: {text.tokens} tokens of {text.name}")
+            manifest = self._unscaled(partial, kv_dtype=None, kv_calibrate=None)
+            caches = kv_scales(partial, manifest, text.sequences[0], KV_BITS[options.cache_dtype])
+            return self._planned_again(partial, options, kv_scales=caches)
+        if text := planned.activation_calibration:
+            from l4export.activation_scales import activation_scales
 
-    def _planned_again(
-        self, partial: Path, options: BuildOptions, scales: Mapping[str, NDArray[np.float32]] | None = None
-    ) -> BuildPlan:
+            self.on_notice(f"calibrating activations: {text.tokens} tokens of {text.name}")
+            onnx = {"target": "onnx", "compute_capabilities": (), "memory_budget": None}
+            manifest = self._unscaled(partial, activations=None, calibrate=None, **onnx)
+            inputs = activation_scales(partial, manifest, text.sequences[0])
+            return self._planned_again(partial, options, activation_scales=inputs)
+        return planned
+
+    def _unscaled(self, partial: Path, **changes: Any) -> Manifest:
+        """Writes the graph of other options for the weights that are written; its manifest."""
+        graph = f"{STEM}.onnx"
+        other = self._planned_again(partial, dataclasses.replace(self.planned.options, dump_ir=None, **changes))
+        emit_graph(other.model, other.files, partial, STEM)
+        return _manifest(other, {graph: file_record(partial / graph)}, {})
+
+    def _planned_again(self, partial: Path, options: BuildOptions, **scales: Any) -> BuildPlan:
         """Another graph for the weights that are written."""
-        planned = plan_build(self.planned.checkpoint.path, options, scales)
+        planned = plan_build(self.planned.checkpoint.path, options, **scales)
         if planned.calibration:
             planned.calibration.directory = partial / CALIBRATION
         return planned
@@ -311,6 +332,7 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
             "weights": options.dtype,
             "compute": options.dtype,
             "kv_cache": options.cache_dtype,
+            "activations": options.activations or options.dtype,
             "quant": _quant(options),
         },
         max_context=planned.max_context,
@@ -320,6 +342,7 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
         prefill_cut=_prefill_cut(planned),
         inputs=tuple(_interface(value) for value in graph.inputs),
         outputs=tuple(_interface(value) for value in graph.outputs),
+        parts=_parts(planned),
         passes=planned.passes,
         options={
             "dtype": options.dtype,
@@ -329,6 +352,12 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
             **({"layers": list(options.layers)} if options.layers else {}),
             **({"policy": options.policy.to_dict()} if options.policy else {}),
             **({"calibration": planned.calibration.text.to_dict()} if planned.calibration else {}),
+            **({"activations": options.activations} if options.activations else {}),
+            **(
+                {"activation_calibration": _activation_calibration(text)}
+                if (text := planned.activation_calibration)
+                else {}
+            ),
             **({"kv_calibration": _kv_calibration(planned.kv_calibration)} if planned.kv_calibration else {}),
             **({"compute_capability": list(capabilities)} if (capabilities := options.compute_capabilities) else {}),
         },
@@ -337,7 +366,25 @@ def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str
     )
 
 
+def _parts(planned: BuildPlan) -> tuple[EnginePart, ...]:
+    named = decoder_parts(planned.model, planned.parts, STEM)
+    return tuple(
+        EnginePart(
+            *(layers, f"{name}.onnx", f"{name}.engine"),
+            tuple(map(_interface, part.graph.inputs)),
+            tuple(map(_interface, part.graph.outputs)),
+        )
+        for layers, (name, part) in zip(planned.parts, named, strict=True)
+    )
+
+
 def _kv_calibration(text: CalibrationText) -> dict[str, Any]:
+    return {"text": text.name, **text.to_dict(), "method": METHOD}
+
+
+def _activation_calibration(text: CalibrationText) -> dict[str, Any]:
+    from l4export.activation_scales import METHOD
+
     return {"text": text.name, **text.to_dict(), "method": METHOD}
 
 

@@ -19,6 +19,7 @@ from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.companions import check_companions
 from l4export.config import ModelConfig
 from l4export.emission import DEFAULT_BUDGET, check_budget
+from l4export.engine_parts import LayerRange, layer_ranges
 from l4export.errors import InputError, StorageError
 from l4export.kv_bytes import KV_DTYPES
 from l4export.ort_cuda import check_cuda_graph, check_cuda_options
@@ -28,7 +29,7 @@ from l4export.policy import Policy
 from l4export.provenance import Sources
 from l4export.recipes import Recipe, Source
 from l4export.reference import build_reference
-from l4export.tensorrt_engine import check_capabilities
+from l4export.tensorrt_engine import MODULES, check_capabilities
 
 __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "STEM", "BuildOptions", "BuildPlan", "plan_build"]
 
@@ -42,9 +43,12 @@ _DUMPED_WEIGHTS_BYTES = 64 << 20
 class BuildOptions:
     """What to build. `max_context` None means the model's own limit, at most 8192; `jobs` None means one a core.
 
-    `memory_budget` is in bytes, for weights on their way (see `l4export.emission`). `layers` (A, B) builds an engine
-    of the layers A to B - 1 alone. `policy` says what is quantised how (`l4export.policy`); None means nothing.
+    `memory_budget` is in bytes, for weights on their way (see `l4export.emission`), None meaning 512 MiB, and for
+    compiling: a decoder that takes more is cut into engines that do not; with None it is one engine. `layers` (A, B)
+    builds an engine of the layers A to B - 1 alone. `policy` says what is quantised how (`l4export.policy`); None means
+    nothing.
     `calibrate` is the text or token ids (`l4export.calibration_text`) that integer weights are calibrated on.
+    `activations` are `fp8` or None, as computed; then `calibrate` is what their scales are measured on.
     `kv_dtype` None means `dtype`; `kv_calibrate` names the text for the scales of an int8 or int4 cache, whatever the
     weights are.
     `compute_capabilities` are those that a TensorRT engine is compiled for, as "8.9".
@@ -57,18 +61,24 @@ class BuildOptions:
     jobs: int | None = None
     force: bool = False
     dump_ir: Path | None = None
-    memory_budget: int = DEFAULT_BUDGET
+    memory_budget: int | None = None
     layers: tuple[int, int] | None = None
     policy: Policy | None = None
     calibrate: Path | None = None
     kv_dtype: str | None = None
     kv_calibrate: Path | None = None
     compute_capabilities: tuple[str, ...] = ()
+    activations: str | None = None
 
     @property
     def cache_dtype(self) -> str:
         """`kv_dtype`, or `dtype`."""
         return self.kv_dtype or self.dtype
+
+    @property
+    def weights_budget(self) -> int:
+        """Bytes of memory for weights on their way."""
+        return DEFAULT_BUDGET if self.memory_budget is None else self.memory_budget
 
     @property
     def workers(self) -> int:
@@ -91,11 +101,17 @@ class BuildPlan:
     files: tuple[DataFile, ...]
     """Where the weights go."""
 
+    parts: tuple[LayerRange, ...]
+    """The layers of each engine to be compiled; none where nothing is compiled."""
+
     calibration: CalibrationPlan | None
     """What finds the codes of the weights; None where they are rounded to nearest."""
 
     kv_calibration: CalibrationText | None
     """What to run for the scales of an int8 or int4 cache, as one sequence; None with a float one."""
+
+    activation_calibration: CalibrationText | None
+    """The same for the scales of FP8 activations."""
 
     @property
     def data_files(self) -> dict[str, int]:
@@ -104,12 +120,16 @@ class BuildPlan:
 
 
 def plan_build(
-    checkpoint_path: Path, options: BuildOptions, kv_scales: Mapping[str, NDArray[np.float32]] | None = None
+    checkpoint_path: Path,
+    options: BuildOptions,
+    kv_scales: Mapping[str, NDArray[np.float32]] | None = None,
+    activation_scales: Mapping[str, float] | None = None,
 ) -> BuildPlan:
     """Open the checkpoint, build its reference graph and run the pipeline. Reads no weights.
 
     `options.dump_ir` names a directory for the graph after every pass. `kv_scales` are those of an int8 or int4 cache
-    (`l4export.kv_scales`); without them every scale is one, which is enough to plan with.
+    (`l4export.kv_scales`), `activation_scales` those of FP8 activations (`l4export.activation_scales`); without them
+    every scale is one, which is enough to plan with.
 
     Raises:
         InputError: a checkpoint or an option that cannot be built; by name.
@@ -139,7 +159,9 @@ def plan_build(
     sources = Sources.of([checkpoint.path / name for name in ("config.json", *sorted(used))])
     kv_dtype = None if options.cache_dtype == options.dtype else options.cache_dtype
     pipeline_options = PipelineOptions(
-        options.target, options.kv_layout, max_context, options.policy, kv_dtype, kv_scales, calibration
+        *(options.target, options.kv_layout, max_context, options.policy, kv_dtype, kv_scales, calibration),
+        activations=options.activations,
+        activation_scales=activation_scales,
     )
     passes = run_pipeline(model, pipeline_options, _dumper(options.dump_ir))
     if options.target == "ort-cuda":
@@ -148,11 +170,13 @@ def plan_build(
         raise InputError("--calibrate: no weight of a layer is quantised to integers; add --quant int4 or int8")
     model.producer_name, model.producer_version = "l4export", __version__
     files = plan(model, STEM)
-    check_budget(files, options.workers, options.memory_budget)
+    check_budget(files, options.workers, options.weights_budget)
     return BuildPlan(
         *(checkpoint, config, sources, model, options, max_context, tuple(passes), tuple(files)),
+        parts=layer_ranges(model.graph, options.memory_budget) if options.target in MODULES else (),
         calibration=calibration,
         kv_calibration=_kv_calibration(checkpoint, options),
+        activation_calibration=_activation_calibration(checkpoint, options),
     )
 
 
@@ -170,7 +194,7 @@ def _check(options: BuildOptions) -> None:
         raise InputError("--dump-ir: graphs are dumped before anything is calibrated; leave --calibrate out")
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs {options.jobs} must be at least 1")
-    if options.memory_budget < 1:
+    if options.weights_budget < 1:
         raise InputError(f"--memory-budget {options.memory_budget} must be a positive number of bytes")
 
 
@@ -185,16 +209,27 @@ def _check_target(options: BuildOptions) -> None:
         raise InputError(f"--kv-layout concat: --target {target} updates caches in place: static, chunked")
     if target != "ort-cpu" and options.cache_dtype != options.dtype:
         raise InputError(f"--kv-dtype {options.cache_dtype}: caches of --target {target} are of --dtype; leave it out")
-    if not target.startswith("ort-") and options.calibrate is not None:
+    if not target.startswith("ort-") and options.calibrate is not None and not options.activations:
         raise InputError(f"--calibrate: weights for --target {target} are rounded to nearest; leave it out")
+    if options.activations:
+        _check_activations(options)
     if target == "tensorrt-rtx":
         check_capabilities(options.compute_capabilities, options.dtype, options.policy)
     elif options.compute_capabilities:
         raise InputError("--compute-capability is for --target tensorrt-rtx")
 
 
+def _check_activations(options: BuildOptions) -> None:
+    if options.activations != "fp8":
+        raise InputError(f"--activations {options.activations} is not fp8")
+    if options.target.startswith("ort-"):
+        raise InputError(f"--activations fp8: --target {options.target} has no FP8 products; use onnx or tensorrt-rtx")
+    if "fp8" not in {rule.kind for rule in options.policy.rules} if options.policy else True:
+        raise InputError("--activations fp8: they are multiplied by FP8 weights alone; add --quant fp8")
+
+
 def _calibration(checkpoint: Checkpoint, options: BuildOptions) -> CalibrationPlan | None:
-    if options.calibrate is None:
+    if options.calibrate is None or options.activations:
         return None
     return CalibrationPlan(read_calibration_text(options.calibrate, checkpoint.path, checkpoint.config))
 
@@ -203,6 +238,13 @@ def _kv_calibration(checkpoint: Checkpoint, options: BuildOptions) -> Calibratio
     if options.cache_dtype not in KV_BITS:
         return None
     return read_kv_calibration_text(options.kv_calibrate, checkpoint.path, checkpoint.config.vocab_size)
+
+
+def _activation_calibration(checkpoint: Checkpoint, options: BuildOptions) -> CalibrationText | None:
+    if not options.activations:
+        return None
+    path, vocabulary = options.calibrate, checkpoint.config.vocab_size
+    return read_kv_calibration_text(path, checkpoint.path, vocabulary, "--calibrate")
 
 
 def _stored_name(name: str, layers: tuple[int, int] | None) -> str:

@@ -81,14 +81,17 @@ def read_calibration_text(path: Path, checkpoint: Path, config: ModelConfig) -> 
     return _checked(CalibrationText(path.name, pieces), config.vocab_size, _FEWEST, where)
 
 
-def read_kv_calibration_text(path: Path | None, checkpoint: Path, vocab_size: int) -> CalibrationText:
-    """What the scales of a KV cache are measured on: the first 4096 tokens, as one sequence.
+def read_kv_calibration_text(
+    path: Path | None, checkpoint: Path, vocab_size: int, option: str = "--kv-calibrate"
+) -> CalibrationText:
+    """What the scales of a KV cache, or of activations, are measured on: the first 4096 tokens, as one sequence.
 
     Args:
         path: As for `read_calibration_text`. None: the text that comes with l4export; without a tokenizer, seeded
             random token ids.
         checkpoint: Directory whose tokenizer.json turns text into tokens.
         vocab_size: Every token id must be below it.
+        option: Which option names the path.
 
     Raises:
         As `read_calibration_text`.
@@ -98,7 +101,7 @@ def read_kv_calibration_text(path: Path | None, checkpoint: Path, vocab_size: in
     if path is None and TextCodec.open(checkpoint) is None:
         random = np.random.default_rng(0).integers(0, vocab_size, MOST_KV_TOKENS).tolist()
         return CalibrationText(_RANDOM, (tuple(random),))
-    where = f"--kv-calibrate {path}" if path else "the default calibration text"
+    where = f"{option} {path}" if path else "the default calibration text"
     documents = _documents(path or DEFAULT_TEXT, checkpoint, where)
     ids = tuple(token for document in documents for token in document)[:MOST_KV_TOKENS]
     return _checked(CalibrationText((path or DEFAULT_TEXT).name, (ids,)), vocab_size, FEWEST_KV_TOKENS, where)

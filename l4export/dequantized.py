@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from l4export.passes.activation_quantization import fp8_products
 from l4export.passes.projection_packing import JOIN
 from l4export.quantization import Scheme, dequantize
 
-__all__ = ["DequantizedWeights", "dequantized_weights"]
+__all__ = ["DequantizedWeights", "dequantized_weights", "input_scales"]
 
 _FIRST_OPERANDS = {"MatMulNBits": (1,), "QMoE": (2, 5), "GatherBlockQuantized": (0,), "DequantizeLinear": (0,)}
 """Where each operator has its codes."""
@@ -27,6 +28,16 @@ def dequantized_weights(engine: Path) -> Iterator[tuple[str, np.ndarray]]:
         yield name, values
 
 
+def input_scales(engine: Path) -> dict[str, float]:
+    """By the names of FP8 weights, the scales by which an engine rounds their inputs; none if it rounds none."""
+    found: dict[str, float] = {}
+    for product in fp8_products(ir.load(engine / "decoder.onnx").graph):
+        rounding = product.x.producer()
+        if rounding is not None and rounding.op_type == "DequantizeLinear":
+            found[product.weight] = float(_array(rounding.inputs[1]))
+    return found
+
+
 class DequantizedWeights:
     """Float32 values of an engine's quantised weights, in the checkpoint's names (without prefix) and layout.
 
@@ -38,6 +49,8 @@ class DequantizedWeights:
         self._operands: dict[str, tuple[ir.Node, int, range]] = {}
         for node in ir.load(engine / "decoder.onnx").graph:
             for operand in _FIRST_OPERANDS.get(node.op_type, ()):
+                if not _is_constant(node.inputs[operand]):
+                    continue  # an activation's codes
                 name = _initializer_name(node, operand).removesuffix(".fc1").removesuffix(".fc2")
                 names = name.split(JOIN)
                 for name, own in zip(names, _row_ranges(node, operand, len(names)), strict=True):
@@ -103,6 +116,10 @@ def _matrices(node: ir.Node, operand: int, rows: slice) -> np.ndarray:
 def _gate_up(fc1: np.ndarray) -> np.ndarray:
     """[E, 2I, D], gate and up rows in turn -> [E, D, 2I], gate then up."""
     return np.concatenate([fc1[:, 0::2].transpose(0, 2, 1), fc1[:, 1::2].transpose(0, 2, 1)], axis=2)
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
 
 
 def _array(value: ir.Value | None) -> np.ndarray:

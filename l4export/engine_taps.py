@@ -20,7 +20,7 @@ from l4export.runtimes.session import Session
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["EngineTaps", "tap_engine"]
+__all__ = ["EngineTaps", "TappedInference", "tap_engine"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def tap_engine(engine: Path, manifest: Manifest, pieces: Sequence[NDArray[np.int
     config = manifest.model
     hidden = [f"/layers.{layer}/mlp_residual" for layer in range(config.num_hidden_layers)]
     routers = [f"/layers.{layer}/moe/router/MatMul" for layer in config.moe_layers]
-    inference = _TappedInference(_inference_session(engine, [*hidden, *routers]), [*hidden, *routers])
+    inference = TappedInference(engine, ir.load(engine / "decoder.onnx"), [*hidden, *routers])
     session = Session(partial(new_host_cache, inference), manifest, 1, sum(map(len, pieces)))
     logits = np.concatenate([session.append(piece)[0] for piece in pieces])
     count = len(logits)
@@ -78,18 +78,16 @@ def _whole_cache(cache: NDArray[Any], head_dim: int, count: int) -> NDArray[np.f
     return cache[0, :, :count].astype(np.float32)
 
 
-def _inference_session(engine: Path, taps: Sequence[str]) -> onnxruntime.InferenceSession:
-    """The engine's graph with further outputs; its weights stay in their files."""
+def _inference_session(engine: Path, model: ir.Model, taps: Sequence[str]) -> onnxruntime.InferenceSession:
+    """The graph with further outputs; its weights stay in the engine's files."""
     try:
         import onnxruntime as ort
     except ImportError as error:
         raise EnvironmentLacks("running an engine needs onnxruntime: pip install 'l4export[cpu]'") from error
-    path = engine / "decoder.onnx"
-    model = ir.load(path)
     values = {value.name: value for node in model.graph for value in node.outputs}
     for name in taps:
         if name not in values:
-            raise InputError(f"{path}: no value {name} in the graph; build the engine again")
+            raise InputError(f"{engine}: no value {name} in the graph; build the engine again")
         model.graph.outputs.append(values[name])
     options: Any = ort.SessionOptions()
     options.log_severity_level = 4
@@ -98,19 +96,21 @@ def _inference_session(engine: Path, taps: Sequence[str]) -> onnxruntime.Inferen
         return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         detail = " ".join(str(error).split())[:300]
-        raise InputError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
+        raise InputError(f"{engine}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
 
 
-class _TappedInference:
+class TappedInference:
     """Stands where a session has its inference session, and keeps what the taps give, call by call.
+
+    `model` is the engine's own graph, or one with other names for the taps. Raises as `tap_engine`.
 
     Attributes:
         taps: Name -> float32 [S, ...] of each call (the row alone).
         last: Every output of the last call by name, as OrtValues.
     """
 
-    def __init__(self, inference: onnxruntime.InferenceSession, taps: Sequence[str]) -> None:
-        self._inference = inference
+    def __init__(self, engine: Path, model: ir.Model, taps: Sequence[str]) -> None:
+        self._inference = _inference_session(engine, model, taps)
         self.taps: dict[str, list[NDArray[np.float32]]] = {name: [] for name in taps}
         self.last: dict[str, Any] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.errors import EnvironmentLacks, InputError
+from l4export.quantization.schemes import FP8_MAX
 
 __all__ = ["HFReference", "reference_config"]
 
@@ -65,6 +67,28 @@ class HFReference:
         with self._torch.no_grad():
             for name, values in weights:
                 parameters[name].copy_(self._torch.from_numpy(np.ascontiguousarray(values)))
+
+    def round_inputs(self, scales: Mapping[str, float]) -> None:
+        """Round what weights are multiplied by to FP8, as `ActivationQuantization` does; `scales` by the weights' name.
+
+        The experts' forward is written out again, because their second product has its input inside of it.
+        """
+        torch = self._torch
+
+        def rounded(x: Any, weight: str) -> Any:
+            return (x / scales[weight]).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).to(x.dtype) * scales[weight]
+
+        def experts(module: Any, name: str, x: Any) -> Any:
+            x = x.view(module.num_experts, -1, module.hidden_size)
+            gate, up = torch.bmm(rounded(x, f"{name}.gate_up_proj"), module.gate_up_proj).chunk(2, dim=-1)
+            gated = rounded(up * module.act_fn(gate), f"{name}.down_proj")
+            return torch.bmm(gated, module.down_proj).view(-1, module.hidden_size)
+
+        for name, module in self.model.named_modules():
+            if f"{name}.weight" in scales:
+                module.register_forward_pre_hook(lambda _, args, weight=f"{name}.weight": (rounded(*args, weight),))
+            elif f"{name}.gate_up_proj" in scales:
+                module.forward = functools.partial(experts, module, name)
 
     def logits(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """token_ids int64 [batch, tokens] -> logits float32 [batch, tokens, vocab], in one pass without a cache."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from l4export.errors import InputError
 from l4export.manifest import Manifest
 
-__all__ = ["METHOD", "kv_scales"]
+__all__ = ["METHOD", "kv_scales", "pieces"]
 
 METHOD = "largest absolute value of each channel, of each pair of rotated channels"
 
@@ -57,7 +57,7 @@ def kv_scales(
     for start in range(0, len(token_ids), capacity):
         session.reset()
         sequence = token_ids[start : start + capacity]
-        for piece in _pieces(len(sequence), manifest):
+        for piece in pieces(len(sequence), manifest):
             session.append(sequence[piece], last_only=True)
             for name, cached in zip(names, session.tokens(0), strict=True):
                 new = cached[:, piece.start - piece.stop :].astype(np.float32)
@@ -66,8 +66,8 @@ def kv_scales(
     return {name: _scale(name, peak, bits) for name, peak in largest.items()}
 
 
-def _pieces(tokens: int, manifest: Manifest) -> Iterator[slice]:
-    """What is fed at once: never over the end of a chunk, whose keys may be gone afterwards."""
+def pieces(tokens: int, manifest: Manifest) -> Iterator[slice]:
+    """What of so many tokens is fed at once: never over the end of a chunk, whose keys may be gone afterwards."""
     start, chunk = 0, manifest.model.attention_chunk_size or tokens
     while start < tokens:
         stop = min(tokens, start + manifest.prefill_max_tokens, start - start % chunk + chunk)

@@ -121,6 +121,8 @@ def check_layers(
         )
     if "greedy_prefix" in (thresholds or {}):
         raise InputError("--threshold greedy_prefix: nothing is generated with --stream; leave one of them out")
+    if manifest.precision["activations"] == "fp8":
+        raise InputError("--stream: the reference rounds no activations layer by layer; leave it out for this engine")
     limits = thresholds_for(manifest, thresholds or {}, prefill, decode, dequantized)
     limits.pop("greedy_prefix", None)
     say("opening the reference")

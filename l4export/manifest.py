@@ -18,6 +18,7 @@ from l4export.kv_bytes import KV_DTYPES
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
+    "EnginePart",
     "FileRecord",
     "KVLayer",
     "Manifest",
@@ -52,6 +53,21 @@ class KVLayer:
 
 
 @dataclass(frozen=True)
+class EnginePart:
+    """One of the compiled engines that make up a decoder, run one after the other.
+
+    `layers` are [first, behind the last]. `graph` and `engine` are files of the directory. `inputs` and `outputs` are
+    told as the decoder's are; what a part gives under a name, the next one takes under the same name.
+    """
+
+    layers: tuple[int, int]
+    graph: str
+    engine: str
+    inputs: tuple[dict[str, Any], ...]
+    outputs: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything a runtime needs to know of an engine, and what it was made from. No timestamps."""
 
@@ -59,7 +75,7 @@ class Manifest:
     target: str
     model: ModelConfig
     precision: dict[str, str]
-    """`compute`, `weights` and `kv_cache` dtypes; `quant`."""
+    """`compute`, `weights`, `kv_cache` and (in products with FP8 weights) `activations` dtypes; `quant`."""
     max_context: int
     """Longest sequence, in tokens, that a session may hold."""
     kv_layout: str
@@ -70,6 +86,8 @@ class Manifest:
     """New tokens of one call must not lie on both sides of a position that is a multiple of this; None: anywhere."""
     inputs: tuple[dict[str, Any], ...]
     outputs: tuple[dict[str, Any], ...]
+    parts: tuple[EnginePart, ...]
+    """The compiled engines in the order in which they run; none where a runtime reads `decoder.onnx`."""
     passes: tuple[str, ...]
     options: dict[str, Any]
     source: dict[str, Any]
@@ -139,6 +157,7 @@ def _parse(raw: Any, where: str) -> Manifest:
             prefill_cut=_positive_or_null(raw["prefill"], "cut_at_multiples_of"),
             inputs=_tuple(raw, "inputs", dict),
             outputs=_tuple(raw, "outputs", dict),
+            parts=_parts(raw),
             passes=_tuple(raw, "passes", str),
             options=_typed(raw, "options", dict),
             source=_typed(raw, "source", dict),
@@ -161,6 +180,24 @@ def _kv_layers(raw: Mapping[str, Any]) -> tuple[KVLayer, ...]:
 
 def _kv_layer(raw: Mapping[str, Any]) -> KVLayer:
     return KVLayer(_one_of(raw, "kind", KV_KINDS), _positive_or_null(raw, "capacity"))
+
+
+def _parts(raw: Mapping[str, Any]) -> tuple[EnginePart, ...]:
+    """Absent in manifests that were written before there were any."""
+    parts = tuple(_part(part) for part in _tuple(raw, "parts", dict)) if "parts" in raw else ()
+    starts, stops = ([part.layers[end] for part in parts] for end in (0, 1))
+    ordered = all(start < stop for start, stop in zip(starts, stops, strict=True))
+    if parts and not (ordered and [*starts, raw["model"]["num_hidden_layers"]] == [0, *stops]):
+        raise TypeError("parts must hold every layer once, in order")
+    if any(name not in raw["files"] for part in parts for name in (part.graph, part.engine)):
+        raise TypeError("parts must be among the files")
+    return parts
+
+
+def _part(raw: Mapping[str, Any]) -> EnginePart:
+    start, stop = _tuple(raw, "layers", int)
+    graph, engine = (_plain_name(_typed(raw, key, str)) for key in ("graph", "engine"))
+    return EnginePart((start, stop), graph, engine, _tuple(raw, "inputs", dict), _tuple(raw, "outputs", dict))
 
 
 def file_record(path: Path) -> FileRecord:
@@ -236,7 +273,9 @@ def _one_of(raw: Mapping[str, Any], key: str, known: Collection[str]) -> str:
 
 def _precision(raw: Mapping[str, Any]) -> dict[str, str]:
     floats = {key: _one_of(raw, key, DTYPES) for key in ("weights", "compute")}
-    return {**floats, "kv_cache": _one_of(raw, "kv_cache", (*DTYPES, *KV_DTYPES)), "quant": _typed(raw, "quant", str)}
+    kv_cache = _one_of(raw, "kv_cache", (*DTYPES, *KV_DTYPES))
+    activations = _one_of({"activations": floats["compute"], **raw}, "activations", (*DTYPES, "fp8"))
+    return {**floats, "kv_cache": kv_cache, "activations": activations, "quant": _typed(raw, "quant", str)}
 
 
 def _plain_name(name: str) -> str:

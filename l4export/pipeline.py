@@ -26,8 +26,9 @@ class PipelineOptions:
     """What decides which passes run: the target, the KV layout (`concat`, `static`, `chunked`), the longest sequence in
     tokens, what is quantised how (None: nothing), and the KV dtype (`fp32`, `fp16`, `int8`, `int4`; None: as computed).
 
-    `kv_scales` are those of `KVCacheQuantization`; `calibration` finds the codes of weights (None: rounding to
-    nearest).
+    `activations` is `fp8` where FP8 weights are multiplied by FP8 activations. `kv_scales` are those of
+    `KVCacheQuantization`, `activation_scales` of `ActivationQuantization`; `calibration` finds the codes of weights
+    (None: rounding to nearest).
     """
 
     target: str
@@ -37,6 +38,8 @@ class PipelineOptions:
     kv_dtype: str | None = None
     kv_scales: Mapping[str, NDArray[np.float32]] | None = None
     calibration: CalibrationPlan | None = None
+    activations: str | None = None
+    activation_scales: Mapping[str, float] | None = None
 
 
 def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
@@ -105,6 +108,8 @@ def _to_standard_onnx(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
         passes.StandardAttention(),
         # weights in fewer bits, dequantised where they are read
         *([passes.WeightDequantization(options.policy)] if options.policy else []),
+        # what they are multiplied by in fewer bits too
+        *([passes.ActivationQuantization(options.activation_scales)] if options.activations else []),
     ]
 
 

@@ -23,6 +23,7 @@ from l4export.recipes import Evaluation, Recipe, Source
 __all__ = ["is_up_to_date", "may_have_weights", "previous_engine", "reusable_weights", "take_over"]
 
 _GRAPH_OPTIONS = {"kv_layout", "max_context", "compute_capability", "kv_dtype", "kv_calibration"}
+_GRAPH_OPTIONS |= {"activations", "activation_calibration"}
 """Options that change the graph and no weight."""
 
 
@@ -87,7 +88,7 @@ def take_over(engine: Path, target: Path, names: Sequence[str]) -> None:
 
 def _of_weights(manifest: Manifest) -> tuple[object, ...]:
     options = {name: value for name, value in manifest.options.items() if name not in _GRAPH_OPTIONS}
-    precision = {name: value for name, value in manifest.precision.items() if name != "kv_cache"}
+    precision = {name: value for name, value in manifest.precision.items() if name not in {"kv_cache", "activations"}}
     return manifest.generator, manifest.target, manifest.model, precision, options
 
 

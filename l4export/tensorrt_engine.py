@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from l4export.available_memory import available_memory
 from l4export.cuda_driver import open_driver
 from l4export.errors import EnvironmentLacks, InputError, L4Error, StorageError
 from l4export.policy import Policy
@@ -21,12 +22,13 @@ from l4export.policy import Policy
 __all__ = [
     "CAPABILITIES",
     "MODULES",
-    "TENSORRT_ENGINE",
     "TokenRange",
     "check_capabilities",
+    "check_memory",
     "check_package",
     "check_tensorrt",
     "check_version",
+    "compile_bytes",
     "compile_engine",
     "token_profiles",
 ]
@@ -50,8 +52,9 @@ CAPABILITIES: Mapping[str, frozenset[str]] = {
 MODULES: Mapping[str, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """Target -> the Python module that compiles for it. The two have one interface but for compute capabilities."""
 
-TENSORRT_ENGINE = "decoder.engine"
-"""The compiled engine's file."""
+_PROCESS_BYTES = 500 << 20
+_COST = 3
+"""Bytes of memory for each of weights: the mapped data files, TensorRT's copy, the engine."""
 
 _TYPED_SINCE = 11
 _INSTALL = {
@@ -111,6 +114,20 @@ def check_version(trt: Any) -> None:
         raise EnvironmentLacks(f"tensorrt {trt.__version__} is older than {_TYPED_SINCE}: {_INSTALL['tensorrt']}")
 
 
+def check_memory(weights: int) -> None:
+    """Whether a graph with so many bytes of weights can be compiled in the memory that is free.
+
+    Raises:
+        EnvironmentLacks: it would be ended by the operating system instead; and what to do.
+    """
+    needed, available = compile_bytes(weights), available_memory()
+    if needed > available:
+        raise EnvironmentLacks(
+            f"compiling takes about {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free; "
+            "--memory-budget cuts the decoder into engines that take less"
+        )
+
+
 def token_profiles(quantized: bool, kv_layout: str, prefill_tokens: int) -> list[TokenRange]:
     """Tokens of a call in each optimisation profile.
 
@@ -121,6 +138,11 @@ def token_profiles(quantized: bool, kv_layout: str, prefill_tokens: int) -> list
     if not quantized or prefill_tokens == 1:
         return [(1, 1, prefill_tokens)]
     return [(1, 1, 2 if kv_layout == "chunked" else 1), (2, prefill_tokens, prefill_tokens)]
+
+
+def compile_bytes(weights: int) -> int:
+    """About how many bytes of memory it takes to compile a graph with so many bytes of weights."""
+    return _PROCESS_BYTES + _COST * weights
 
 
 def compile_engine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from l4export.passes.activation_quantization import ActivationQuantization
 from l4export.passes.attention_fusion import AttentionFusion
 from l4export.passes.context_limit import ContextLimit
 from l4export.passes.decomposable_attention import DecomposableAttention
@@ -24,6 +25,7 @@ from l4export.passes.weight_dequantization import WeightDequantization
 from l4export.passes.weight_quantization import WeightQuantization
 
 __all__ = [
+    "ActivationQuantization",
     "AttentionFusion",
     "ContextLimit",
     "DecomposableAttention",

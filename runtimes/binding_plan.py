@@ -5,8 +5,9 @@ Follows from the manifest alone, so that it can be computed, and tested, without
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -21,6 +22,7 @@ __all__ = ["BindingPlan", "Tensor", "plan_bindings"]
 
 _DTYPES = {name: np.dtype(name) for name in ("int64", "float32", "float16")}
 _DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+_HANDED_ON = "hidden_states."
 _CALL_INPUTS = frozenset({"input_ids", "attention_mask", "mask_start", "cache_start", "logits_to_keep"})
 
 
@@ -36,6 +38,7 @@ class Tensor:
         on_host: Whether its address lies in the host's memory.
         cache: The session's buffer in which it lies, such as `0.key`: an input and an output share each of them. None
             where it is of one call only.
+        is_handed_on: Whether it is what one part of the decoder gives and the next one takes.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Tensor:
     is_output: bool
     on_host: bool
     cache: str | None
+    is_handed_on: bool
 
     def shape_in(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Its shape when the sizes are these."""
@@ -55,24 +59,14 @@ class BindingPlan:
     """Everything a call binds.
 
     Attributes:
-        tensors: All inputs and outputs.
+        parts: All inputs and outputs of each part of the decoder, in the order in which they run; mostly there is one.
         profiles: Optimisation profiles, as the new tokens a call of each may have: least, likeliest, most.
         chunk: Slots of a cache of one chunk; None where there is none.
     """
 
-    tensors: tuple[Tensor, ...]
+    parts: tuple[tuple[Tensor, ...], ...]
     profiles: tuple[TokenRange, ...]
     chunk: int | None
-
-    @property
-    def of_call(self) -> list[Tensor]:
-        """The tensors that each call brings or fetches."""
-        return [tensor for tensor in self.tensors if tensor.cache is None]
-
-    @property
-    def of_caches(self) -> list[Tensor]:
-        """The inputs and outputs that lie in the session's buffers."""
-        return [tensor for tensor in self.tensors if tensor.cache is not None]
 
     def profile(self, tokens: int) -> int:
         """The first optimisation profile for calls of so many new tokens.
@@ -98,42 +92,73 @@ class BindingPlan:
     def cache_shapes(self, rows: int, capacity: int) -> dict[str, tuple[int, ...]]:
         """Shape [rows, kv_heads, slots, width] of each of the session's buffers."""
         sizes = self.sizes(rows, 1, True, capacity)
-        return {tensor.cache: tensor.shape_in(sizes) for tensor in self.of_caches if tensor.cache is not None}
+        tensors = itertools.chain(*self.parts)
+        return {tensor.cache: tensor.shape_in(sizes) for tensor in tensors if tensor.cache is not None}
 
 
 def plan_bindings(
-    manifest: Manifest, profiles: Sequence[TokenRange], on_host: Callable[[str, tuple[int | str, ...]], bool]
+    manifest: Manifest, profiles: Sequence[TokenRange], on_host: Callable[[tuple[int | str, ...]], bool]
 ) -> BindingPlan:
-    """The plan of an engine. `on_host(name, shape)` says which tensors of one call the host keeps.
+    """The plan of an engine. `on_host(shape)` says which tensors of one call the host keeps.
 
     Raises:
         InputError: the manifest does not tell of a decoder's inputs and outputs, or of caches that stay in place.
     """
-    spec = CacheSpec.of(manifest)
-    caches = {**dict(zip(spec.past, spec.names, strict=True)), **dict(zip(spec.present, spec.names, strict=True))}
-    declared = [*((value, False) for value in manifest.inputs), *((value, True) for value in manifest.outputs)]
+    interfaces = [(part.inputs, part.outputs) for part in manifest.parts] or [(manifest.inputs, manifest.outputs)]
     try:
-        tensors = tuple(_tensor(value, is_output, caches, on_host) for value, is_output in declared)
+        parts = [_part(*interface, CacheSpec.of(manifest), on_host) for interface in interfaces]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the manifest's inputs and outputs are malformed ({error}); build the engine again") from None
-    by_name = {tensor.name: tensor for tensor in tensors}
-    pairs = [(by_name.get(past), by_name.get(present)) for past, present in zip(spec.past, spec.present, strict=True)]
-    if set(by_name) != {*_CALL_INPUTS, "logits", *caches} or len(by_name) != len(tensors):
-        raise InputError("the manifest tells of other inputs and outputs than a decoder's; build the engine again")
-    if any(past is None or present is None or past.shape != present.shape for past, present in pairs):
-        raise InputError("the manifest tells of caches that do not stay in place; build the engine again")
-    return BindingPlan(tensors, tuple(profiles), manifest.prefill_cut)
+    _check_interface(parts, manifest)
+    return BindingPlan(tuple(parts), tuple(profiles), manifest.prefill_cut)
 
 
-def _tensor(
-    value: Mapping[str, Any],
-    is_output: bool,
-    caches: Mapping[str, str],
-    on_host: Callable[[str, tuple[int | str, ...]], bool],
-) -> Tensor:
-    name, shape = value["name"], tuple(value["shape"])
+def _part(
+    inputs: Sequence[Mapping[str, Any]],
+    outputs: Sequence[Mapping[str, Any]],
+    spec: CacheSpec,
+    on_host: Callable[[tuple[int | str, ...]], bool],
+) -> tuple[Tensor, ...]:
+    caches = {**dict(zip(spec.past, spec.names, strict=True)), **dict(zip(spec.present, spec.names, strict=True))}
     sizes = BindingPlan((), (), None).sizes(1, 1, True, 1)
-    if not all((type(dim) is int and dim > 0) or dim in sizes for dim in shape):
-        raise ValueError(f"{name}: shape {list(shape)}")
-    cache = caches.get(name)
-    return Tensor(name, _DTYPES[value["dtype"]], shape, is_output, cache is None and on_host(name, shape), cache)
+    tensors = []
+    for is_output, value in [*((False, value) for value in inputs), *((True, value) for value in outputs)]:
+        name, shape, cache = value["name"], tuple(value["shape"]), caches.get(value["name"])
+        if not all((type(dim) is int and dim > 0) or dim in sizes for dim in shape):
+            raise ValueError(f"{name}: shape {list(shape)}")
+        handed_on, host = name.startswith(_HANDED_ON), cache is None and on_host(shape)
+        tensors.append(Tensor(name, _DTYPES[value["dtype"]], shape, is_output, host, cache, handed_on))
+    return tuple(tensors)
+
+
+def _check_interface(parts: Sequence[tuple[Tensor, ...]], manifest: Manifest) -> None:
+    """Every part takes what is there by then; all that is left in the end is what a decoder gives."""
+    spec = CacheSpec.of(manifest)
+    there: dict[str, Tensor | None] = dict.fromkeys([*_CALL_INPUTS, *spec.past])
+    for part in parts:
+        inputs = {tensor.name: tensor for tensor in part if not tensor.is_output}
+        outputs = {tensor.name: tensor for tensor in part if tensor.is_output}
+        if len(inputs) + len(outputs) != len(part) or not set(inputs) <= set(there) or set(outputs) & set(there):
+            raise _refusal("other inputs and outputs than a decoder's")
+        if _caches(inputs) != _caches(outputs) or not all(_is_of(spec, *told) for told in _caches(inputs).values()):
+            raise _refusal("caches that do not stay in place")
+        handed_on = {name: tensor for name, tensor in inputs.items() if tensor.is_handed_on}
+        if any(replace(tensor, is_output=True) != there[name] for name, tensor in handed_on.items()):
+            raise _refusal("parts that do not fit one another")
+        there = {name: tensor for name, tensor in there.items() if name not in inputs or name in _CALL_INPUTS}
+        there |= outputs
+    if set(there) != {*_CALL_INPUTS, *spec.present, "logits"}:
+        raise _refusal("other inputs and outputs than a decoder's")
+
+
+def _caches(tensors: Mapping[str, Tensor]) -> dict[str, tuple[np.dtype[Any], tuple[int | str, ...]]]:
+    return {tensor.cache: (tensor.dtype, tensor.shape) for tensor in tensors.values() if tensor.cache is not None}
+
+
+def _is_of(spec: CacheSpec, dtype: np.dtype[Any], shape: tuple[int | str, ...]) -> bool:
+    """Whether buffers of the manifest's type and width are what the decoder takes."""
+    return dtype == spec.dtype and len(shape) == 4 and (shape[1], shape[3]) == (spec.heads, spec.width)
+
+
+def _refusal(what: str) -> InputError:
+    return InputError(f"the manifest tells of {what}; build the engine again")

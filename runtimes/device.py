@@ -32,14 +32,14 @@ class Binding(Protocol):
         """Where a tensor of that shape lies: in the host's memory if `tensor.on_host`, else in the device's."""
 
     def run(self) -> None:
-        """Execute the decoder; returns when all outputs are written."""
+        """Execute the part; returns when all outputs are written."""
 
 
 class Device(Protocol):
-    """One device with one loaded decoder."""
+    """One device with one loaded decoder, in one part or several that run one after the other."""
 
     def allocate(self, nbytes: int) -> Buffer:
         """A buffer of zeros. Raises MemoryError when there is no room for it."""
 
-    def binding(self, profile: int) -> Binding:
-        """A binding on which nothing is bound, for calls in that optimisation profile."""
+    def binding(self, part: int, profile: int) -> Binding:
+        """A binding on which nothing is bound, for calls of that part in that optimisation profile."""

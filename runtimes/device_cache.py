@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l4export.manifest import Manifest
-from l4export.runtimes.binding_plan import BindingPlan
+from l4export.runtimes.binding_plan import BindingPlan, Tensor
 from l4export.runtimes.device import Binding, Buffer, Device
 from l4export.runtimes.kv_cache import Arrays, Call, KVCache
 
@@ -30,7 +30,7 @@ class DeviceCache(KVCache):
         self._plan = plan
         self._shapes = plan.cache_shapes(batch, capacity)
         self._buffers = {name: device.allocate(self._nbytes(name)) for name in self.spec.names}
-        self._bindings: dict[tuple[int | None, int], Binding] = {}
+        self._bindings: dict[tuple[int | None, int], list[Binding]] = {}
         self._of_call: dict[str, tuple[int, Buffer]] = {}
 
     @property
@@ -39,29 +39,38 @@ class DeviceCache(KVCache):
         return sum(map(self._nbytes, self.spec.names))
 
     def run(self, call: Call) -> NDArray[np.float32]:
-        """Bind what is the call's own, execute, fetch the logits."""
+        """Bind what is the call's own and execute, part by part; fetch the logits."""
         rows, tokens = call.ids.shape
         sizes = self._plan.sizes(rows, tokens, call.last_only, self.capacity)
-        binding = self._binding(call.row, self._plan.profile(tokens))
         arrays: dict[str, NDArray[Any]] = {**call.inputs()}
-        for tensor in self._plan.of_call:
-            shape = tensor.shape_in(sizes)
-            if tensor.is_output:
-                arrays[tensor.name] = np.empty(shape, dtype=tensor.dtype)
-            array = arrays[tensor.name]
-            assert array.shape == shape and array.dtype == tensor.dtype
-            if tensor.on_host:
-                binding.bind(tensor, shape, array.ctypes.data)
-                continue
-            buffer = self._buffer_of_call(tensor.name, array.nbytes)
-            if not tensor.is_output:
-                buffer.write(array)
-            binding.bind(tensor, shape, buffer.address)
-        binding.run()
-        for tensor in self._plan.of_call:
+        bindings = self._part_bindings(call.row, self._plan.profile(tokens))
+        for part, binding in zip(self._plan.parts, bindings, strict=True):
+            own = [tensor for tensor in part if tensor.cache is None]
+            for tensor in own:
+                self._bind(binding, tensor, tensor.shape_in(sizes), arrays)
+            binding.run()
+        for tensor in own:
             if tensor.is_output and not tensor.on_host:
                 self._of_call[tensor.name][1].read(arrays[tensor.name])
         return arrays["logits"]
+
+    def _bind(self, binding: Binding, tensor: Tensor, shape: tuple[int, ...], arrays: dict[str, NDArray[Any]]) -> None:
+        """A tensor of this call: sent from `arrays`, to be fetched into them, or handed on from part to part."""
+        if tensor.is_handed_on:
+            nbytes = math.prod(shape) * tensor.dtype.itemsize
+            binding.bind(tensor, shape, self._buffer_of_call(tensor.name, nbytes).address)
+            return
+        if tensor.is_output:
+            arrays[tensor.name] = np.empty(shape, dtype=tensor.dtype)
+        array = arrays[tensor.name]
+        assert array.shape == shape and array.dtype == tensor.dtype
+        if tensor.on_host:
+            binding.bind(tensor, shape, array.ctypes.data)
+            return
+        buffer = self._buffer_of_call(tensor.name, array.nbytes)
+        if not tensor.is_output:
+            buffer.write(array)
+        binding.bind(tensor, shape, buffer.address)
 
     def fill(self, rows: Sequence[Arrays]) -> None:
         """Sends whole buffers, zeros where there is no token."""
@@ -90,18 +99,22 @@ class DeviceCache(KVCache):
         named = zip(self.spec.names, self.spec.local, strict=True)
         return [self._read(name)[row, :, : local_count if local else count] for name, local in named]
 
-    def _binding(self, row: int | None, profile: int) -> Binding:
-        """The caches of a row, or of all of them, bound once for each profile."""
+    def _part_bindings(self, row: int | None, profile: int) -> list[Binding]:
+        """Of every part, the caches of a row, or of all of them, bound once for each profile."""
         if (row, profile) not in self._bindings:
-            binding = self._device.binding(profile)
-            for tensor in self._plan.of_caches:
-                assert tensor.cache is not None
+            bindings = [self._device.binding(part, profile) for part in range(len(self._plan.parts))]
+            for part, binding in zip(self._plan.parts, bindings, strict=True):
+                self._bind_caches(part, binding, row)
+            self._bindings[row, profile] = bindings
+        return self._bindings[row, profile]
+
+    def _bind_caches(self, part: Sequence[Tensor], binding: Binding, row: int | None) -> None:
+        for tensor in part:
+            if tensor.cache is not None:
                 shape, address = self._shapes[tensor.cache], self._buffers[tensor.cache].address
                 if row is not None:
                     shape, address = (1, *shape[1:]), address + row * self._nbytes(tensor.cache) // self.batch
                 binding.bind(tensor, shape, address)
-            self._bindings[row, profile] = binding
-        return self._bindings[row, profile]
 
     def _buffer_of_call(self, name: str, nbytes: int) -> Buffer:
         """Kept for as long as calls have the same size, as those of decoding have."""

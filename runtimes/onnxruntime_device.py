@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,19 +18,19 @@ __all__ = ["OnnxRuntimeDevice"]
 
 
 class OnnxRuntimeDevice:
-    """The memory of an execution provider (`kind` "cuda" or "cpu") and calls of one inference session on it."""
+    """The memory of an execution provider (`kind` "cuda" or "cpu") and calls on it, each part an inference session."""
 
-    def __init__(self, inference: onnxruntime.InferenceSession, kind: str) -> None:
-        self.inference = inference
+    def __init__(self, parts: Sequence[onnxruntime.InferenceSession], kind: str) -> None:
+        self.parts = parts
         self.kind = kind
 
     def allocate(self, nbytes: int) -> Buffer:
         """As `l4export.runtimes.device.Device`."""
         return _Buffer(nbytes, self.kind)
 
-    def binding(self, profile: int) -> Binding:
-        """As `l4export.runtimes.device.Device`; there is one profile."""
-        return _Binding(self.inference, self.kind)
+    def binding(self, part: int, profile: int) -> Binding:
+        """As `l4export.runtimes.device.Device`; one profile is as good as another."""
+        return _Binding(self.parts[part], self.kind)
 
 
 class _Buffer:

@@ -49,7 +49,9 @@ class OnnxRuntimeEngine(Engine):
         self._stands_in = provider != _PROVIDERS[manifest.target]
         if provider == _CUDA:
             check_cuda_provider(directory)
-        self.inference = open_session(directory / DECODER, provider, threads)
+        self.inference = open_session(
+            directory / DECODER, provider, threads, manifest.precision["activations"] == "fp8"
+        )
         _check_interface(self.inference, manifest, directory)
         if provider == _CUDA:
             check_operators(directory / DECODER, provider)
@@ -70,12 +72,12 @@ class OnnxRuntimeEngine(Engine):
         """Where the provider computes: in this machine's memory or in the GPU's."""
         if self.inference.get_providers()[0] == _CPU:
             return new_host_cache(self.inference, manifest, batch, capacity)
-        return DeviceCache(OnnxRuntimeDevice(self.inference, "cuda"), cuda_plan(manifest), manifest, batch, capacity)
+        return DeviceCache(OnnxRuntimeDevice([self.inference], "cuda"), cuda_plan(manifest), manifest, batch, capacity)
 
 
 def cuda_plan(manifest: Manifest) -> BindingPlan:
     """Caches on the device; whatever is of one call on the host, from where ONNX Runtime copies it."""
-    return plan_bindings(manifest, [(1, 1, manifest.prefill_max_tokens)], lambda name, shape: True)
+    return plan_bindings(manifest, [(1, 1, manifest.prefill_max_tokens)], lambda _: True)
 
 
 def check_cuda_provider(directory: Path) -> None:
@@ -110,7 +112,9 @@ def _check_interface(inference: onnxruntime.InferenceSession, manifest: Manifest
         raise InputError(f"{directory}: manifest.json and {DECODER} tell of different inputs; build the engine again")
 
 
-def open_session(decoder: Path, provider: str, threads: int | None) -> onnxruntime.InferenceSession:
+def open_session(
+    decoder: Path, provider: str, threads: int | None, fp8_activations: bool
+) -> onnxruntime.InferenceSession:
     """Load a graph on an execution provider, or not at all: ONNX Runtime itself would fall back to the CPU.
 
     Raises:
@@ -130,6 +134,9 @@ def open_session(decoder: Path, provider: str, threads: int | None) -> onnxrunti
     # sixth of the speed on an idle machine.
     # The exception: should a DequantizeLinear and a product be fused, activations must stay as they are.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if fp8_activations:
+        # Products between codes would be fused into operators for integers, which do not take FP8.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         session = ort.InferenceSession(str(decoder), options, providers=[provider])
     except Exception as error:

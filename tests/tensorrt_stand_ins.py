@@ -7,7 +7,7 @@ attribute that ONNX Runtime refuses, and says of itself what TensorRT's own pars
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,20 +25,22 @@ NUMPY = {"INT64": np.int64, "FLOAT": np.float32, "HALF": np.float16}
 NAMES = {"INT64": "int64", "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 
 
-def without_attribute(engine: Path) -> ort.InferenceSession:
+def without_attribute(graph: Path) -> ort.InferenceSession:
     """The graph that TensorRT compiles, on a CPU."""
-    model = ir.load(engine / "decoder.onnx")
+    model = ir.load(graph)
     for node in model.graph:
         node.attributes.pop("TRT_decomposable", None)
     settings: Any = ort.SessionOptions()
     settings.intra_op_num_threads = 1
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(engine.absolute()))
+    settings.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(graph.parent.absolute())
+    )
     settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     return ort.InferenceSession(ir.to_proto(model).SerializeToString(), settings, providers=["CPUExecutionProvider"])
 
 
-def parsed(engine: Path, profiles: list[tuple[int, int, int]]) -> dict[str, Reported]:
-    """What TensorRT itself makes of an engine's graph: parsed, with optimisation profiles as the build sets them.
+def parsed(path: Path, profiles: Sequence[tuple[int, int, int]]) -> dict[str, Reported]:
+    """What TensorRT itself makes of a graph: parsed, with optimisation profiles as the build sets them.
 
     Whether an output takes an input's memory is known of a compiled engine alone; here it is what the graph says.
     """
@@ -46,8 +48,8 @@ def parsed(engine: Path, profiles: list[tuple[int, int, int]]) -> dict[str, Repo
     builder = trt.Builder(logger)
     network = builder.create_network()
     parser = trt.OnnxParser(network, logger)
-    assert parser.parse_from_file(str(engine / "decoder.onnx"))
-    graph = ir.load(engine / "decoder.onnx").graph
+    assert parser.parse_from_file(str(path))
+    graph = ir.load(path).graph
     scatters = {str(n.outputs[0].name): str(n.inputs[0].name) for n in graph if n.op_type == "TensorScatter"}  # type: ignore[union-attr]
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
@@ -162,14 +164,17 @@ class Context:
         for name, address in self.addresses.items():
             assert (address in driver.memory) is not told[name].on_host, name
             assert told[name].shares is None or address == self.addresses[told[name].shares]
-        tokens = self.shapes["input_ids"][1]
-        (keep,) = np.ctypeslib.as_array((ctypes.c_int64 * 1).from_address(self.addresses["logits_to_keep"]))
+        given: dict[str, int] = {"batch": 1, "sequence": self.shapes["attention_mask"][1]}
+        if address := self.addresses.get("logits_to_keep"):
+            (keep,) = (ctypes.c_int64 * 1).from_address(address)
+            given["logits_sequence"] = keep or given["sequence"]
         binding = self.engine.inference.io_binding()
         for value in self.engine.inference.get_inputs():
             shape = self.shapes.get(value.name, ())
             binding.bind_input(value.name, "cpu", 0, self.engine.dtype(value.name), shape, self.addresses[value.name])
         for value in self.engine.inference.get_outputs():
-            shape = self.shapes.get(told[value.name].shares or "", (1, 1 if keep else tokens, value.shape[-1]))
+            declared = tuple(given.get(dim, dim) for dim in value.shape)
+            shape = self.shapes.get(told[value.name].shares or "", declared)
             binding.bind_output(value.name, "cpu", 0, self.engine.dtype(value.name), shape, self.addresses[value.name])
         self.engine.inference.run_with_iobinding(binding)
         return True
@@ -178,11 +183,11 @@ class Context:
 class Engine:
     """A deserialised engine."""
 
-    def __init__(self, directory: Path, told: Mapping[str, Reported], driver: Driver) -> None:
+    def __init__(self, graph: Path, told: Mapping[str, Reported], driver: Driver) -> None:
         self.told, self.driver = told, driver
-        self.inference = without_attribute(directory)
+        self.inference = without_attribute(graph)
         self.num_io_tensors = len(told)
-        self.num_optimization_profiles = len(told["input_ids"].ranges)
+        self.num_optimization_profiles = len(told["attention_mask"].ranges)
         self.contexts: list[Context] = []
 
     def dtype(self, name: str) -> Any:
@@ -218,21 +223,22 @@ class Engine:
         return self.get_tensor_profile_shape(name, profile)
 
 
-def runtime_module(engine: Engine | None) -> Any:
-    """The module tensorrt_rtx, whose runtime deserialises nothing but that engine."""
+def runtime_module(engines: Sequence[Engine]) -> Any:
+    """The module tensorrt_rtx, whose runtime deserialises those engines, one after the other, and no other."""
 
     class ILogger:
         ERROR, INTERNAL_ERROR = "error", "internal"
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
-            self.logger = logger
+            self.logger, self.left = logger, list(engines)
 
         def deserialize_cuda_engine(self, blob: Any) -> Engine | None:
             assert len(blob) > 0
-            if engine is None:
+            if not self.left:
                 self.logger.log("error", "the plan is for another\nGPU")
-            return engine
+                return None
+            return self.left.pop(0)
 
     return SimpleNamespace(
         __name__="tensorrt_rtx",

@@ -50,8 +50,8 @@ def lowered(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Low
     """Engine directories whose graph is not compiled, which takes longer than all the rest: a placeholder is there."""
     made: dict[tuple[str, ...], Path] = {}
 
-    def make(variant: str, layout: str, quant: str = "none", dtype: str = "fp32") -> Path:
-        key = variant, layout, quant, dtype
+    def make(variant: str, layout: str, quant: str = "none", dtype: str = "fp32", cut: bool = False) -> Path:
+        key = variant, layout, quant, dtype, str(cut)
         if key not in made:
             path = tmp_path_factory.mktemp("lowered") / "engine"
             options = BuildOptions(
@@ -61,6 +61,8 @@ def lowered(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Low
             )
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("l4export.build.compile_engine", lambda *a: a[2].write_bytes(b"not compiled"))
+                if cut:
+                    patch.setattr("l4export.build_plan.layer_ranges", lambda *_: ((0, 1), (1, 3), (3, 4)))
                 build(workshop.checkpoint(variant), path, options)
             made[key] = path
         return made[key]
@@ -72,11 +74,12 @@ class Recording(OnnxRuntimeDevice):
     """A device on this machine's CPU that remembers what was bound: (profile, tensor, shape, address) of each run."""
 
     def __init__(self, engine: Path) -> None:
-        super().__init__(stand_ins.without_attribute(engine), "cpu")
+        parts = load_manifest(engine).parts
+        super().__init__([stand_ins.without_attribute(engine / part.graph) for part in parts], "cpu")
         self.runs: list[tuple[int, dict[str, tuple[Tensor, tuple[int, ...], int]]]] = []
 
-    def binding(self, profile: int) -> Binding:
-        device, inner = self, super().binding(profile)
+    def binding(self, part: int, profile: int) -> Binding:
+        device, inner = self, super().binding(part, profile)
         bound: dict[str, tuple[Tensor, tuple[int, ...], int]] = {}
 
         class Watched:
@@ -113,9 +116,9 @@ def session_on(device: OnnxRuntimeDevice, engine: Path, **options: Any) -> Sessi
 def test_a_plan_says_what_tensorrt_says(lowered: Lowered, variant: str, layout: str, quant: str, dtype: str) -> None:
     engine = lowered(variant, layout, quant, dtype)
     plan = tensorrt_plan(load_manifest(engine))
-    told = stand_ins.parsed(engine, list(plan.profiles))
+    told = stand_ins.parsed(engine / "decoder.onnx", plan.profiles)
     assert len(plan.profiles) == (1 if quant == "none" else 2)
-    assert departures(plan, told) == []
+    assert departures(plan, 0, told) == []
     assert [name for name, tensor in told.items() if tensor.on_host] == ["logits_to_keep"]
     changes: list[dict[str, Any]] = [
         {"dtype": "int8"},
@@ -127,13 +130,13 @@ def test_a_plan_says_what_tensorrt_says(lowered: Lowered, variant: str, layout: 
     ]
     for change in changes:
         other = dataclasses.replace(told["past_key_values.0.key"], **change)
-        (found,) = departures(plan, {**told, "past_key_values.0.key": other})
+        (found,) = departures(plan, 0, {**told, "past_key_values.0.key": other})
         assert found.startswith(f"past_key_values.0.key: {next(iter(change))} ")
     copied = dataclasses.replace(told["present.1.value"], shares=None)
-    assert departures(plan, {**told, "present.1.value": copied}) == [
+    assert departures(plan, 0, {**told, "present.1.value": copied}) == [
         "present.1.value: shares None, planned past_key_values.1.value"
     ]
-    assert departures(plan, {name: tensor for name, tensor in told.items() if name != "logits"}) == [
+    assert departures(plan, 0, {name: tensor for name, tensor in told.items() if name != "logits"}) == [
         "logits is missing"
     ]
 
@@ -156,14 +159,14 @@ def test_a_plan_counts_the_bytes_of_the_caches(lowered: Lowered) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda raw: raw["inputs"][0].update(dtype="complex64"), "malformed"),
-        (lambda raw: raw["inputs"][0].update(shape=["batch", -1]), "malformed"),
-        (lambda raw: raw["inputs"][0].update(shape=["batch", "tokens"]), "malformed"),
-        (lambda raw: raw["inputs"][0].pop("shape"), "malformed"),
-        (lambda raw: raw["inputs"][0].update(name="ids"), "other inputs and outputs"),
-        (lambda raw: raw["outputs"].pop(), "other inputs and outputs"),
-        (lambda raw: raw["outputs"].append(raw["outputs"][-1]), "other inputs and outputs"),
-        (lambda raw: raw["outputs"][-1].update(shape=["batch", 2, 8, 16]), "do not stay in place"),
+        (lambda part: part["inputs"][0].update(dtype="complex64"), "malformed"),
+        (lambda part: part["inputs"][0].update(shape=["batch", -1]), "malformed"),
+        (lambda part: part["inputs"][0].update(shape=["batch", "tokens"]), "malformed"),
+        (lambda part: part["inputs"][0].pop("shape"), "malformed"),
+        (lambda part: part["inputs"][0].update(name="ids"), "other inputs and outputs"),
+        (lambda part: part["outputs"].pop(), "do not stay in place"),
+        (lambda part: part["outputs"].append(part["outputs"][-1]), "other inputs and outputs"),
+        (lambda part: part["outputs"][-1].update(shape=["batch", 2, 8, 16]), "do not stay in place"),
     ],
 )
 def test_a_manifest_that_tells_of_no_decoder_is_refused(
@@ -171,7 +174,8 @@ def test_a_manifest_that_tells_of_no_decoder_is_refused(
 ) -> None:
     shutil.copytree(lowered("mobile", "static"), tmp_path / "e")
     raw = json.loads((tmp_path / "e/manifest.json").read_text())
-    change(raw)
+    (part,) = raw["parts"]
+    change(part)
     (tmp_path / "e/manifest.json").write_text(json.dumps(raw))
     with pytest.raises(InputError, match=words):
         tensorrt_plan(load_manifest(tmp_path / "e"))
@@ -211,13 +215,13 @@ def test_quantised_engines_use_two_profiles_on_the_same_buffers(
     prefill = {"static": [(1, 50)], "chunked": [(1, 16), (1, 16), (1, 16), (0, 2)]}[layout]
     assert [(profile, bound["input_ids"][1][1]) for profile, bound in device.runs] == [*prefill, *[(0, 1)] * 30]
     plan = tensorrt_plan(load_manifest(engine))
+    told = stand_ins.parsed(engine / "decoder.onnx", plan.profiles)
     for profile, bound in device.runs:
-        assert set(bound) == {tensor.name for tensor in plan.tensors}
-        told = stand_ins.parsed(engine, list(plan.profiles)) if profile == 1 and bound is device.runs[0][1] else None
+        assert set(bound) == {tensor.name for tensor in plan.parts[0]}
         for name, (tensor, shape, address) in bound.items():
             if tensor.cache:
                 assert address == device.runs[0][1][f"past_key_values.{tensor.cache}"][2]
-            if told and not tensor.is_output and tensor.shape:
+            if not tensor.is_output and tensor.shape:
                 least, most = told[name].ranges[profile]
                 assert all(low <= dim <= high for low, dim, high in zip(least, shape, most, strict=True))
     addresses = [address for name, (_, _, address) in device.runs[-1][1].items() if not name.startswith("present.")]
@@ -261,22 +265,23 @@ def test_sessions_do_what_sessions_do(workshop: Workshop, lowered: Lowered, tmp_
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[stand_ins.Driver, stand_ins.Engine]]:
-    """A GPU and TensorRT's runtime, for one engine."""
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[stand_ins.Driver, list[stand_ins.Engine]]]:
+    """A GPU and TensorRT's runtime, for the engines of one directory."""
 
-    def install(directory: Path) -> tuple[stand_ins.Driver, stand_ins.Engine]:
-        driver, plan = stand_ins.Driver(), tensorrt_plan(load_manifest(directory))
-        engine = stand_ins.Engine(directory, stand_ins.parsed(directory, list(plan.profiles)), driver)
+    def install(directory: Path) -> tuple[stand_ins.Driver, list[stand_ins.Engine]]:
+        driver, manifest = stand_ins.Driver(), load_manifest(directory)
+        profiles, graphs = tensorrt_plan(manifest).profiles, [directory / part.graph for part in manifest.parts]
+        engines = [stand_ins.Engine(graph, stand_ins.parsed(graph, profiles), driver) for graph in graphs]
         monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-        monkeypatch.setitem(sys.modules, "tensorrt_rtx", stand_ins.runtime_module(engine))
-        return driver, engine
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", stand_ins.runtime_module(engines))
+        return driver, engines
 
     return install
 
 
 def test_an_engine_is_loaded_run_and_freed(workshop: Workshop, lowered: Lowered, gpu: Any) -> None:
     directory, ids = lowered("scout", "chunked"), random_ids(80)
-    driver, engine = gpu(directory)
+    driver, (engine,) = gpu(directory)
     loaded = runtimes.load(directory)
     assert loaded.provider == "tensorrt_rtx 0.0 on Stand-in" and loaded.threads is None
     session = loaded.session()
@@ -296,6 +301,55 @@ def test_an_engine_is_loaded_run_and_freed(workshop: Workshop, lowered: Lowered,
         loaded.session()
 
 
+def test_parts_are_run_one_after_the_other(workshop: Workshop, lowered: Lowered, gpu: Any) -> None:
+    """Hidden states are handed on in the GPU's memory; ids are sent once; each part has its own caches."""
+    directory, ids = lowered("scout", "chunked", "int4", "fp16", cut=True), random_ids(80)
+    driver, engines = gpu(directory)
+    plan = tensorrt_plan(load_manifest(directory))
+    assert [[t.name for t in part if t.is_handed_on] for part in plan.parts] == [
+        ["hidden_states.1"],
+        ["hidden_states.1", "hidden_states.3"],
+        ["hidden_states.3"],
+    ]
+    session = runtimes.load(directory).session()
+    got = [session.append(ids[:50])[0], *(session.append(ids[at : at + 1])[0] for at in range(50, 80))]
+    reference = HFReference(workshop.checkpoint("scout"))
+    reference.replace(dequantized_weights(directory))
+    assert_close(np.concatenate(got), reference.logits(ids[None])[0], 2e-2)  # float16, as above
+    assert [len(engine.contexts) for engine in engines] == [2, 2, 2]  # decoding and prompts
+    assert len(driver.memory) == 8 + 5 + 2  # caches; ids, mask, two starts, logits; what is handed on
+    del session
+    gc.collect()
+    assert not driver.memory
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda parts: parts[1]["inputs"][0].update(shape=["batch", "sequence", 32]), "do not fit one another"),
+        (lambda parts: parts[1]["inputs"][0].update(name="hidden_states.2"), "other inputs and outputs"),
+        (lambda parts: parts[0]["outputs"].pop(0), "other inputs and outputs"),
+        (lambda parts: parts[2].update(outputs=parts[2]["outputs"][1:]), "other inputs and outputs"),
+        (lambda parts: parts[2]["inputs"].extend(parts[0]["inputs"][2:4]), "other inputs and outputs"),
+        (lambda parts: parts[0]["inputs"][2].update(dtype="float32"), "do not stay in place"),
+        (lambda parts: [t.update(shape=["batch", 4, 16, 16]) for t in _caches(parts[0])], "do not stay in place"),
+    ],
+)
+def test_parts_that_are_no_decoder_are_refused(
+    lowered: Lowered, tmp_path: Path, change: Callable[[Any], Any], words: str
+) -> None:
+    shutil.copytree(lowered("scout", "chunked", "int4", "fp16", cut=True), tmp_path / "e")
+    raw = json.loads((tmp_path / "e/manifest.json").read_text())
+    change(raw["parts"])
+    (tmp_path / "e/manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=words):
+        tensorrt_plan(load_manifest(tmp_path / "e"))
+
+
+def _caches(part: Any) -> list[Any]:
+    return [value for side in ("inputs", "outputs") for value in part[side] if value["name"].count(".") == 2]
+
+
 def test_parity_and_bench_name_the_gpu(workshop: Workshop, lowered: Lowered, gpu: Any) -> None:
     directory = lowered("scout", "static")
     gpu(directory)
@@ -308,7 +362,7 @@ def test_parity_and_bench_name_the_gpu(workshop: Workshop, lowered: Lowered, gpu
 
 def test_an_engine_that_is_not_the_manifests_is_refused(lowered: Lowered, gpu: Any) -> None:
     directory = lowered("scout", "static")
-    _, engine = gpu(directory)
+    _, (engine,) = gpu(directory)
     engine.told = {**engine.told, "logits": dataclasses.replace(engine.told["logits"], dtype="float16")}
     with pytest.raises(InputError, match="logits: dtype float16, planned float32; build the engine again"):
         runtimes.load(directory)
@@ -317,7 +371,7 @@ def test_an_engine_that_is_not_the_manifests_is_refused(lowered: Lowered, gpu: A
 def test_an_engine_for_another_gpu_is_refused(lowered: Lowered, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = lowered("scout", "static")
     gpu(directory)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", stand_ins.runtime_module(None))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", stand_ins.runtime_module([]))
     with pytest.raises(
         EnvironmentLacks, match=r"compute capability 8.9\) does not take it \(the plan is for another GPU"
     ):

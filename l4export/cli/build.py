@@ -57,7 +57,12 @@ class _Interrupted(L4Error):
     "--calibrate",
     metavar="FILE_OR_DIR",
     help="Round int4 and int8 weights so as to keep what they make of this text, or of token ids (.json); `default` is "
-    "a text that l4export brings. Needs the `reference` extra.",
+    "a text that l4export brings. Needs the `reference` extra. With --activations: measure them on it.",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["fp8"]),
+    help="Round what FP8 weights are multiplied by to FP8 as well, with scales measured on a text.",
 )
 @click.option(
     "--kv-layout",
@@ -89,10 +94,9 @@ class _Interrupted(L4Error):
 @click.option(
     "--memory-budget",
     metavar="SIZE",
-    default="512MiB",
-    show_default=True,
-    callback=lambda *a: parse_size("--memory-budget", a[2]),
-    help="Memory for weights on their way, as 512MB, 2GiB or 1.5G.",
+    callback=lambda *a: parse_size("--memory-budget", a[2]) if a[2] else None,
+    help="Memory for weights on their way, as 512MB, 2GiB or 1.5G, and for compiling: an engine that takes more is cut "
+    "into several.  [default: 512MiB; one engine]",
 )
 @click.option("--force", is_flag=True, help="Replace an engine that is already there.")
 @click.option("--dump-ir", type=click.Path(path_type=Path), help="Write the graph after each pass into this directory.")
@@ -107,6 +111,7 @@ def command(
     block_size: int | None,
     policy_file: Path | None,
     calibrate: str | None,
+    activations: str | None,
     kv_layout: str,
     kv_dtype: str | None,
     kv_calibrate: Path | None,
@@ -114,7 +119,7 @@ def command(
     compute_capability: tuple[str, ...],
     layers: tuple[int, int] | None,
     jobs: int | None,
-    memory_budget: int,
+    memory_budget: int | None,
     force: bool,
     dump_ir: Path | None,
     dry_run: bool,
@@ -132,6 +137,7 @@ def command(
         kv_dtype=kv_dtype,
         kv_calibrate=kv_calibrate,
         compute_capabilities=compute_capability,
+        activations=activations,
     )
     if dry_run:
         EngineDirectory(engine, replace=force).check()
@@ -176,6 +182,7 @@ def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
         "engine": str(engine),
         "files": files,
         "bytes": sum(files.values()),
+        "parts": planned.parts,
         "max_context": planned.max_context,
         "nodes": len(planned.model.graph),
         "passes": list(planned.passes),
@@ -186,6 +193,8 @@ def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
     click.echo(f"{engine}: would hold {sum(files.values()) / 1e9:.3f} GB of weights ({_described(planned.options)})")
     for name, size in files.items():
         click.echo(f"  {name}  {size:,} bytes")
+    if len(planned.parts) > 1:
+        click.echo(f"  engines of the layers {', '.join(f'{start}:{stop}' for start, stop in planned.parts)}")
     click.echo(f"  passes: {', '.join(planned.passes)}; {summary['nodes']} nodes; context {planned.max_context}")
 
 
@@ -202,7 +211,8 @@ def _notice(line: str) -> None:
 
 def _described(options: BuildOptions) -> str:
     kinds = sorted({rule.kind for rule in options.policy.rules}) if options.policy else []
-    calibrated = ["calibrated"] if options.calibrate else []
+    calibrated = [f"{options.activations} activations"] if options.activations else []
+    calibrated += ["calibrated"] if options.calibrate else []
     cache = f"KV {options.kv_layout} {options.cache_dtype}"
     return ", ".join([options.target, options.dtype, *kinds, *calibrated, cache])
 

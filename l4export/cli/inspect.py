@@ -68,6 +68,7 @@ def _engine(path: Path) -> dict[str, Any]:
         "precision": manifest.precision,
         "max_context": manifest.max_context,
         **_kv_cache(manifest),
+        "engines": {part.engine: f"layers {part.layers[0]}:{part.layers[1]}" for part in manifest.parts},
         "passes": list(manifest.passes),
         "files": {name: record.bytes for name, record in manifest.files.items()},
         "bytes": sum(record.bytes for record in manifest.files.values()),

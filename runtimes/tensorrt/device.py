@@ -1,9 +1,9 @@
-"""A TensorRT engine on a GPU: deserialised, described, executed."""
+"""TensorRT engines on a GPU: deserialised, described, executed."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from l4export.runtimes.binding_plan import Tensor
 from l4export.runtimes.device import Binding, Buffer
 from l4export.runtimes.tensorrt.cuda import Cuda
 from l4export.runtimes.tensorrt.plan import Range, Reported
+from l4export.tensorrt_logger import new_logger
 
 __all__ = ["TensorRTDevice"]
 
@@ -20,31 +21,25 @@ _DTYPES = {"INT64": "int64", "FLOAT": "float32", "HALF": "float16", "BF16": "bfl
 
 
 class TensorRTDevice:
-    """A deserialised engine; `trt` is the module `tensorrt` or `tensorrt_rtx`, `logger` one of its loggers.
+    """Deserialised engines, one for each part of a decoder; `trt` is the module `tensorrt` or `tensorrt_rtx`.
 
     Raises:
-        EnvironmentLacks: TensorRT does not take the engine: another version, or another GPU, than it was built for.
+        EnvironmentLacks: TensorRT does not take an engine: another version, or another GPU, than it was built for.
     """
 
-    def __init__(self, trt: Any, logger: Any, engine: Path, cuda: Cuda) -> None:
+    def __init__(self, trt: Any, engines: Sequence[Path], cuda: Cuda) -> None:
         self._trt, self._cuda = trt, cuda
-        self._runtime = trt.Runtime(logger)
-        with open(engine, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob:
-            self._engine = self._runtime.deserialize_cuda_engine(blob)
-        if self._engine is None:
-            why = " ".join(logger.errors[0].split())[:300] if logger.errors else "it does not say why"
-            raise EnvironmentLacks(
-                f"{engine}: {trt.__name__} {trt.__version__} on {cuda.name} (compute capability {cuda.capability}) "
-                f"does not take it ({why}); build it again with this version and for this GPU"
-            )
+        self._logger = new_logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        self._engines = [self._deserialized(path) for path in engines]
 
     def allocate(self, nbytes: int) -> Buffer:
         """As `l4export.runtimes.device.Device`."""
         return self._cuda.allocate(nbytes)
 
-    def binding(self, profile: int) -> Binding:
+    def binding(self, part: int, profile: int) -> Binding:
         """An execution context in that profile, of this binding alone."""
-        context = self._engine.create_execution_context()
+        context = self._engines[part].create_execution_context()
         if context is None:
             raise MemoryError("the GPU has no memory for an execution context")
         if not context.set_optimization_profile_async(profile, self._cuda.stream):
@@ -52,15 +47,26 @@ class TensorRTDevice:
         self._cuda.synchronize()
         return _Context(context, self._cuda)
 
-    def reported(self) -> Mapping[str, Reported]:
-        """What the engine says of each of its inputs and outputs."""
-        engine = self._engine
+    def reported(self, part: int) -> Mapping[str, Reported]:
+        """What a part's engine says of each of its inputs and outputs."""
+        engine = self._engines[part]
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        return {name: self._of(name) for name in names}
+        return {name: self._of(engine, name) for name in names}
 
-    def _of(self, name: str) -> Reported:
-        engine, trt = self._engine, self._trt
-        dtype = engine.get_tensor_dtype(name).name
+    def _deserialized(self, path: Path) -> Any:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob:
+            engine = self._runtime.deserialize_cuda_engine(blob)
+        if engine is None:
+            trt, cuda, errors = self._trt, self._cuda, self._logger.errors
+            why = " ".join(errors[0].split())[:300] if errors else "it does not say why"
+            raise EnvironmentLacks(
+                f"{path}: {trt.__name__} {trt.__version__} on {cuda.name} (compute capability {cuda.capability}) "
+                f"does not take it ({why}); build it again with this version and for this GPU"
+            )
+        return engine
+
+    def _of(self, engine: Any, name: str) -> Reported:
+        trt, dtype = self._trt, engine.get_tensor_dtype(name).name
         is_output = engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT
         profiles = () if is_output else range(engine.num_optimization_profiles)
         return Reported(
@@ -68,17 +74,17 @@ class TensorRTDevice:
             shape=tuple(engine.get_tensor_shape(name)),
             is_output=is_output,
             on_host=engine.get_tensor_location(name) == trt.TensorLocation.HOST,
-            ranges=tuple(self._range(name, profile) for profile in profiles),
+            ranges=tuple(_range(engine, name, profile) for profile in profiles),
             shares=engine.get_aliased_input_tensor(name) if is_output else None,
         )
 
-    def _range(self, name: str, profile: int) -> Range:
-        engine = self._engine
-        if len(engine.get_tensor_shape(name)):
-            least, _, most = engine.get_tensor_profile_shape(name, profile)
-        else:
-            least, _, most = engine.get_tensor_profile_values(profile, name)
-        return tuple(least), tuple(most)
+
+def _range(engine: Any, name: str, profile: int) -> Range:
+    if len(engine.get_tensor_shape(name)):
+        least, _, most = engine.get_tensor_profile_shape(name, profile)
+    else:
+        least, _, most = engine.get_tensor_profile_values(profile, name)
+    return tuple(least), tuple(most)
 
 
 class _Context:

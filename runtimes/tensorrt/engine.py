@@ -13,8 +13,7 @@ from l4export.runtimes.kv_cache import KVCache
 from l4export.runtimes.tensorrt.cuda import Cuda
 from l4export.runtimes.tensorrt.device import TensorRTDevice
 from l4export.runtimes.tensorrt.plan import departures, tensorrt_plan
-from l4export.tensorrt_engine import MODULES, TENSORRT_ENGINE, check_package, check_version
-from l4export.tensorrt_logger import new_logger
+from l4export.tensorrt_engine import MODULES, check_package, check_version
 
 __all__ = ["TensorRTEngine"]
 
@@ -33,8 +32,6 @@ class TensorRTEngine(Engine):
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         super().__init__(directory, manifest)
         self._plan = tensorrt_plan(manifest)
-        if TENSORRT_ENGINE not in manifest.files:
-            raise InputError(f"{directory}: the manifest lists no {TENSORRT_ENGINE}; build the engine again")
         cuda = Cuda(
             f"{directory}: a TensorRT engine runs on an NVIDIA GPU",
             "build with --target onnx to run the same graph on a CPU",
@@ -42,12 +39,13 @@ class TensorRTEngine(Engine):
         check_package(manifest.target)
         trt = importlib.import_module(MODULES[manifest.target])
         check_version(trt)
-        self._device = TensorRTDevice(trt, new_logger(trt), directory / TENSORRT_ENGINE, cuda)
+        self._device = TensorRTDevice(trt, [directory / part.engine for part in manifest.parts], cuda)
         self._provider = f"{trt.__name__} {trt.__version__} on {cuda.name}"
-        if found := departures(self._plan, self._device.reported()):
-            raise InputError(
-                f"{directory}: {TENSORRT_ENGINE} is not what manifest.json tells of: {found[0]}; build the engine again"
-            )
+        for index, part in enumerate(manifest.parts):
+            if found := departures(self._plan, index, self._device.reported(index)):
+                raise InputError(
+                    f"{directory / part.engine} is not what manifest.json tells of: {found[0]}; build the engine again"
+                )
 
     @property
     def provider(self) -> str:

@@ -47,16 +47,18 @@ def tensorrt_plan(manifest: Manifest) -> BindingPlan:
     Raises:
         InputError: a manifest of no TensorRT engine.
     """
+    if not manifest.parts:
+        raise InputError("the manifest lists no compiled engine; build the engine again")
     quantized = manifest.precision["quant"] != "none"
     profiles = token_profiles(quantized, manifest.kv_layout, manifest.prefill_max_tokens)
-    return plan_bindings(manifest, profiles, lambda _, shape: not shape)
+    return plan_bindings(manifest, profiles, lambda shape: not shape)
 
 
-def departures(plan: BindingPlan, reported: Mapping[str, Reported]) -> list[str]:
-    """In what an engine differs from its plan, in words; nothing if it is the one that was planned."""
-    names = {tensor.name for tensor in plan.tensors}
+def departures(plan: BindingPlan, part: int, reported: Mapping[str, Reported]) -> list[str]:
+    """In what the engine of a part differs from the plan, in words; nothing if it is the one that was planned."""
+    names = {tensor.name for tensor in plan.parts[part]}
     found = [f"{name} is {'missing' if name in names else 'not planned'}" for name in sorted(names ^ set(reported))]
-    for tensor in plan.tensors:
+    for tensor in plan.parts[part]:
         if tensor.name not in reported:
             continue
         told, wanted = dataclasses.asdict(reported[tensor.name]), dataclasses.asdict(_expected(plan, tensor))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,19 @@ def calibrated_policies() -> dict[str, Policy | None]:
     """Those that are calibrated too: integers by block, with float activations."""
     kept = {name: policy for name, policy in policies().items() if name.startswith("int") and "head" not in name}
     return {f"{name}, calibrated": policy for name, policy in kept.items()}
+
+
+def rows(calibrate: Path) -> dict[str, BuildOptions]:
+    """What is built for each row of the table; `calibrate` is the text for those that are calibrated."""
+    fp8 = BuildOptions(target="onnx", policy=standard_policy("fp8"), max_context=4096)
+    return {
+        **{name: BuildOptions(policy=policy, max_context=4096) for name, policy in policies().items()},
+        "fp8 channel, fp8 activations": replace(fp8, activations="fp8", calibrate=calibrate),
+        **{
+            name: BuildOptions(policy=policy, max_context=4096, calibrate=calibrate)
+            for name, policy in calibrated_policies().items()
+        },
+    }
 
 
 @dataclass
@@ -94,11 +107,8 @@ def main() -> None:
     documents: list[list[int]] = []
     reference: list[np.ndarray] | None = None
     base = 0.0
-    calibrated = calibrated_policies()
-    for name, policy in (policies() | calibrated).items():
+    for name, options in rows(arguments.calibrate).items():
         with tempfile.TemporaryDirectory() as work:
-            text = arguments.calibrate if name in calibrated else None
-            options = BuildOptions(policy=policy, max_context=4096, calibrate=text)
             manifest = build(arguments.checkpoint, Path(work) / "e", options)
             if reference is None:
                 codec = runtimes.load(Path(work) / "e").text
@@ -110,7 +120,8 @@ def main() -> None:
         perplexity = float(np.exp(score.nll / score.tokens))
         base = base or perplexity
         size = sum(record.bytes for file, record in manifest.files.items() if file.endswith(".data"))
-        size -= 2 * 4096 * manifest.model.head_dim // 2 * 4  # rotation tables are no weights
+        if options.target == "ort-cpu":
+            size -= 2 * 4096 * manifest.model.head_dim // 2 * 4  # rotation tables are no weights
         bits = 8 * size / manifest.model.parameter_count().total
         change = 100 * (perplexity / base - 1)
         row = f"| {name} | {bits:.2f} | {perplexity:.3f} | {change:+.2f} % | {score.kl / score.tokens:.5f} |"
