@@ -148,7 +148,8 @@ class _Build:
             return self._compile(partial, planned)
         if options.kv_layout not in GENAI_LAYOUTS or options.target == "ort-cuda":
             return []
-        text = genai_config(planned.config, options.kv_layout, planned.max_context, _prefill_tokens(planned))
+        tokens, fp8 = _prefill_tokens(planned), options.activations is not None
+        text = genai_config(planned.config, options.kv_layout, planned.max_context, tokens, fp8)
         (partial / _GENAI_CONFIG).write_text(text, encoding="utf-8")
         return [_GENAI_CONFIG]
 

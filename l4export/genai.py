@@ -13,11 +13,14 @@ GENAI_LAYOUTS = ("concat", "static")
 the prompt starts, so a second prompt would run over the end of a chunk, which layout `chunked` refuses."""
 
 
-def genai_config(config: ModelConfig, kv_layout: str, max_context: int, prefill_tokens: int) -> str:
+def genai_config(
+    config: ModelConfig, kv_layout: str, max_context: int, prefill_tokens: int, fp8_activations: bool = False
+) -> str:
     """The file's text for a decoder called decoder.onnx.
 
     onnxruntime-genai computes nothing of the model itself: "llama" only selects its generic decoder loop. With layout
-    `static` it binds one buffer to past and present; it cuts prompts into pieces of `prefill_tokens`.
+    `static` it binds one buffer to past and present; it cuts prompts into pieces of `prefill_tokens`. With
+    FP8 activations ONNX Runtime is kept from fusing products, as in `l4export.runtimes.engine`.
     """
     names = {
         "input_ids": "input_ids",
@@ -25,6 +28,7 @@ def genai_config(config: ModelConfig, kv_layout: str, max_context: int, prefill_
         "past_key_names": "past_key_values.%d.key",
         "past_value_names": "past_key_values.%d.value",
     }
+    entries = {"session.disable_quant_qdq": "1"} if fp8_activations else {}
     model = {
         "type": "llama",
         "bos_token_id": _first(config.bos_token_id, 0),
@@ -33,7 +37,7 @@ def genai_config(config: ModelConfig, kv_layout: str, max_context: int, prefill_
         "vocab_size": config.vocab_size,
         "context_length": max_context,
         "decoder": {
-            "session_options": {"log_id": "l4export", "provider_options": []},
+            "session_options": {"log_id": "l4export", "provider_options": [], **entries},
             "filename": "decoder.onnx",
             "head_size": config.head_dim,
             "hidden_size": config.hidden_size,

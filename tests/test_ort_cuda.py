@@ -15,7 +15,7 @@ import onnxruntime as ort
 import pytest
 from conftest import Workshop, assert_close, random_ids
 
-from l4export import runtimes, sample
+from l4export import runtimes
 from l4export.build import BuildOptions, build, plan_build
 from l4export.cli import main
 from l4export.dequantized import dequantized_weights
@@ -40,23 +40,13 @@ def options(quant: str = "none", layout: str = "chunked", **changes: Any) -> Bui
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Scout with experts as wide as a block that QMoE takes on CUDA."""
-    path = tmp_path_factory.mktemp("wide") / "scout"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sample._SHAPES["tiny"], "intermediate_size", 64)
-        sample.write_sample(path, "scout", "tiny", seed=5)
-    return path
-
-
-@pytest.fixture(scope="module")
-def quantized(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def quantized(wide_scout: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
 
     def make(quant: str) -> Path:
         if quant not in made:
             made[quant] = tmp_path_factory.mktemp("cuda") / quant
-            build(wide, made[quant], options(quant))
+            build(wide_scout, made[quant], options(quant))
         return made[quant]
 
     return make
@@ -81,9 +71,9 @@ def test_the_graph_computes_what_pytorch_computes(workshop: Workshop, tmp_path: 
 
 @pytest.mark.parametrize("quant", ["int4", "int8"])
 def test_quantised_graphs_compute_what_their_weights_say(
-    wide: Path, quantized: Callable[[str], Path], quant: str
+    wide_scout: Path, quantized: Callable[[str], Path], quant: str
 ) -> None:
-    ids, reference = random_ids(85), HFReference(wide)
+    ids, reference = random_ids(85), HFReference(wide_scout)
     reference.replace(dequantized_weights(quantized(quant)))
     got = logits(runtimes.load(quantized(quant), threads=1, provider="cpu").session(), ids)
     expected = reference.logits(ids[None])[0]
@@ -119,8 +109,8 @@ def test_rows_on_a_device_are_those_of_the_host(quantized: Callable[[str], Path]
 # Forms ---------------------------------------------------------------------------------------------------------------
 
 
-def test_only_forms_that_cuda_has(wide: Path) -> None:
-    model = plan_build(wide, options("int4")).model
+def test_only_forms_that_cuda_has(wide_scout: Path) -> None:
+    model = plan_build(wide_scout, options("int4")).model
     nodes = {kind: [node for node in model.graph if node.op_type == kind] for kind in ("GroupQueryAttention", "QMoE")}
     assert len(nodes["GroupQueryAttention"]) == len(nodes["QMoE"]) == 4
     for node in nodes["GroupQueryAttention"]:
@@ -187,8 +177,8 @@ def test_providers_that_cannot_be_asked_for(quantized: Callable[[str], Path], pr
         runtimes.load(quantized("int4"), provider=provider)
 
 
-def test_parity_says_what_it_ran_on(wide: Path, quantized: Callable[[str], Path], workshop: Workshop) -> None:
-    report = check_parity(quantized("int4"), wide, 50, 12, dequantized=True, provider="cpu")
+def test_parity_says_what_it_ran_on(wide_scout: Path, quantized: Callable[[str], Path], workshop: Workshop) -> None:
+    report = check_parity(quantized("int4"), wide_scout, 50, 12, dequantized=True, provider="cpu")
     assert report.passed and report.chunk_boundaries == 3
     assert report.provider == "CPUExecutionProvider instead of CUDAExecutionProvider"
     other = check_parity(workshop.engine_path("guard", "static"), workshop.checkpoint("guard"), 10, 2)
@@ -196,7 +186,7 @@ def test_parity_says_what_it_ran_on(wide: Path, quantized: Callable[[str], Path]
 
 
 def test_the_command_line(
-    wide: Path, quantized: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wide_scout: Path, quantized: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def code(*arguments: str) -> int:
         with pytest.raises(SystemExit) as caught:
@@ -204,10 +194,10 @@ def test_the_command_line(
         return int(str(caught.value.code))
 
     engine = tmp_path / "e"
-    assert code("build", str(wide), "-o", str(engine), "--target", "ort-cuda", "--kv-layout", "chunked") == 0
+    assert code("build", str(wide_scout), "-o", str(engine), "--target", "ort-cuda", "--kv-layout", "chunked") == 0
     assert load_manifest(engine).precision["compute"] == "fp16"
     assert not (engine / "genai_config.json").exists()
-    compare = ("parity", str(engine), "--reference", str(wide), "--prefill", "20", "--decode", "2")
+    compare = ("parity", str(engine), "--reference", str(wide_scout), "--prefill", "20", "--decode", "2")
     for command in (("run", str(engine), "--token-ids", "1"), ("bench", str(engine), "--prefill", "8"), compare):
         capsys.readouterr()
         assert code(*command) == 3
@@ -266,8 +256,8 @@ def opening(change: Change | None, operator: str) -> Callable[[bytes, Path, str]
 
 
 @pytest.mark.parametrize("quant", ["none", "int4", "int8"])
-def test_operators_are_compared_with_the_engines_own_weights(wide: Path, tmp_path: Path, quant: str) -> None:
-    build(wide, tmp_path / "e", options(quant))
+def test_operators_are_compared_with_the_engines_own_weights(wide_scout: Path, tmp_path: Path, quant: str) -> None:
+    build(wide_scout, tmp_path / "e", options(quant))
     compared = check_operators(tmp_path / "e/decoder.onnx", "CPUExecutionProvider")
     assert compared[0 if quant == "none" else 2] == "/layers.0/moe/experts/MoE"
     # Of products three shapes: q, k and v packed, which the shared expert's gate and up equal; o_proj and down; head.
@@ -286,9 +276,9 @@ def test_operators_are_compared_with_the_engines_own_weights(wide: Path, tmp_pat
     ],
 )
 def test_a_provider_that_computes_something_else_is_refused(
-    wide: Path, tmp_path: Path, quant: str, operator: str, change: Change
+    wide_scout: Path, tmp_path: Path, quant: str, operator: str, change: Change
 ) -> None:
-    build(wide, tmp_path / "e", options(quant))
+    build(wide_scout, tmp_path / "e", options(quant))
     check_operators(tmp_path / "e/decoder.onnx", "other", opening(None, operator))
     with pytest.raises(EnvironmentLacks, match=f"other computes {operator} .* differently from the CPU"):
         check_operators(tmp_path / "e/decoder.onnx", "other", opening(change, operator))

@@ -21,7 +21,6 @@ from l4export.build import BuildOptions, build, plan_build
 from l4export.cli import main
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.manifest import verify
-from l4export.ort_cuda import check_cuda_options
 from l4export.policy import standard_policy
 from l4export.runtimes.tensorrt.plan import tensorrt_plan
 
@@ -300,20 +299,10 @@ def test_the_documented_table_is_the_programs() -> None:
     text = (Path(__file__).parent.parent / "docs" / "targets.md").read_text()
     kinds, found = ["fp32", "fp16", "bf16", "int8", "int4", "fp8"], {}
     for cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()):
-        if cells[-1] in {"yes", "-"}:
+        if cells[0][:1].isdigit() and cells[-1] in {"yes", "-"}:
             formats = frozenset(kind for kind, cell in zip(kinds, cells[1:], strict=True) if cell == "yes")
             found |= dict.fromkeys(cells[0].split(", "), formats)
-    found.pop("any")
-    assert found.pop("`ort-cuda`") == {kind for kind in kinds if cuda_takes(kind)}
     assert found == tensorrt_engine.CAPABILITIES
-
-
-def cuda_takes(kind: str) -> bool:
-    dtype, quant = (kind, "none") if kind in FLOATS else ("fp16", kind)
-    with contextlib.suppress(InputError):
-        check_cuda_options(dtype, standard_policy(quant))
-        return True
-    return False
 
 
 TRAPS = {
