@@ -86,7 +86,7 @@ class HFReference:
 
         for name, module in self.model.named_modules():
             if f"{name}.weight" in scales:
-                module.register_forward_pre_hook(lambda _, args, weight=f"{name}.weight": (rounded(*args, weight),))
+                module.register_forward_pre_hook(lambda _, args, weight=f"{name}.weight": (rounded(args[0], weight),))
             elif f"{name}.gate_up_proj" in scales:
                 module.forward = functools.partial(experts, module, name)
 
