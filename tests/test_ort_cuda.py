@@ -236,6 +236,15 @@ def other_code_order(node: ir.Node) -> None:
     weight.const_value = ir.tensor(weight.const_value.numpy()[..., ::-1].copy(), name=weight.name)
 
 
+def other_rotation(node: ir.Node) -> None:
+    """Halves of a head turned against each other, not neighbours."""
+    node.attributes["rotary_interleaved"] = ir.AttrInt64("rotary_interleaved", 0)
+
+
+def other_scale(node: ir.Node) -> None:
+    node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
+
+
 def opening(change: Change | None, operator: str) -> Callable[[bytes, Path, str], Any]:
     """Sessions on the CPU; what should be on another provider gets a changed graph."""
 
@@ -259,14 +268,23 @@ def opening(change: Change | None, operator: str) -> Callable[[bytes, Path, str]
 def test_operators_are_compared_with_the_engines_own_weights(wide_scout: Path, tmp_path: Path, quant: str) -> None:
     build(wide_scout, tmp_path / "e", options(quant))
     compared = check_operators(tmp_path / "e/decoder.onnx", "CPUExecutionProvider")
-    assert compared[0 if quant == "none" else 2] == "/layers.0/moe/experts/MoE"
-    # Of products three shapes: q, k and v packed, which the shared expert's gate and up equal; o_proj and down; head.
-    assert len(compared) == (1 if quant == "none" else 4)
+    # With a rotation and without; products of three shapes: q, k and v, o_proj, head. The shared expert's are like them.
+    attention = ["/layers.0/attn/GroupQueryAttention", "/layers.3/attn/GroupQueryAttention"]
+    products = ["/layers.0/attn/q_proj_k_proj_v_proj/MatMul", "/layers.0/attn/o_proj/MatMul", "/lm_head/MatMul"]
+    expected = {*attention, "/layers.0/moe/experts/MoE", *(products if quant != "none" else [])}
+    assert set(compared) == expected and len(compared) == len(expected)
+
+
+def test_a_context_shorter_than_a_prompt_of_the_check(workshop: Workshop, tmp_path: Path) -> None:
+    build(workshop.checkpoint("mobile"), tmp_path / "e", options(max_context=5, layers=(0, 1)))
+    assert check_operators(tmp_path / "e/decoder.onnx", "CPUExecutionProvider")
 
 
 @pytest.mark.parametrize(
     ("quant", "operator", "change"),
     [
+        ("none", "GroupQueryAttention", other_rotation),
+        ("none", "GroupQueryAttention", other_scale),
         ("none", "MoE", other_activation),
         ("none", "MoE", other_gate_order),
         ("int4", "QMoE", other_activation),
