@@ -70,7 +70,7 @@ def _kind(node: ir.Node) -> str:
 
 def _calls(node: ir.Node) -> list[tuple[int, int]]:
     """New tokens, and tokens in the cache before."""
-    is_rotated = node.op_type == "GroupQueryAttention" and node.attributes.get_int("do_rotary", 0)
+    is_rotated = node.op_type == "GroupQueryAttention" and node.attributes.get_int("do_rotary", 0) == 1
     many = min(_MANY, _weight_shape(node, 7)[0]) if is_rotated else _MANY
     return [(1, 0), (many, 0), (1, many - 1)]
 
