@@ -268,7 +268,7 @@ def opening(change: Change | None, operator: str) -> Callable[[bytes, Path, str]
 def test_operators_are_compared_with_the_engines_own_weights(wide_scout: Path, tmp_path: Path, quant: str) -> None:
     build(wide_scout, tmp_path / "e", options(quant))
     compared = check_operators(tmp_path / "e/decoder.onnx", "CPUExecutionProvider")
-    # With a rotation and without; products of three shapes, q, k and v, o_proj, head: the shared expert's are like them.
+    # With a rotation and without; products of three shapes, which the shared expert's are like.
     attention = ["/layers.0/attn/GroupQueryAttention", "/layers.3/attn/GroupQueryAttention"]
     products = ["/layers.0/attn/q_proj_k_proj_v_proj/MatMul", "/layers.0/attn/o_proj/MatMul", "/lm_head/MatMul"]
     expected = {*attention, "/layers.0/moe/experts/MoE", *(products if quant != "none" else [])}

@@ -1,11 +1,12 @@
 """GPU memory and a stream, through NVIDIA's driver API.
 
 The driver (`libcuda.so.1`) is there wherever a GPU works and its interface does not change, so that nothing has to be
-installed for it: https://docs.nvidia.com/cuda/cuda-driver-api. Eleven of its functions are used.
+installed for it: https://docs.nvidia.com/cuda/cuda-driver-api.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import weakref
 from typing import Any
@@ -57,8 +58,9 @@ class Cuda:
         return buffer
 
     def free(self, address: int) -> None:
-        """Give back what `allocate` gave."""
-        self._here("cuMemFree_v2", ctypes.c_uint64(address))
+        """Give back what `allocate` gave. Says nothing if that fails: the GPU is lost, and whoever used it was told."""
+        with contextlib.suppress(RuntimeError):
+            self._here("cuMemFree_v2", ctypes.c_uint64(address))
 
     def to_device(self, address: int, array: NDArray[Any]) -> None:
         """Copy a contiguous array to `address`."""
