@@ -14,19 +14,18 @@ from typing import Any
 
 import onnx_ir as ir
 
+from l4export.activation_scales import activation_scales
 from l4export.build_plan import DEFAULT_MAX_CONTEXT, DTYPES, STEM, BuildOptions, BuildPlan, plan_build
-from l4export.calibration_text import CalibrationText
 from l4export.companions import check_companions
-from l4export.config import ModelConfig
 from l4export.emission import emit_data, emit_graph
 from l4export.engine_directory import CALIBRATION, CALIBRATION_REPORT, EngineDirectory
+from l4export.engine_manifest import engine_manifest, prefill_tokens
 from l4export.engine_parts import decoder_parts, weight_bytes
 from l4export.errors import EnvironmentLacks, InputError, StorageError
 from l4export.genai import GENAI_LAYOUTS, genai_config
 from l4export.journal import JOURNAL, Journal
-from l4export.kv_bytes import kv_capacities
-from l4export.kv_scales import METHOD, kv_scales
-from l4export.manifest import EnginePart, FileRecord, KVLayer, Manifest, file_record
+from l4export.kv_scales import kv_scales
+from l4export.manifest import FileRecord, Manifest, file_record
 from l4export.pipeline import KV_BITS
 from l4export.placement import INLINE_BYTES, plan_digest
 from l4export.provenance import generator
@@ -39,7 +38,6 @@ __all__ = [
     "DEFAULT_MAX_CONTEXT",
     "DTYPES",
     "KEPT",
-    "PREFILL_TOKENS",
     "BuildOptions",
     "BuildPlan",
     "build",
@@ -47,9 +45,6 @@ __all__ = [
 ]
 
 KEPT = "what was written is kept: run the same command again to go on"
-PREFILL_TOKENS = 512
-"""Tokens that a runtime feeds in one call at most."""
-
 _GENAI_CONFIG = "genai_config.json"
 _NOT_IN_DATA = {"jobs", "memory_budget", "force", "dump_ir", "calibrate", "kv_dtype", "kv_calibrate", "activations"}
 """Options that change no byte of a data file, or change the plan of it, or whose contents count and not the path."""
@@ -115,8 +110,8 @@ class _Build:
             source = hasher.submit(planned.sources.record)  # reads along with the workers
             weights = None
             old = previous_engine(directory.path)
-            if old and may_have_weights(old, _manifest(planned, {}, {}), self.files):
-                draft = _manifest(planned, {}, source.result())
+            if old and may_have_weights(old, engine_manifest(planned, {}, {}), self.files):
+                draft = engine_manifest(planned, {}, source.result())
                 if is_up_to_date(directory.path, old, draft, _companions(planned.checkpoint.path)):
                     self.on_notice(f"{directory.path.name} is up to date; every file was checked, none was written")
                     return old
@@ -136,7 +131,7 @@ class _Build:
                     shutil.copyfile(planned.checkpoint.path / name, partial / name)
                 others = (graph, *extra, *companions, *self._reports())
                 records = weights | {name: file_record(partial / name) for name in others}
-                manifest = _manifest(planned, dict(sorted(records.items())), source.result())
+                manifest = engine_manifest(planned, dict(sorted(records.items())), source.result())
                 planned.sources.check_unchanged()
                 directory.finish(manifest.to_json())
         return manifest
@@ -148,7 +143,7 @@ class _Build:
             return self._compile(partial, planned)
         if options.kv_layout not in GENAI_LAYOUTS or options.target == "ort-cuda":
             return []
-        tokens, fp8 = _prefill_tokens(planned), options.activations is not None
+        tokens, fp8 = prefill_tokens(planned), options.activations is not None
         text = genai_config(planned.config, options.kv_layout, planned.max_context, tokens, fp8)
         (partial / _GENAI_CONFIG).write_text(text, encoding="utf-8")
         return [_GENAI_CONFIG]
@@ -156,7 +151,7 @@ class _Build:
     def _compile(self, partial: Path, planned: BuildPlan) -> list[str]:
         """Every part's graph and the engine made of it; their names."""
         options = planned.options
-        profiles = token_profiles(options.policy is not None, options.kv_layout, _prefill_tokens(planned))
+        profiles = token_profiles(options.policy is not None, options.kv_layout, prefill_tokens(planned))
         names: list[str] = []
         parts = decoder_parts(planned.model, planned.parts, STEM)
         for number, (name, part) in enumerate(parts, start=1):
@@ -222,8 +217,6 @@ class _Build:
             caches = kv_scales(partial, manifest, text.sequences[0], KV_BITS[options.cache_dtype])
             return self._planned_again(partial, options, kv_scales=caches)
         if text := planned.activation_calibration:
-            from l4export.activation_scales import activation_scales
-
             self.on_notice(f"calibrating activations: {text.tokens} tokens of {text.name}")
             onnx = {"target": "onnx", "compute_capabilities": (), "memory_budget": None}
             manifest = self._unscaled(partial, activations=None, calibrate=None, **onnx)
@@ -236,7 +229,7 @@ class _Build:
         graph = f"{STEM}.onnx"
         other = self._planned_again(partial, dataclasses.replace(self.planned.options, dump_ir=None, **changes))
         emit_graph(other.model, other.files, partial, STEM)
-        return _manifest(other, {graph: file_record(partial / graph)}, {})
+        return engine_manifest(other, {graph: file_record(partial / graph)}, {})
 
     def _planned_again(self, partial: Path, options: BuildOptions, **scales: Any) -> BuildPlan:
         """Another graph for the weights that are written."""
@@ -302,99 +295,3 @@ def _listed(changed: list[str]) -> str:
     """The causes: another plan follows from another option."""
     causes = [name for name in changed if name != "plan"] or changed
     return " and ".join(name if name == "l4export" else f"the {name}" for name in causes)
-
-
-def _prefill_tokens(planned: BuildPlan) -> int:
-    """The most tokens of one call."""
-    return min(PREFILL_TOKENS, planned.max_context, _prefill_cut(planned) or PREFILL_TOKENS)
-
-
-def _prefill_cut(planned: BuildPlan) -> int | None:
-    return planned.config.attention_chunk_size if planned.options.kv_layout == "chunked" else None
-
-
-def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLayer, ...]:
-    """Kind and capacity of each layer's cache; caches of `concat` grow without one."""
-    capacities = kv_capacities(config, layout, max_context)
-    return tuple(
-        KVLayer("chunked" if chunked else "full", None if layout == "concat" else capacity)
-        for chunked, capacity in zip(config.chunked_layers, capacities, strict=True)
-    )
-
-
-def _manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str, Any]) -> Manifest:
-    config, options = planned.config, planned.options
-    graph = planned.model.graph
-    return Manifest(
-        generator=generator(),
-        target=options.target,
-        model=config,
-        precision={
-            "weights": options.dtype,
-            "compute": options.dtype,
-            "kv_cache": options.cache_dtype,
-            "activations": options.activations or options.dtype,
-            "quant": _quant(options),
-        },
-        max_context=planned.max_context,
-        kv_layout=options.kv_layout,
-        kv_layers=_kv_layers(config, options.kv_layout, planned.max_context),
-        prefill_max_tokens=_prefill_tokens(planned),
-        prefill_cut=_prefill_cut(planned),
-        inputs=tuple(_interface(value) for value in graph.inputs),
-        outputs=tuple(_interface(value) for value in graph.outputs),
-        parts=_parts(planned),
-        passes=planned.passes,
-        options={
-            "dtype": options.dtype,
-            "kv_layout": options.kv_layout,
-            "kv_dtype": options.cache_dtype,
-            "max_context": planned.max_context,
-            **({"layers": list(options.layers)} if options.layers else {}),
-            **({"policy": options.policy.to_dict()} if options.policy else {}),
-            **({"calibration": planned.calibration.text.to_dict()} if planned.calibration else {}),
-            **({"activations": options.activations} if options.activations else {}),
-            **(
-                {"activation_calibration": _activation_calibration(text)}
-                if (text := planned.activation_calibration)
-                else {}
-            ),
-            **({"kv_calibration": _kv_calibration(planned.kv_calibration)} if planned.kv_calibration else {}),
-            **({"compute_capability": list(capabilities)} if (capabilities := options.compute_capabilities) else {}),
-        },
-        source=source,
-        files=files,
-    )
-
-
-def _parts(planned: BuildPlan) -> tuple[EnginePart, ...]:
-    named = decoder_parts(planned.model, planned.parts, STEM)
-    return tuple(
-        EnginePart(
-            *(layers, f"{name}.onnx", f"{name}.engine"),
-            tuple(map(_interface, part.graph.inputs)),
-            tuple(map(_interface, part.graph.outputs)),
-        )
-        for layers, (name, part) in zip(planned.parts, named, strict=True)
-    )
-
-
-def _kv_calibration(text: CalibrationText) -> dict[str, Any]:
-    return {"text": text.name, **text.to_dict(), "method": METHOD}
-
-
-def _activation_calibration(text: CalibrationText) -> dict[str, Any]:
-    from l4export.activation_scales import METHOD
-
-    return {"text": text.name, **text.to_dict(), "method": METHOD}
-
-
-def _quant(options: BuildOptions) -> str:
-    """The kinds of quantisation in use, such as "int4, int8", or "none"."""
-    return ", ".join(sorted({rule.kind for rule in options.policy.rules})) if options.policy else "none"
-
-
-def _interface(value: ir.Value) -> dict[str, Any]:
-    assert value.dtype is not None and value.shape is not None
-    shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
-    return {"name": str(value.name), "dtype": value.dtype.numpy().name, "shape": shape}

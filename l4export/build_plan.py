@@ -226,6 +226,8 @@ def _check_activations(options: BuildOptions) -> None:
         raise InputError(f"--activations fp8: --target {options.target} has no FP8 products; use onnx or tensorrt-rtx")
     if "fp8" not in {rule.kind for rule in options.policy.rules} if options.policy else True:
         raise InputError("--activations fp8: they are multiplied by FP8 weights alone; add --quant fp8")
+    if options.dtype == "bf16":
+        raise InputError("--activations fp8: their scales are measured in ONNX Runtime, without bf16; use --dtype fp16")
 
 
 def _calibration(checkpoint: Checkpoint, options: BuildOptions) -> CalibrationPlan | None:

@@ -19,8 +19,8 @@ fifth of this. Other providers have other kernels; weights and caches are the sa
 
 from __future__ import annotations
 
-from l4export.build import PREFILL_TOKENS
 from l4export.config import ModelConfig
+from l4export.engine_manifest import PREFILL_TOKENS
 from l4export.engine_size import EngineSize
 from l4export.kv_bytes import kv_capacities
 

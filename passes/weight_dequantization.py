@@ -18,14 +18,17 @@ __all__ = ["WeightDequantization"]
 _SCALES: dict[ir.DataType, Literal["float32", "float16"]] = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "float32",
 }
+"""What the kernels write."""
 
 
 class WeightDequantization(ir.passes.InPlacePass):
     """Replaces float weights by `DequantizeLinear(codes, scales)`, as a policy says; their readers stay.
 
     w' = code * scale in blocks along the contraction, codes INT4, INT8 or FLOAT8E4M3FN around zero, scales above zero
-    and of the weight's own dtype (`positive` schemes of `l4export.quantization.schemes`). Codes lie as the kernels
+    and of the weight's own dtype (`positive` schemes of `l4export.quantization.schemes`; those of bfloat16 are float32
+    constants behind a `Cast`, up to 0.2 % away from what the codes were rounded for). Codes lie as the kernels
     write them, contraction last: [N, K], [E, N, K]. A right operand of `MatMul`, [.., K, N], is their transpose; a
     table that `Gather` reads, [V, K], is as they lie. A matrix with one block a row has a scale per channel, [N].
     The whole weight is dequantised and only then gathered from: TensorRT takes codes nowhere else.
@@ -34,7 +37,7 @@ class WeightDequantization(ir.passes.InPlacePass):
 
     Raises:
         InputError: a policy that contradicts itself, names no weight or asks for zero points; a block size that does
-            not fit; bfloat16, whose scales the kernels cannot write.
+            not fit.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -64,8 +67,6 @@ class WeightDequantization(ir.passes.InPlacePass):
         recipe = swapped(as_recipe(tensor)) if transposed else as_recipe(tensor)
         if not rule.symmetric:
             raise InputError(f"{name}: standard ONNX engines have no zero points; leave `symmetric = false` out")
-        if recipe.dtype not in _SCALES:
-            raise InputError(f"{name}: scales cannot be {recipe.dtype.name.lower()}; quantise with --dtype fp16")
         plain = rule.scheme(name, recipe.dims[-1])
         scheme = dataclasses.replace(plain, scale_dtype=_SCALES[recipe.dtype], positive=True)
         quantized = QuantizedWeight(recipe, scheme)
@@ -75,7 +76,10 @@ class WeightDequantization(ir.passes.InPlacePass):
         if last == 1 and scales.dims[-1] == 1:
             scales, cut = quantized.scales_as(recipe.dims[0]), {"axis": 0}
         parts = [b.initializer(quantized.codes, f"{name}.codes"), b.initializer(scales, f"{name}.scales")]
-        value = b.op("DequantizeLinear", *parts, name=f"{name}/DequantizeLinear", **cut)
+        codes, scale = parts
+        if scale.dtype != recipe.dtype:
+            scale = b.op("Cast", scale, to=int(recipe.dtype), name=f"{name}.scales/Cast")
+        value = b.op("DequantizeLinear", codes, scale, name=f"{name}/DequantizeLinear", **cut)
         if transposed:
             value = b.op("Transpose", value, name=f"{name}/Transpose", perm=[*range(last - 1), last, last - 1])
         value.type, value.shape = weight.type, weight.shape

@@ -309,6 +309,10 @@ def test_only_inputs_of_fp8_weights_are_rounded(workshop: Workshop) -> None:
         ({"target": "ort-cpu"}, "--target ort-cpu has no FP8 products; use onnx or tensorrt-rtx"),
         ({"policy": None}, "FP8 weights alone; add --quant fp8"),
         ({"policy": standard_policy("int4")}, "FP8 weights alone; add --quant fp8"),
+        (
+            {"target": "tensorrt-rtx", "compute_capabilities": ("8.9",), "dtype": "bf16"},
+            "without bf16; use --dtype fp16",
+        ),
         ({"activations": "int8"}, "--activations int8 is not fp8"),
         ({"activations": None, "calibrate": Path("text")}, "--calibrate: weights for --target onnx are rounded"),
         ({"calibrate": Path("nowhere.txt")}, "--calibrate nowhere.txt: no such file"),

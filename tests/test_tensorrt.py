@@ -15,10 +15,12 @@ import onnxruntime as ort
 import pytest
 from conftest import VARIANTS, Workshop
 from onnx import TensorProto, helper
+from safetensors.numpy import load_file
 
 from l4export import runtimes, tensorrt_compile, tensorrt_engine
 from l4export.build import BuildOptions, build, plan_build
 from l4export.cli import main
+from l4export.dequantized import dequantized_weights
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.manifest import verify
 from l4export.policy import standard_policy
@@ -51,6 +53,7 @@ def options(quant: str = "none", dtype: str = "fp16", layout: str = "static", **
         ("maverick-top2", "fp8", "fp16", "chunked"),
         ("mobile", "none", "bf16", "static"),
         ("guard", "int8", "fp32", "static"),
+        ("maverick", "int4", "bf16", "chunked"),
     ],
 )
 def test_engines_are_compiled(
@@ -132,6 +135,26 @@ def test_what_onnxruntime_refuses_is_only_the_attribute(workshop: Workshop, tmp_
     np.testing.assert_array_equal(logits, expected)
 
 
+@pytest.mark.parametrize("quant", QUANTIZATIONS[1:])
+def test_scales_are_bfloat16_where_activations_are(workshop: Workshop, tmp_path: Path, quant: str) -> None:
+    """Codes times rounded scales: half a step and 2^-8 of the value away from the checkpoint's weights at most."""
+    checkpoint = workshop.checkpoint("scout")
+    fast = options(quant, "bf16", compute_capabilities=("8.9",), layers=(0, 1))
+    build(checkpoint, tmp_path / "e", fast)
+    weights = load_file(checkpoint / "model.safetensors")
+    graph = ir.load(tmp_path / "e" / "decoder.onnx").graph
+    nodes = [node for node in graph if node.op_type == "DequantizeLinear"]
+    found = dict(dequantized_weights(tmp_path / "e"))
+    assert len(nodes) == len(found)
+    for node, (name, values) in zip(nodes, found.items(), strict=True):
+        cast = node.inputs[1].producer()  # type: ignore[union-attr]
+        assert cast is not None and cast.attributes.get_int("to") == ir.DataType.BFLOAT16
+        scales = cast.inputs[0].const_value.numpy()  # type: ignore[union-attr]
+        step = scales.max() * (32 if quant == "fp8" else 1)  # between 256 and 448 fp8 has steps of 32
+        assert np.abs(values - weights[name]).max() <= step / 2 + np.abs(weights[name]).max() / 256
+        assert (values != 0).any()
+
+
 def test_profiles_cover_what_a_session_feeds(workshop: Workshop) -> None:
     planned = plan_build(workshop.checkpoint("scout"), options(layout="chunked"))
     ranges = tensorrt_engine.token_profiles(True, "chunked", 16)
@@ -158,7 +181,6 @@ def test_profiles_cover_what_a_session_feeds(workshop: Workshop) -> None:
         ({"compute_capabilities": ("7.5",), "policy": standard_policy("int4")}, "7.5 has no int4"),
         ({"compute_capabilities": ("7.5",), "dtype": "bf16"}, "7.5 has no bf16"),
         ({"kv_layout": "concat"}, "updates caches in place"),
-        ({"dtype": "bf16", "policy": standard_policy("int4")}, "scales cannot be bfloat16"),
         ({"target": "onnx"}, "--compute-capability is for --target tensorrt-rtx"),
         ({"target": "tensorrt"}, "--compute-capability is for --target tensorrt-rtx"),
     ],

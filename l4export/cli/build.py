@@ -94,7 +94,7 @@ class _Interrupted(L4Error):
 @click.option(
     "--memory-budget",
     metavar="SIZE",
-    callback=lambda *a: parse_size("--memory-budget", a[2]) if a[2] else None,
+    callback=lambda *a: None if a[2] is None else parse_size("--memory-budget", a[2]),
     help="Memory for weights on their way, as 512MB, 2GiB or 1.5G, and for compiling: an engine that takes more is cut "
     "into several.  [default: 512MiB; one engine]",
 )
