@@ -9,6 +9,7 @@ import pytest
 from conftest import LAYOUTS, VARIANTS, Workshop, assert_close, random_ids
 
 from l4export.errors import InputError
+from l4export.runtimes.host_cache import HostCache
 from l4export.runtimes.kv_cache import Call
 from l4export.runtimes.session import Session
 
