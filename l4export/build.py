@@ -218,7 +218,7 @@ class _Build:
             return self._planned_again(partial, options, kv_scales=caches)
         if text := planned.activation_calibration:
             self.on_notice(f"calibrating activations: {text.tokens} tokens of {text.name}")
-            onnx = {"target": "onnx", "compute_capabilities": (), "memory_budget": None}
+            onnx = {"target": "onnx", "compute_capabilities": ()}
             manifest = self._unscaled(partial, activations=None, calibrate=None, **onnx)
             inputs = activation_scales(partial, manifest, text.sequences[0])
             return self._planned_again(partial, options, activation_scales=inputs)

@@ -293,6 +293,18 @@ def test_the_same_scales_whatever_compiles_the_graph(workshop: Workshop, tmp_pat
     assert manifest.files["decoder.engine"].bytes > 1_000_000
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["static", "chunked"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_engines_of_every_variant_are_compiled(
+    workshop: Workshop, tmp_path: Path, ids_file: Path, variant: str, layout: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    rtx = {"target": "tensorrt-rtx", "compute_capabilities": ("8.9", "12.0", "12.1"), "dtype": "fp16"}
+    manifest = build(workshop.checkpoint(variant), tmp_path / "e", options(kv_layout=layout, calibrate=ids_file, **rtx))
+    assert manifest.files["decoder.engine"].bytes > 1_000_000
+
+
 INT4 = Rule(("model.layers.*.experts.*_proj",), "int4")
 MIXED = Policy((INT4, Rule(("model.layers.*_proj.weight",), "fp8")))
 
