@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from l4export.kv_scales import pieces
 from l4export.manifest import Manifest
 from l4export.passes.activation_quantization import Product, fp8_products
 from l4export.quantization.schemes import FP8_MAX
+from l4export.runtimes.host_cache import new_host_cache
 from l4export.runtimes.session import Session
 
 __all__ = ["METHOD", "activation_scales"]
@@ -50,7 +52,7 @@ def activation_scales(engine_path: Path, manifest: Manifest, token_ids: Sequence
     names = {weight: _observe(model.graph, alike) for weight, alike in products.items()}
     inference = TappedInference(engine_path, model, list(names.values()))
     capacity = min(manifest.max_context, len(token_ids))
-    session = Session(inference, manifest, 1, capacity)
+    session = Session(partial(new_host_cache, inference), manifest, 1, capacity)
     for start in range(0, len(token_ids), capacity):
         session.reset()
         sequence = token_ids[start : start + capacity]

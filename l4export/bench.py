@@ -47,12 +47,14 @@ class BenchReport:
     does not tell.
 
     `decode_bandwidth_share` is `decode_tokens_per_second` x `decode_weight_bytes` / `read_bandwidth`; see
-    `decode_weight_bytes` and `read_bandwidth` of this module for the last two.
+    `decode_weight_bytes` and `read_bandwidth` of this module for the last two. `threads`, `read_bandwidth` and the
+    share are of this machine's CPU, and None where a GPU computes.
     """
 
     engine: str
+    provider: str
     precision: dict[str, str]
-    threads: int
+    threads: int | None
     prefill_tokens: int
     decode_tokens: int
     repeats: int
@@ -67,8 +69,8 @@ class BenchReport:
     resident_peak_bytes: int | None
     weight_bytes: int
     decode_weight_bytes: int
-    read_bandwidth: float
-    decode_bandwidth_share: float
+    read_bandwidth: float | None
+    decode_bandwidth_share: float | None
 
     def to_json(self) -> str:
         """The report as a JSON document."""
@@ -116,15 +118,17 @@ def bench_engine(
         first_token.append(first)
         decoding.append(rest)
     memory = _memory()
-    say("measuring the machine's read bandwidth")
-    used = _threads(engine)
-    bandwidth = read_bandwidth(used)
+    bandwidth = None
+    if engine.threads is not None:
+        say("measuring the machine's read bandwidth")
+        bandwidth = read_bandwidth(engine.threads)
     speed = decode / statistics.median(decoding)
     total, needed = _weight_bytes(engine)
     return BenchReport(
         engine=str(path),
+        provider=engine.provider,
         precision=engine.manifest.precision,
-        threads=used,
+        threads=engine.threads,
         prefill_tokens=prefill,
         decode_tokens=decode,
         repeats=repeats,
@@ -140,7 +144,7 @@ def bench_engine(
         weight_bytes=total,
         decode_weight_bytes=needed,
         read_bandwidth=bandwidth,
-        decode_bandwidth_share=speed * needed / bandwidth,
+        decode_bandwidth_share=None if bandwidth is None else speed * needed / bandwidth,
     )
 
 
@@ -197,10 +201,6 @@ def _run(session: Session, ids: NDArray[np.int64], prefill: int) -> tuple[float,
     for at in range(prefill, len(ids)):
         session.append(ids[at : at + 1], last_only=True).argmax()
     return first - began, time.perf_counter() - first
-
-
-def _threads(engine: Engine) -> int:
-    return int(engine.inference.get_session_options().intra_op_num_threads)
 
 
 def _weight_bytes(engine: Engine) -> tuple[int, int]:

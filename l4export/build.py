@@ -152,7 +152,7 @@ class _Build:
         options = planned.options
         if options.target in MODULES:
             return self._compile(partial, planned)
-        if options.kv_layout not in GENAI_LAYOUTS:
+        if options.kv_layout not in GENAI_LAYOUTS or options.target == "ort-cuda":
             return []
         tokens, fp8 = prefill_tokens(planned), options.activations is not None
         text = genai_config(planned.config, options.kv_layout, planned.max_context, tokens, fp8)

@@ -23,6 +23,7 @@ from l4export.emission import DEFAULT_BUDGET, check_budget
 from l4export.engine_parts import LayerRange, layer_ranges
 from l4export.errors import InputError, StorageError
 from l4export.kv_bytes import KV_DTYPES
+from l4export.ort_cuda import check_cuda_graph, check_cuda_options
 from l4export.pipeline import KV_BITS, TARGETS, PipelineOptions, run_pipeline
 from l4export.placement import DataFile, plan
 from l4export.policy import Policy
@@ -166,6 +167,8 @@ def plan_build(
         activation_scales=activation_scales,
     )
     passes = run_pipeline(model, pipeline_options, _dumper(options.dump_ir))
+    if options.target == "ort-cuda":
+        check_cuda_graph(model)
     if calibration and not calibration.schemes:
         raise InputError("--calibrate: no weight of a layer is quantised to integers; add --quant int4 or int8")
     model.producer_name, model.producer_version = "l4export", __version__
@@ -201,13 +204,15 @@ def _check(options: BuildOptions) -> None:
 def _check_target(options: BuildOptions) -> None:
     """What a target has no operator or no kernel for."""
     target = options.target
+    if target == "ort-cuda":
+        check_cuda_options(options.dtype, options.policy)
     if target in {"ort-cpu", "onnx"} and options.dtype == "bf16":
         raise InputError("--dtype bf16: ONNX Runtime's CPU provider has no bfloat16 MatMul; use fp32 or fp16")
     if target != "ort-cpu" and options.kv_layout == "concat":
         raise InputError(f"--kv-layout concat: --target {target} updates caches in place: static, chunked")
     if target != "ort-cpu" and options.cache_dtype != options.dtype:
         raise InputError(f"--kv-dtype {options.cache_dtype}: caches of --target {target} are of --dtype; leave it out")
-    if target != "ort-cpu" and options.calibrate is not None and not options.activations:
+    if not target.startswith("ort-") and options.calibrate is not None and not options.activations:
         raise InputError(f"--calibrate: weights for --target {target} are rounded to nearest; leave it out")
     if options.activations:
         _check_activations(options)
@@ -220,8 +225,8 @@ def _check_target(options: BuildOptions) -> None:
 def _check_activations(options: BuildOptions) -> None:
     if options.activations != "fp8":
         raise InputError(f"--activations {options.activations} is not fp8")
-    if options.target == "ort-cpu":
-        raise InputError("--activations fp8: --target ort-cpu has no FP8 products; use onnx or tensorrt-rtx")
+    if options.target.startswith("ort-"):
+        raise InputError(f"--activations fp8: --target {options.target} has no FP8 products; use onnx or tensorrt-rtx")
     if "fp8" not in {rule.kind for rule in options.policy.rules} if options.policy else True:
         raise InputError("--activations fp8: they are multiplied by FP8 weights alone; add --quant fp8")
     if options.dtype == "bf16":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.manifest import Manifest
+from l4export.runtimes.host_cache import new_host_cache
 from l4export.runtimes.session import Session
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def tap_engine(engine: Path, manifest: Manifest, pieces: Sequence[NDArray[np.int
     hidden = [f"/layers.{layer}/mlp_residual" for layer in range(config.num_hidden_layers)]
     routers = [f"/layers.{layer}/moe/router/MatMul" for layer in config.moe_layers]
     inference = TappedInference(engine, ir.load(engine / "decoder.onnx"), [*hidden, *routers])
-    session = Session(inference, manifest, 1, sum(map(len, pieces)))
+    session = Session(partial(new_host_cache, inference), manifest, 1, sum(map(len, pieces)))
     logits = np.concatenate([session.append(piece)[0] for piece in pieces])
     count = len(logits)
     caches = {

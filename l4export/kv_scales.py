@@ -46,11 +46,11 @@ def kv_scales(
         InputError: a key or value that is not finite.
         EnvironmentLacks: onnxruntime is missing.
     """
-    from l4export.runtimes.engine import Engine
     from l4export.runtimes.kv_cache import CacheSpec
+    from l4export.runtimes.onnxruntime_engine import OnnxRuntimeEngine
 
     capacity = min(manifest.max_context, len(token_ids))
-    session = Engine(engine_path, manifest).session(capacity=capacity)
+    session = OnnxRuntimeEngine(engine_path, manifest).session(capacity=capacity)
     names = CacheSpec.of(manifest).past
     rotated = {f"past_key_values.{layer}.key" for layer, rope in enumerate(manifest.model.rope_layers) if rope}
     largest: dict[str, NDArray[np.float32]] = {}

@@ -107,12 +107,18 @@ def check_layers(
     the logits, `top1_agreement` of every layer's choice of experts and of the logits. Otherwise as `check_parity`.
 
     Raises:
-        InputError: lengths beyond the engine's context, unknown thresholds, an engine of another architecture.
+        InputError: lengths beyond the engine's context, unknown thresholds, an engine of another architecture, one that
+            is not for a CPU.
         CheckFailed: a layer departs and the logits are not finite.
         EnvironmentLacks: torch, transformers or onnxruntime is missing.
     """
     say = on_step or (lambda _: None)
     manifest = load_manifest(engine_path)
+    if manifest.target not in {"ort-cpu", "onnx"}:
+        raise InputError(
+            f"--stream: layers are compared on ONNX Runtime's CPU, and {engine_path} is for {manifest.target}: "
+            "build one with --target ort-cpu or onnx"
+        )
     if "greedy_prefix" in (thresholds or {}):
         raise InputError("--threshold greedy_prefix: nothing is generated with --stream; leave one of them out")
     if manifest.precision["activations"] == "fp8":

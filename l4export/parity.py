@@ -78,12 +78,14 @@ class LogitComparison:
 class ParityReport:
     """The verdict on an engine: `passed`, the figures, and the thresholds they were held against.
 
+    `provider` is what executed the engine: an execution provider of ONNX Runtime, or TensorRT and its GPU.
     `greedy_prefix` is the share of the greedy continuation, of `greedy_tokens` tokens, before the first departure.
     With `greedy_ended_at_near_tie` that departure was between two nearly tied tokens, which is no failure, but nothing
     can be said of the tokens after it.
     """
 
     engine: str
+    provider: str
     reference: str
     prefill_tokens: int
     decode_tokens: int
@@ -155,6 +157,7 @@ def check_parity(
     seed: int = 0,
     dequantized: bool = False,
     on_step: Callable[[str], None] | None = None,
+    provider: str | None = None,
 ) -> ParityReport:
     """Run engine and reference on the same tokens and compare.
 
@@ -165,6 +168,7 @@ def check_parity(
     A quantised engine is judged twice: against the checkpoint's weights (its quality; nothing is demanded unless
     `thresholds` say so), and with `dequantized` against a reference that uses the engine's own weights, dequantised:
     that one is tight where activations are not rounded to int8 (to fp8 the reference rounds them too).
+    `provider` as `l4export.runtimes.load`.
 
     Raises:
         InputError: lengths beyond the engine's context, unknown thresholds, an engine of another architecture.
@@ -175,7 +179,7 @@ def check_parity(
 
     say = on_step or (lambda _: None)
     say("loading the engine")
-    engine = runtimes.load(engine_path)
+    engine = runtimes.load(engine_path, provider=provider)
     manifest = engine.manifest
     limits = thresholds_for(manifest, thresholds or {}, prefill, decode, dequantized)
     say("loading the reference")
@@ -201,6 +205,7 @@ def check_parity(
     matched, tied = _greedy_prefix(engine, reference, ids[:prefill].tolist(), decode, accepted)
     report = ParityReport(
         engine=str(engine_path),
+        provider=engine.provider,
         reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}",
         prefill_tokens=prefill,
         decode_tokens=decode,

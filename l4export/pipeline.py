@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from l4export.policy import Policy
 
 __all__ = ["KV_BITS", "KV_FLOATS", "TARGETS", "PipelineOptions", "pass_name", "pipeline", "run_pipeline"]
 
-TARGETS = ("ort-cpu", "onnx", "tensorrt-rtx", "tensorrt")
+TARGETS = ("ort-cpu", "ort-cuda", "onnx", "tensorrt-rtx", "tensorrt")
 KV_FLOATS = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 KV_BITS = {"int8": 8, "int4": 4}
 
@@ -45,6 +46,7 @@ def pipeline(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
     """The passes from the reference graph to the target's. Every graph on the way can be run, but TensorRT's last."""
     lowerings = {
         "ort-cpu": _to_onnxruntime,
+        "ort-cuda": _to_cuda,
         "onnx": _to_standard_onnx,
         "tensorrt-rtx": _to_tensorrt,
         "tensorrt": _to_tensorrt,
@@ -79,6 +81,21 @@ def _to_onnxruntime(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
         # weights in fewer bits, as the policy says
         *([passes.WeightQuantization(options.policy, options.calibration)] if options.policy else []),
         *([passes.ProjectionPacking()] if options.policy else []),
+    ]
+
+
+def _to_cuda(options: PipelineOptions) -> list[ir.passes.InPlacePass]:
+    """ONNX Runtime's fused operators, in the forms that its CUDA provider has.
+
+    Its kernels leave activations as they are, so a CPU that executes the graph in their place is told to do the same.
+    """
+    exact = options.policy and dataclasses.replace(options.policy, accuracy_level=1)
+    return [
+        *_to_onnxruntime(dataclasses.replace(options, policy=exact)),
+        # expert weights in the order of every provider
+        passes.RawExpertWeights(),
+        # bad input is refused by the runtime, not by the graph
+        passes.RuntimeChecks(),
     ]
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import onnx_ir as ir
 
 from l4export.errors import EnvironmentLacks, InputError, L4Error, StorageError
+from l4export.tensorrt_engine import check_version
+from l4export.tensorrt_logger import new_logger
 
 __all__ = ["compile_graph", "main", "profile_shapes"]
 
@@ -40,7 +42,7 @@ def compile_graph(
 ) -> None:
     """As `l4export.tensorrt_engine.compile_engine`, in this process."""
     trt = _loaded(module)
-    logger = _logger(trt)
+    logger = new_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network()
     parser = trt.OnnxParser(network, logger)
@@ -49,11 +51,9 @@ def compile_graph(
             _report(f"{module} {trt.__version__}", [parser.get_error(i) for i in range(parser.num_errors)])
         )
     config = builder.create_builder_config()
-    if capabilities:  # else for this machine's GPU
-        config.num_compute_capabilities = len(capabilities)
-    for index, capability in enumerate(capabilities):
-        name = f"SM{capability.replace('.', '')}"
-        config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 is float32, not 10 bits of it
+    if capabilities:
+        _compile_for(trt, config, capabilities)
     inputs = ir.load(onnx_path).graph.inputs
     for tokens in profiles:
         shapes = profile_shapes(inputs, tokens)
@@ -70,6 +70,14 @@ def compile_graph(
         target.write_bytes(memoryview(engine))
     except OSError as error:
         raise StorageError(f"{target}: {error.strerror}; make room") from error
+
+
+def _compile_for(trt: Any, config: Any, capabilities: Sequence[str]) -> None:
+    """The one thing that TensorRT for RTX has and TensorRT, which compiles for this machine's GPU, has not."""
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        name = f"SM{capability.replace('.', '')}"
+        config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
 
 
 def profile_shapes(inputs: Iterable[ir.Value], tokens: tuple[int, ...]) -> dict[str, Corners]:
@@ -95,24 +103,11 @@ def _corners(value: ir.Value, ranges: Mapping[str, tuple[int, ...]]) -> Corners:
 
 def _loaded(module: str) -> Any:
     try:
-        return importlib.import_module(module)
+        trt = importlib.import_module(module)
     except (ImportError, OSError) as error:
         raise EnvironmentLacks(f"{module} cannot be loaded ({_clean(str(error))}); install it again") from error
-
-
-def _logger(trt: Any) -> Any:
-    """Keeps errors, prints nothing."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in {trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR}:
-                self.errors.append(message)
-
-    return Logger()
+    check_version(trt)
+    return trt
 
 
 def _report(parser: str, errors: Sequence[Any]) -> str:

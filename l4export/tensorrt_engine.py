@@ -6,15 +6,16 @@ the GPU of the machine.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from l4export.available_memory import available_memory
+from l4export.cuda_driver import open_driver
 from l4export.errors import EnvironmentLacks, InputError, L4Error, StorageError
 from l4export.policy import Policy
 
@@ -24,7 +25,9 @@ __all__ = [
     "TokenRange",
     "check_capabilities",
     "check_memory",
+    "check_package",
     "check_tensorrt",
+    "check_version",
     "compile_bytes",
     "compile_engine",
     "token_profiles",
@@ -53,7 +56,11 @@ _PROCESS_BYTES = 500 << 20
 _COST = 3
 """Bytes of memory for each of weights: the mapped data files, TensorRT's copy, the engine."""
 
-_INSTALL = {"tensorrt-rtx": "pip install 'l4export[tensorrt-rtx]'", "tensorrt": "install TensorRT 11 from NVIDIA"}
+_TYPED_SINCE = 11
+_INSTALL = {
+    "tensorrt-rtx": "pip install 'l4export[tensorrt-rtx]'",
+    "tensorrt": f"install TensorRT {_TYPED_SINCE} from NVIDIA",
+}
 
 _ERRORS = {error.exit_code: error for error in (InputError, EnvironmentLacks, StorageError)}
 
@@ -83,21 +90,28 @@ def check_tensorrt(target: str) -> None:
         EnvironmentLacks: no driver, no GPU, or no package; and what to install.
     """
     if target == "tensorrt":
-        _check_gpu()
+        open_driver("--target tensorrt compiles for the GPU of this machine", "use --target tensorrt-rtx")
+    check_package(target)
+
+
+def check_package(target: str) -> None:
+    """Whether TensorRT is installed.
+
+    Raises:
+        EnvironmentLacks: it is not; and what to install.
+    """
     if importlib.util.find_spec(MODULES[target]) is None:
         raise EnvironmentLacks(f"--target {target} needs the Python package {MODULES[target]}: {_INSTALL[target]}")
 
 
-def _check_gpu() -> None:
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        raise EnvironmentLacks(
-            "--target tensorrt compiles for the GPU of this machine, and there is no NVIDIA driver (libcuda.so.1): "
-            "install it, or use --target tensorrt-rtx"
-        ) from error
-    if code := driver.cuInit(0):
-        raise EnvironmentLacks(f"--target tensorrt: the NVIDIA driver finds no GPU (CUDA error {code})")
+def check_version(trt: Any) -> None:
+    """Whether a loaded module takes a graph's types as they are: TensorRT before 11 chooses other ones for itself.
+
+    Raises:
+        EnvironmentLacks: an older TensorRT.
+    """
+    if trt.__name__ == "tensorrt" and int(trt.__version__.partition(".")[0]) < _TYPED_SINCE:
+        raise EnvironmentLacks(f"tensorrt {trt.__version__} is older than {_TYPED_SINCE}: {_INSTALL['tensorrt']}")
 
 
 def check_memory(weights: int) -> None:

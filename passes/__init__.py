@@ -14,6 +14,7 @@ from l4export.passes.kv_cache_layout import KVCacheLayout
 from l4export.passes.kv_cache_quantization import KVCacheQuantization
 from l4export.passes.projection_packing import ProjectionPacking
 from l4export.passes.qk_norm_before_rotary import QKNormBeforeRotary
+from l4export.passes.raw_expert_weights import RawExpertWeights
 from l4export.passes.remove_unused import RemoveUnused
 from l4export.passes.required_inputs import RequiredInputs
 from l4export.passes.runtime_checks import RuntimeChecks
@@ -36,6 +37,7 @@ __all__ = [
     "KVCacheQuantization",
     "ProjectionPacking",
     "QKNormBeforeRotary",
+    "RawExpertWeights",
     "RemoveUnused",
     "RequiredInputs",
     "RuntimeChecks",

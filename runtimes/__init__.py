@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from l4export.errors import EnvironmentLacks, InputError
+from l4export.errors import InputError
 from l4export.manifest import load_manifest
 from l4export.manifest import verify as verified
 
@@ -22,26 +22,30 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(path: str | Path, threads: int | None = None, verify: bool = False) -> Engine:
+def load(path: str | Path, threads: int | None = None, verify: bool = False, provider: str | None = None) -> Engine:
     """Open an engine directory with the runtime of its target.
 
-    `threads` is the number of threads of one call; None means one a core. The sizes of all files are checked, and the
-    digests of those up to 64 MiB; with `verify` every byte is, which takes as long as reading the engine.
+    `threads` is the number of threads of one call on a CPU; None means one a core. The sizes of all files are checked,
+    and the digests of those up to 64 MiB; with `verify` every byte is, which takes as long as reading the engine.
+
+    An engine is executed by what it was built for, or not at all. `provider="cpu"` is for the numbers of an `ort-cuda`
+    engine where there is no GPU.
 
     Raises:
         CheckFailed: with `verify`, a file that differs from the manifest.
         InputError: not an engine, a file that is missing or damaged, a target this version cannot run.
-        EnvironmentLacks: a package or an execution provider is missing.
+        EnvironmentLacks: a package, an execution provider, a driver or a GPU is missing.
     """
     directory = Path(path)
     manifest = verified(directory) if verify else load_manifest(directory)
+    if provider not in {None, "cpu"} or (provider == "cpu" and not manifest.target.startswith("ort-")):
+        raise InputError(f"{directory}: cannot be executed by {provider!r}: it is for {manifest.target}")
     if manifest.target in {"tensorrt-rtx", "tensorrt"}:
-        raise EnvironmentLacks(
-            f"{directory}: a TensorRT engine needs an NVIDIA GPU and a program that drives it; "
-            "build with --target onnx to run the same graph on a CPU"
-        )
-    if manifest.target not in {"ort-cpu", "onnx"}:
-        raise InputError(f"{directory}: target {manifest.target!r} has no runtime in this l4export; upgrade it")
-    from l4export.runtimes.engine import Engine
+        from l4export.runtimes.tensorrt import TensorRTEngine
 
-    return Engine(directory, manifest, threads)
+        return TensorRTEngine(directory, manifest)
+    if manifest.target not in {"ort-cpu", "ort-cuda", "onnx"}:
+        raise InputError(f"{directory}: target {manifest.target!r} has no runtime in this l4export; upgrade it")
+    from l4export.runtimes.onnxruntime_engine import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(directory, manifest, threads, "ort-cpu" if provider == "cpu" else manifest.target)

@@ -1,42 +1,50 @@
-"""An engine on ONNX Runtime: the loaded graph, sessions on it, and generation."""
+"""What every runtime's engine can do: sessions on the loaded decoder, and generation."""
 
 from __future__ import annotations
 
-import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from l4export.errors import EnvironmentLacks, InputError
+from l4export.errors import InputError
 from l4export.manifest import Manifest, file_record
+from l4export.runtimes.kv_cache import KVCache
 from l4export.runtimes.sampling import Sampler
 from l4export.runtimes.saved_session import load_session
 from l4export.runtimes.session import Session
 from l4export.runtimes.text import TextCodec
 
-if TYPE_CHECKING:
-    import onnxruntime
+__all__ = ["DECODER", "Engine"]
 
-__all__ = ["Engine"]
-
-_DECODER = "decoder.onnx"
-_PROVIDER = "CPUExecutionProvider"
+DECODER = "decoder.onnx"
 _DIGEST_LIMIT = 64 << 20
 
 
-class Engine:
+class Engine(ABC):
     """A decoder that is loaded once and shared by any number of sessions. Made by `l4export.runtimes.load`."""
 
-    def __init__(self, directory: Path, manifest: Manifest, threads: int | None = None) -> None:
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.directory = directory
         self.manifest = manifest
         self.config = manifest.model
         _check_files(directory, manifest)
-        self.inference = _inference_session(directory / _DECODER, threads, manifest.precision["activations"] == "fp8")
-        _check_interface(self.inference, manifest, directory)
+
+    @property
+    @abstractmethod
+    def provider(self) -> str:
+        """What executes the decoder, as a report should name it."""
+
+    @property
+    @abstractmethod
+    def threads(self) -> int | None:
+        """Threads of this machine's CPU that one call uses; None where a GPU computes."""
+
+    @abstractmethod
+    def new_cache(self, manifest: Manifest, batch: int, capacity: int) -> KVCache:
+        """An empty cache for `batch` rows of up to `capacity` tokens, and the calls on it."""
 
     @cached_property
     def text(self) -> TextCodec | None:
@@ -53,7 +61,7 @@ class Engine:
             InputError: a batch below 1, a capacity outside 1 .. `max_context`, a start outside 0 .. `max_context` - 1,
                 or buffers that do not fit into memory.
         """
-        return Session(self.inference, self.manifest, batch, capacity, start)
+        return Session(self.new_cache, self.manifest, batch, capacity, start)
 
     def load_session(self, path: str | Path) -> Session:
         """The session that `Session.save` wrote, to go on with.
@@ -62,7 +70,7 @@ class Engine:
             InputError: no such file, one that is damaged, or one that another engine has saved.
             StorageError: reading failed.
         """
-        return load_session(Path(path), self.inference, self.manifest)
+        return load_session(Path(path), self.new_cache, self.manifest)
 
     def generate(
         self,
@@ -128,8 +136,8 @@ class Engine:
 
 def _check_files(directory: Path, manifest: Manifest) -> None:
     """Sizes of all files, digests of the small ones (the graph and the tokenizer among them)."""
-    if _DECODER not in manifest.files:
-        raise InputError(f"{directory}: the manifest lists no {_DECODER}; build the engine again")
+    if DECODER not in manifest.files:
+        raise InputError(f"{directory}: the manifest lists no {DECODER}; build the engine again")
     for name, record in manifest.files.items():
         path = directory / name
         if not path.is_file():
@@ -139,38 +147,3 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
             raise InputError(f"{path}: {size} bytes instead of {record.bytes}; build or copy the engine again")
         if size <= _DIGEST_LIMIT and file_record(path).sha256 != record.sha256:
             raise InputError(f"{directory}: {name} has been changed; build or copy the engine again")
-
-
-def _check_interface(inference: onnxruntime.InferenceSession, manifest: Manifest, directory: Path) -> None:
-    """The graph's own inputs and outputs are those that the manifest tells of."""
-    declared = [[value["name"], list(value["shape"])] for value in (*manifest.inputs, *manifest.outputs)]
-    values = (*inference.get_inputs(), *inference.get_overridable_initializers(), *inference.get_outputs())
-    if sorted(declared) != sorted([value.name, list(value.shape)] for value in values):
-        raise InputError(f"{directory}: manifest.json and {_DECODER} tell of different inputs; build the engine again")
-
-
-def _inference_session(decoder: Path, threads: int | None, fp8_activations: bool) -> onnxruntime.InferenceSession:
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise EnvironmentLacks("running an engine needs onnxruntime: pip install 'l4export[cpu]'") from error
-    options: Any = ort.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised, and told in one line by whoever asked
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    # The rest are ONNX Runtime's defaults, each measured against its alternative. Weights stay mapped from the data
-    # files; only what a kernel packs for itself is copied, and its original is then no longer resident. Without packing
-    # INT4 decodes a hundred times slower; packing in parallel doubles the peak; sleeping instead of spinning costs a
-    # sixth of the speed on an idle machine.
-    # The exception: should a DequantizeLinear and a product be fused, activations must stay as they are.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    if fp8_activations:
-        # Products between codes would be fused into operators for integers, which do not take FP8.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    try:
-        session = ort.InferenceSession(str(decoder), options, providers=[_PROVIDER])
-    except Exception as error:
-        detail = " ".join(str(error).split())[:300]
-        raise InputError(f"{decoder}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
-    if session.get_providers()[0] != _PROVIDER:
-        raise EnvironmentLacks(f"ONNX Runtime gave {session.get_providers()[0]} instead of {_PROVIDER}")
-    return session

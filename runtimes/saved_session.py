@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,8 @@ from l4export.checkpoint.safetensors import ARRAY_DTYPES, parse_json_object
 from l4export.errors import InputError, StorageError
 from l4export.manifest import Manifest
 from l4export.runtimes.chunks import Chunks
-from l4export.runtimes.kv_cache import CacheSpec
+from l4export.runtimes.kv_cache import CacheSpec, NewCache
 from l4export.runtimes.session import Session, SessionState
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 __all__ = ["load_session", "save_session"]
 
@@ -63,7 +60,7 @@ def save_session(session: Session, path: Path) -> None:
         raise StorageError(f"{path}: cannot be written ({error.strerror}); check the path and permissions") from error
 
 
-def load_session(path: Path, inference: onnxruntime.InferenceSession, manifest: Manifest) -> Session:
+def load_session(path: Path, new_cache: NewCache, manifest: Manifest) -> Session:
     """A session as it was saved; see `Engine.load_session`."""
     file, spec = TensorFile(path), CacheSpec.of(manifest)
     if file.metadata.get("format") != _FORMAT:
@@ -81,7 +78,7 @@ def load_session(path: Path, inference: onnxruntime.InferenceSession, manifest: 
     if _digest(text, arrays) != file.metadata.get("sha256"):
         raise _damaged(path, "its digest is another")
     tokens = [arrays[at : at + len(spec.names)] for at in range(0, len(arrays), len(spec.names))]
-    return Session.restored(inference, manifest, state, tokens)
+    return Session.restored(new_cache, manifest, state, tokens)
 
 
 def _state(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,7 @@ from numpy.typing import NDArray
 from l4export.errors import InputError, L4Error
 from l4export.manifest import Manifest
 from l4export.runtimes.chunks import Chunks
-from l4export.runtimes.kv_cache import Call, new_cache
-
-if TYPE_CHECKING:
-    import onnxruntime
+from l4export.runtimes.kv_cache import Call, NewCache
 
 __all__ = ["Session", "SessionState", "TokenIds"]
 
@@ -49,7 +46,7 @@ class Session:
 
     def __init__(
         self,
-        inference: onnxruntime.InferenceSession,
+        new_cache: NewCache,
         manifest: Manifest,
         batch: int,
         capacity: int | None = None,
@@ -66,14 +63,14 @@ class Session:
             raise InputError(f"a start of {start}: this engine has positions 0 to {limit - 1} (--max-context)")
         self.capacity = capacity or limit - int(self.starts.min())
         self.lengths = np.zeros(batch, dtype=np.int64)
-        self._inference = inference
+        self._new_cache = new_cache
         self.manifest = manifest
         self._limit = limit
         self._vocab = manifest.model.vocab_size
         self._piece = manifest.prefill_max_tokens
         self._chunks = Chunks(manifest.prefill_cut, self.starts)
         try:
-            self._cache = new_cache(inference, manifest, batch, self.capacity)
+            self._cache = new_cache(manifest, batch, self.capacity)
         except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address has bits
             raise InputError(
                 f"no memory for {batch} x {self.capacity} tokens of keys and values; give a smaller capacity or batch"
@@ -86,8 +83,8 @@ class Session:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the arrays that hold keys and values."""
-        return sum(array.nbytes for array in self._cache.arrays)
+        """Bytes of the buffers that hold keys and values."""
+        return self._cache.nbytes
 
     def append(self, token_ids: TokenIds, last_only: bool = False) -> NDArray[np.float32]:
         """Feed new tokens and return their logits.
@@ -152,7 +149,7 @@ class Session:
         if not len(chosen) or not all(row in range(self.batch) for row in chosen):
             raise InputError(f"rows {list(chosen)}: give rows of 0 to {self.batch - 1}")
         state, tokens = self.state.of([int(row) for row in chosen]), [self.tokens(int(row)) for row in chosen]
-        return Session.restored(self._inference, self.manifest, state, tokens)
+        return Session.restored(self._new_cache, self.manifest, state, tokens)
 
     def save(self, path: str | Path) -> None:
         """Write the session to a file, which `Engine.load_session` opens; only the slots in use take room there.
@@ -167,13 +164,13 @@ class Session:
     @classmethod
     def restored(
         cls,
-        inference: onnxruntime.InferenceSession,
+        new_cache: NewCache,
         manifest: Manifest,
         state: SessionState,
         tokens: Sequence[Sequence[NDArray[Any]]],
     ) -> Session:
         """A session in a given state; `tokens` holds for each row what `Session.tokens` gives. They are copied."""
-        session = cls(inference, manifest, len(state.lengths), state.capacity, state.starts.tolist())
+        session = cls(new_cache, manifest, len(state.lengths), state.capacity, state.starts.tolist())
         session.lengths[:] = state.lengths
         session._chunks.held[:] = state.held
         session._cache.fill(tokens)
@@ -190,7 +187,7 @@ class Session:
         self._cache.reset()
 
     def tokens(self, row: int) -> Sequence[NDArray[Any]]:
-        """Views [kv_heads, tokens, width] of a row's keys and values in every layer, those that are still there."""
+        """A row's keys and values [kv_heads, tokens, width] in every layer, those that are still there: read only."""
         end = int(self.positions[row])
         return self._cache.tokens(row, int(self.lengths[row]), self._chunks.used(row, end))
 

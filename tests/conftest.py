@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from l4export import runtimes
+from l4export import runtimes, sample
 from l4export.build import BuildOptions, build
 from l4export.hf_reference import HFReference
 from l4export.pipeline import KV_BITS
@@ -29,6 +29,16 @@ LAYOUTS = ("concat", "static", "chunked")
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(scope="session")
+def wide_scout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Scout whose experts are as wide as a block that QMoE takes on CUDA."""
+    path = tmp_path_factory.mktemp("wide") / "scout"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sample._SHAPES["tiny"], "intermediate_size", 64)
+        write_sample(path, "scout", "tiny", seed=5)
+    return path
 
 
 class Workshop:

@@ -9,7 +9,8 @@ import pytest
 from conftest import LAYOUTS, VARIANTS, Workshop, assert_close, random_ids
 
 from l4export.errors import InputError
-from l4export.runtimes.kv_cache import Call, KVCache
+from l4export.runtimes.host_cache import HostCache
+from l4export.runtimes.kv_cache import Call
 from l4export.runtimes.session import Session
 
 CHUNK, TOKENS = 16, 200  # twelve boundaries
@@ -195,9 +196,9 @@ def test_buffers_have_the_bytes_of_the_formula(workshop: Workshop, variant: str,
 def test_a_session_too_large_for_memory_is_refused_in_a_line(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_much(cache: KVCache, slots: object) -> None:
+    def too_much(cache: HostCache, slots: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(KVCache, "new_arrays", too_much)
+    monkeypatch.setattr(HostCache, "new_arrays", too_much)
     with pytest.raises(InputError, match="give a smaller capacity or batch"):
         workshop.engine("scout", "chunked").session()

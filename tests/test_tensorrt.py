@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from l4export.dequantized import dequantized_weights
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.manifest import verify
 from l4export.policy import standard_policy
+from l4export.runtimes.tensorrt.plan import tensorrt_plan
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -221,6 +223,56 @@ def test_target_tensorrt_looks_for_the_driver_before_anything_else(
     with pytest.raises(EnvironmentLacks, match="needs the Python package tensorrt: install"):
         build(workshop.checkpoint("mobile"), tmp_path / "e", options(target="tensorrt", compute_capabilities=()))
     assert list(tmp_path.iterdir()) == []
+
+
+SHIM = """
+import tensorrt_rtx
+from tensorrt_rtx import *
+__version__ = {version!r}
+del ComputeCapability, EngineValidity, IRuntimeCache, IRuntimeConfig
+"""
+
+
+@pytest.fixture
+def enterprise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A module `tensorrt` of a version: TensorRT for RTX without what it has alone, on a machine with a driver.
+
+    In the child process too, so that --target tensorrt goes all its way, but for the GPU.
+    """
+
+    def install(version: str) -> None:
+        (tmp_path / "shim").mkdir(exist_ok=True)
+        (tmp_path / "shim/tensorrt.py").write_text(SHIM.format(version=version))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "shim"))
+        monkeypatch.syspath_prepend(tmp_path / "shim")
+        monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(cuInit=lambda flags: 0))
+
+    return install
+
+
+def test_target_tensorrt_compiles_the_same_graph_in_the_same_profiles(
+    workshop: Workshop, tmp_path: Path, enterprise: Callable[[str], None]
+) -> None:
+    checkpoint, changes = workshop.checkpoint("scout"), {"layers": (2, 4), "layout": "chunked"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("l4export.build.compile_engine", lambda *a: a[2].write_bytes(b"not compiled"))
+        rtx = build(checkpoint, tmp_path / "rtx", options("int4", **changes))  # type: ignore[arg-type]
+    enterprise("11.4.0")
+    same = build(checkpoint, tmp_path / "e", options("int4", target="tensorrt", compute_capabilities=(), **changes))  # type: ignore[arg-type]
+    assert same.files["decoder.engine"].bytes > 500_000
+    assert "compute_capability" not in same.options
+    for name in ("inputs", "outputs", "passes", "prefill_max_tokens", "kv_layers"):
+        assert getattr(same, name) == getattr(rtx, name)
+    assert same.files["decoder.onnx"] == rtx.files["decoder.onnx"]
+    assert tensorrt_plan(same) == tensorrt_plan(rtx)
+
+
+def test_a_tensorrt_that_chooses_types_itself_is_refused(
+    workshop: Workshop, tmp_path: Path, enterprise: Callable[[str], None]
+) -> None:
+    enterprise("10.16.1")
+    with pytest.raises(EnvironmentLacks, match=r"tensorrt 10.16.1 is older than 11: install TensorRT 11"):
+        build(workshop.checkpoint("mobile"), tmp_path / "e", options(target="tensorrt", compute_capabilities=()))
 
 
 def compiled(

@@ -43,12 +43,12 @@ def _show(report: BenchReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    runs = f"{_count(report.threads, 'thread')}, {_count(report.repeats, 'run')}"
+    where = report.provider if report.threads is None else _count(report.threads, "thread")
+    runs = f"{where}, {_count(report.repeats, 'run')}"
     table = Table(title=f"{report.engine}: {runs}", title_justify="left", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
-    bound = report.read_bandwidth / report.decode_weight_bytes
-    rows = (
+    rows = [
         (f"prefill of {report.prefill_tokens} tokens", f"{report.prefill_tokens_per_second:.1f} tokens/s"),
         (f"decode of {report.decode_tokens} tokens", f"{report.decode_tokens_per_second:.2f} tokens/s"),
         ("first token", f"{report.first_token_seconds:.3f} s"),
@@ -60,10 +60,13 @@ def _show(report: BenchReport) -> None:
         ("peak memory", _gigabytes(report.resident_peak_bytes)),
         ("weights", _gigabytes(report.weight_bytes)),
         ("weights read for a token", _gigabytes(report.decode_weight_bytes)),
-        ("read bandwidth of this machine", f"{report.read_bandwidth / 1e9:.1f} GB/s"),
-        ("decode at that bandwidth", f"{bound:.2f} tokens/s"),
-        ("share of it that decode reaches", f"{report.decode_bandwidth_share:.0%}"),
-    )
+    ]
+    if report.read_bandwidth is not None:
+        rows += [
+            ("read bandwidth of this machine", f"{report.read_bandwidth / 1e9:.1f} GB/s"),
+            ("decode at that bandwidth", f"{report.read_bandwidth / report.decode_weight_bytes:.2f} tokens/s"),
+            ("share of it that decode reaches", f"{report.decode_bandwidth_share:.0%}"),
+        ]
     for row in rows:
         table.add_row(*row)
     Console().print(table)

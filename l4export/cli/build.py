@@ -35,10 +35,16 @@ class _Interrupted(L4Error):
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "engine", required=True, type=click.Path(path_type=Path), help="Engine directory.")
 @click.option(
-    "--target", type=click.Choice(["ort-cpu", "onnx", "tensorrt-rtx", "tensorrt"]), default="ort-cpu", show_default=True
+    "--target",
+    type=click.Choice(["ort-cpu", "ort-cuda", "onnx", "tensorrt-rtx", "tensorrt"]),
+    default="ort-cpu",
+    show_default=True,
+    help="What the engine is for.",
 )
 @click.option(
-    "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True, help="Float type."
+    "--dtype",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="Float type.  [default: fp32; with --target ort-cuda fp16]",
 )
 @click.option(
     "--quant",
@@ -114,7 +120,7 @@ def command(
     checkpoint: Path,
     engine: Path,
     target: str,
-    dtype: str,
+    dtype: str | None,
     quant: str,
     bits_per_weight: float | None,
     block_size: int | None,
@@ -142,6 +148,7 @@ def command(
 
     _check_auto(quant, bits_per_weight, block_size is not None or fit_scales or policy_file is not None)
     policy = None if quant == "auto" else _policy(quant, block_size, fit_scales, policy_file)
+    dtype = dtype or ("fp16" if target == "ort-cuda" else "fp32")
     options = BuildOptions(
         *(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy),
         calibrate=_calibration_text(calibrate),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,9 @@ __all__ = ["command"]
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses the tokens.")
 @click.option("--dequantized", is_flag=True, help="Give the reference the engine's own weights, dequantised.")
 @click.option("--stream", is_flag=True, help="Layer by layer, with one layer of the reference in memory at a time.")
+@click.option(
+    "--provider", type=click.Choice(["cpu"]), help="Execute an ort-cuda engine on this machine's CPU instead."
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the report to a file; - prints it.")
 def command(
     engine: Path,
@@ -39,6 +43,7 @@ def command(
     seed: int,
     dequantized: bool,
     stream: bool,
+    provider: str | None,
     json_file: Path | None,
 ) -> None:
     """Compare ENGINE with transformers in float32 on the reference checkpoint's own weights.
@@ -52,11 +57,14 @@ def command(
     from l4export.layer_parity import check_layers
     from l4export.parity import check_parity
 
+    if stream and provider is not None:
+        raise InputError("--provider: with --stream everything is executed on a CPU; leave one of them out")
     if json_file is not None and str(json_file) != "-":
         json_file.touch()  # better to fail now than after minutes of work
     limits = dict(parse_threshold(item, "max_relative_difference=1e-4") for item in thresholds)
     with Console(stderr=True).status("") as status:
-        check: Callable[..., ParityReport | LayerParityReport] = check_layers if stream else check_parity
+        whole = partial(check_parity, provider=provider)
+        check: Callable[..., ParityReport | LayerParityReport] = check_layers if stream else whole
         report = check(engine, reference, prefill, decode, limits, seed, dequantized, status.update)
     if json_file is not None and str(json_file) == "-":
         click.echo(report.to_json())
@@ -101,6 +109,7 @@ def _show_logits(console: Console, report: ParityReport) -> None:
         figures = ["-" if phase is None else format(getattr(phase, name), form) for phase in phases]
         table.add_row(label, *figures, "" if limit is None else f"{limit:g}")
     console.print(table)
+    console.print(f"executed on {report.provider}", highlight=False, soft_wrap=True)
     matched = round(report.greedy_prefix * report.greedy_tokens)
     stopped = " (then a near tie; what follows cannot be compared)" if report.greedy_ended_at_near_tie else ""
     console.print(f"greedy tokens in common: {matched} of {report.greedy_tokens}{stopped}", highlight=False)

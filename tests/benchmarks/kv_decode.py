@@ -57,7 +57,7 @@ def filled(engine: Engine, length: int, capacity: int) -> Session:
     state = SessionState(capacity, np.asarray([length]), chunks.starts, chunks.held)
     noise = np.random.default_rng(0).uniform(0, 8, (spec.heads, length, spec.width)).astype(spec.dtype)
     tokens = [noise[:, :count] for _, count, _ in spec.shapes(length, chunks.used(0, length))]
-    return Session.restored(engine.inference, engine.manifest, state, [tokens])
+    return Session.restored(engine.new_cache, engine.manifest, state, [tokens])
 
 
 def measure(engine: Engine, contexts: Iterable[int], steps: int) -> Iterable[Row]:

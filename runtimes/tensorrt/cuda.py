@@ -1,0 +1,109 @@
+"""GPU memory and a stream, through NVIDIA's driver API.
+
+The driver (`libcuda.so.1`) is there wherever a GPU works and its interface does not change, so that nothing has to be
+installed for it: https://docs.nvidia.com/cuda/cuda-driver-api.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import weakref
+from typing import Any
+
+from numpy.typing import NDArray
+
+from l4export.cuda_driver import open_driver
+
+__all__ = ["Cuda", "CudaBuffer"]
+
+_OUT_OF_MEMORY = 2
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+
+
+class Cuda:
+    """The first GPU, in the context that CUDA's runtime, and so TensorRT, uses too.
+
+    Attributes:
+        name: Of the GPU.
+        capability: Its compute capability, such as "8.9".
+        stream: Handle of the stream on which everything is executed. It waits for copies, and they for it.
+
+    Raises:
+        EnvironmentLacks: no driver, or no GPU; `purpose` and `remedy` as `l4export.cuda_driver.open_driver`.
+    """
+
+    def __init__(self, purpose: str, remedy: str) -> None:
+        self._driver = open_driver(purpose, remedy)
+        device, self._context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        self._call("cuCtxSetCurrent", self._context)
+        self._call("cuStreamCreate", ctypes.byref(stream), ctypes.c_uint(0))
+        self.stream = int(stream.value or 0)
+        name = ctypes.create_string_buffer(256)
+        self._call("cuDeviceGetName", name, ctypes.c_int(len(name)), device)
+        self.name = name.value.decode(errors="replace")
+        numbers = [ctypes.c_int(), ctypes.c_int()]
+        for number, attribute in zip(numbers, (_CAPABILITY_MAJOR, _CAPABILITY_MINOR), strict=True):
+            self._call("cuDeviceGetAttribute", ctypes.byref(number), ctypes.c_int(attribute), device)
+        self.capability = ".".join(str(number.value) for number in numbers)
+
+    def allocate(self, nbytes: int) -> CudaBuffer:
+        """Zeros. Raises MemoryError when there is no room."""
+        address, size = ctypes.c_uint64(), ctypes.c_size_t(nbytes)
+        self._here("cuMemAlloc_v2", ctypes.byref(address), size)
+        buffer = CudaBuffer(self, address.value, nbytes)
+        self._here("cuMemsetD8_v2", address, ctypes.c_ubyte(0), size)
+        return buffer
+
+    def free(self, address: int) -> None:
+        """Give back what `allocate` gave. Says nothing if that fails: the GPU is lost, and whoever used it was told."""
+        with contextlib.suppress(RuntimeError):
+            self._here("cuMemFree_v2", ctypes.c_uint64(address))
+
+    def to_device(self, address: int, array: NDArray[Any]) -> None:
+        """Copy a contiguous array to `address`."""
+        source, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        self._here("cuMemcpyHtoD_v2", ctypes.c_uint64(address), source, size)
+
+    def to_host(self, array: NDArray[Any], address: int) -> None:
+        """Fill a contiguous array from `address`."""
+        target, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        self._here("cuMemcpyDtoH_v2", target, ctypes.c_uint64(address), size)
+
+    def synchronize(self) -> None:
+        """Wait until everything on the stream is done. Raises RuntimeError when something of it failed."""
+        self._here("cuStreamSynchronize", ctypes.c_void_p(self.stream))
+
+    def _here(self, function: str, *arguments: Any) -> None:
+        """A call in the context, whichever thread it comes from."""
+        self._call("cuCtxSetCurrent", self._context)
+        self._call(function, *arguments)
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        code = getattr(self._driver, function)(*arguments)
+        if code == _OUT_OF_MEMORY:
+            raise MemoryError(f"{function}: the GPU has no memory left")
+        if code:
+            raise RuntimeError(f"{function}: CUDA error {code}")
+
+
+class CudaBuffer:
+    """GPU memory, freed with this object."""
+
+    def __init__(self, cuda: Cuda, address: int, nbytes: int) -> None:
+        self._cuda = cuda
+        self.address = address
+        self.nbytes = nbytes
+        weakref.finalize(self, cuda.free, address)
+
+    def write(self, array: NDArray[Any]) -> None:
+        """As `l4export.runtimes.device.Buffer`."""
+        assert array.nbytes == self.nbytes and array.flags.c_contiguous
+        self._cuda.to_device(self.address, array)
+
+    def read(self, array: NDArray[Any]) -> None:
+        """As `l4export.runtimes.device.Buffer`."""
+        assert array.nbytes == self.nbytes and array.flags.c_contiguous
+        self._cuda.to_host(array, self.address)
