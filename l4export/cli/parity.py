@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from l4export.cli.thresholds import parse_threshold
-from l4export.errors import CheckFailed
+from l4export.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
