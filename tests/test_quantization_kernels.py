@@ -59,11 +59,12 @@ def fitted(scale: np.ndarray, w: np.ndarray, scheme: Scheme) -> np.ndarray:
         zero = np.full(scale.shape, 2 ** (scheme.bits - 1), np.float32)
         if not scheme.symmetric:
             zero = np.clip(np.round(-np.minimum(w.min(-1, keepdims=True), 0) * inverse), 0, top)
-        values = (np.clip(np.round(w * inverse) + zero, 0, top) - zero) * stored
         error = np.zeros(scale.shape, np.float32)
-        for i in range(scheme.block_size):
-            error[..., 0] += (w[..., i] - values[..., i]) ** 2
-        best, least = np.where(error < least, tried, best), np.minimum(error, least)
+        with np.errstate(over="ignore", invalid="ignore"):  # huge weights: an error that is no number is not the least
+            values = (np.clip(np.round(w * inverse) + zero, 0, top) - zero) * stored
+            for i in range(scheme.block_size):
+                error[..., 0] += (w[..., i] - values[..., i]) ** 2
+        best, least = np.where(error < least, tried, best), np.where(error < least, error, least)
     return best
 
 
