@@ -202,14 +202,18 @@ class _Problem:
     ) -> NDArray[np.float32]:
         """The scales s [n, G] that are best for the codes: with C_g the steps (code - zero) of block g and 0 elsewhere,
         sum_h (C_g H C_h') s_h = C_g H w' for every g of a row. A block without steps keeps its scale."""
+        from l4export.quantization.gptq_kernel import block_products
+
         n, blocks = scales.shape
         size = self.scheme.block_size
         steps = codes.astype(np.float32) - zeros.repeat(size, axis=1)
-        left = np.empty((n, blocks, blocks))
-        for g in range(blocks):
-            part = slice(g * size, (g + 1) * size)
-            left[:, g] = (_product(steps[:, part], self.moments[part]) * steps).reshape(n, blocks, size).sum(axis=2)
-        right = (_product(weight, self.moments) * steps).reshape(n, blocks, size).sum(axis=2, dtype=np.float64)
+        left, right, sums = np.empty((n, blocks, blocks)), np.empty((n, blocks)), np.empty((n, blocks))
+        for g in range(blocks):  # symmetric: what lies before block g is known
+            start, stop = g * size, (g + 1) * size
+            product = _product(steps[:, start:stop], self.moments[start:stop, start:])
+            block_products(product, steps[:, start:], size, sums[:, g:])
+            left[:, g, g:] = left[:, g:, g] = sums[:, g:]
+        block_products(_product(weight, self.moments), steps, size, right)
         # a trace of the old scales: it keeps the equations regular, and blocks without steps as they are
         pull = 1e-6 * np.trace(left, axis1=1, axis2=2)[:, None] / blocks + 1e-30
         left[:, np.arange(blocks), np.arange(blocks)] += pull

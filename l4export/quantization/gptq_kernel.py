@@ -15,7 +15,7 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["choose_scales", "descend", "round_columns"]
+__all__ = ["block_products", "choose_scales", "descend", "round_columns"]
 
 
 def _jit(function: Callable[..., Any]) -> Any:
@@ -99,3 +99,19 @@ def descend(
                 away[r, i] -= change
                 for j in range(k):
                     slope[np.uintp(r), np.uintp(j)] -= change * moments[np.uintp(i), np.uintp(j)]
+
+
+@_jit
+def block_products(left: Any, right: Any, block: int, sums: Any) -> None:
+    """Row by row, the scalar product of each block of two matrices.
+
+    left, right: float32 [N, K'].
+    sums: float64 [N, K' / block], written.
+    """
+    n, k = left.shape
+    for r in range(n):
+        for group in range(k // block):
+            total = np.float64(0)
+            for i in range(group * block, (group + 1) * block):
+                total += np.float64(left[np.uintp(r), np.uintp(i)] * right[np.uintp(r), np.uintp(i)])
+            sums[r, group] = total
