@@ -52,12 +52,12 @@ class Moments:
         """W* [N, K] of a weight W float32 [N, K]: W itself where the inputs are what they were."""
         if not self.shift.any():
             return weight
-        damped = torch.from_numpy(self.inputs.copy())
+        damped = torch.from_numpy(self.inputs).float()  # the ridge keeps it regular in float32
         damped.diagonal().add_(damped.diagonal().mean() * max(len(damped) / self.tokens, 1e-3))
         lower, failed = torch.linalg.cholesky_ex(damped)
         if failed:
             return weight
-        correction = torch.cholesky_solve(torch.from_numpy(self.shift.T), lower).T.float()
+        correction = torch.cholesky_solve(torch.from_numpy(self.shift.T).float(), lower).T
         values = torch.from_numpy(weight)
         aimed: NDArray[np.float32] = torch.addmm(values, values, correction).numpy()
         return aimed
