@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from l4export.errors import InputError
+
 __all__ = ["Moments", "relative_error"]
 
 _ROWS = 4096
@@ -27,7 +29,7 @@ class Moments:
     """Of pairs of rows (x, y), each [..., K] float32: `inputs` H and `shift` S, float64 [K, K], and how many there are.
 
     Raises:
-        StopIteration: no pair at all.
+        InputError: activations so large that their moments are not finite.
     """
 
     def __init__(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -40,6 +42,8 @@ class Moments:
         self._add(*first)
         for x, y in pairs:
             self._add(x, y)
+        if not (np.isfinite(self.inputs).all() and np.isfinite(self.shift).all()):
+            raise InputError("the model's activations on the calibration text are not finite; check the checkpoint")
 
     def _add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         k = len(self.inputs)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import Workshop
 
+from l4export.errors import InputError
 from l4export.layer_calibration import routing_feedback
 from l4export.moments import Moments, relative_error
 from l4export.quantization import Scheme
@@ -71,6 +72,15 @@ def test_a_weight_whose_inputs_are_as_they_were_stays() -> None:
     weight = np.ones((3, 16), np.float32)
     assert moments_of(x, x).aim(weight) is weight
     assert moments_of(np.zeros_like(x), np.ones_like(x)).aim(weight) is weight  # nothing to learn from
+
+
+@pytest.mark.parametrize("bad", [1e30, np.inf, np.nan])
+def test_moments_that_are_not_finite_are_refused(bad: float) -> None:
+    """No damping would ever make them regular."""
+    x, y = pairs(10, 16, 0.1)
+    x[3, 2] = bad
+    with pytest.raises(InputError, match="activations on the calibration text are not finite"):
+        moments_of(x, y)
 
 
 def test_relative_error() -> None:
