@@ -16,7 +16,7 @@ from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.quantization.schemes import FP8_MAX
 
-__all__ = ["HFReference", "reference_config"]
+__all__ = ["HFReference", "check_reference_packages", "reference_config"]
 
 _LONGEST = 2**31 - 1
 
@@ -110,6 +110,21 @@ class HFReference:
         return tokens
 
 
+def check_reference_packages() -> None:
+    """Whether the reference can run here.
+
+    Raises:
+        EnvironmentLacks: torch or transformers is not installed.
+    """
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentLacks(
+            "the reference needs torch and transformers: pip install 'l4export[reference]'"
+        ) from error
+
+
 def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = None) -> Any:
     """The `Llama4TextConfig` of a checkpoint's text model, or of its layers A .. B - 1, as transformers can run it.
 
@@ -119,13 +134,9 @@ def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = No
     """
     if layers is not None:
         checkpoint.config.slice_layers(*layers)  # refuses what is no slice of this model
-    try:
-        import torch  # noqa: F401
-        import transformers
-    except ImportError as error:
-        raise EnvironmentLacks(
-            "the reference needs torch and transformers: pip install 'l4export[reference]'"
-        ) from error
+    check_reference_packages()
+    import transformers
+
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     config = transformers.Llama4TextConfig.from_dict(_runnable(checkpoint.raw_config))

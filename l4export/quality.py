@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from l4export.calibration_text import CalibrationText, read_windows
 from l4export.confidence import BlockBootstrap, Interval
-from l4export.errors import CheckFailed, EnvironmentLacks, InputError
+from l4export.errors import CheckFailed, InputError
+from l4export.hf_reference import check_reference_packages
 from l4export.manifest import Manifest
 from l4export.parity import sliced_layers
 from l4export.token_scores import TokenScores, log_probabilities
@@ -132,7 +133,7 @@ def measure_quality(
     if not 2 <= window <= manifest.max_context:
         raise InputError(f"--window {window}: this engine takes 2 to {manifest.max_context} tokens at a time")
     text = read_windows("--text", text_path, engine_path, manifest.model, window)
-    _check_torch()
+    check_reference_packages()
     from l4export.breakdown import parts_of
     from l4export.layer_parity import open_reference
 
@@ -272,13 +273,3 @@ def _failures(report: QualityReport) -> list[str]:
         if not (value <= limit if name in _AT_MOST else value >= limit):
             failures.append(f"{name} {value:.4g}, threshold {limit:g}")
     return failures
-
-
-def _check_torch() -> None:
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise EnvironmentLacks(
-            "the reference needs torch and transformers: pip install 'l4export[reference]'"
-        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from l4export.dialect import is_dialect
+from l4export.dialect import moe_nodes, require_constant_experts
 from l4export.graph import GraphBuilder, remove_unused_initializers, replace_node
 from l4export.recipes import Interleave, Recipe, Slice, Transpose, as_recipe
 
@@ -34,24 +34,17 @@ class ExpertFusion(ir.passes.InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         """Expert weights are initializers."""
-        for node in _moe_nodes(model):
-            for weight in node.inputs[2:]:
-                if weight is None or weight.const_value is None:
-                    raise ir.passes.PreconditionError(f"{node.name}: expert weights must be initializers")
+        require_constant_experts(model)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every `l4.MoE`."""
-        nodes = _moe_nodes(model)
+        nodes = moe_nodes(model)
         for node in nodes:
             _fuse(model.graph, node)
         if nodes:
             model.opset_imports["com.microsoft"] = 1
             remove_unused_initializers(model.graph)
         return ir.passes.PassResult(model, modified=bool(nodes))
-
-
-def _moe_nodes(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if is_dialect(node, "MoE")]
 
 
 def _fuse(graph: ir.Graph, node: ir.Node) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from l4export.dialect import is_dialect
+from l4export.dialect import moe_nodes, require_constant_experts
 from l4export.graph import GraphBuilder, replace_node
 
 __all__ = ["StandardExperts"]
@@ -33,14 +33,11 @@ class StandardExperts(ir.passes.InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         """Expert weights are initializers."""
-        for node in _moe_nodes(model):
-            for weight in node.inputs[2:]:
-                if weight is None or weight.const_value is None:
-                    raise ir.passes.PreconditionError(f"{node.name}: expert weights must be initializers")
+        require_constant_experts(model)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every `l4.MoE`."""
-        nodes = _moe_nodes(model)
+        nodes = moe_nodes(model)
         for node in nodes:
             _rewrite(model.graph, node)
         return ir.passes.PassResult(model, modified=bool(nodes))
@@ -56,10 +53,6 @@ class _Routed:
     scores: ir.Value
     gate_up: ir.Value
     down: ir.Value
-
-
-def _moe_nodes(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if is_dialect(node, "MoE")]
 
 
 def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
