@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,22 +64,20 @@ class StaticCache(HostCache):
     def __init__(self, inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int) -> None:
         super().__init__(inference, manifest, batch, capacity)
         self.arrays = self.new_arrays(self.slots(manifest))
-        self._bindings: dict[int | None, Any] = {}
+        self._bindings: dict[int | None, _Binding] = {}
 
     def slots(self, manifest: Manifest) -> list[int]:
         """Slots of each buffer."""
         return [self.capacity] * len(self.spec.names)
 
     def run(self, call: Call) -> NDArray[np.float32]:
-        """Bound by address, so nothing is copied; the arrays outlive the call."""
+        """Bound by address, so no key, value or logit is copied; the arrays outlive the call."""
         binding = self._binding(call.row)
-        inputs = call.inputs()
+        binding.feed(call.inputs())
         rows, tokens = call.ids.shape
         logits = np.empty((rows, 1 if call.last_only else tokens, self.vocab), dtype=np.float32)
-        for name, array in inputs.items():
-            binding.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        self.inference.run_with_iobinding(binding)
+        binding.io.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self.inference.run_with_iobinding(binding.io)
         return logits
 
     def fill(self, rows: Sequence[Arrays]) -> None:
@@ -96,16 +95,34 @@ class StaticCache(HostCache):
     def reset(self) -> None:
         """Nothing to clear: no slot is read before it is written."""
 
-    def _binding(self, row: int | None) -> Any:
-        """The call's binding with its caches bound, made once for each row and once for all of them."""
+    def _binding(self, row: int | None) -> _Binding:
+        """With the caches bound, made once for each row and once for all of them."""
         if row not in self._bindings:
-            binding = self.inference.io_binding()
+            io = self.inference.io_binding()
             for past, present, buffer in zip(self.spec.past, self.spec.present, self.arrays, strict=True):
                 part = buffer if row is None else buffer[row : row + 1]
-                binding.bind_input(past, "cpu", 0, self.spec.dtype, part.shape, part.ctypes.data)
-                binding.bind_output(present, "cpu", 0, self.spec.dtype, part.shape, part.ctypes.data)
-            self._bindings[row] = binding
+                io.bind_input(past, "cpu", 0, self.spec.dtype, part.shape, part.ctypes.data)
+                io.bind_output(present, "cpu", 0, self.spec.dtype, part.shape, part.ctypes.data)
+            self._bindings[row] = _Binding(io, {})
         return self._bindings[row]
+
+
+@dataclass(frozen=True)
+class _Binding:
+    """What is bound to the decoder's names, and the inputs among it, which must live as long as they are bound."""
+
+    io: Any
+    inputs: dict[str, NDArray[np.int64]]
+
+    def feed(self, inputs: Mapping[str, NDArray[np.int64]]) -> None:
+        """Bind a call's inputs; those of the shape of before, as in every step of one token, are copied in place."""
+        for name, array in inputs.items():
+            bound = self.inputs.get(name)
+            if bound is not None and bound.shape == array.shape:
+                bound[...] = array
+            else:
+                self.io.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
+                self.inputs[name] = array
 
 
 class ChunkedCache(StaticCache):

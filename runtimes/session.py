@@ -194,6 +194,10 @@ class Session:
     def _feed(self, rows: list[NDArray[np.int64]], last_only: bool) -> NDArray[np.float32]:
         """As few calls as are exact: together where the decoder can, else row by row."""
         counts = np.asarray([len(row) for row in rows])
+        if self.batch == 1 and counts[0] <= self._at_most(0):
+            logits = self._run(0, rows[0][None], counts, last_only)
+            self.lengths += counts
+            return logits
         width = 1 if last_only else int(counts.max())
         logits = np.full((self.batch, width, self._vocab), np.nan, dtype=np.float32)
         done = np.zeros(self.batch, dtype=np.int64)

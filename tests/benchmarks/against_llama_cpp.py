@@ -5,7 +5,11 @@
 
 llama.cpp is built from its source package in WORK, which takes a quarter of an hour once. Rounds alternate between the
 two, so that a machine whose speed drifts slows both; figures are medians. Decode starts from an empty cache on both
-sides.
+sides. Every build begins when nothing is left to be written to the disk.
+
+`decode_ratio_at_read_bandwidth` is how far decoding can be ahead at most: that of an engine of the same bytes a token
+that reads them at the machine's whole read bandwidth, as measured in the same round, and takes no time for anything
+else.
 """
 
 from __future__ import annotations
@@ -21,15 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from llama_cpp_peer import Peer, build_peer
 
 from l4export import runtimes
+from l4export.bench import decode_weight_bytes, read_bandwidth
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.huge_pages import restart_with_huge_pages
 
 
 def build_seconds(checkpoint: Path, engine: Path) -> float:
     """A build as a user runs it: a process of its own."""
+    os.sync()
     start = time.perf_counter()
     command = [
         sys.executable,
@@ -66,6 +73,7 @@ def compare(peer: Peer, checkpoint: Path, work: Path, rounds: int, threads: int,
     """Everything, measured in turn."""
     timings = peer.convert_and_quantize(checkpoint, again=again)
     ours: dict[str, list[float]] = {"build": [], "prefill": [], "decode": []}
+    bandwidths = []
     theirs: dict[str, list[float]] = {"prefill": [], "decode": []}
     path = work / "l4export-int4"
     for turn in range(3):
@@ -73,6 +81,7 @@ def compare(peer: Peer, checkpoint: Path, work: Path, rounds: int, threads: int,
         ours["build"].append(build_seconds(checkpoint, path))
         print(f"build {turn + 1} of 3: {ours['build'][-1]:.1f} s", file=sys.stderr)
     engine = runtimes.load(path, threads)
+    needed = decode_weight_bytes(ir.load(path / "decoder.onnx"), engine.config)
     speeds(engine, 512, 8)
     for turn in range(rounds):
         figures = peer.measure(prefill=512, decode=64, threads=threads, repeats=1)
@@ -81,8 +90,11 @@ def compare(peer: Peer, checkpoint: Path, work: Path, rounds: int, threads: int,
         ours["decode"].append(decode)
         for name, values in theirs.items():
             values.append(figures[name]["tokens_per_s"])
+        bandwidths.append(read_bandwidth(threads))
         print(
-            f"round {turn + 1} of {rounds}: {decode:.1f} against {theirs['decode'][-1]:.1f} tokens/s", file=sys.stderr
+            f"round {turn + 1} of {rounds}: {decode:.1f} against {theirs['decode'][-1]:.1f} tokens/s, "
+            f"{bandwidths[-1] / needed:.1f} at the {bandwidths[-1] / 1e9:.1f} GB/s that can be read",
+            file=sys.stderr,
         )
     size = sum(record.bytes for record in engine.manifest.files.values())
     middle = {
@@ -94,13 +106,21 @@ def compare(peer: Peer, checkpoint: Path, work: Path, rounds: int, threads: int,
         "threads": threads,
         "load_average": os.getloadavg(),
         "build_ratio": timings["total_s"] / middle["ours build"],
-        "decode_ratio": statistics.median(a / b for a, b in zip(ours["decode"], theirs["decode"], strict=True)),
-        "prefill_ratio": statistics.median(a / b for a, b in zip(ours["prefill"], theirs["prefill"], strict=True)),
+        "decode_ratio": _median_ratio(ours["decode"], theirs["decode"]),
+        "decode_ratio_at_read_bandwidth": _median_ratio([rate / needed for rate in bandwidths], theirs["decode"]),
+        "prefill_ratio": _median_ratio(ours["prefill"], theirs["prefill"]),
+        "read_bandwidth": statistics.median(bandwidths),
+        "our_bytes_a_token": needed,
         "theirs build": timings["total_s"],
         **middle,
         "our_bits_per_weight": 8 * size / engine.config.parameter_count().total,
         "their_bits_per_weight": timings["bits_per_weight"],
     }
+
+
+def _median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """Of figures taken round by round."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def main() -> None:
