@@ -8,7 +8,6 @@ import importlib
 import json
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ from l4export.engine_directory import CALIBRATION, CALIBRATION_REPORT, EngineDir
 from l4export.engine_manifest import engine_manifest, prefill_tokens
 from l4export.engine_parts import decoder_parts, weight_bytes
 from l4export.errors import EnvironmentLacks, InputError, StorageError
+from l4export.file_records import FileRecord, file_record
 from l4export.genai import GENAI_LAYOUTS, genai_config
 from l4export.journal import JOURNAL, Journal
 from l4export.kv_scales import kv_scales
-from l4export.manifest import FileRecord, Manifest, file_record
+from l4export.manifest import Manifest
 from l4export.pipeline import KV_BITS
 from l4export.placement import INLINE_BYTES, plan_digest
 from l4export.provenance import generator
@@ -117,12 +117,11 @@ class _Build:
     def run(self) -> Manifest:
         """Everything that reads or writes weights."""
         planned, directory, graph = self.planned, self.directory, f"{STEM}.onnx"
-        with ThreadPoolExecutor(max_workers=1) as hasher:
-            source = hasher.submit(planned.sources.record)  # reads along with the workers
+        with planned.sources.reader() as reader:  # along with the workers
             weights = None
             old = previous_engine(directory.path)
             if old and may_have_weights(old, engine_manifest(planned, {}, {}), self.files):
-                draft = engine_manifest(planned, {}, source.result())
+                draft = engine_manifest(planned, {}, reader.records())
                 if is_up_to_date(directory.path, old, draft, _companions(planned.checkpoint.path)):
                     self.on_notice(f"{directory.path.name} is up to date; every file was checked, none was written")
                     return old
@@ -142,7 +141,7 @@ class _Build:
                     shutil.copyfile(planned.checkpoint.path / name, partial / name)
                 others = (graph, *extra, *companions, *self._reports())
                 records = weights | {name: file_record(partial / name) for name in others}
-                manifest = engine_manifest(planned, dict(sorted(records.items())), source.result())
+                manifest = engine_manifest(planned, dict(sorted(records.items())), reader.records())
                 planned.sources.check_unchanged()
                 directory.finish(manifest.to_json())
         return manifest

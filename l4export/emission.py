@@ -19,7 +19,7 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ import numpy as np
 import onnx_ir as ir
 
 from l4export.errors import InputError
+from l4export.file_records import FileRecord
 from l4export.journal import Journal
-from l4export.manifest import FileRecord
 from l4export.placement import INLINE_BYTES, DataFile, Unit, plan, row_cells, subregions, units
 from l4export.recipes import Evaluation, Output, Recipe, whole
 
@@ -87,6 +87,8 @@ def emit_data(
         writer = _Writer(descriptors, block_bytes(jobs, budget), journal, on_progress)
         hasher = stack.enter_context(ThreadPoolExecutor(1))
         workers = stack.enter_context(ThreadPoolExecutor(jobs))
+        given_up = threading.Event()
+        stack.callback(given_up.set)
         intact: set[int] = set()
         if journal and journal.entries:
             _clear_gaps(files, descriptors)
@@ -97,7 +99,9 @@ def emit_data(
         if on_resume:
             on_resume(sum(unit.nbytes for unit in work if unit.number in intact))
         running = {unit.number: workers.submit(writer.write, unit) for unit in work if unit.number not in intact}
-        digests = {file.name: hasher.submit(_record, file, descriptors[file.name], work, running) for file in files}
+        digests = {
+            file.name: hasher.submit(_record, file, descriptors[file.name], work, running, given_up) for file in files
+        }
         _finish(workers, list(running.values()))
         return {name: digest.result() for name, digest in digests.items()}
 
@@ -234,7 +238,13 @@ def _finish(workers: ThreadPoolExecutor, tasks: Sequence[Future[Any]]) -> None:
         raise
 
 
-def _record(file: DataFile, descriptor: int, work: Sequence[Unit], running: Mapping[int, Future[None]]) -> FileRecord:
+def _record(
+    file: DataFile,
+    descriptor: int,
+    work: Sequence[Unit],
+    running: Mapping[int, Future[None]],
+    given_up: threading.Event,
+) -> FileRecord:
     """Size and digest of a data file, read close behind the workers, while its pages are still in memory."""
     digest, done = hashlib.sha256(), 0
     ours = sorted(
@@ -244,6 +254,8 @@ def _record(file: DataFile, descriptor: int, work: Sequence[Unit], running: Mapp
         if number in running:
             running[number].result()
         for data in _read_back(descriptor, done, end):
+            if given_up.is_set():
+                raise CancelledError
             digest.update(data)
         # Not for the memory's sake: the kernel begins to write pages at once, instead of when they are too many.
         os.posix_fadvise(descriptor, done, end - done, os.POSIX_FADV_DONTNEED)

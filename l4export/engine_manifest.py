@@ -11,9 +11,10 @@ from l4export.build_plan import STEM, BuildOptions, BuildPlan
 from l4export.calibration_text import CalibrationText
 from l4export.config import ModelConfig
 from l4export.engine_parts import decoder_parts
+from l4export.file_records import FileRecord
 from l4export.kv_bytes import kv_capacities
 from l4export.kv_scales import METHOD as KV_METHOD
-from l4export.manifest import EnginePart, FileRecord, KVLayer, Manifest
+from l4export.manifest import EnginePart, KVLayer, Manifest
 from l4export.provenance import generator
 
 __all__ = ["PREFILL_TOKENS", "engine_manifest", "prefill_tokens"]
@@ -40,7 +41,7 @@ def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLa
     )
 
 
-def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str, Any]) -> Manifest:
+def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str, FileRecord]) -> Manifest:
     """The manifest of an engine with these files, from these sources; without them, a draft to compare with."""
     config, options = planned.config, planned.options
     graph = planned.model.graph

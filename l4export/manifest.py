@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from l4export.config import ModelConfig
 from l4export.errors import CheckFailed, InputError, StorageError
+from l4export.file_records import FileReader, FileRecord
 from l4export.kv_bytes import KV_DTYPES
 
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
     "EnginePart",
-    "FileRecord",
     "KVLayer",
     "Manifest",
-    "file_record",
     "load_manifest",
     "verify",
 ]
@@ -34,14 +31,6 @@ KV_LAYOUTS = ("concat", "static", "chunked")
 KV_KINDS = ("chunked", "full")
 DTYPES = ("fp32", "fp16", "bf16")
 _MAX_MANIFEST_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size in bytes and SHA-256 of one file."""
-
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -90,9 +79,10 @@ class Manifest:
     """The compiled engines in the order in which they run; none where a runtime reads `decoder.onnx`."""
     passes: tuple[str, ...]
     options: dict[str, Any]
-    source: dict[str, Any]
-    """`config_sha256` and `weights` (file name -> record) of the checkpoint."""
+    source: dict[str, FileRecord]
+    """The checkpoint's files that the engine was made from, by name."""
     files: dict[str, FileRecord]
+    """The engine's files, all but the manifest, by name."""
 
     def to_json(self) -> str:
         """The manifest file's text; the same manifest gives the same bytes."""
@@ -160,15 +150,19 @@ def _parse(raw: Any, where: str) -> Manifest:
             parts=_parts(raw),
             passes=_tuple(raw, "passes", str),
             options=_typed(raw, "options", dict),
-            source=_typed(raw, "source", dict),
-            files={
-                _plain_name(name): FileRecord(_count(record, "bytes"), _typed(record, "sha256", str))
-                for name, record in _typed(raw, "files", dict).items()
-            },
+            source=_records(raw, "source"),
+            files=_records(raw, "files"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         detail = f"{error.args[0]}" if error.args else type(error).__name__
         raise InputError(f"{where}: field missing or malformed ({detail}); build the engine again") from error
+
+
+def _records(raw: Mapping[str, Any], key: str) -> dict[str, FileRecord]:
+    return {
+        _plain_name(name): FileRecord(_count(record, "bytes"), _typed(record, "sha256", str))
+        for name, record in _typed(raw, key, dict).items()
+    }
 
 
 def _kv_layers(raw: Mapping[str, Any]) -> tuple[KVLayer, ...]:
@@ -200,13 +194,6 @@ def _part(raw: Mapping[str, Any]) -> EnginePart:
     return EnginePart((start, stop), graph, engine, _tuple(raw, "inputs", dict), _tuple(raw, "outputs", dict))
 
 
-def file_record(path: Path) -> FileRecord:
-    """Size and digest of a file, read in a stream."""
-    with open(path, "rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        return FileRecord(handle.seek(0, 2), digest)
-
-
 def verify(engine: Path) -> Manifest:
     """Check every file of an engine against its manifest.
 
@@ -215,21 +202,21 @@ def verify(engine: Path) -> Manifest:
         InputError: as `load_manifest`.
     """
     manifest = load_manifest(engine)
-    with ThreadPoolExecutor() as workers:
-        faults = [fault for fault in workers.map(lambda item: _fault(engine, *item), manifest.files.items()) if fault]
-    if faults:
-        raise CheckFailed(f"{engine}: {'; '.join(faults)}; build or copy the engine again")
+    faults = {name: _size_fault(engine / name, record.bytes) for name, record in manifest.files.items()}
+    with FileReader([engine / name for name, fault in faults.items() if fault is None]) as reader:
+        for name, record in reader.records().items():
+            if record != manifest.files[name]:
+                faults[name] = f"{name} has been changed"
+    if found := [fault for fault in faults.values() if fault]:
+        raise CheckFailed(f"{engine}: {'; '.join(found)}; build or copy the engine again")
     return manifest
 
 
-def _fault(engine: Path, name: str, record: FileRecord) -> str | None:
-    path = engine / name
+def _size_fault(path: Path, expected: int) -> str | None:
     if not path.is_file():
-        return f"{name} is missing"
+        return f"{path.name} is missing"
     size = path.stat().st_size
-    if size != record.bytes:
-        return f"{name} has {size} bytes, not {record.bytes}"
-    return None if file_record(path).sha256 == record.sha256 else f"{name} has been changed"
+    return None if size == expected else f"{path.name} has {size} bytes, not {expected}"
 
 
 def _typed(raw: Mapping[str, Any], key: str, kind: type) -> Any:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import l4export
 from l4export import passes
 from l4export.errors import InputError
-from l4export.manifest import FORMAT_VERSION, file_record
+from l4export.file_records import FileReader
+from l4export.manifest import FORMAT_VERSION
 
 __all__ = ["Sources", "generator"]
 
@@ -55,12 +53,9 @@ class Sources:
             if _stamp(path) != tuple(stamp):
                 raise InputError(f"{path}: changed during the build; build again when it is complete")
 
-    def record(self) -> dict[str, Any]:
-        """Size and digest of each, so that a service can tell which checkpoint it serves. Reads all of them."""
-        paths = [path for path, *_ in self.stamps]
-        with ThreadPoolExecutor(_READERS) as readers:
-            records = readers.map(file_record, paths)
-            return {path.name: dataclasses.asdict(record) for path, record in zip(paths, records, strict=True)}
+    def reader(self) -> FileReader:
+        """Begins to read all of them: by their digests a service can tell which checkpoint it serves."""
+        return FileReader([path for path, *_ in self.stamps], _READERS)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from l4export.calibration import StoredPart
 from l4export.errors import CheckFailed, InputError
-from l4export.manifest import MANIFEST, FileRecord, Manifest, file_record, load_manifest, verify
+from l4export.file_records import FileRecord, file_record
+from l4export.manifest import MANIFEST, Manifest, load_manifest, verify
 from l4export.placement import DataFile
 from l4export.recipes import Evaluation, Recipe, Source
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from l4export.errors import InputError
-from l4export.manifest import Manifest, file_record
+from l4export.file_records import file_record
+from l4export.manifest import Manifest
 from l4export.runtimes.kv_cache import KVCache
 from l4export.runtimes.sampling import Sampler
 from l4export.runtimes.saved_session import load_session

@@ -11,7 +11,8 @@ import pytest
 from l4export import runtimes
 from l4export.build import BuildOptions, build
 from l4export.errors import CheckFailed, InputError
-from l4export.manifest import FORMAT_VERSION, MANIFEST, file_record, load_manifest, verify
+from l4export.file_records import file_record
+from l4export.manifest import FORMAT_VERSION, MANIFEST, load_manifest, verify
 from l4export.sample import write_sample
 
 Raw = dict[str, Any]
