@@ -76,6 +76,8 @@ def test_from_sample_to_parity(cli: Callable[..., Result], tmp_path: Path) -> No
     assert built["passes"] == plan["passes"]
     assert sum(plan["files"].values()) == (engine / "decoder-00001-of-00001.data").stat().st_size
     assert json.loads(cli("inspect", engine, "--json").out)["kv_layout"] == "static"
+    rows = [line.split("  ")[0] for line in cli("inspect", engine).out.splitlines()]
+    assert "kv layout" in rows and "engines" not in rows  # none were compiled
     assert cli("verify", engine).code == 0
     shown = cli("parity", engine, "--reference", checkpoint, "--prefill", 50, "--decode", 30, "--json", report)
     assert shown.code == 0
