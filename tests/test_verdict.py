@@ -37,7 +37,7 @@ def test_agreement_is_limited_from_below_and_differences_from_above() -> None:
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_thresholds_are_finite_and_known(value: float) -> None:
     check_thresholds({"kl": 0.0}, ("kl",))
-    with pytest.raises(InputError, match="--threshold kl=.*finite"):
+    with pytest.raises(InputError, match=r"--threshold kl=.*finite"):
         check_thresholds({"kl": value}, ("kl",))
     with pytest.raises(InputError, match="--threshold top: not one of a, b"):
         check_thresholds({"top": 1}, ("b", "a"))
