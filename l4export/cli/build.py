@@ -82,7 +82,8 @@ class _Interrupted(L4Error):
     type=click.Choice(["concat", "static", "chunked"]),
     default="static",
     show_default=True,
-    help="KV cache: buffers of --max-context slots, the same but one chunk for chunked layers, or tensors that grow.",
+    help="KV cache: static: buffers of --max-context slots; chunked: the same, but one chunk for chunked layers; "
+    "concat: tensors that grow.",
 )
 @click.option(
     "--kv-dtype",

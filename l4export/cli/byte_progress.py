@@ -38,14 +38,15 @@ def byte_progress(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _lines(interval: float = 10.0) -> Callable[[int, int], None]:
-    """Bytes that were written before the first call count as done, but not in the rate."""
-    last = time.monotonic()
+    """Bytes that were written before the first call count as done, but not in the rate, and neither does time."""
     first: tuple[int, float] | None = None
+    last = 0.0
 
     def advance(written: int, total: int) -> None:
-        nonlocal last, first
+        nonlocal first, last
         now = time.monotonic()
-        first = first or (written, now)
+        if first is None:
+            first, last = (written, now), now
         if now - last >= interval and written > first[0]:
             last = now
             rate = (written - first[0]) / (now - first[1])
