@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow lint wheel-test bench clean
+.PHONY: quickstart test test-slow lint wheel-test clean
 
 quickstart: $(STAMP)
 	rm -rf engines/kjv

@@ -22,6 +22,7 @@ from l4export.engine_directory import CALIBRATION, CALIBRATION_REPORT, EngineDir
 from l4export.engine_manifest import engine_manifest, prefill_tokens
 from l4export.engine_parts import decoder_parts, weight_bytes
 from l4export.errors import EnvironmentLacks, InputError, StorageError
+from l4export.evaluation import Output, Stack
 from l4export.file_records import FileRecord, file_record
 from l4export.genai import GENAI_LAYOUTS, genai_config
 from l4export.journal import JOURNAL, Journal
@@ -31,7 +32,7 @@ from l4export.pipeline import KV_BITS
 from l4export.placement import INLINE_BYTES, plan_digest
 from l4export.provenance import generator
 from l4export.quantization.weights import CalibratedWeight
-from l4export.recipes import Cast, Output, Stack
+from l4export.recipes import Cast
 from l4export.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
 from l4export.tensorrt_engine import MODULES, check_memory, check_tensorrt, compile_engine, token_profiles
 

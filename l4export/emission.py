@@ -27,10 +27,11 @@ import numpy as np
 import onnx_ir as ir
 
 from l4export.errors import InputError
+from l4export.evaluation import Evaluation, Output
 from l4export.file_records import FileRecord
 from l4export.journal import Journal
 from l4export.placement import INLINE_BYTES, DataFile, Unit, plan, row_cells, subregions, units
-from l4export.recipes import Evaluation, Output, Recipe, whole
+from l4export.recipes import Recipe, whole
 
 __all__ = ["DEFAULT_BUDGET", "block_bytes", "check_budget", "emit", "emit_data", "emit_graph"]
 

@@ -5,7 +5,7 @@ Every message is one line: what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
-__all__ = ["CheckFailed", "EnvironmentLacks", "InputError", "L4Error", "StorageError"]
+__all__ = ["CheckFailed", "EnvironmentLacks", "InputError", "L4Error", "StorageError", "one_line"]
 
 
 class L4Error(Exception):
@@ -36,3 +36,14 @@ class StorageError(L4Error):
     """Reading or writing failed: permissions, a full disk, a device error (exit code 4)."""
 
     exit_code = 4
+
+
+def one_line(error: BaseException, *plain: type[BaseException]) -> str:
+    """Another library's error as part of a line, cut at 300 characters.
+
+    Its kind is told as well, unless it is a ValueError or one of `plain`, whose messages say what happened.
+    """
+    text = " ".join(str(error).split())[:300]
+    if text and isinstance(error, (ValueError, *plain)):
+        return text
+    return f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from l4export.parity import (
     thresholds_for,
 )
 from l4export.streamed_reference import Replacement, StreamedReference
+from l4export.verdict import Verdict
 
 if TYPE_CHECKING:
     from l4export.streamed_layer import LayerTaps
@@ -65,7 +64,7 @@ class LayerComparison:
 
 
 @dataclass(frozen=True)
-class LayerParityReport:
+class LayerParityReport(Verdict):
     """The verdict, layer by layer; `first_departure` is the first layer beyond the thresholds, in the checkpoint's
     numbers, None if there is none."""
 
@@ -79,15 +78,6 @@ class LayerParityReport:
     thresholds: dict[str, float]
     first_departure: int | None
     failures: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every threshold was met."""
-        return not self.failures
-
-    def to_json(self) -> str:
-        """The report as a JSON document."""
-        return json.dumps({"passed": self.passed, **dataclasses.asdict(self)}, indent=1)
 
 
 def check_layers(

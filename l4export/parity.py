@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from l4export.errors import InputError
 from l4export.manifest import Manifest
 from l4export.policy import Rule
+from l4export.verdict import Verdict, check_thresholds, misses
 
 __all__ = [
     "DEFAULT_THRESHOLDS",
@@ -47,8 +47,8 @@ _FP8_ACTIVATION_THRESHOLDS: Mapping[str, float] = {"kl_mean": 1e-3, "top1_agreem
 """In float32, rounded alike by both, logits agree to the bit; but what lies halfway between two codes may go either
 way, and a step is up to 12 % of a value. In float16 more does so from layer to layer, and nothing can be demanded."""
 
-_AT_MOST = frozenset({"max_abs_difference", "max_relative_difference", "mean_abs_difference", "kl_mean", "kl_max"})
-_AT_LEAST = frozenset({"top1_agreement", "top5_overlap", "greedy_prefix"})
+_DIFFERENCES = ("max_abs_difference", "max_relative_difference", "mean_abs_difference", "kl_mean", "kl_max")
+_THRESHOLDS = (*_DIFFERENCES, "top1_agreement", "top5_overlap", "greedy_prefix")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class LogitComparison:
 
 
 @dataclass(frozen=True)
-class ParityReport:
+class ParityReport(Verdict):
     """The verdict on an engine: `passed`, the figures, and the thresholds they were held against.
 
     `provider` is what executed the engine: an execution provider of ONNX Runtime, or TensorRT and its GPU.
@@ -97,15 +97,6 @@ class ParityReport:
     greedy_ended_at_near_tie: bool
     thresholds: dict[str, float]
     failures: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every threshold was met."""
-        return not self.failures
-
-    def to_json(self) -> str:
-        """The report as a JSON document."""
-        return json.dumps({"passed": self.passed, **dataclasses.asdict(self)}, indent=1)
 
 
 def compare_logits(
@@ -229,7 +220,7 @@ def thresholds_for(
     Raises:
         InputError: unknown thresholds; more tokens than the engine takes, or none to begin with.
     """
-    _check_thresholds(given)
+    check_thresholds(given, _THRESHOLDS)
     if prefill < 1 or decode < 0 or prefill + decode > manifest.max_context:
         raise InputError(
             f"--prefill {prefill} --decode {decode}: together at least 1 token of prefill and at most the engine's "
@@ -306,18 +297,9 @@ def failures_of(phase: str, figures: LogitComparison, thresholds: Mapping[str, f
     failures = []
     for name, limit in thresholds.items():
         value = getattr(figures, name, None)
-        if value is not None and not (value <= limit if name in _AT_MOST else value >= limit):
+        if value is not None and misses(name, value, limit):
             failures.append(f"{phase} {name} {value:.3g}, threshold {limit:g}")
     return failures
-
-
-def _check_thresholds(thresholds: Mapping[str, float]) -> None:
-    known = sorted(_AT_MOST | _AT_LEAST)
-    for name, value in thresholds.items():
-        if name not in known:
-            raise InputError(f"--threshold {name}: not one of {', '.join(known)}")
-        if not np.isfinite(value) or value < 0:
-            raise InputError(f"--threshold {name}={value}: give a finite number of 0 or more")
 
 
 def _kl(reference: NDArray[np.float32], engine: NDArray[np.float32]) -> float:

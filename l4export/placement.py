@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from l4export.recipes import Evaluation, Output, Recipe, Region, as_recipe, evaluation_of, whole
+from l4export.evaluation import Evaluation, Output, evaluation_of
+from l4export.recipes import Recipe, Region, as_recipe, whole
 
 __all__ = [
     "INLINE_BYTES",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from l4export.hf_reference import check_reference_packages
 from l4export.manifest import Manifest
 from l4export.parity import sliced_layers
 from l4export.token_scores import TokenScores, log_probabilities
+from l4export.verdict import Verdict, check_thresholds, misses
 from l4export.weight_bytes import bits_per_weight, load_graph
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ DEFAULT_WINDOW = 1024
 _BINS = 32
 _WORST = 10
 _CONTEXT = 24
-_AT_MOST, _AT_LEAST = ("kl", "perplexity_ratio"), ("top1_agreement",)
+_THRESHOLDS = ("kl", "perplexity_ratio", "top1_agreement")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class WorstToken:
 
 
 @dataclass(frozen=True)
-class QualityReport:
+class QualityReport(Verdict):
     """Everything that is told of an engine's quality; KL(reference || engine) is in nats a token.
 
     `perplexity` and `reference_perplexity` are exp(mean negative log likelihood); `perplexity_ratio` their quotient,
@@ -91,15 +91,6 @@ class QualityReport:
     thresholds: dict[str, float]
     failures: tuple[str, ...]
 
-    @property
-    def passed(self) -> bool:
-        """Whether every threshold was met."""
-        return not self.failures
-
-    def to_json(self) -> str:
-        """The report as a JSON document."""
-        return json.dumps({"passed": self.passed, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False)
-
 
 def measure_quality(
     engine_path: Path,
@@ -126,7 +117,8 @@ def measure_quality(
     """
     from l4export import runtimes
 
-    limits = _limits(thresholds or {})
+    limits = dict(thresholds or {})
+    check_thresholds(limits, _THRESHOLDS)
     engine = runtimes.load(engine_path)
     manifest = engine.manifest
     window = min(DEFAULT_WINDOW, manifest.max_context) if window is None else window
@@ -256,20 +248,11 @@ def _facts(engine: Path, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _limits(given: Mapping[str, float]) -> dict[str, float]:
-    for name, value in given.items():
-        if name not in (*_AT_MOST, *_AT_LEAST):
-            raise InputError(f"--threshold {name}: not one of {', '.join((*_AT_MOST, *_AT_LEAST))}")
-        if not np.isfinite(value) or value < 0:
-            raise InputError(f"--threshold {name}={value}: give a finite number of 0 or more")
-    return dict(given)
-
-
 def _failures(report: QualityReport) -> list[str]:
     """Which thresholds are missed, in words."""
     failures = []
     for name, limit in report.thresholds.items():
         value = getattr(report, name).value
-        if not (value <= limit if name in _AT_MOST else value >= limit):
+        if misses(name, value, limit):
             failures.append(f"{name} {value:.4g}, threshold {limit:g}")
     return failures

@@ -17,18 +17,14 @@ import onnx_ir as ir
 
 __all__ = [
     "Cast",
-    "Evaluation",
+    "Constant",
     "Interleave",
-    "Output",
     "Recipe",
     "Region",
     "Slice",
     "Source",
-    "Stack",
     "Transpose",
     "as_recipe",
-    "blocks",
-    "evaluation_of",
     "swapped",
     "whole",
 ]
@@ -84,100 +80,6 @@ class Recipe(ir.LazyTensor):
 
     def _evaluate(self) -> ir.TensorProtocol:
         return ir.Tensor(np.asarray(self.read(whole(self.dims)), order="C"), dtype=self.dtype)
-
-
-class Evaluation(abc.ABC):
-    """Tensors that are computed together, such as the codes and the scales of a quantised weight.
-
-    `outputs` share their leading axes, `lead`: evaluating a region of `lead` gives each output's part of it, the
-    output's other axes whole. Emission cuts the last axis of `lead` only at multiples of `row_multiple`.
-
-    A plain recipe is the evaluation of itself alone (`evaluation_of`).
-    """
-
-    def __init__(self, lead: Sequence[int], row_multiple: int = 1) -> None:
-        self.lead = tuple(lead)
-        self.row_multiple = row_multiple
-        self.outputs: tuple[Recipe, ...] = ()
-
-    @abc.abstractmethod
-    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
-        """The outputs' parts of a region of `lead`, in the order of `outputs`, each C-contiguous."""
-
-
-class Output(Recipe):
-    """One of the tensors of an evaluation; its axes behind the leading ones may cut the same bytes in another way.
-
-    INT4 and INT8 tensors are evaluated to bytes, of INT4 the element with the even index in the lower half, and read as
-    elements.
-    """
-
-    def __init__(self, evaluation: Evaluation, index: int, dtype: ir.DataType, dims: Sequence[int]) -> None:
-        super().__init__(dtype, dims)
-        self.evaluation, self.index = evaluation, index
-
-    def read(self, region: Region) -> np.ndarray:
-        """Evaluates the leading axes' region and cuts the others."""
-        count = len(self.evaluation.lead)
-        part = self.evaluation.evaluate(region[:count])[self.index]
-        if self.dtype in {ir.DataType.INT4, ir.DataType.INT8}:
-            part = _signed(part, self.dtype)
-        rows = [cut.stop - cut.start for cut in region[:count]]
-        every: Region = (slice(None),) * count
-        return part.reshape(*rows, *self.dims[count:])[every + region[count:]]
-
-
-class Stack(Evaluation):
-    """Evaluations one below the other: the outputs of each are joined along the first axis, in order.
-
-    Each part is named by any of its outputs; all have as many outputs, alike but for their first axis.
-
-    Raises:
-        ValueError: parts that differ in more, or whose rows belong together (`row_multiple`).
-    """
-
-    def __init__(self, parts: Sequence[Recipe]) -> None:
-        self.parts = tuple(parts)
-        alike = {tuple((out.dtype, out.dims[1:]) for out in part.outputs) for part in self._evaluations()}
-        if len(alike) > 1 or any(part.row_multiple > 1 for part in self._evaluations()):
-            raise ValueError(f"cannot stack {list(parts)}: rows must be alike and stand alone")
-        first = next(self._evaluations())
-        super().__init__((sum(part.lead[0] for part in self._evaluations()), *first.lead[1:]))
-        self.outputs = tuple(self.output(i, out.dims[1:]) for i, out in enumerate(first.outputs))
-
-    def output(self, index: int, row: Sequence[int]) -> Output:
-        """Output `index`, seen as rows of shape `row`."""
-        return Output(self, index, next(self._evaluations()).outputs[index].dtype, (self.lead[0], *row))
-
-    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
-        """What each part has of the region."""
-        pieces, start = [], 0
-        for part in self._evaluations():
-            first, last = (min(max(at - start, 0), part.lead[0]) for at in (region[0].start, region[0].stop))
-            if first < last:
-                pieces.append(part.evaluate((slice(first, last), *region[1:])))
-            start += part.lead[0]
-        return tuple(map(np.concatenate, zip(*pieces, strict=True)))
-
-    def _evaluations(self) -> Iterator[Evaluation]:
-        return map(evaluation_of, self.parts)
-
-
-class _Alone(Evaluation):
-    """A plain recipe as an evaluation: all its axes lead."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe.dims)
-        self.outputs = (recipe,)
-
-    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
-        """The recipe's region."""
-        return (np.ascontiguousarray(self.outputs[0].read(region)),)
-
-
-def evaluation_of(recipe: Recipe) -> Evaluation:
-    """The evaluation that `recipe` is an output of: outputs of one evaluation share the same object."""
-    return recipe.evaluation if isinstance(recipe, Output) else _Alone(recipe)
 
 
 class Source(Recipe):
@@ -312,14 +214,6 @@ class Cast(Recipe):
         return out
 
 
-def _signed(packed: np.ndarray, dtype: ir.DataType) -> np.ndarray:
-    """Bytes of two's complement numbers -> int8, or ml_dtypes.int4 and then twice as many along the last axis."""
-    if dtype == ir.DataType.INT8:
-        return packed.view(np.int8)
-    pairs = np.stack([packed << 4, packed], axis=-1).view(np.int8) >> 4
-    return pairs.reshape(*packed.shape[:-1], -1).astype(ml_dtypes.int4)
-
-
 def _all_finite(values: np.ndarray) -> bool:
     """Whether no element is NaN or infinite, in one quick pass.
 
@@ -361,27 +255,6 @@ def as_recipe(tensor: ir.TensorProtocol) -> Recipe:
 def whole(shape: Sequence[int]) -> Region:
     """The region that is everything."""
     return tuple(slice(0, n) for n in shape)
-
-
-def blocks(shape: Sequence[int], itemsize: float, limit: int) -> Iterator[Region]:
-    """Cut a tensor into regions of at most about `limit` bytes, each contiguous in row-major order, in file order.
-
-    Cuts the first axis; where one index of it is already too large, the next axis, and so on.
-    """
-    if 0 in shape:
-        return
-    if not shape:
-        yield ()
-        return
-    inner = int(np.prod(shape[1:], dtype=np.int64))
-    if inner * itemsize > limit and len(shape) > 1:
-        for i in range(shape[0]):
-            for rest in blocks(shape[1:], itemsize, limit):
-                yield (slice(i, i + 1), *rest)
-        return
-    rows = max(1, int(limit // (inner * itemsize)))
-    for start in range(0, shape[0], rows):
-        yield (slice(start, min(start + rows, shape[0])), *whole(shape[1:]))
 
 
 def _with(region: Region, axis: int, cut: slice) -> Region:

@@ -17,10 +17,11 @@ import onnx_ir as ir
 
 from l4export.calibration import StoredPart
 from l4export.errors import CheckFailed, InputError
+from l4export.evaluation import Evaluation
 from l4export.file_records import FileRecord, file_record
 from l4export.manifest import MANIFEST, Manifest, load_manifest, verify
 from l4export.placement import DataFile
-from l4export.recipes import Evaluation, Recipe, Source
+from l4export.recipes import Recipe, Source
 
 __all__ = ["is_up_to_date", "may_have_weights", "previous_engine", "reusable_weights", "take_over"]
 

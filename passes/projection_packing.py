@@ -6,8 +6,8 @@ from collections.abc import Hashable, Sequence
 
 import onnx_ir as ir
 
+from l4export.evaluation import Output, Stack
 from l4export.graph import GraphBuilder, remove_unused_initializers
-from l4export.recipes import Output, Stack
 
 __all__ = ["JOIN", "ProjectionPacking"]
 

@@ -48,11 +48,13 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "numpy", "rich"}
     assert not heavy & set(done.stderr.split())
-    for name in ("sample", "inspect", "plan", "build", "parity", "run", "bench", "verify"):
+    for name in ("sample", "inspect", "plan", "build", "parity", "quality", "run", "bench", "verify"):
         assert name in done.stdout
 
 
-@pytest.mark.parametrize("command", ["sample", "inspect", "plan", "build", "parity", "run", "bench", "verify"])
+@pytest.mark.parametrize(
+    "command", ["sample", "inspect", "plan", "build", "parity", "quality", "run", "bench", "verify"]
+)
 def test_every_command_has_help(cli: Callable[..., Result], command: str) -> None:
     result = cli(command, "--help")
     assert result.code == 0
@@ -76,6 +78,8 @@ def test_from_sample_to_parity(cli: Callable[..., Result], tmp_path: Path) -> No
     assert built["passes"] == plan["passes"]
     assert sum(plan["files"].values()) == (engine / "decoder-00001-of-00001.data").stat().st_size
     assert json.loads(cli("inspect", engine, "--json").out)["kv_layout"] == "static"
+    rows = [line.split("  ")[0] for line in cli("inspect", engine).out.splitlines()]
+    assert "kv layout" in rows and "engines" not in rows  # none were compiled
     assert cli("verify", engine).code == 0
     shown = cli("parity", engine, "--reference", checkpoint, "--prefill", 50, "--decode", 30, "--json", report)
     assert shown.code == 0

@@ -17,10 +17,11 @@ import pytest
 from l4export import emission, placement
 from l4export.emission import emit
 from l4export.errors import InputError
+from l4export.evaluation import Evaluation, Output
 from l4export.file_records import file_record
 from l4export.graph import GraphBuilder
 from l4export.placement import DataFile, plan, units
-from l4export.recipes import Cast, Evaluation, Interleave, Output, Recipe, Region, Slice, Source, Transpose
+from l4export.recipes import Cast, Interleave, Recipe, Region, Slice, Source, Transpose
 from tiny_graphs import UnreadableData, graph_input, model_of, source, typed
 
 FLOAT = ir.DataType.FLOAT

@@ -197,6 +197,7 @@ def test_an_engine_too_large_for_the_budget_is_compiled_in_parts(
     np.testing.assert_array_equal(logits(parts, ids, PREFILL), logits(chain("decoder.onnx"), ids, PREFILL))
     engines = json.loads(said(capsys, "inspect", str(folder), "--json"))["engines"]
     assert engines == {"decoder-00001-of-00002.engine": "layers 0:3", "decoder-00002-of-00002.engine": "layers 3:4"}
+    assert "decoder-00002-of-00002.engine  layers 3:4" in said(capsys, "inspect", str(folder))
 
 
 def test_one_engine_is_one_part(workshop: Workshop, tmp_path: Path) -> None:

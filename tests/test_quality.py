@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from conftest import Workshop, random_ids
 
 from l4export import runtimes
 from l4export.build import BuildOptions, build
+from l4export.cli.quality import _show
 from l4export.dequantized import dequantized_weights
 from l4export.errors import InputError
 from l4export.hf_reference import HFReference
@@ -194,6 +196,14 @@ def test_the_page_is_whole_and_needs_nothing(report: QualityReport) -> None:
         assert wanted in words, wanted
     assert page.seen.count("rect") == len(report.layers) + len(report.kinds)
     assert not report.passed and "threshold 1e-09" in report.failures[0]
+
+
+def test_parts_that_are_not_there_have_no_table(report: QualityReport, capsys: pytest.CaptureFixture[str]) -> None:
+    _show(report)
+    assert "if only this layer were" in capsys.readouterr().out
+    _show(dataclasses.replace(report, layers=()))  # as where the KV cache alone is quantised
+    shown = capsys.readouterr().out
+    assert "if only this layer were" not in shown and "if only this kind were" in shown
 
 
 def test_worst_tokens_have_their_text(report: QualityReport) -> None:

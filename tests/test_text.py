@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from l4export.errors import EnvironmentLacks, InputError, StorageError
-from l4export.runtimes import text as module
+from l4export.runtimes import chat_template
 from l4export.runtimes.text import TextCodec, TextStream
 
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>", "<|eom|>"]
@@ -343,17 +343,17 @@ def test_hostile_templates_are_refused_in_one_line(source: str) -> None:
     ids=["ranges", "text", "macro", "recursive loop"],
 )
 def test_endless_templates_are_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RENDER_SECONDS", 0.2)
+    monkeypatch.setattr(chat_template, "RENDER_SECONDS", 0.2)
     with pytest.raises(InputError, match=r"chat template: it takes more than 0\.2 seconds"):
         templated(source).render_chat([])
 
 
 def test_sizes_of_templates_and_prompts_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PROMPT_CHARACTERS", 1000)
+    monkeypatch.setattr(chat_template, "PROMPT_CHARACTERS", 1000)
     assert len(templated("{% for i in range(10) %}{{ 'a' * 100 }}{% endfor %}").render_chat([])) == 1000
     with pytest.raises(InputError, match="it writes more than 1000 characters"):
         templated("{% for i in range(11) %}{{ 'a' * 100 }}{% endfor %}").render_chat([])
-    monkeypatch.setattr(module, "TEMPLATE_CHARACTERS", 10)
+    monkeypatch.setattr(chat_template, "TEMPLATE_CHARACTERS", 10)
     with pytest.raises(InputError, match="11 characters, at most 10"):
         templated("a" * 11).render_chat([])
 

@@ -7,13 +7,12 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from l4export.cli.byte_progress import byte_progress
 from l4export.cli.sizes import parse_size
 from l4export.cli.steps import step_progress
 from l4export.errors import InputError, L4Error
@@ -83,7 +82,8 @@ class _Interrupted(L4Error):
     type=click.Choice(["concat", "static", "chunked"]),
     default="static",
     show_default=True,
-    help="KV cache: buffers of --max-context slots, the same but one chunk for chunked layers, or tensors that grow.",
+    help="KV cache: static: buffers of --max-context slots; chunked: the same, but one chunk for chunked layers; "
+    "concat: tensors that grow.",
 )
 @click.option(
     "--kv-dtype",
@@ -167,7 +167,7 @@ def command(
         return
     started = time.monotonic()
     try:
-        with _progress(quiet=as_json) as advance:
+        with byte_progress(quiet=as_json) as advance:
             manifest = build(checkpoint, engine, options, advance, _notice)
     except KeyboardInterrupt:
         click.echo(err=True)  # ends the line on which the terminal shows ^C
@@ -264,48 +264,3 @@ def _described(options: BuildOptions) -> str:
     calibrated += ["calibrated"] if options.calibrate else []
     cache = f"KV {options.kv_layout} {options.cache_dtype}"
     return ", ".join([options.target, options.dtype, *kinds, *calibrated, cache])
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar with bytes, rate and time left, on standard error; where that is no terminal, a line every ten seconds."""
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("weights", total=None)
-        yield lambda written, total: bar.update(task, completed=written, total=total)
-
-
-def _lines(interval: float = 10.0) -> Callable[[int, int], None]:
-    """Bytes that were written before the first call count as done, but not in the rate."""
-    last = time.monotonic()
-    first: tuple[int, float] | None = None
-
-    def advance(written: int, total: int) -> None:
-        nonlocal last, first
-        now = time.monotonic()
-        first = first or (written, now)
-        if now - last >= interval and written > first[0]:
-            last = now
-            rate = (written - first[0]) / (now - first[1])
-            left = (total - written) / rate
-            done = f"{written / 1e9:.2f} of {total / 1e9:.2f} GB"
-            click.echo(f"{done}, {rate / 1e9:.2f} GB/s, {left:.0f} s left", err=True)
-
-    return advance

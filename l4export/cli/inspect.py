@@ -123,13 +123,14 @@ def _show(facts: dict[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), _text(name, value))
+        if value != {}:  # only TensorRT compiles engines
+            table.add_row(name.replace("_", " "), _text(name, value))
     Console().print(table)
 
 
 def _text(name: str, value: Any) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{key}  {_text(name, item)}" for key, item in value.items()) or "-"
+        return "\n".join(f"{key}  {_text(name, item)}" for key, item in value.items())
     if isinstance(value, list):
         separator = " x " if name == "heads" else ", "
         return separator.join(str(item) for item in value)

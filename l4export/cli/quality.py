@@ -68,7 +68,7 @@ def command(
 
         html.write_text(quality_page(report), encoding="utf-8")
     if as_json:
-        click.echo(report.to_json())
+        click.echo(report.to_json(ensure_ascii=False))
     else:
         _show(report)
     if not report.passed:
@@ -89,7 +89,8 @@ def _show(report: QualityReport) -> None:
     console.print(table)
     console.print(f"bits per weight: {report.facts['bits_per_weight']:.2f}", highlight=False)
     if report.together is not None:
-        _show_parts(console, "layer", report.layers)
+        if report.layers:  # none where only the KV cache is quantised
+            _show_parts(console, "layer", report.layers)
         _show_parts(console, "kind", report.kinds)
         console.print(f"all of them together, in the reference: KL {report.together:.4g}", highlight=False)
 

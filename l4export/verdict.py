@@ -1,0 +1,51 @@
+"""Thresholds that figures are held against, and what every report that judges an engine has in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+from l4export.errors import InputError
+
+__all__ = ["Verdict", "check_thresholds", "misses"]
+
+_AT_LEAST = frozenset({"top1_agreement", "top5_overlap", "greedy_prefix"})
+"""Shares of what agrees; every other figure is one of what does not, and limited from above."""
+
+
+class Verdict:
+    """Base of reports, which are dataclasses: `failures` are the thresholds that were missed, in words."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every threshold was met."""
+        return not self.failures
+
+    def to_json(self, ensure_ascii: bool = True) -> str:
+        """`passed` and the report's fields as a JSON document; `ensure_ascii` as `json.dumps`."""
+        document = {"passed": self.passed, **dataclasses.asdict(self)}
+        return json.dumps(document, indent=1, ensure_ascii=ensure_ascii)
+
+
+def check_thresholds(given: Mapping[str, float], known: Collection[str]) -> None:
+    """Look at thresholds that a person gave.
+
+    Raises:
+        InputError: a name that is not among those `known`; a number that is negative or not finite.
+    """
+    for name, value in given.items():
+        if name not in known:
+            raise InputError(f"--threshold {name}: not one of {', '.join(sorted(known))}")
+        if not math.isfinite(value) or value < 0:
+            raise InputError(f"--threshold {name}={value}: give a finite number of 0 or more")
+
+
+def misses(name: str, value: float, limit: float) -> bool:
+    """Whether a figure misses its threshold; NaN misses any."""
+    return not (value >= limit if name in _AT_LEAST else value <= limit)
