@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.manifest import Manifest
 from l4export.runtimes.host_cache import new_host_cache
+from l4export.runtimes.onnxruntime_engine import session_options
 from l4export.runtimes.session import Session
 
 if TYPE_CHECKING:
@@ -89,8 +90,7 @@ def _inference_session(engine: Path, model: ir.Model, taps: Sequence[str]) -> on
         if name not in values:
             raise InputError(f"{engine}: no value {name} in the graph; build the engine again")
         model.graph.outputs.append(values[name])
-    options: Any = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = session_options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(engine.absolute()))
     try:
         return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])

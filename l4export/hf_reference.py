@@ -29,7 +29,7 @@ class HFReference:
 
     Independent of l4export's own readers: config and weights go through `from_pretrained`, those of a slice through
     the safetensors library first. Only what transformers cannot run is changed in the config:
-    `attn_temperature_tuning: 4` means true, an integral `floor_scale` is an integer, and an `attention_chunk_size` of
+    `attn_temperature_tuning: 4` means true, an integral `floor_scale` is an integer, other numbers are floats, and an `attention_chunk_size` of
     null (plain causal attention) becomes a chunk no sequence outgrows.
 
     Raises:
@@ -130,7 +130,7 @@ def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = No
 
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
-        InputError: the checkpoint lacks a layer of the slice.
+        InputError: the checkpoint lacks a layer of the slice, or transformers refuses its config.
     """
     if layers is not None:
         checkpoint.config.slice_layers(*layers)  # refuses what is no slice of this model
@@ -139,7 +139,11 @@ def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = No
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    config = transformers.Llama4TextConfig.from_dict(_runnable(checkpoint.raw_config))
+    try:
+        config = transformers.Llama4TextConfig.from_dict(_runnable(checkpoint.raw_config))
+    except Exception as error:  # its checks are strict, and of fields that the weights do not depend on too
+        detail = " ".join(str(error).split())[:300]
+        raise InputError(f"{checkpoint.path / 'config.json'}: transformers refuses it ({detail}); correct it") from error
     if layers is not None:
         config = transformers.Llama4TextConfig.from_dict(_sliced(config.to_dict(), *layers))
     return config
@@ -153,8 +157,11 @@ def _runnable(raw: Mapping[str, Any]) -> dict[str, Any]:
             text[name] = raw[name]
     if isinstance(text.get("attn_temperature_tuning"), int | float):
         text["attn_temperature_tuning"] = bool(text["attn_temperature_tuning"])
-    if isinstance(text.get("floor_scale"), float):
-        text["floor_scale"] = int(text["floor_scale"])
+    if isinstance(scale := text.get("floor_scale"), float) and scale.is_integer():
+        text["floor_scale"] = int(scale)
+    for name in ("attn_scale", "rms_norm_eps"):
+        if type(text.get(name)) is int:
+            text[name] = float(text[name])
     if "attention_chunk_size" in text and text["attention_chunk_size"] is None:
         text["attention_chunk_size"] = _LONGEST
     if text.get("num_local_experts") == 0 or text.get("interleave_moe_layer_step") == 0:

@@ -51,12 +51,14 @@ class Rule:
         block = self.block_size
         if self.kind == "fp8":
             return Scheme("fp8", block or 0)
-        if block is None:
-            block = next((size for size in reversed(BLOCK_SIZES) if not any(width % size for width in widths)), None)
-        if block is None or any(width % block for width in widths):
-            given = "no block size" if self.block_size is None else f"block size {block}"
+        fits = [size for size in BLOCK_SIZES if not any(width % size for width in widths)]
+        if block is None and fits:
+            block = fits[-1]
+        if block is None or block not in fits:
+            problem = "no block size divides" if block is None else f"block size {block} does not divide"
             shown = " and ".join(str(width) for width in sorted(set(widths)))
-            raise InputError(f"{name}: {given} divides its width of {shown}; choose one of {_listed(BLOCK_SIZES)}")
+            advice = f"choose {_listed(fits)}" if fits else "name it in no rule, or in one for fp8"
+            raise InputError(f"{name}: {problem} its width of {shown}; {advice}")
         return Scheme("int4" if self.kind == "int4" else "int8", block, self.symmetric, fitted=self.fitted)
 
 

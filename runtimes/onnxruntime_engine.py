@@ -22,7 +22,7 @@ from l4export.runtimes.operator_check import check_operators
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OnnxRuntimeEngine", "check_cuda_provider", "cuda_plan", "open_session"]
+__all__ = ["OnnxRuntimeEngine", "check_cuda_provider", "cuda_plan", "open_session", "session_options"]
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDERS = {"ort-cpu": _CPU, "onnx": _CPU, "ort-cuda": _CUDA}
@@ -125,6 +125,24 @@ def open_session(
         import onnxruntime as ort
     except ImportError as error:
         raise EnvironmentLacks("running an engine needs onnxruntime: pip install 'l4export[cpu]'") from error
+    options = session_options(threads, fp8_activations)
+    try:
+        session = ort.InferenceSession(str(decoder), options, providers=[provider])
+    except Exception as error:
+        detail = " ".join(str(error).split())[:300]
+        raise InputError(f"{decoder}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
+    if session.get_providers()[0] != provider:
+        raise EnvironmentLacks(
+            f"{decoder}: ONNX Runtime {ort.__version__} gave {session.get_providers()[0]} instead of {provider}: "
+            "install the CUDA and cuDNN that this version of onnxruntime-gpu needs: pip install 'l4export[cuda]'"
+        )
+    return session
+
+
+def session_options(threads: int | None = None, fp8_activations: bool = False) -> Any:
+    """ONNX Runtime's options for an engine's graph, whoever executes it; `threads` None means one a core."""
+    import onnxruntime as ort
+
     options: Any = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised, and told in one line by whoever asked
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
@@ -137,14 +155,4 @@ def open_session(
     if fp8_activations:
         # Products between codes would be fused into operators for integers, which do not take FP8.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    try:
-        session = ort.InferenceSession(str(decoder), options, providers=[provider])
-    except Exception as error:
-        detail = " ".join(str(error).split())[:300]
-        raise InputError(f"{decoder}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
-    if session.get_providers()[0] != provider:
-        raise EnvironmentLacks(
-            f"{decoder}: ONNX Runtime {ort.__version__} gave {session.get_providers()[0]} instead of {provider}: "
-            "install the CUDA and cuDNN that this version of onnxruntime-gpu needs: pip install 'l4export[cuda]'"
-        )
-    return session
+    return options

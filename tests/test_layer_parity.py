@@ -100,6 +100,14 @@ def test_a_quantised_engine_against_its_own_weights(workshop: Workshop, tmp_path
     assert against_float.layers[3].hidden_rms > 100 * report.layers[3].hidden_rms
 
 
+def test_standard_operators_keep_activations_as_they_are(workshop: Workshop, tmp_path: Path) -> None:
+    """ONNX Runtime may fuse DequantizeLinear and MatMul, and would then round activations to int8."""
+    policy = Policy((Rule(("lm_head.weight",), "int8", 64),))  # one scale a row, a form that is fused
+    build(workshop.checkpoint("scout"), tmp_path / "e", BuildOptions("onnx", max_context=64, policy=policy))
+    report = check_layers(tmp_path / "e", workshop.checkpoint("scout"), 30, 4, dequantized=True)
+    assert report.passed, report.failures
+
+
 def test_int8_activations_are_reported(workshop: Workshop, tmp_path: Path) -> None:
     build(workshop.checkpoint("scout"), tmp_path / "e", BuildOptions(max_context=64, policy=standard_policy("int4")))
     report = check_layers(tmp_path / "e", workshop.checkpoint("scout"), 30, 4, dequantized=True)
