@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from l4export.config import ModelConfig
 from l4export.errors import InputError
 from l4export.manifest import Manifest
 from l4export.policy import Rule
@@ -21,6 +22,7 @@ __all__ = [
     "LogitComparison",
     "ParityReport",
     "check_parity",
+    "check_same_model",
     "chunk_boundaries",
     "compare_logits",
     "failures_of",
@@ -46,6 +48,11 @@ _INT8_ACTIVATION_THRESHOLDS: Mapping[str, float] = {"kl_mean": 5e-2}
 _FP8_ACTIVATION_THRESHOLDS: Mapping[str, float] = {"kl_mean": 1e-3, "top1_agreement": 0.98}
 """In float32, rounded alike by both, logits agree to the bit; but what lies halfway between two codes may go either
 way, and a step is up to 12 % of a value. In float16 more does so from layer to layer, and nothing can be demanded."""
+
+_MAY_DIFFER = frozenset(
+    {"max_position_embeddings", "tie_word_embeddings", "bos_token_id", "eos_token_ids", "pad_token_id"}
+)
+"""Fields of a config that change no logit: limits, names of tokens, and whether a head is stored once or twice."""
 
 _AT_MOST = frozenset({"max_abs_difference", "max_relative_difference", "mean_abs_difference", "kl_mean", "kl_max"})
 _AT_LEAST = frozenset({"top1_agreement", "top5_overlap", "greedy_prefix"})
@@ -184,15 +191,12 @@ def check_parity(
     limits = thresholds_for(manifest, thresholds or {}, prefill, decode, dequantized)
     say("loading the reference")
     reference = HFReference(checkpoint, sliced_layers(manifest))
+    check_same_model(checkpoint, reference.config, manifest.model)
     if dequantized:
         from l4export.dequantized import dequantized_weights, input_scales
 
         reference.replace(dequantized_weights(engine_path))
         reference.round_inputs(input_scales(engine_path))
-    if reference.vocab_size != engine.config.vocab_size:
-        raise InputError(
-            f"{checkpoint}: {reference.vocab_size} tokens in its vocabulary, not {engine.config.vocab_size}"
-        )
     ids = np.random.default_rng(seed).integers(0, engine.config.vocab_size, prefill + decode, dtype=np.int64)
     say("running the reference")
     expected = reference.logits(ids[None])[0]
@@ -236,6 +240,21 @@ def thresholds_for(
             f"max_context of {manifest.max_context}"
         )
     return {**_default_thresholds(manifest, dequantized), **given}
+
+
+def check_same_model(checkpoint: Path, reference: ModelConfig, engine: ModelConfig) -> None:
+    """Refuse a reference of another architecture: where no threshold is set, nothing else would tell.
+
+    Raises:
+        InputError: it is; the first field that differs is named.
+    """
+    theirs = reference.to_dict()
+    for name, value in engine.to_dict().items():
+        if name not in _MAY_DIFFER and theirs[name] != value:
+            raise InputError(
+                f"{checkpoint}: another model than the engine's ({name} differs); name the checkpoint that it was built "
+                "from"
+            )
 
 
 def _default_thresholds(manifest: Manifest, dequantized: bool) -> Mapping[str, float]:
