@@ -252,8 +252,8 @@ def check_same_model(checkpoint: Path, reference: ModelConfig, engine: ModelConf
     for name, value in engine.to_dict().items():
         if name not in _MAY_DIFFER and theirs[name] != value:
             raise InputError(
-                f"{checkpoint}: another model than the engine's ({name} differs); name the checkpoint that it was built "
-                "from"
+                f"{checkpoint}: another model than the engine's ({name} differs); name the checkpoint that it was "
+                "built from"
             )
 
 
