@@ -45,7 +45,7 @@ class HFReference:
         import transformers
 
         self._torch = torch
-        self.vocab_size = opened.config.vocab_size
+        self.config = opened.config if layers is None else opened.config.slice_layers(*layers)
         model, report = transformers.Llama4ForCausalLM.from_pretrained(
             checkpoint if weights is None else None,
             config=config,

@@ -16,6 +16,7 @@ from l4export.manifest import Manifest, load_manifest
 from l4export.parity import (
     DEFAULT_THRESHOLDS,
     LogitComparison,
+    check_same_model,
     chunk_boundaries,
     compare_logits,
     failures_of,
@@ -159,9 +160,7 @@ def open_reference(manifest: Manifest, checkpoint: Path, replaced: Replacement |
         EnvironmentLacks: torch or transformers is missing.
     """
     reference = StreamedReference(checkpoint, sliced_layers(manifest), replaced)
-    shapes = ("vocab_size", "hidden_size", "num_hidden_layers", "moe_layers", "num_local_experts")
-    if any(getattr(reference.config, name) != getattr(manifest.model, name) for name in shapes):
-        raise InputError(f"{checkpoint}: another model than the engine's; name the checkpoint that it was built from")
+    check_same_model(checkpoint, reference.config, manifest.model)
     return reference
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from l4export.config import ModelConfig
 from l4export.errors import InputError
 from l4export.manifest import Manifest
 from l4export.policy import Rule
@@ -21,6 +22,7 @@ __all__ = [
     "LogitComparison",
     "ParityReport",
     "check_parity",
+    "check_same_model",
     "chunk_boundaries",
     "compare_logits",
     "failures_of",
@@ -49,6 +51,11 @@ way, and a step is up to 12 % of a value. In float16 more does so from layer to 
 
 _DIFFERENCES = ("max_abs_difference", "max_relative_difference", "mean_abs_difference", "kl_mean", "kl_max")
 _THRESHOLDS = (*_DIFFERENCES, "top1_agreement", "top5_overlap", "greedy_prefix")
+
+_MAY_DIFFER = frozenset(
+    {"max_position_embeddings", "tie_word_embeddings", "bos_token_id", "eos_token_ids", "pad_token_id"}
+)
+"""Fields of a config that change no logit: limits, names of tokens, and whether a head is stored once or twice."""
 
 
 @dataclass(frozen=True)
@@ -175,15 +182,12 @@ def check_parity(
     limits = thresholds_for(manifest, thresholds or {}, prefill, decode, dequantized)
     say("loading the reference")
     reference = HFReference(checkpoint, sliced_layers(manifest))
+    check_same_model(checkpoint, reference.config, manifest.model)
     if dequantized:
         from l4export.dequantized import dequantized_weights, input_scales
 
         reference.replace(dequantized_weights(engine_path))
         reference.round_inputs(input_scales(engine_path))
-    if reference.vocab_size != engine.config.vocab_size:
-        raise InputError(
-            f"{checkpoint}: {reference.vocab_size} tokens in its vocabulary, not {engine.config.vocab_size}"
-        )
     ids = np.random.default_rng(seed).integers(0, engine.config.vocab_size, prefill + decode, dtype=np.int64)
     say("running the reference")
     expected = reference.logits(ids[None])[0]
@@ -227,6 +231,21 @@ def thresholds_for(
             f"max_context of {manifest.max_context}"
         )
     return {**_default_thresholds(manifest, dequantized), **given}
+
+
+def check_same_model(checkpoint: Path, reference: ModelConfig, engine: ModelConfig) -> None:
+    """Refuse a reference of another architecture: where no threshold is set, nothing else would tell.
+
+    Raises:
+        InputError: it is; the first field that differs is named.
+    """
+    theirs = reference.to_dict()
+    for name, value in engine.to_dict().items():
+        if name not in _MAY_DIFFER and theirs[name] != value:
+            raise InputError(
+                f"{checkpoint}: another model than the engine's ({name} differs); name the checkpoint that it was "
+                "built from"
+            )
 
 
 def _default_thresholds(manifest: Manifest, dequantized: bool) -> Mapping[str, float]:

@@ -144,6 +144,8 @@ class _Run:
     ) -> None:
         self.engine, self.text, self.parts, self.on_step = engine, text, parts, on_step
         self.windows = [window for window in text.sequences if len(window) > 1]
+        if not self.windows:
+            raise InputError(f"--text {text.name}: no document has two tokens, so nothing is predicted; give a text")
         self.scores: list[TokenScores] = []
         self.part_kl: list[NDArray[np.float64]] = []
         self.positions: list[NDArray[np.int64]] = []

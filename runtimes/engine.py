@@ -126,7 +126,7 @@ class Engine(ABC):
             logits = session.append(step, last_only=True)[:, 0]
             chosen = sampler(np.where(np.asarray(running)[:, None], logits, 0))
             tokens = [int(token) if on else None for token, on in zip(chosen, running, strict=True)]
-            yield tokens
+            yield list(tokens)  # what the caller does to it changes nothing here
             for row, token in enumerate(tokens):
                 full = session.lengths[row] >= session.capacity
                 running[row] = token is not None and token not in stops and not full

@@ -121,6 +121,7 @@ class _Binding:
             if bound is not None and bound.shape == array.shape:
                 bound[...] = array
             else:
+                self.inputs.pop(name, None)  # an interruption must not leave another array here than is bound
                 self.io.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
                 self.inputs[name] = array
 

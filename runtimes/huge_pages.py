@@ -24,7 +24,8 @@ def restart_with_huge_pages() -> None:
     if _TUNABLE in tunables or platform.libc_ver()[0] != "glibc" or not _offered():
         return
     os.environ["GLIBC_TUNABLES"] = f"{tunables}:{_TUNABLE}=1".lstrip(":")
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

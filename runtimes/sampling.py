@@ -73,9 +73,10 @@ def _nucleus(mass: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
     """The tokens that may be drawn; none of them has a mass of 0.
 
     Tokens of at most (1 - top_p) / vocab each weigh less than 1 - top_p together, so they lie outside the nucleus
-    and only the others, a few thousand of 200000 as a rule, need sorting.
+    and only the others, a few thousand of 200000 as a rule, need sorting. Half of that leaves the likeliest token in
+    even where all are alike and 1 - top_p rounds to 1.
     """
-    tokens = np.flatnonzero(mass > (1 - top_p) / mass.size)
+    tokens = np.flatnonzero(mass > (1 - top_p) / mass.size / 2)
     if top_p == 1:
         return tokens
     likeliest = tokens[np.argsort(-mass[tokens], kind="stable")]

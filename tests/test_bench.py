@@ -127,3 +127,5 @@ def test_command_line(workshop: Workshop) -> None:
         assert words in shown
     refused = subprocess.run([*command, "--decode", "500"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "max_context" in refused.stderr
+    refused = subprocess.run([*command, "--threads", "99999999999"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "--threads" in refused.stderr

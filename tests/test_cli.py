@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -329,6 +330,18 @@ class TestBadEnginesAndPrompts:
         (engine / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
         for command in (("verify", engine), ("inspect", engine), ("run", engine, "--token-ids", "1")):
             assert_refused(cli(*command), 2, "newer", "upgrade")
+
+
+@pytest.mark.parametrize("command", ["plan --device-memory 1KB --json", "plan --device-memory 1GB", "inspect"])
+def test_where_the_reader_has_gone_there_is_no_verdict(workshop: Workshop, command: str) -> None:
+    """Neither 0, after an answer that is no, nor 1 after one that is yes: as `l4export plan ... | true` ends."""
+    name, *options = command.split()
+    arguments = [sys.executable, "-m", "l4export", name, str(workshop.checkpoint("scout")), *options]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        done = subprocess.run(arguments, stdout=gone, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
 def test_without_onnxruntime_it_says_what_to_install(workshop: Workshop) -> None:

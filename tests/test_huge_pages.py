@@ -34,6 +34,12 @@ def test_not_a_second_time(restarts: list[list[str]]) -> None:
     assert len(restarts) == 1
 
 
+def test_without_standard_output(restarts: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as with `>&-`
+    huge_pages.restart_with_huge_pages()
+    assert len(restarts) == 1
+
+
 @pytest.mark.parametrize("choice", ["glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=2"])
 def test_a_choice_in_the_environment_stands(
     restarts: list[list[str]], monkeypatch: pytest.MonkeyPatch, choice: str

@@ -71,6 +71,20 @@ def test_a_report_says_how_far_it_went(workshop: Workshop) -> None:
     assert json.loads(report.to_json())["passed"] is True
 
 
+@pytest.mark.parametrize("dequantized", [False, True])
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [("maverick", "moe_layers"), ("mobile", "num_local_experts"), ("scout-top2", "num_experts_per_tok")],
+)
+def test_a_reference_of_another_architecture_is_refused(
+    workshop: Workshop, other: str, field: str, dequantized: bool
+) -> None:
+    """Nothing is demanded of an engine with this cache, so no threshold would tell."""
+    engine = workshop.engine_path("scout", "static", 256, "int8")
+    with pytest.raises(InputError, match=rf"another model than the engine's \({field} differs\)"):
+        check_parity(engine, workshop.checkpoint(other), 4, 0, dequantized=dequantized)
+
+
 def test_full_attention_crosses_no_boundaries(workshop: Workshop) -> None:
     report = check_parity(workshop.engine_path("guard", "static"), workshop.checkpoint("guard"), 20, 4)
     assert (report.passed, report.chunk_boundaries) == (True, 0)

@@ -148,6 +148,9 @@ def test_other_bad_input(workshop: Workshop, ids: Path, tmp_path: Path) -> None:
         measure_quality(engine, checkpoint, tmp_path / "none.txt")
     with pytest.raises(InputError, match="--threshold perplexity: not one of kl"):
         measure_quality(engine, checkpoint, ids, thresholds={"perplexity": 3})
+    (tmp_path / "single.json").write_text(str([[token] for token in range(200)]))
+    with pytest.raises(InputError, match=r"--text single\.json: no document has two tokens"):
+        measure_quality(engine, checkpoint, tmp_path / "single.json")
     with pytest.raises(InputError, match="another model than the engine's"):
         measure_quality(engine, workshop.checkpoint("maverick"), ids)
 

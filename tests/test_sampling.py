@@ -131,6 +131,12 @@ def test_a_huge_temperature_still_forbids_masked_tokens() -> None:
     assert set(Sampler(1e308, seed=0)(logits).tolist()) == {0, 2}
 
 
+@pytest.mark.parametrize("vocab", [1, 256, 1000])
+def test_a_top_p_of_next_to_nothing_among_equals(vocab: int) -> None:
+    """1 - top_p is 1 in float64, and no token weighs more than 1 / vocab."""
+    assert Sampler(1.0, top_p=1e-17, seed=0)(np.zeros((2, vocab), np.float32)).tolist() == [0, 0]
+
+
 def test_a_tiny_top_p_is_greedy() -> None:
     logits = np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32)
     assert Sampler(1.0, top_p=1e-9, seed=0)(logits).tolist() == Sampler()(logits).tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from conftest import LAYOUTS, Workshop, assert_close, random_ids
@@ -93,6 +95,30 @@ def test_static_buffers_are_updated_in_place(workshop: Workshop) -> None:
         assert not buffer[0, :, 30:].any()
 
 
+def test_an_interruption_while_inputs_are_bound(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the decoder then has bound is freed: the next call, of a shape from before, must bind anew."""
+    engine, ids = workshop.engine("scout", "static"), random_ids(12)
+    expected = engine.session().append(ids)[0]
+    session = engine.session()
+    session.append(ids[:1])
+    io = session._cache._bindings[0].io
+    bind = io.bind_input
+
+    def interrupted(*arguments: Any) -> None:
+        bind(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(io, "bind_input", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.append(ids[1:7])
+    monkeypatch.undo()
+    bound = []
+    monkeypatch.setattr(io, "bind_input", lambda name, *rest: (bound.append(name), bind(name, *rest)))
+    for at in range(1, len(ids)):
+        assert_close(session.append(ids[at : at + 1])[0], expected[at : at + 1])
+    assert bound == ["input_ids"]
+
+
 @layouts
 def test_masks_do_not_grow_with_the_sequence(workshop: Workshop, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     session = workshop.engine("scout", layout).session(batch=2)
@@ -173,6 +199,15 @@ class TestGeneration:
         steps = list(engine.generate_batch(prompts, max_new_tokens=12, stop_token_ids=[stop]))
         assert [step[0] for step in steps] == free[0][:end] + [None] * (12 - end)
         assert [step[1] for step in steps] == free[1]
+
+    def test_steps_are_the_callers_own(self, workshop: Workshop) -> None:
+        engine, prompts = workshop.engine("scout", "static"), [[1, 2, 3], [4]]
+        sampling = {"max_new_tokens": 6, "stop_token_ids": ()}
+        expected, got = list(engine.generate_batch(prompts, **sampling)), []
+        for step in engine.generate_batch(prompts, **sampling):
+            got.append(list(step))
+            step[:] = [None]
+        assert got == expected
 
 
 class TestThirdPartyClients:

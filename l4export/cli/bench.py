@@ -18,7 +18,7 @@ __all__ = ["command"]
 @click.option("--prefill", type=int, default=512, show_default=True, help="Tokens of the prompt.")
 @click.option("--decode", type=int, default=64, show_default=True, help="Tokens fed one by one after it.")
 @click.option("--repeats", type=int, default=5, show_default=True, help="Runs; medians are shown.")
-@click.option("--threads", type=int, help="Threads of a call.  [default: one a core]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a call.  [default: one a core]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(engine: Path, prefill: int, decode: int, repeats: int, threads: int | None, as_json: bool) -> None:
     """Measure ENGINE: speed, time to first token, loading, memory, and use of the memory bandwidth.
