@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.quantization.schemes import FP8_MAX
+from l4export.routing_ties import Choice
 
 __all__ = ["HFReference", "check_reference_packages", "reference_config"]
 
@@ -29,8 +30,8 @@ class HFReference:
 
     Independent of l4export's own readers: config and weights go through `from_pretrained`, those of a slice through
     the safetensors library first. Only what transformers cannot run is changed in the config:
-    `attn_temperature_tuning: 4` means true, an integral `floor_scale` is an integer, other numbers are floats, and an `attention_chunk_size` of
-    null (plain causal attention) becomes a chunk no sequence outgrows.
+    `attn_temperature_tuning: 4` means true, an integral `floor_scale` is an integer, other numbers are floats, and an
+    `attention_chunk_size` of null (plain causal attention) becomes a chunk no sequence outgrows.
 
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
@@ -97,6 +98,38 @@ class HFReference:
             output: NDArray[np.float32] = self.model(input_ids=ids, use_cache=False).logits.float().numpy()
         return output
 
+    def routed(
+        self, token_ids: NDArray[np.int64], swapped: Collection[Choice]
+    ) -> tuple[NDArray[np.float32], dict[int, NDArray[np.float32]]]:
+        """Logits [T, vocab] and, by layer, router logits [T, E], both float32, of token ids int64 [T].
+
+        In the choices `swapped`, the likeliest expert that was left out takes the place of the least likely one that
+        was not.
+        """
+        found: dict[int, NDArray[np.float32]] = {}
+
+        def choose(layer: int, router: Any, output: tuple[Any, Any]) -> tuple[Any, Any]:
+            scores, logits = output
+            found[layer] = logits.float().numpy()
+            for at in sorted(position for of, position in swapped if of == layer):
+                *_, last, next_best = logits[at].topk(router.top_k + 1).indices.tolist()
+                scores[at, last] = 0.0
+                scores[at, next_best] = self._torch.sigmoid(logits[at, next_best])
+            return scores, logits
+
+        hooks = [
+            layer.feed_forward.router.register_forward_hook(
+                lambda router, _, output, index=index: choose(index, router, output)
+            )
+            for index, layer in enumerate(self.model.model.layers)
+            if layer.is_moe_layer
+        ]
+        try:
+            return self.logits(token_ids[None])[0], found
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def greedy(self, token_ids: Sequence[int], count: int) -> list[int]:
         """The next `count` tokens, each the likeliest one, with transformers' own cache and no stop token."""
         ids = self._torch.tensor([list(token_ids)])
@@ -143,7 +176,9 @@ def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = No
         config = transformers.Llama4TextConfig.from_dict(_runnable(checkpoint.raw_config))
     except Exception as error:  # its checks are strict, and of fields that the weights do not depend on too
         detail = " ".join(str(error).split())[:300]
-        raise InputError(f"{checkpoint.path / 'config.json'}: transformers refuses it ({detail}); correct it") from error
+        raise InputError(
+            f"{checkpoint.path / 'config.json'}: transformers refuses it ({detail}); correct it"
+        ) from error
     if layers is not None:
         config = transformers.Llama4TextConfig.from_dict(_sliced(config.to_dict(), *layers))
     return config

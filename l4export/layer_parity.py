@@ -12,24 +12,24 @@ from numpy.typing import NDArray
 
 from l4export.engine_taps import EngineTaps, tap_engine
 from l4export.errors import CheckFailed, InputError
+from l4export.logit_comparison import LogitComparison, compare_logits, failures_of
 from l4export.manifest import Manifest, load_manifest
 from l4export.parity import (
     DEFAULT_THRESHOLDS,
-    LogitComparison,
     check_same_model,
     chunk_boundaries,
-    compare_logits,
-    failures_of,
+    is_tight,
     sliced_layers,
     thresholds_for,
 )
+from l4export.routing_ties import followed_choices
 from l4export.streamed_reference import Replacement, StreamedReference
 from l4export.verdict import Verdict
 
 if TYPE_CHECKING:
-    from l4export.streamed_layer import LayerTaps
+    from l4export.streamed_layer import Choose, LayerTaps
 
-__all__ = ["LayerComparison", "LayerParityReport", "check_layers", "compare_choices", "open_reference"]
+__all__ = ["LayerComparison", "LayerParityReport", "check_layers", "open_reference"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class LayerComparison:
     difference's root mean square over the reference's. Keys and values are None where the engine's cache does not hold
     all of them in its float type. `expert_agreement` is the share of positions with the same experts; a position whose
     experts differ although the reference's own logits are nearly tied between them is counted in `near_ties` instead,
-    and may depart behind this layer without a fault. Both are None in a dense layer.
+    and there the reference goes on with the engine's (`l4export.routing_ties`), so that no layer behind departs for
+    that alone. Both are None in a dense layer.
     """
 
     layer: int
@@ -129,9 +130,15 @@ def check_layers(
     accepted = limits.get("max_relative_difference", DEFAULT_THRESHOLDS["max_relative_difference"])
     first = (sliced_layers(manifest) or (0, 0))[0]
     say(f"comparing {manifest.model.num_hidden_layers} layers")
+    count = manifest.model.num_experts_per_tok
+
+    def choose(layer: int) -> Choose | None:
+        theirs = engine.router_logits[layer]
+        return None if theirs is None else lambda logits: followed_choices(logits, theirs, count, accepted)[0]
+
     compared = []
-    for layer, taps in enumerate(reference.run(ids[None])):
-        compared.append(_compare(first + layer, taps, engine, layer, manifest.model.num_experts_per_tok, accepted))
+    for layer, taps in enumerate(reference.run(ids[None], choose if is_tight(manifest, dequantized) else None)):
+        compared.append(_compare(first + layer, taps, engine, layer, count, accepted))
         say(f"compared layer {first + layer}")
     departed = [(item.layer, found) for item in compared if (found := item.departures(limits))]
     failures = [f"layer {departed[0][0]} is the first to depart: {', '.join(departed[0][1])}"] if departed else []
@@ -172,7 +179,8 @@ def _compare(
     agreement, ties = None, None
     ours = engine.router_logits[layer]
     if taps.router_logits is not None and ours is not None:
-        agreement, ties = compare_choices(taps.router_logits[0], ours, top_k, accepted)
+        _, differ, near = followed_choices(taps.router_logits[0], ours, top_k, accepted)
+        agreement, ties = float(1 - (differ & ~near).mean()), int(near.sum())
     return LayerComparison(
         layer=number,
         hidden=_relative(taps.hidden[0], engine.hidden[layer]),
@@ -182,24 +190,6 @@ def _compare(
         expert_agreement=agreement,
         near_ties=ties,
     )
-
-
-def compare_choices(
-    reference: NDArray[np.float32], engine: NDArray[np.float32], count: int, accepted: float
-) -> tuple[float, int]:
-    """Share of positions whose `count` likeliest experts are the same, and near ties, from router logits [T, E].
-
-    Experts are nearly tied when the reference's logits of those that only one side chose lie within twice `accepted` of
-    the largest |logit|.
-    """
-    chosen = [np.sort(np.argsort(-logits, axis=1, kind="stable")[:, :count]) for logits in (reference, engine)]
-    differ = np.flatnonzero((chosen[0] != chosen[1]).any(axis=1))
-    near = 0
-    for at in differ:
-        ours, theirs = (set(side[at].tolist()) for side in chosen)
-        gap = reference[at, list(ours - theirs)].max() - reference[at, list(theirs - ours)].min()
-        near += bool(gap <= 2 * accepted * np.abs(reference).max())
-    return 1 - (len(differ) - near) / len(reference), near
 
 
 def _relative(reference: NDArray[np.float32], engine: NDArray[np.float32] | None) -> Any:

@@ -6,26 +6,30 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from l4export.config import ModelConfig
 from l4export.errors import InputError
+from l4export.logit_comparison import LogitComparison, compare_logits, departing, failures_of
 from l4export.manifest import Manifest
 from l4export.policy import Rule
-from l4export.verdict import Verdict, check_thresholds, misses
+from l4export.routing_ties import follow_ties
+from l4export.verdict import Verdict, check_thresholds
+
+if TYPE_CHECKING:
+    from l4export.hf_reference import HFReference
+    from l4export.runtimes.engine import Engine
 
 __all__ = [
     "DEFAULT_THRESHOLDS",
-    "LogitComparison",
     "ParityReport",
     "check_parity",
     "check_same_model",
     "chunk_boundaries",
-    "compare_logits",
-    "failures_of",
+    "is_tight",
     "sliced_layers",
     "thresholds_for",
 ]
@@ -59,33 +63,12 @@ _MAY_DIFFER = frozenset(
 
 
 @dataclass(frozen=True)
-class LogitComparison:
-    """How one set of logits departs from the reference's, over `positions` positions.
-
-    `max_relative_difference` is `max_abs_difference` over the reference's largest |logit|. `kl_*` are KL(reference ||
-    engine) in nats. `top1_agreement` is the share of positions with the same likeliest token; a position where they
-    differ although the reference's own two candidates are nearly tied is counted in `near_ties` and not as a
-    disagreement. `top5_overlap` is the mean share of common tokens among the five likeliest.
-    """
-
-    positions: int
-    largest_logit: float
-    max_abs_difference: float
-    mean_abs_difference: float
-    max_relative_difference: float
-    kl_mean: float
-    kl_max: float
-    top1_agreement: float
-    near_ties: int
-    top5_overlap: float
-    worst_position: int
-
-
-@dataclass(frozen=True)
 class ParityReport(Verdict):
     """The verdict on an engine: `passed`, the figures, and the thresholds they were held against.
 
     `provider` is what executed the engine: an execution provider of ONNX Runtime, or TensorRT and its GPU.
+    `routing_ties` counts the choices of experts, nearly tied in the reference, in which it was made to follow the
+    engine (`l4export.routing_ties`), in prefill and decode together.
     `greedy_prefix` is the share of the greedy continuation, of `greedy_tokens` tokens, before the first departure.
     With `greedy_ended_at_near_tie` that departure was between two nearly tied tokens, which is no failure, but nothing
     can be said of the tokens after it.
@@ -99,51 +82,12 @@ class ParityReport(Verdict):
     chunk_boundaries: int
     prefill: LogitComparison
     decode: LogitComparison | None
+    routing_ties: int
     greedy_tokens: int
     greedy_prefix: float
     greedy_ended_at_near_tie: bool
     thresholds: dict[str, float]
     failures: tuple[str, ...]
-
-
-def compare_logits(
-    reference: NDArray[np.float32], engine: NDArray[np.float32], accepted: float = 1e-4
-) -> LogitComparison:
-    """Compare logits float32 [positions, vocab]; differences and KL in float64.
-
-    `accepted` is the largest difference, as a share of the largest |logit|, that is no fault. Two logits are nearly
-    tied when they lie within twice of that: each may move by as much, and the argmax then swaps without a fault.
-
-    Raises:
-        InputError: shapes differ, or the engine's logits are not finite (a NaN compares as equal to nothing).
-    """
-    if reference.shape != engine.shape:
-        raise InputError(f"logits of shape {list(engine.shape)} against {list(reference.shape)}: not comparable")
-    if not np.isfinite(engine).all():
-        at = int(np.argwhere(~np.isfinite(engine))[0][0])
-        raise InputError(f"the engine's logits at position {at} are not finite: it was built or loaded wrong")
-    difference = np.abs(reference.astype(np.float64) - engine)
-    largest = float(np.abs(reference).max())
-    kl = np.asarray([_kl(*pair) for pair in zip(reference, engine, strict=True)])
-    top = reference.argmax(axis=1), engine.argmax(axis=1)
-    rows = np.arange(len(reference))
-    gap = reference[rows, top[0]] - reference[rows, top[1]]
-    swapped = top[0] != top[1]
-    near = swapped & (gap <= 2 * accepted * largest)
-    count = min(5, reference.shape[1])
-    return LogitComparison(
-        positions=len(reference),
-        largest_logit=largest,
-        max_abs_difference=float(difference.max()),
-        mean_abs_difference=float(difference.mean()),
-        max_relative_difference=float(difference.max() / largest) if largest else float(difference.max()),
-        kl_mean=float(kl.mean()),
-        kl_max=float(kl.max()),
-        top1_agreement=float(1 - (swapped & ~near).mean()),
-        near_ties=int(near.sum()),
-        top5_overlap=float(np.mean([_overlap(*pair, count) for pair in zip(reference, engine, strict=True)])),
-        worst_position=int(difference.max(axis=1).argmax()),
-    )
 
 
 def check_parity(
@@ -189,15 +133,14 @@ def check_parity(
         reference.replace(dequantized_weights(engine_path))
         reference.round_inputs(input_scales(engine_path))
     ids = np.random.default_rng(seed).integers(0, engine.config.vocab_size, prefill + decode, dtype=np.int64)
-    say("running the reference")
-    expected = reference.logits(ids[None])[0]
     say("running the engine")
-    session = engine.session(capacity=prefill + decode)
-    prefilled = session.append(ids[:prefill])[0]
-    decoded = [session.append(ids[at : at + 1])[0] for at in range(prefill, prefill + decode)]
-    say("comparing greedy continuations")
+    given = _engine_logits(engine, ids, prefill)
+    say("running the reference")
     accepted = limits.get("max_relative_difference", DEFAULT_THRESHOLDS["max_relative_difference"])
-    matched, tied = _greedy_prefix(engine, reference, ids[:prefill].tolist(), decode, accepted)
+    follow = _Following(reference, limits, accepted, demanded=is_tight(manifest, dequantized))
+    expected, ties = follow(ids, given, prefill)
+    say("comparing greedy continuations")
+    matched, tied = _greedy_prefix(engine, reference, ids[:prefill].tolist(), decode, follow)
     report = ParityReport(
         engine=str(engine_path),
         provider=engine.provider,
@@ -205,8 +148,9 @@ def check_parity(
         prefill_tokens=prefill,
         decode_tokens=decode,
         chunk_boundaries=chunk_boundaries(engine.config, prefill + decode),
-        prefill=compare_logits(expected[:prefill], prefilled, accepted),
-        decode=compare_logits(expected[prefill:], np.concatenate(decoded), accepted) if decode else None,
+        prefill=compare_logits(expected[:prefill], given[:prefill], accepted),
+        decode=compare_logits(expected[prefill:], given[prefill:], accepted) if decode else None,
+        routing_ties=ties,
         greedy_tokens=decode,
         greedy_prefix=matched / decode if decode else 1.0,
         greedy_ended_at_near_tie=tied,
@@ -261,6 +205,11 @@ def _default_thresholds(manifest: Manifest, dequantized: bool) -> Mapping[str, f
     return _INT8_ACTIVATION_THRESHOLDS if _rounds_activations(manifest) else DEFAULT_THRESHOLDS
 
 
+def is_tight(manifest: Manifest, dequantized: bool) -> bool:
+    """Whether every position's logits are to be the reference's, but for the rounding of sums."""
+    return "max_relative_difference" in _default_thresholds(manifest, dequantized)
+
+
 def _rounds_activations(manifest: Manifest) -> bool:
     """Whether ONNX Runtime rounds activations to int8: at accuracy level 4, and before int8 experts at any level."""
     if manifest.target != "ort-cpu":
@@ -283,7 +232,42 @@ def sliced_layers(manifest: Manifest) -> tuple[int, int] | None:
     raise InputError("the manifest's option 'layers' is not [first, last + 1]; build the engine again")
 
 
-def _greedy_prefix(engine: Any, reference: Any, prompt: list[int], count: int, accepted: float) -> tuple[int, bool]:
+def _engine_logits(engine: Engine, ids: NDArray[np.int64], prefill: int) -> NDArray[np.float32]:
+    """float32 [T, vocab] of the first `prefill` tokens in one append, the others one a call."""
+    session = engine.session(capacity=len(ids))
+    pieces = np.split(ids, range(prefill, len(ids)))
+    return np.concatenate([session.append(piece)[0] for piece in pieces])
+
+
+@dataclass(frozen=True)
+class _Following:
+    """The reference's logits, following the engine in near ties where the thresholds are `demanded` of its arithmetic:
+    a quantised engine's other choices are part of what its quality is judged by."""
+
+    reference: HFReference
+    limits: Mapping[str, float]
+    accepted: float
+    demanded: bool
+
+    def __call__(
+        self, ids: NDArray[np.int64], given: NDArray[np.float32], prefill: int
+    ) -> tuple[NDArray[np.float32], int]:
+        """Logits [T, vocab] for ids [T] of which the engine made `given`, and the number of ties."""
+        if not self.demanded:
+            return self.reference.logits(ids[None])[0], 0
+
+        def departs(expected: NDArray[np.float32]) -> NDArray[np.bool_]:
+            phases = [slice(0, prefill), slice(prefill, None)][: 1 + (prefill < len(ids))]
+            return np.concatenate([departing(expected[phase], given[phase], self.limits) for phase in phases])
+
+        count = self.reference.config.num_experts_per_tok
+        found = follow_ties(self.reference, ids, departs, count, self.accepted)
+        return found.logits, len(found.swapped)
+
+
+def _greedy_prefix(
+    engine: Engine, reference: HFReference, prompt: list[int], count: int, follow: _Following
+) -> tuple[int, bool]:
     """How many greedy tokens agree before the first that does not, and whether that one was a near tie."""
     if count == 0:
         return 0, False
@@ -291,14 +275,16 @@ def _greedy_prefix(engine: Any, reference: Any, prompt: list[int], count: int, a
     given = list(engine.generate(prompt, max_new_tokens=count, stop_token_ids=()))
     for at, (want, got) in enumerate(zip(expected, given, strict=True)):
         if want != got:
-            logits = reference.logits(np.asarray([prompt + expected[:at]]))[0, -1]
-            return at, bool(logits[want] - logits[got] <= 2 * accepted * np.abs(logits).max())
+            ids = np.asarray(prompt + expected[:at])
+            logits = follow(ids, _engine_logits(engine, ids, len(prompt)), len(prompt))[0][-1]
+            return at, bool(logits[want] - logits[got] <= 2 * follow.accepted * np.abs(logits).max())
     return count, False
 
 
-def chunk_boundaries(config: Any, tokens: int) -> int:
+def chunk_boundaries(config: ModelConfig, tokens: int) -> int:
     """Chunk boundaries between the first token and the last; a comparison without any proves nothing of chunking."""
-    return (tokens - 1) // config.attention_chunk_size if any(config.chunked_layers) else 0
+    size = config.attention_chunk_size
+    return (tokens - 1) // size if size and any(config.chunked_layers) else 0
 
 
 def _failures(report: ParityReport) -> list[str]:
@@ -309,30 +295,3 @@ def _failures(report: ParityReport) -> list[str]:
     if report.greedy_prefix < wanted and not report.greedy_ended_at_near_tie:
         failures.append(f"greedy_prefix {report.greedy_prefix:.3g}, threshold {wanted:g}")
     return failures
-
-
-def failures_of(phase: str, figures: LogitComparison, thresholds: Mapping[str, float]) -> list[str]:
-    """Which thresholds the logits of a phase miss, in words."""
-    failures = []
-    for name, limit in thresholds.items():
-        value = getattr(figures, name, None)
-        if value is not None and misses(name, value, limit):
-            failures.append(f"{phase} {name} {value:.3g}, threshold {limit:g}")
-    return failures
-
-
-def _kl(reference: NDArray[np.float32], engine: NDArray[np.float32]) -> float:
-    """KL(softmax(reference) || softmax(engine)) in nats, never below 0 by rounding."""
-    p, q = _log_softmax(reference), _log_softmax(engine)
-    return max(0.0, float(np.sum(np.exp(p) * (p - q))))
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - float(logits.max())
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
-    return result
-
-
-def _overlap(reference: NDArray[np.float32], engine: NDArray[np.float32], count: int) -> float:
-    best = [set(np.argsort(-logits, kind="stable")[:count].tolist()) for logits in (reference, engine)]
-    return len(best[0] & best[1]) / count

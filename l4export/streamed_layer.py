@@ -17,10 +17,13 @@ from transformers.models.llama4.modeling_llama4 import (
     Llama4TextMLP,
 )
 
-__all__ = ["LayerTaps", "Store", "StreamedLayer", "StreamedMoe"]
+__all__ = ["Choose", "LayerTaps", "Store", "StreamedLayer", "StreamedMoe"]
 
 Store = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Keys and values [B, K, T, d] -> what attention reads of them: a cache of fewer bits."""
+
+Choose = Callable[[NDArray[np.float32]], NDArray[np.int64]]
+"""Router logits [B * T, E] -> the experts [B * T, k] that are taken."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,11 @@ class StreamedMoe(torch.nn.Module):  # type: ignore[misc]
     it and dropped behind it: y = shared(h) + sum over chosen e of expert_e(sigmoid(z_e) h).
 
     `read(e)` gives an expert's `gate_up_proj` [1, D, 2I] and `down_proj` [1, I, D]. transformers evaluates every
-    expert on every row, on zeros where it was not chosen, which gives zero: the same sum.
+    expert on every row, on zeros where it was not chosen, which gives zero: the same sum. `choose`, if it is set, says
+    which experts are taken instead of the likeliest.
     """
+
+    choose: Choose | None = None
 
     def __init__(self, config: Any, read: Callable[[int], Mapping[str, torch.Tensor]]) -> None:
         super().__init__()
@@ -58,6 +64,10 @@ class StreamedMoe(torch.nn.Module):  # type: ignore[misc]
         """hidden_states [B, T, D] -> [B * T, D] and the router's logits [B * T, E], which stay in `router_logits`."""
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         scores, self.router_logits = self.router(rows)
+        if self.choose is not None:
+            chosen = torch.from_numpy(self.choose(self.router_logits.numpy()))
+            taken = torch.sigmoid(self.router_logits.gather(1, chosen))
+            scores = torch.zeros_like(scores).scatter_(1, chosen, taken)
         out = self.shared_expert(rows)
         for expert in range(scores.shape[1]):
             chosen = scores[:, expert].nonzero()[:, 0]
@@ -95,12 +105,21 @@ class StreamedLayer:
         self.module.load_state_dict({name: read(name, None) for name in names}, assign=True)
         self.module.eval()
 
-    def __call__(self, hidden: torch.Tensor, call: Mapping[str, Any], store: Store | None = None) -> LayerTaps:
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        call: Mapping[str, Any],
+        store: Store | None = None,
+        choose: Choose | None = None,
+    ) -> LayerTaps:
         """hidden [B, T, D], and what `StreamedReference.call` says of it, through transformers' own forward.
 
-        Attention reads keys and values as `store` returns them; None: as they are.
+        Attention reads keys and values as `store` returns them; None: as they are. Experts are those that `choose`
+        says; None: the likeliest.
         """
         cache = _Recorder(store)
+        if isinstance(self.module.feed_forward, StreamedMoe):
+            self.module.feed_forward.choose = choose
         with torch.inference_mode():
             out = self.module(hidden, past_key_values=cache, **call)
         logits = None

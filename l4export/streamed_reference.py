@@ -24,7 +24,7 @@ from l4export.recipes import Cast, Source, whole
 if TYPE_CHECKING:
     import torch
 
-    from l4export.streamed_layer import LayerTaps, StreamedLayer
+    from l4export.streamed_layer import Choose, LayerTaps, StreamedLayer
 
 __all__ = ["Replacement", "StreamedReference"]
 
@@ -111,11 +111,15 @@ class StreamedReference:
         rotation = Llama4TextRotaryEmbedding(self._hf_config)(hidden, positions)
         return {"attention_mask": mask, "position_ids": positions, "position_embeddings": rotation}
 
-    def run(self, token_ids: NDArray[np.int64]) -> Iterator[LayerTaps]:
-        """token_ids int64 [B, T]: what each layer makes of them, in order."""
+    def run(
+        self, token_ids: NDArray[np.int64], choose: Callable[[int], Choose | None] | None = None
+    ) -> Iterator[LayerTaps]:
+        """token_ids int64 [B, T]: what each layer makes of them, in order. `choose(layer)` says which experts a layer
+        takes; None: the likeliest."""
         hidden = _tensor(self.embed(token_ids))
         for index in range(self.config.num_hidden_layers):
-            taps = self.layer(index)(hidden, self.call(index, hidden))
+            chosen = None if choose is None else choose(index)
+            taps = self.layer(index)(hidden, self.call(index, hidden), choose=chosen)
             yield taps
             hidden = _tensor(taps.hidden)
 

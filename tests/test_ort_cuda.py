@@ -21,8 +21,9 @@ from l4export.cli import main
 from l4export.dequantized import dequantized_weights
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.hf_reference import HFReference
+from l4export.logit_comparison import compare_logits
 from l4export.manifest import load_manifest
-from l4export.parity import check_parity, compare_logits
+from l4export.parity import check_parity
 from l4export.policy import Policy, Rule, standard_policy
 from l4export.runtimes.device_cache import DeviceCache
 from l4export.runtimes.onnxruntime_device import OnnxRuntimeDevice

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from l4export.build import BuildOptions, build
 from l4export.errors import InputError
-from l4export.parity import check_parity, compare_logits
+from l4export.logit_comparison import compare_logits
+from l4export.parity import check_parity
 
 
 def _logits(seed: int, scale: float = 3.0) -> np.ndarray:

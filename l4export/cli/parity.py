@@ -110,6 +110,10 @@ def _show_logits(console: Console, report: ParityReport) -> None:
         table.add_row(label, *figures, "" if limit is None else f"{limit:g}")
     console.print(table)
     console.print(f"executed on {report.provider}", highlight=False, soft_wrap=True)
+    if report.routing_ties:
+        console.print(
+            f"experts nearly tied, and chosen in the reference as in the engine: {report.routing_ties}", highlight=False
+        )
     matched = round(report.greedy_prefix * report.greedy_tokens)
     stopped = " (then a near tie; what follows cannot be compared)" if report.greedy_ended_at_near_tie else ""
     console.print(f"greedy tokens in common: {matched} of {report.greedy_tokens}{stopped}", highlight=False)

@@ -1,0 +1,176 @@
+"""Near ties of experts: what they do to a comparison, and that the reference follows there and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Workshop, copy_checkpoint, random_ids
+from safetensors.numpy import load_file, save_file
+
+from l4export.build import BuildOptions, build
+from l4export.hf_reference import HFReference
+from l4export.layer_parity import check_layers
+from l4export.parity import check_parity
+from l4export.routing_ties import Choice, follow_ties, followed_choices, likeliest
+from l4export.streamed_reference import StreamedReference
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "kjv" / "model"
+IDS = random_ids(100, seed=3)
+ROUTED = ("scout", "maverick", "maverick-top2")
+
+
+def gaps(reference: HFReference) -> dict[Choice, float]:
+    """Of every choice, as a share of the layer's largest |router logit|."""
+    count, found = reference.config.num_experts_per_tok, {}
+    for layer, logits in reference.routed(IDS, ())[1].items():
+        best = -np.sort(-logits, axis=1)
+        for position, gap in enumerate((best[:, count - 1] - best[:, count]) / np.abs(logits).max()):
+            found[layer, position] = float(gap)
+    return found
+
+
+class Counted:
+    """A reference that is asked no more often than there are explanations to try."""
+
+    def __init__(self, reference: HFReference) -> None:
+        self.reference, self.calls = reference, 0
+
+    def routed(self, token_ids: Any, swapped: Collection[Choice]) -> Any:
+        self.calls += 1
+        return self.reference.routed(token_ids, swapped)
+
+
+def follow(reference: HFReference, swapped: Collection[Choice], accepted: float) -> tuple[Any, np.ndarray, int]:
+    """What is found for an engine that chose otherwise in `swapped`, its logits, and the calls that it took."""
+    engine = reference.routed(IDS, swapped)[0]
+    counted = Counted(reference)
+
+    def departs(logits: np.ndarray) -> np.ndarray:
+        return np.abs(logits - engine).max(axis=1) > 1e-4 * np.abs(logits).max()
+
+    found = follow_ties(counted, IDS, departs, reference.config.num_experts_per_tok, accepted)
+    return found, engine, counted.calls
+
+
+@pytest.mark.parametrize("variant", ROUTED)
+def test_the_reference_follows_where_experts_are_nearly_tied(workshop: Workshop, variant: str) -> None:
+    reference = workshop.reference(variant)
+    tied = sorted((gap, choice) for choice, gap in gaps(reference).items())[:3]
+    found, engine, calls = follow(reference, [choice for _, choice in tied], tied[-1][0])
+    assert found.swapped == {choice for _, choice in tied}
+    assert np.array_equal(found.logits, engine)
+    assert calls < 20
+
+
+@pytest.mark.parametrize("variant", ROUTED)
+def test_two_ties_of_one_token_are_found(workshop: Workshop, variant: str) -> None:
+    reference = workshop.reference(variant)
+    all_gaps = gaps(reference)
+    layers = sorted({layer for layer, _ in all_gaps})[:2]
+    position = min(range(100), key=lambda p: max(all_gaps[layer, p] for layer in layers))
+    swapped = {(layer, position) for layer in layers}
+    found, engine, _ = follow(reference, swapped, max(all_gaps[choice] for choice in swapped))
+    assert np.array_equal(found.logits, engine)
+    assert found.swapped == swapped
+
+
+@pytest.mark.parametrize("variant", ROUTED)
+def test_no_tie_no_following(workshop: Workshop, variant: str) -> None:
+    """The clearest choice of all, made otherwise, is a fault; so is that of a token before it."""
+    reference = workshop.reference(variant)
+    clearest = max((gap, choice) for choice, gap in gaps(reference).items())[1]
+    found, engine, calls = follow(reference, [clearest], 1e-3)
+    assert not np.allclose(found.logits[clearest[1]], engine[clearest[1]], atol=1e-3)
+    assert calls <= 15
+
+
+def test_the_reference_follows_in_few_choices_only(workshop: Workshop) -> None:
+    reference = workshop.reference("scout")
+    tied = sorted((gap, choice) for choice, gap in gaps(reference).items())[:40]
+    found, engine, _ = follow(reference, [choice for _, choice in tied], tied[-1][0])
+    assert 0 < len(found.swapped) <= 0.02 * 400
+    assert not np.allclose(found.logits, engine, atol=1e-3)
+
+
+@pytest.mark.parametrize("variant", ROUTED)
+def test_swapped_choices_against_layers_that_are_told_what_to_choose(workshop: Workshop, variant: str) -> None:
+    reference = workshop.reference(variant)
+    count, routers = reference.config.num_experts_per_tok, reference.routed(IDS, ())[1]
+    swapped = {(layer, 7 + 30 * at) for at, layer in enumerate(routers)}
+    streamed = StreamedReference(workshop.checkpoint(variant))
+
+    def choose(layer: int) -> Any:
+        def chosen(logits: np.ndarray) -> np.ndarray:
+            order, taken = likeliest(logits, count + 1), likeliest(logits, count)
+            for of, position in swapped:
+                if of == layer:
+                    taken[position, -1] = order[position, -1]
+            return taken
+
+        return chosen
+
+    *_, last = streamed.run(IDS[None], choose)
+    expected = streamed.logits(last.hidden)[0]
+    got = reference.routed(IDS, swapped)[0]
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()  # float32 sums in another order
+    assert np.abs(got - reference.logits(IDS[None])[0]).max() > 1e-3 * np.abs(expected).max()
+
+
+def test_nothing_swapped_is_the_reference_itself(workshop: Workshop) -> None:
+    reference = workshop.reference("scout")
+    assert np.array_equal(reference.routed(IDS, ())[0], reference.logits(IDS[None])[0])
+
+
+def test_choices_that_are_nearly_tied_are_told_apart() -> None:
+    reference = np.array([[3.0, 2.9999, 0], [3, 2, 0], [3, 1, 0]], np.float32)
+    engine = np.array([[3.0, 3.0001, 0], [2, 3, 0], [3, 1, 0]], np.float32)
+    chosen, differ, near = followed_choices(reference, engine, 1, 1e-4)
+    assert (differ.tolist(), near.tolist()) == ([True, True, False], [True, False, False])
+    assert chosen.tolist() == [[1], [0], [0]]
+    _, differ, _ = followed_choices(reference, engine, 2, 1e-4)
+    assert not differ.any()  # the same two, in another order
+
+
+@pytest.fixture(scope="module")
+def example_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fp16") / "engine"
+    build(EXAMPLE, path, BuildOptions(dtype="fp16", max_context=1024))
+    return path
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_a_float16_engine_of_a_trained_model_is_at_parity(example_fp16: Path, seed: int) -> None:
+    """With these seeds some tokens take other experts in float16 (where this was written): 0.14 and 0.25 of the
+    largest logit, which the thresholds do not allow."""
+    report = check_parity(example_fp16, EXAMPLE, 320, 8, seed=seed)
+    assert report.passed, report.failures
+    assert report.routing_ties <= 4
+    assert report.prefill.max_relative_difference < 5e-3
+
+
+def test_layer_by_layer_too(example_fp16: Path) -> None:
+    report = check_layers(example_fp16, EXAMPLE, 320, 8, seed=3)
+    assert report.passed, report.failures
+    assert report.logits.max_relative_difference < 5e-3
+
+
+def test_many_ties_are_a_fault_of_the_whole_but_of_no_layer(workshop: Workshop, tmp_path: Path) -> None:
+    """Two experts of one layer with nearly the same router, and the engine prefers the other one for every token."""
+    reference, swapped = (copy_checkpoint(workshop.checkpoint("scout"), tmp_path / n) for n in ("r", "s"))
+    weights = load_file(reference / "model.safetensors")
+    name = "model.layers.1.feed_forward.router.weight"
+    router = weights[name]
+    router[:2] = np.abs(router).max() * np.sign(router[:1])
+    for path, preferred in ((reference, 0), (swapped, 1)):
+        weights[name] = router.copy()
+        weights[name][preferred] *= np.float32(1 + 2e-6)
+        save_file(weights, path / "model.safetensors")
+    build(swapped, tmp_path / "e", BuildOptions(max_context=128))
+    assert not check_parity(tmp_path / "e", reference, 60, 4).passed
+    layers = check_layers(tmp_path / "e", reference, 60, 4)
+    assert layers.passed, layers.failures
+    assert (layers.layers[1].near_ties or 0) > 10 and layers.layers[1].expert_agreement == 1
