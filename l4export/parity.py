@@ -44,7 +44,7 @@ DEFAULT_THRESHOLDS: Mapping[str, float] = {
 another order), so 1e-4 leaves room for deep models and none for a wrong operation."""
 
 _FP16_THRESHOLDS: Mapping[str, float] = {"max_relative_difference": 3e-2, "kl_max": 1e-2, "top1_agreement": 0.98}
-"""float16 has 11 bits: differences of 1e-3 of a logit are normal, and a router's near tie may choose another expert."""
+"""float16 has 11 bits: differences of 1e-3 of the largest logit are normal in four layers, and add up over more."""
 
 _INT8_ACTIVATION_THRESHOLDS: Mapping[str, float] = {"kl_mean": 5e-2}
 """Activations rounded to int8 move every product by up to 0.4 %, and a router's near tie may choose another expert."""
