@@ -137,7 +137,7 @@ def check_parity(
     given = _engine_logits(engine, ids, prefill)
     say("running the reference")
     accepted = limits.get("max_relative_difference", DEFAULT_THRESHOLDS["max_relative_difference"])
-    follow = _Following(reference, limits, accepted, demanded=is_tight(manifest, dequantized))
+    follow = _Following(reference, limits, accepted, is_tight(manifest, dequantized), say)
     expected, ties = follow(ids, given, prefill)
     say("comparing greedy continuations")
     matched, tied = _greedy_prefix(engine, reference, ids[:prefill].tolist(), decode, follow)
@@ -248,6 +248,7 @@ class _Following:
     limits: Mapping[str, float]
     accepted: float
     demanded: bool
+    say: Callable[[str], None]
 
     def __call__(
         self, ids: NDArray[np.int64], given: NDArray[np.float32], prefill: int
@@ -261,8 +262,11 @@ class _Following:
             return np.concatenate([departing(expected[phase], given[phase], self.limits) for phase in phases])
 
         count = self.reference.config.num_experts_per_tok
-        found = follow_ties(self.reference, ids, departs, count, self.accepted)
+        found = follow_ties(self.reference, ids, departs, count, self.accepted, self._tell)
         return found.logits, len(found.swapped)
+
+    def _tell(self, ties: int) -> None:
+        self.say(f"running the reference, with {ties} nearly tied choices of experts as in the engine")
 
 
 def _greedy_prefix(

@@ -53,12 +53,13 @@ def follow_ties(
     departs: Callable[[NDArray[np.float32]], NDArray[np.bool_]],
     count: int,
     accepted: float,
+    on_tie: Callable[[int], None] = lambda found: None,
 ) -> Followed:
     """Make the reference follow an engine in choices of `count` experts each that are nearly tied.
 
     `departs` says of the reference's logits [T, vocab] which positions [T] depart from the engine's. A choice is nearly
     tied when the logits of the least likely expert chosen and of the likeliest one left out lie within twice `accepted`
-    of the layer's largest |router logit|: each may move by as much.
+    of the layer's largest |router logit|: each may move by as much. `on_tie` is told how many were found so far.
     """
     swapped: frozenset[Choice] = frozenset()
     logits, routers = reference.routed(token_ids, swapped)
@@ -70,6 +71,7 @@ def follow_ties(
             later = _first(departs(other))
             if later is None or later > at:
                 swapped, logits, routers = trial, other, others_routers
+                on_tie(len(swapped))
                 break
         if _first(departs(logits)) == at:
             break  # nothing explains it
