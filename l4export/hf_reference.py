@@ -29,8 +29,8 @@ class HFReference:
 
     Independent of l4export's own readers: config and weights go through `from_pretrained`, those of a slice through
     the safetensors library first. Only what transformers cannot run is changed in the config:
-    `attn_temperature_tuning: 4` means true, an integral `floor_scale` is an integer, other numbers are floats, and an `attention_chunk_size` of
-    null (plain causal attention) becomes a chunk no sequence outgrows.
+    `attn_temperature_tuning: 4` means true, an integral `floor_scale` is an integer, other numbers are floats, and an
+    `attention_chunk_size` of null (plain causal attention) becomes a chunk no sequence outgrows.
 
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
@@ -142,8 +142,8 @@ def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = No
     try:
         config = transformers.Llama4TextConfig.from_dict(_runnable(checkpoint.raw_config))
     except Exception as error:  # its checks are strict, and of fields that the weights do not depend on too
-        detail = " ".join(str(error).split())[:300]
-        raise InputError(f"{checkpoint.path / 'config.json'}: transformers refuses it ({detail}); correct it") from error
+        path, detail = checkpoint.path / "config.json", " ".join(str(error).split())[:300]
+        raise InputError(f"{path}: transformers refuses it ({detail}); correct it") from error
     if layers is not None:
         config = transformers.Llama4TextConfig.from_dict(_sliced(config.to_dict(), *layers))
     return config

@@ -98,7 +98,7 @@ class QualityReport:
 
     def to_json(self) -> str:
         """The report as a JSON document."""
-        return json.dumps({"passed": self.passed, **dataclasses.asdict(self)}, indent=1, ensure_ascii=False)
+        return json.dumps({"passed": self.passed, **dataclasses.asdict(self)}, indent=1)
 
 
 def measure_quality(
