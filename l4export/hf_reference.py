@@ -175,10 +175,8 @@ def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = No
     try:
         config = transformers.Llama4TextConfig.from_dict(_runnable(checkpoint.raw_config))
     except Exception as error:  # its checks are strict, and of fields that the weights do not depend on too
-        detail = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"{checkpoint.path / 'config.json'}: transformers refuses it ({detail}); correct it"
-        ) from error
+        path, detail = checkpoint.path / "config.json", " ".join(str(error).split())[:300]
+        raise InputError(f"{path}: transformers refuses it ({detail}); correct it") from error
     if layers is not None:
         config = transformers.Llama4TextConfig.from_dict(_sliced(config.to_dict(), *layers))
     return config

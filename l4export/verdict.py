@@ -27,10 +27,9 @@ class Verdict:
         """Whether every threshold was met."""
         return not self.failures
 
-    def to_json(self, ensure_ascii: bool = True) -> str:
-        """`passed` and the report's fields as a JSON document; `ensure_ascii` as `json.dumps`."""
-        document = {"passed": self.passed, **dataclasses.asdict(self)}
-        return json.dumps(document, indent=1, ensure_ascii=ensure_ascii)
+    def to_json(self) -> str:
+        """`passed` and the report's fields as a JSON document, in ASCII."""
+        return json.dumps({"passed": self.passed, **dataclasses.asdict(self)}, indent=1)
 
 
 def check_thresholds(given: Mapping[str, float], known: Collection[str]) -> None:

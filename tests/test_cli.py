@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -341,7 +342,44 @@ def test_where_the_reader_has_gone_there_is_no_verdict(workshop: Workshop, comma
     os.close(reader)
     with os.fdopen(writer, "w") as gone:
         done = subprocess.run(arguments, stdout=gone, stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@contextlib.contextmanager
+def gone() -> Iterator[int]:
+    """The writing end of a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
+
+
+def l4export_process(*words: object, **streams: Any) -> int:
+    command = [sys.executable, "-m", "l4export", *map(str, words)]
+    return subprocess.run(command, check=False, timeout=60, **streams).returncode
+
+
+def test_a_reader_that_has_gone_is_no_verdict(workshop: Workshop) -> None:
+    checkpoint, engine = workshop.checkpoint("scout"), workshop.engine_path("scout", "static")
+    with gone() as pipe:
+        assert l4export_process("inspect", checkpoint, stdout=pipe) == 141  # by rich
+        assert l4export_process("verify", engine, stdout=pipe) == 141  # by click
+
+
+def test_a_log_that_cannot_be_written_leaves_the_exit_code(tmp_path: Path) -> None:
+    with gone() as pipe, open("/dev/full", "wb") as full:
+        for log in (pipe, full):
+            assert l4export_process("inspect", tmp_path / "nowhere", stderr=log) == 2
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("ascii:strict", "\xe9"), ("utf-8:strict", "\udcff")])
+def test_names_that_the_terminal_cannot_show(workshop: Workshop, tmp_path: Path, encoding: str, name: str) -> None:
+    (tmp_path / name).symlink_to(workshop.checkpoint("scout"))
+    command = [sys.executable, "-m", "l4export", "inspect", name]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert ascii(name).strip("'").encode() in done.stdout
 
 
 def test_without_onnxruntime_it_says_what_to_install(workshop: Workshop) -> None:

@@ -19,7 +19,7 @@ from l4export.checkpoint.safetensors import TensorFile
 from l4export.dequantized import dequantized_weights
 from l4export.errors import InputError
 from l4export.hf_reference import HFReference
-from l4export.parity import check_parity
+from l4export.parity import check_parity, thresholds_for
 from l4export.policy import Policy, Rule, standard_policy
 from l4export.quantization import Scheme, dequantize
 from l4export.quantization.weights import QuantizedWeight
@@ -55,6 +55,19 @@ def test_an_engine_computes_with_its_dequantised_weights(
         assert report.passed, report.failures
         assert report.thresholds["max_relative_difference"] == 1e-4  # float level: activations are not quantised
         assert report.greedy_prefix == 1
+
+
+@pytest.mark.parametrize("options", [{"dtype": "fp16"}, {"kv_dtype": "fp16"}, {}])
+def test_rounded_activations_are_judged_as_such_in_every_float_type(
+    workshop: Workshop, tmp_path: Path, options: dict[str, str]
+) -> None:
+    made = {"int4": standard_policy("int4"), "fp8": standard_policy("fp8")}
+    demanded = {}
+    for quant, policy in made.items():
+        manifest = build(workshop.checkpoint("scout"), tmp_path / quant, BuildOptions(policy=policy, **options))  # type: ignore[arg-type]
+        demanded[quant] = thresholds_for(manifest, {}, 50, 4, dequantized=True)
+    assert demanded["int4"] == {"kl_mean": 5e-2}
+    assert demanded["fp8"]["max_relative_difference"] == (3e-2 if options else 1e-4)
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "onnx"])
@@ -217,7 +230,7 @@ class TestQuantizedWeight:
     [
         (Policy((Rule(("nothing.*",), "int4"),)), "names no weight"),
         (Policy((Rule(MATRICES, "int4"), Rule(("*norm.weight",), "int8"))), "names no weight .* that can be quantised"),
-        (Policy((Rule(MATRICES, "int4", 128),)), "block size 128 does not divide its width of 64; choose 16, 32, 64"),
+        (Policy((Rule(MATRICES, "int4", 128),)), "block size 128 does not divide its width of 64"),
         (Policy((Rule(("*.experts.gate_up_proj",), "int4"),)), "one scheme for both"),
         (Policy((Rule(MATRICES, "int4"), Rule(("*.q_proj.weight",), "int8"))), "contradicts itself"),
     ],

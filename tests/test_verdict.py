@@ -25,7 +25,7 @@ def test_a_report_passes_without_failures_and_says_so_first() -> None:
         ("name", "é"),
         ("failures", ["kl"]),
     ]
-    assert Report("é", ()).to_json().isascii() and "é" in Report("é", ()).to_json(ensure_ascii=False)
+    assert Report("é", ()).to_json().isascii()
 
 
 def test_agreement_is_limited_from_below_and_differences_from_above() -> None:

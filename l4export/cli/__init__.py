@@ -5,9 +5,10 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import io
 import os
-import signal
 import sys
+from typing import NoReturn, TextIO
 
 import click
 
@@ -28,6 +29,7 @@ _COMMANDS = {
     "verify": "Check every file of an engine against its manifest.",
 }
 _INTERRUPTED = 130
+_UNREAD = 141
 _INTERNAL_ERROR = 70
 
 
@@ -63,9 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None:
         gc.set_threshold(100_000)  # imports alone would start the collector 400 times, a fifth of a second
         atexit.register(gc.freeze)  # or it would look through all that they made once more at the end: half a second
-        # End as other programs do when the reader of their output has gone. An exit code would say what nobody could
-        # read: 0 of a failed comparison, or rich's 1 of one that passed.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")  # a path or a token may be what no encoding has
     try:
         if arguments is None and sys.argv[1:2] in (["run"], ["bench"]):
             from l4export.runtimes.huge_pages import restart_with_huge_pages
@@ -81,13 +82,33 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
+    except BrokenPipeError:
+        _leave_unread(sys.stdout)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich's own answer is 1, which is a verdict here
+            _leave_unread(sys.stdout)
+        raise
     except (KeyboardInterrupt, Exception) as error:
         if not isinstance(error, _EXPECTED) and os.environ.get("L4EXPORT_TRACEBACK"):
             raise
         message, code = _explain(error)
-        click.echo("l4export: " + " ".join(message.split()), err=True)
+        try:
+            click.echo("l4export: " + " ".join(message.split()), err=True)
+        except OSError:  # a log that is closed or full: the code still tells
+            _discard(sys.stderr)
         sys.exit(code)
     sys.exit(0)
+
+
+def _leave_unread(stream: TextIO) -> NoReturn:
+    """Exit as a program that SIGPIPE ended: whoever read the output has gone, and the work may not be done."""
+    _discard(stream)
+    sys.exit(_UNREAD)
+
+
+def _discard(stream: TextIO) -> None:
+    """What is still buffered goes nowhere; Python would fail over it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 _EXPECTED = (L4Error, click.ClickException, click.Abort, KeyboardInterrupt, OSError, MemoryError)

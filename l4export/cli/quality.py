@@ -68,7 +68,7 @@ def command(
 
         html.write_text(quality_page(report), encoding="utf-8")
     if as_json:
-        click.echo(report.to_json(ensure_ascii=False))
+        click.echo(report.to_json())
     else:
         _show(report)
     if not report.passed:

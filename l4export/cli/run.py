@@ -66,7 +66,7 @@ def command(
     record.finish_reason = _finish_reason(loaded, record, max_new_tokens)
     if as_json:
         text = loaded.text.decode(record.tokens) if loaded.text is not None else None
-        click.echo(json.dumps({"token_ids": record.tokens, "text": text, **record.figures()}, ensure_ascii=False))
+        click.echo(json.dumps({"token_ids": record.tokens, "text": text, **record.figures()}))
         return
     click.echo(tail)
     if stats:
