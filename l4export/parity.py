@@ -43,7 +43,8 @@ _FP16_THRESHOLDS: Mapping[str, float] = {"max_relative_difference": 3e-2, "kl_ma
 """float16 has 11 bits: differences of 1e-3 of a logit are normal, and a router's near tie may choose another expert."""
 
 _INT8_ACTIVATION_THRESHOLDS: Mapping[str, float] = {"kl_mean": 5e-2}
-"""Activations rounded to int8 move every product by up to 0.4 %, and a router's near tie may choose another expert."""
+"""Activations rounded to int8 move every product by up to 0.4 %, and a router's near tie may choose another expert:
+more than float16 does, in the products or in the cache."""
 
 _FP8_ACTIVATION_THRESHOLDS: Mapping[str, float] = {"kl_mean": 1e-3, "top1_agreement": 0.98}
 """In float32, rounded alike by both, logits agree to the bit; but what lies halfway between two codes may go either
@@ -263,11 +264,10 @@ def _default_thresholds(manifest: Manifest, dequantized: bool) -> Mapping[str, f
         return {}
     if manifest.precision["activations"] == "fp8":
         return _FP8_ACTIVATION_THRESHOLDS if manifest.precision["compute"] == "fp32" else {}
-    if manifest.precision["compute"] != "fp32" or kv_cache != "fp32":
-        return _FP16_THRESHOLDS
-    if manifest.precision["quant"] == "none":
-        return DEFAULT_THRESHOLDS
-    return _INT8_ACTIVATION_THRESHOLDS if _rounds_activations(manifest) else DEFAULT_THRESHOLDS
+    if manifest.precision["quant"] != "none" and _rounds_activations(manifest):
+        return _INT8_ACTIVATION_THRESHOLDS
+    in_float32 = manifest.precision["compute"] == kv_cache == "fp32"
+    return DEFAULT_THRESHOLDS if in_float32 else _FP16_THRESHOLDS
 
 
 def _rounds_activations(manifest: Manifest) -> bool:
