@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import os
 import signal
 import sys
@@ -64,6 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
         # End as other programs do when the reader of their output has gone. An exit code would say what nobody could
         # read: 0 of a failed comparison, or rich's 1 of one that passed.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # for what a locale's encoding does not have
     try:
         if arguments is None and sys.argv[1:2] in (["run"], ["bench"]):
             from l4export.runtimes.huge_pages import restart_with_huge_pages
