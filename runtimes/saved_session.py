@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def save_session(session: Session, path: Path) -> None:
     metadata = {"format": _FORMAT, "engine": _identity(session.manifest), "state": state}
     metadata["sha256"] = _digest(state, tensors.values())
     entries = [(name, _DTYPE_NAMES[spec.dtype], array.shape) for name, array in tensors.items()]
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Not by the process's number: in a container that is the same after every restart.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         write_safetensors(partial, entries, lambda name: tensors[name], metadata)
         os.replace(partial, path)
@@ -85,7 +87,7 @@ def _state(
     text: str, manifest: Manifest, spec: CacheSpec, path: Path
 ) -> tuple[SessionState, list[list[tuple[int, int, int]]]]:
     """A state that a session of this engine can be in, and for each row the shapes of what it holds then."""
-    raw = parse_json_object(text.encode(), f"{path}: state")
+    raw = parse_json_object(text.encode(errors="surrogatepass"), f"{path}: state")
     rows = [raw[name] if isinstance(raw.get(name), list) else [] for name in _ROWS]
     numbers = [raw.get("capacity"), *itertools.chain(*rows)]
     if (

@@ -17,6 +17,7 @@ from conftest import Workshop, copy_checkpoint, edit_config
 from safetensors.numpy import load_file, save_file
 
 from l4export.cli import main
+from l4export.runtimes.engine import Engine
 
 
 class Result:
@@ -300,6 +301,7 @@ class TestBadEnginesAndPrompts:
             (("--threshold", "nonsense=1"), "nonsense"),
             (("--threshold", "kl_max"), "NAME=VALUE"),
             (("--prefill", "0"), "--prefill"),
+            (("--json", "/"), "is a directory"),
             (("--prefill", "250", "--decode", "10"), "max_context"),
         ],
     )
@@ -380,6 +382,28 @@ def test_names_that_the_terminal_cannot_show(workshop: Workshop, tmp_path: Path,
     done = subprocess.run(command, check=False, cwd=tmp_path, env=environment, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
     assert ascii(name).strip("'").encode() in done.stdout
+
+
+def test_what_the_locale_has_no_characters_for_is_escaped(workshop: Workshop, tmp_path: Path) -> None:
+    engine = copy_checkpoint(workshop.engine_path("scout", "static"), tmp_path / "δ")
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    arguments = [sys.executable, "-m", "l4export", "verify", str(engine)]
+    done = subprocess.run(arguments, capture_output=True, env=environment, check=True)
+    assert rb"\u03b4: " in done.stdout and done.stderr == b""
+
+
+def test_an_interruption_has_a_line_of_its_own(
+    cli: Callable[..., Result], workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens are on the terminal by then, without the end of their line."""
+
+    def interrupted(*_: object) -> Iterator[int]:
+        yield 5
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "generate", interrupted)
+    result = cli("run", workshop.engine_path("scout", "static"), "--token-ids", "1")
+    assert (result.code, result.out) == (130, "5 \n") and result.err.startswith("l4export: interrupted")
 
 
 def test_without_onnxruntime_it_says_what_to_install(workshop: Workshop) -> None:

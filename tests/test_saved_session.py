@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,21 @@ def test_a_place_that_cannot_be_written(engine: Engine, tmp_path: Path) -> None:
             engine.session().save(path)
         assert len(str(caught.value).splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["directory"]
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(engine: Engine, saved: Path) -> None:
+    saved.with_name(f".session.{os.getpid()}.partial").write_bytes(b"half of a session")
+    session = engine.session()
+    session.append(random_ids(5))
+    session.save(saved)
+    assert engine.load_session(saved).lengths.tolist() == [5]
+
+
+def test_a_state_that_is_no_unicode(engine: Engine, saved: Path) -> None:
+    tensors, metadata = load_file(saved), TensorFile(saved).metadata
+    save_file(tensors, saved, metadata | {"state": "STATE!"})
+    saved.write_bytes(saved.read_bytes().replace(b'"STATE!"', rb'"\ud800"'))
+    refusal(engine, saved)
 
 
 def test_a_full_disk_leaves_the_old_file(engine: Engine, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

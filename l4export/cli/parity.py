@@ -33,7 +33,12 @@ __all__ = ["command"]
 @click.option(
     "--provider", type=click.Choice(["cpu"]), help="Execute an ort-cuda engine on this machine's CPU instead."
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the report to a file; - prints it.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the report to a file; - prints it.",
+)
 def command(
     engine: Path,
     reference: Path,

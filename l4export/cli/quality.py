@@ -39,7 +39,7 @@ __all__ = ["command"]
     metavar="NAME=VALUE",
     help="Demand kl, perplexity_ratio or top1_agreement.",
 )
-@click.option("--html", type=click.Path(path_type=Path), help="Write the report as one HTML page.")
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as one HTML page.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     engine: Path,

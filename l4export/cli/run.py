@@ -57,11 +57,16 @@ def command(
     record = _Record(prompt_tokens=len(ids), load_seconds=time.monotonic() - started)
     stream = loaded.text.stream() if loaded.text is not None else None
     begun = time.monotonic()
-    for token in loaded.generate(ids, max_new_tokens, temperature, top_p, seed):
-        record.add(token, time.monotonic() - begun)
-        piece = f"{token} " if stream is None else stream.push(token)
-        if not as_json:
-            click.echo(piece, nl=False)
+    try:
+        for token in loaded.generate(ids, max_new_tokens, temperature, top_p, seed):
+            record.add(token, time.monotonic() - begun)
+            piece = f"{token} " if stream is None else stream.push(token)
+            if not as_json:
+                click.echo(piece, nl=False)
+    except BaseException:
+        if record.tokens and not as_json:
+            click.echo()  # what is then said of it has a line of its own
+        raise
     tail = stream.flush() if stream is not None else ""
     record.finish_reason = _finish_reason(loaded, record, max_new_tokens)
     if as_json:
