@@ -28,8 +28,8 @@ class Verdict:
         return not self.failures
 
     def to_json(self) -> str:
-        """`passed` and the report's fields as a JSON document, in ASCII."""
-        return json.dumps({"passed": self.passed, **dataclasses.asdict(self)}, indent=1)
+        """`passed` and the report's fields as a JSON document, in ASCII; a figure that is not finite is null there."""
+        return json.dumps(_finite({"passed": self.passed, **dataclasses.asdict(self)}), indent=1, allow_nan=False)
 
 
 def check_thresholds(given: Mapping[str, float], known: Collection[str]) -> None:
@@ -43,6 +43,18 @@ def check_thresholds(given: Mapping[str, float], known: Collection[str]) -> None
             raise InputError(f"--threshold {name}: not one of {', '.join(sorted(known))}")
         if not math.isfinite(value) or value < 0:
             raise InputError(f"--threshold {name}={value}: give a finite number of 0 or more")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for NaN and infinity."""
+    match value:
+        case dict():
+            return {name: _finite(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
 
 
 def misses(name: str, value: float, limit: float) -> bool:

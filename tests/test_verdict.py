@@ -28,6 +28,22 @@ def test_a_report_passes_without_failures_and_says_so_first() -> None:
     assert Report("é", ()).to_json().isascii()
 
 
+@dataclass(frozen=True)
+class Figures(Verdict):
+    figures: tuple[dict[str, float | None], ...]
+    failures: tuple[str, ...]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_json_has_no_word_for_what_is_not_finite(value: float) -> None:
+    told = Figures(({"kl": value, "top1": 0.5},), ()).to_json()
+    assert json.loads(told, parse_constant=pytest.fail) == {
+        "passed": True,
+        "figures": [{"kl": None, "top1": 0.5}],
+        "failures": [],
+    }
+
+
 def test_agreement_is_limited_from_below_and_differences_from_above() -> None:
     assert misses("kl", 0.2, 0.1) and not misses("kl", 0.1, 0.1)
     assert misses("top1_agreement", 0.9, 0.95) and not misses("top1_agreement", 0.95, 0.95)
