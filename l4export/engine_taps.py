@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.manifest import Manifest
+from l4export.routing_ties import likeliest
 from l4export.runtimes.host_cache import new_host_cache
 from l4export.runtimes.onnxruntime_engine import session_options
 from l4export.runtimes.session import Session
@@ -28,14 +29,15 @@ __all__ = ["EngineTaps", "TappedInference", "tap_engine"]
 class EngineTaps:
     """What an engine made of T tokens of one row: float32 throughout.
 
-    `logits` [T, vocab]; by layer `hidden` [T, D], the residual stream behind it, and `router_logits` [T, E], None in a
-    dense layer; `keys` and `values` [K, T, d] as the cache holds them, None where it does not hold them all in the
-    model's own float type.
+    `logits` [T, vocab]; by layer `hidden` [T, D], the residual stream behind it, and `experts` int64 [T, k], those that
+    were chosen, none in a dense layer; `keys` and `values` [K, T, d] as the cache holds them, None where it does not
+    hold them all in the model's own float type. Where some token has equally likely experts, as float16 makes them,
+    `experts` are two possibilities: which of the equals an operator takes, only its result can tell.
     """
 
     logits: NDArray[np.float32]
     hidden: list[NDArray[np.float32]]
-    router_logits: list[NDArray[np.float32] | None]
+    experts: list[tuple[NDArray[np.int64], ...]]
     keys: list[NDArray[np.float32] | None]
     values: list[NDArray[np.float32] | None]
 
@@ -66,10 +68,18 @@ def tap_engine(engine: Path, manifest: Manifest, pieces: Sequence[NDArray[np.int
     return EngineTaps(
         logits,
         [seen[name] for name in hidden],
-        [seen.get(f"/layers.{layer}/moe/router/MatMul") for layer in layers],
+        [_chosen(seen.get(f"/layers.{layer}/moe/router/MatMul"), config.num_experts_per_tok) for layer in layers],
         [caches.get(f"present.{layer}.key") for layer in layers],
         [caches.get(f"present.{layer}.value") for layer in layers],
     )
+
+
+def _chosen(logits: NDArray[np.float32] | None, count: int) -> tuple[NDArray[np.int64], ...]:
+    """What router logits [T, E] leave open."""
+    if logits is None:
+        return ()
+    first, last = likeliest(logits, count), likeliest(logits, count, last=True)
+    return (first,) if (np.sort(first) == np.sort(last)).all() else (first, last)
 
 
 def _whole_cache(cache: NDArray[Any], head_dim: int, count: int) -> NDArray[np.float32] | None:

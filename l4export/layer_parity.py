@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,8 @@ from l4export.parity import (
     DEFAULT_THRESHOLDS,
     check_same_model,
     chunk_boundaries,
-    is_tight,
+    judges_arithmetic,
+    routing_tolerance,
     sliced_layers,
     thresholds_for,
 )
@@ -27,7 +30,7 @@ from l4export.streamed_reference import Replacement, StreamedReference
 from l4export.verdict import Verdict
 
 if TYPE_CHECKING:
-    from l4export.streamed_layer import Choose, LayerTaps
+    from l4export.streamed_layer import LayerTaps
 
 __all__ = ["LayerComparison", "LayerParityReport", "check_layers", "open_reference"]
 
@@ -130,21 +133,18 @@ def check_layers(
     accepted = limits.get("max_relative_difference", DEFAULT_THRESHOLDS["max_relative_difference"])
     first = (sliced_layers(manifest) or (0, 0))[0]
     say(f"comparing {manifest.model.num_hidden_layers} layers")
-    count = manifest.model.num_experts_per_tok
-
-    def choose(layer: int) -> Choose | None:
-        theirs = engine.router_logits[layer]
-        return None if theirs is None else lambda logits: followed_choices(logits, theirs, count, accepted)[0]
-
-    compared = []
-    for layer, taps in enumerate(reference.run(ids[None], choose if is_tight(manifest, dequantized) else None)):
-        compared.append(_compare(first + layer, taps, engine, layer, count, accepted))
+    tied = routing_tolerance(manifest, limits) if judges_arithmetic(manifest, dequantized) else None
+    hidden, compared = reference.embed(ids[None]), []
+    for layer in range(manifest.model.num_hidden_layers):
+        taps, experts = _follow(reference, layer, hidden, engine, tied)
+        compared.append(_compare(first + layer, taps, engine, layer, experts, tied or accepted))
+        hidden = taps.hidden
         say(f"compared layer {first + layer}")
     departed = [(item.layer, found) for item in compared if (found := item.departures(limits))]
     failures = [f"layer {departed[0][0]} is the first to depart: {', '.join(departed[0][1])}"] if departed else []
     if failures and not np.isfinite(engine.logits).all():
         raise CheckFailed(f"{engine_path}: not at parity: {failures[0]}; in the end its logits are not finite")
-    logits = compare_logits(reference.logits(taps.hidden)[0], engine.logits, accepted)
+    logits = compare_logits(reference.logits(hidden)[0], engine.logits, accepted)
     return LayerParityReport(
         engine=str(engine_path),
         reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}, layer by layer",
@@ -171,15 +171,38 @@ def open_reference(manifest: Manifest, checkpoint: Path, replaced: Replacement |
     return reference
 
 
+def _follow(
+    reference: StreamedReference, layer: int, hidden: NDArray[np.float32], engine: EngineTaps, tied: float | None
+) -> tuple[LayerTaps, NDArray[np.int64] | None]:
+    """What a layer makes of hidden [1, T, D] if it follows the engine where experts are nearly `tied` (None: nowhere),
+    and the engine's experts [T, k].
+
+    Of two possible choices of the engine the one whose result is nearer to the engine's is taken, token by token:
+    behind attention, tokens have nothing to do with each other.
+    """
+    options = engine.experts[layer]
+    if tied is None or not options:
+        return reference.step(layer, hidden)[0], options[0] if options else None
+    ways = [partial(_choose, theirs=theirs, tied=tied) for theirs in options]
+    runs = reference.step(layer, hidden, ways)
+    best = np.argmin([np.abs(run.hidden[0] - engine.hidden[layer]).max(axis=1) for run in runs], axis=0)
+    rows = np.arange(len(best))
+    nearest = np.stack([run.hidden[0] for run in runs])[best, rows]
+    return dataclasses.replace(runs[0], hidden=nearest[None]), np.stack(options)[best, rows]
+
+
+def _choose(logits: NDArray[np.float32], theirs: NDArray[np.int64], tied: float) -> NDArray[np.int64]:
+    return followed_choices(logits, theirs, tied)[0]
+
+
 def _compare(
-    number: int, taps: LayerTaps, engine: EngineTaps, layer: int, top_k: int, accepted: float
+    number: int, taps: LayerTaps, engine: EngineTaps, layer: int, experts: NDArray[np.int64] | None, tied: float
 ) -> LayerComparison:
     difference = engine.hidden[layer].astype(np.float64) - taps.hidden[0]
     scale = float(np.sqrt(np.mean(taps.hidden[0].astype(np.float64) ** 2)))
     agreement, ties = None, None
-    ours = engine.router_logits[layer]
-    if taps.router_logits is not None and ours is not None:
-        _, differ, near = followed_choices(taps.router_logits[0], ours, top_k, accepted)
+    if taps.router_logits is not None and experts is not None:
+        _, differ, near = followed_choices(taps.router_logits[0], experts, tied)
         agreement, ties = float(1 - (differ & ~near).mean()), int(near.sum())
     return LayerComparison(
         layer=number,

@@ -21,7 +21,7 @@ __all__ = ["Choice", "Followed", "RoutedReference", "follow_ties", "followed_cho
 Choice = tuple[int, int]
 """(layer, position) of a token's choice of experts."""
 
-_MOST = 0.02
+_MOST = 0.05
 """Share of all choices in which the reference follows; an engine that needs more has another fault."""
 
 _SINGLES, _PAIRS = 8, 4
@@ -79,15 +79,15 @@ def follow_ties(
 
 
 def followed_choices(
-    reference: NDArray[np.float32], engine: NDArray[np.float32], count: int, accepted: float
+    reference: NDArray[np.float32], theirs: NDArray[np.int64], accepted: float
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """The `count` experts [T, count] that a reference takes which follows an engine in near ties, from the router
-    logits [T, E] of both; where the two choose differently [T], and where of that it is a near tie [T].
+    """The experts [T, k] that a reference takes which follows an engine in near ties, from its router logits [T, E] and
+    the engine's choice [T, k]; where the two choose differently [T], and where of that it is a near tie [T].
 
     Experts are nearly tied when the reference's logits of those that only one side chose lie within twice `accepted` of
     the largest |logit|.
     """
-    ours, theirs = likeliest(reference, count), likeliest(engine, count)
+    ours = likeliest(reference, theirs.shape[1])
     differ = (np.sort(ours) != np.sort(theirs)).any(axis=1)
     near = np.zeros_like(differ)
     for at in np.flatnonzero(differ):
@@ -97,9 +97,12 @@ def followed_choices(
     return np.where(near[:, None], theirs, ours), differ, near
 
 
-def likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """The `count` likeliest experts [T, count] by router logits [T, E], the likeliest first."""
-    order: NDArray[np.int64] = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+def likeliest(logits: NDArray[np.float32], count: int, last: bool = False) -> NDArray[np.int64]:
+    """The `count` likeliest experts [T, count] by router logits [T, E], the likeliest first; of equals the first ones,
+    or the `last`."""
+    order: NDArray[np.int64] = np.argsort(-logits[:, :: -1 if last else 1], axis=1, kind="stable")[:, :count]
+    if last:
+        order = logits.shape[1] - 1 - order
     return order
 
 

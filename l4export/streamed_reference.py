@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,17 +111,22 @@ class StreamedReference:
         rotation = Llama4TextRotaryEmbedding(self._hf_config)(hidden, positions)
         return {"attention_mask": mask, "position_ids": positions, "position_embeddings": rotation}
 
-    def run(
-        self, token_ids: NDArray[np.int64], choose: Callable[[int], Choose | None] | None = None
-    ) -> Iterator[LayerTaps]:
-        """token_ids int64 [B, T]: what each layer makes of them, in order. `choose(layer)` says which experts a layer
-        takes; None: the likeliest."""
-        hidden = _tensor(self.embed(token_ids))
+    def run(self, token_ids: NDArray[np.int64]) -> Iterator[LayerTaps]:
+        """token_ids int64 [B, T]: what each layer makes of them, in order."""
+        hidden = self.embed(token_ids)
         for index in range(self.config.num_hidden_layers):
-            chosen = None if choose is None else choose(index)
-            taps = self.layer(index)(hidden, self.call(index, hidden), choose=chosen)
+            (taps,) = self.step(index, hidden)
             yield taps
-            hidden = _tensor(taps.hidden)
+            hidden = taps.hidden
+
+    def step(
+        self, index: int, hidden: NDArray[np.float32], choices: Sequence[Choose | None] = (None,)
+    ) -> list[LayerTaps]:
+        """What layer `index`, read once, makes of hidden [B, T, D], for each way to choose experts (None: the
+        likeliest)."""
+        rows = _tensor(hidden)
+        layer, call = self.layer(index), self.call(index, rows)
+        return [layer(rows, call, choose=choose) for choose in choices]
 
     def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """The residual stream behind the last layer, float32 [B, T, D] -> logits float32 [B, T, vocab]."""

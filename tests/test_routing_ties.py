@@ -15,6 +15,7 @@ from l4export.build import BuildOptions, build
 from l4export.hf_reference import HFReference
 from l4export.layer_parity import check_layers
 from l4export.parity import check_parity
+from l4export.policy import standard_policy
 from l4export.routing_ties import Choice, follow_ties, followed_choices, likeliest
 from l4export.streamed_reference import StreamedReference
 
@@ -92,7 +93,7 @@ def test_the_reference_follows_in_few_choices_only(workshop: Workshop) -> None:
     reference = workshop.reference("scout")
     tied = sorted((gap, choice) for choice, gap in gaps(reference).items())[:40]
     found, engine, _ = follow(reference, [choice for _, choice in tied], tied[-1][0])
-    assert 0 < len(found.swapped) <= 0.02 * 400
+    assert 0 < len(found.swapped) <= 0.05 * 400
     assert not np.allclose(found.logits, engine, atol=1e-3)
 
 
@@ -113,11 +114,40 @@ def test_swapped_choices_against_layers_that_are_told_what_to_choose(workshop: W
 
         return chosen
 
-    *_, last = streamed.run(IDS[None], choose)
-    expected = streamed.logits(last.hidden)[0]
+    hidden = streamed.embed(IDS[None])
+    for layer in range(streamed.config.num_hidden_layers):
+        hidden = streamed.step(layer, hidden, [choose(layer)])[0].hidden
+    expected = streamed.logits(hidden)[0]
     got = reference.routed(IDS, swapped)[0]
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()  # float32 sums in another order
     assert np.abs(got - reference.logits(IDS[None])[0]).max() > 1e-3 * np.abs(expected).max()
+
+
+def test_of_equals_the_first_or_the_last() -> None:
+    logits = np.array([[1, 2, 2, 0], [5, 5, 5, 5]], np.float32)
+    assert likeliest(logits, 1).tolist() == [[1], [0]]
+    assert likeliest(logits, 1, last=True).tolist() == [[2], [3]]
+    assert likeliest(logits, 2, last=True).tolist() == [[2, 1], [3, 2]]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("target", ["ort-cpu", "onnx"])
+@pytest.mark.parametrize("quant", ["none", "int4"])
+def test_equally_likely_experts_layer_by_layer(
+    workshop: Workshop, tmp_path: Path, target: str, dtype: str, quant: str
+) -> None:
+    """Two experts with the same router row: which of them an engine takes is its operator's affair."""
+    checkpoint = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
+    weights = load_file(checkpoint / "model.safetensors")
+    for layer in range(4):
+        router = weights[f"model.layers.{layer}.feed_forward.router.weight"]
+        router[2] = router[1]
+    save_file(weights, checkpoint / "model.safetensors")
+    options = BuildOptions(target, dtype, max_context=64, policy=standard_policy(quant))
+    build(checkpoint, tmp_path / "e", options)
+    report = check_layers(tmp_path / "e", checkpoint, 40, 8, dequantized=quant != "none")
+    assert report.passed, report.failures
+    assert report.logits.max_relative_difference < (5e-2 if quant != "none" else 5e-3)
 
 
 def test_nothing_swapped_is_the_reference_itself(workshop: Workshop) -> None:
@@ -127,11 +157,10 @@ def test_nothing_swapped_is_the_reference_itself(workshop: Workshop) -> None:
 
 def test_choices_that_are_nearly_tied_are_told_apart() -> None:
     reference = np.array([[3.0, 2.9999, 0], [3, 2, 0], [3, 1, 0]], np.float32)
-    engine = np.array([[3.0, 3.0001, 0], [2, 3, 0], [3, 1, 0]], np.float32)
-    chosen, differ, near = followed_choices(reference, engine, 1, 1e-4)
+    chosen, differ, near = followed_choices(reference, np.array([[1], [1], [0]]), 1e-4)
     assert (differ.tolist(), near.tolist()) == ([True, True, False], [True, False, False])
     assert chosen.tolist() == [[1], [0], [0]]
-    _, differ, _ = followed_choices(reference, engine, 2, 1e-4)
+    _, differ, _ = followed_choices(reference, np.array([[1, 0], [1, 0], [0, 1]]), 1e-4)
     assert not differ.any()  # the same two, in another order
 
 
