@@ -16,15 +16,8 @@ from l4export.engine_taps import EngineTaps, tap_engine
 from l4export.errors import CheckFailed, InputError
 from l4export.logit_comparison import LogitComparison, compare_logits, failures_of
 from l4export.manifest import Manifest, load_manifest
-from l4export.parity import (
-    DEFAULT_THRESHOLDS,
-    check_same_model,
-    chunk_boundaries,
-    judges_arithmetic,
-    routing_tolerance,
-    sliced_layers,
-    thresholds_for,
-)
+from l4export.parity import check_same_model, chunk_boundaries, sliced_layers
+from l4export.parity_thresholds import DEFAULT_THRESHOLDS, judges_arithmetic, routing_tolerance, thresholds_for
 from l4export.routing_ties import followed_choices
 from l4export.streamed_reference import Replacement, StreamedReference
 from l4export.verdict import Verdict
