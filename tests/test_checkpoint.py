@@ -213,17 +213,16 @@ def test_resident_memory_stays_bounded(tmp_path: Path) -> None:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + 2**29)
     script = f"""
-        import resource
         from pathlib import Path
         from l4export.checkpoint import open_checkpoint
+        from measured_process import own_peak
         tensor = open_checkpoint(Path({str(tmp_path)!r})).tensors["x"]
-        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        before = peak()
+        before = own_peak()
         columns = tensor.read((slice(None), slice(100, 164)))
         assert columns.shape == ({shape[0]}, 64) and not columns.any()
         for _, rows in tensor.rows((slice(0, {shape[0]}), slice(100, 164))):
             assert not rows.any()
-        print(peak() - before - columns.nbytes)
+        print(own_peak() - before - columns.nbytes)
     """
     run = [sys.executable, "-c", textwrap.dedent(script)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}

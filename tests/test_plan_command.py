@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from measured_process import measure
 
 from l4export.cli import main
 from l4export.sample import hf_config
@@ -133,9 +131,7 @@ def test_full_size_takes_seconds_and_little_memory(tmp_path: Path, variant: str,
     """The issue's models: less than 1 GB, and less than 20 s of processor time on any machine."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(hf_config(variant, "full")))
-    process = subprocess.Popen([sys.executable, "-m", "l4export", "plan", str(path), *options])
-    _, status, usage = os.wait4(process.pid, 0)
-    assert isinstance(usage, resource.struct_rusage)
-    assert os.waitstatus_to_exitcode(status) == (1 if variant == "maverick" and "h200" in options else 0)
-    assert usage.ru_maxrss * 1024 < 10**9
-    assert usage.ru_utime + usage.ru_stime < 20
+    usage = measure([sys.executable, "-m", "l4export", "plan", path, *options], tmp_path / "usage")
+    assert usage.exit_code == (1 if variant == "maverick" and "h200" in options else 0)
+    assert usage.peak < 10**9
+    assert usage.seconds < 20
