@@ -7,8 +7,8 @@ Memory: a block in hand costs at most about three times its larger side, the byt
 copy of the source (integer quantisation needs none), temporaries beside it, and the result. So with
 `jobs` workers and a budget of B bytes a block's larger side is at most B / (3 jobs), and never more than 32 MiB, beyond
 which nothing becomes faster.
-Not counted in the budget: the interpreter and its libraries, about 100 MB, and what a read has mapped of the source at a
-time, up to 32 MiB for each worker, pages of the kernel's cache.
+Not counted in the budget: the interpreter and its libraries, about 100 MB, and what a read has mapped of the source at
+a time, up to 32 MiB for each worker, pages of the kernel's cache.
 """
 
 from __future__ import annotations
