@@ -29,14 +29,16 @@ __all__ = ["EngineTaps", "TappedInference", "tap_engine"]
 class EngineTaps:
     """What an engine made of T tokens of one row: float32 throughout.
 
-    `logits` [T, vocab]; by layer `hidden` [T, D], the residual stream behind it, and `experts` int64 [T, k], those that
-    were chosen, none in a dense layer; `keys` and `values` [K, T, d] as the cache holds them, None where it does not
-    hold them all in the model's own float type. Where some token has equally likely experts, as float16 makes them,
-    `experts` are two possibilities: which of the equals an operator takes, only its result can tell.
+    `logits` [T, vocab]; by layer `hidden` [T, D], the residual stream behind it; `router_logits` [T, E], None in a
+    dense layer, and the `experts` int64 [T, k] that were chosen by them, none there; `keys` and `values` [K, T, d] as
+    the cache holds them, None where it does not hold them all in the model's own float type. Where some token has
+    equally likely experts, as float16 makes them, `experts` are two possibilities: which of the equals an operator
+    takes, only its result can tell.
     """
 
     logits: NDArray[np.float32]
     hidden: list[NDArray[np.float32]]
+    router_logits: list[NDArray[np.float32] | None]
     experts: list[tuple[NDArray[np.int64], ...]]
     keys: list[NDArray[np.float32] | None]
     values: list[NDArray[np.float32] | None]
@@ -65,10 +67,12 @@ def tap_engine(engine: Path, manifest: Manifest, pieces: Sequence[NDArray[np.int
     }
     layers = range(config.num_hidden_layers)
     seen = {name: np.concatenate(parts).reshape(count, -1) for name, parts in inference.taps.items()}
+    router_logits = [seen.get(f"/layers.{layer}/moe/router/MatMul") for layer in layers]
     return EngineTaps(
         logits,
         [seen[name] for name in hidden],
-        [_chosen(seen.get(f"/layers.{layer}/moe/router/MatMul"), config.num_experts_per_tok) for layer in layers],
+        router_logits,
+        [_chosen(logits, config.num_experts_per_tok) for logits in router_logits],
         [caches.get(f"present.{layer}.key") for layer in layers],
         [caches.get(f"present.{layer}.value") for layer in layers],
     )

@@ -32,12 +32,12 @@ __all__ = ["LayerComparison", "LayerParityReport", "check_layers", "open_referen
 class LayerComparison:
     """How one layer departs, over all positions; `layer` counts as the checkpoint does.
 
-    `hidden`, `keys` and `values` are max |difference| over the reference's largest |value|; `hidden_rms` is the
-    difference's root mean square over the reference's. Keys and values are None where the engine's cache does not hold
-    all of them in its float type. `expert_agreement` is the share of positions with the same experts; a position whose
-    experts differ although the reference's own logits are nearly tied between them is counted in `near_ties` instead,
-    and there the reference goes on with the engine's (`l4export.routing_ties`), so that no layer behind departs for
-    that alone. Both are None in a dense layer.
+    `hidden`, `keys`, `values` and `router` (its logits) are max |difference| over the reference's largest |value|;
+    `hidden_rms` is the difference's root mean square over the reference's. Keys and values are None where the engine's
+    cache does not hold all of them in its float type. `expert_agreement` is the share of positions with the same
+    experts; a position whose experts differ although the reference's own logits are nearly tied between them is counted
+    in `near_ties` instead, and there the reference goes on with the engine's (`l4export.routing_ties`), so that no
+    layer behind departs for that alone. These two and `router` are None in a dense layer.
     """
 
     layer: int
@@ -45,17 +45,23 @@ class LayerComparison:
     hidden_rms: float
     keys: float | None
     values: float | None
+    router: float | None
     expert_agreement: float | None
     near_ties: int | None
 
-    def departures(self, thresholds: Mapping[str, float]) -> list[str]:
-        """What is beyond `max_relative_difference`, or below `top1_agreement`, in words."""
+    def departures(self, thresholds: Mapping[str, float], tied: float | None) -> list[str]:
+        """What is beyond `max_relative_difference`, or below `top1_agreement`, in words.
+
+        Where the reference follows the engine in ties within twice `tied` (None: nowhere), a router's logits must not
+        be farther off than that, whatever else is demanded: a router that is wrong would be followed otherwise.
+        """
         most, least = thresholds.get("max_relative_difference"), thresholds.get("top1_agreement")
+        routing = min((limit for limit in (most, tied and 2 * tied) if limit is not None), default=None)
         found = []
-        for name in ("keys", "values", "hidden"):
+        for name, limit in {"keys": most, "values": most, "router": routing, "hidden": most}.items():
             value = getattr(self, name)
-            if most is not None and value is not None and not value <= most:  # NaN departs
-                found.append(f"{name} by {value:.3g} of the largest, threshold {most:g}")
+            if limit is not None and value is not None and not value <= limit:  # NaN departs
+                found.append(f"{name} by {value:.3g} of the largest, threshold {limit:g}")
         if least is not None and self.expert_agreement is not None and self.expert_agreement < least:
             found.append(f"expert_agreement {self.expert_agreement:.3g}, threshold {least:g}")
         return found
@@ -133,7 +139,7 @@ def check_layers(
         compared.append(_compare(first + layer, taps, engine, layer, experts, tied or accepted))
         hidden = taps.hidden
         say(f"compared layer {first + layer}")
-    departed = [(item.layer, found) for item in compared if (found := item.departures(limits))]
+    departed = [(item.layer, found) for item in compared if (found := item.departures(limits, tied))]
     failures = [f"layer {departed[0][0]} is the first to depart: {', '.join(departed[0][1])}"] if departed else []
     if failures and not np.isfinite(engine.logits).all():
         raise CheckFailed(f"{engine_path}: not at parity: {failures[0]}; in the end its logits are not finite")
@@ -203,6 +209,7 @@ def _compare(
         hidden_rms=float(np.sqrt(np.mean(difference**2))) / (scale or 1.0),
         keys=_relative(taps.keys[0], engine.keys[layer]),
         values=_relative(taps.values[0], engine.values[layer]),
+        router=None if taps.router_logits is None else _relative(taps.router_logits[0], engine.router_logits[layer]),
         expert_agreement=agreement,
         near_ties=ties,
     )

@@ -15,7 +15,7 @@ from l4export.config import ModelConfig
 from l4export.errors import InputError
 from l4export.logit_comparison import LogitComparison, compare_logits, departing, failures_of
 from l4export.manifest import Manifest
-from l4export.parity_thresholds import DEFAULT_THRESHOLDS, judges_arithmetic, thresholds_for
+from l4export.parity_thresholds import DEFAULT_THRESHOLDS, judges_arithmetic, routing_tolerance, thresholds_for
 from l4export.routing_ties import follow_ties
 from l4export.verdict import Verdict
 
@@ -112,7 +112,8 @@ def check_parity(
     given = _engine_logits(engine, ids, prefill)
     say("running the reference")
     accepted = limits.get("max_relative_difference", DEFAULT_THRESHOLDS["max_relative_difference"])
-    follow = _Following(reference, limits, accepted, judges_arithmetic(manifest, dequantized), say)
+    tied = routing_tolerance(manifest, limits) if judges_arithmetic(manifest, dequantized) else None
+    follow = _Following(reference, limits, accepted, tied, say)
     expected, ties = follow(ids, given, prefill)
     say("comparing greedy continuations")
     matched, tied = _greedy_prefix(engine, reference, ids[:prefill].tolist(), decode, follow)
@@ -169,20 +170,20 @@ def _engine_logits(engine: Engine, ids: NDArray[np.int64], prefill: int) -> NDAr
 
 @dataclass(frozen=True)
 class _Following:
-    """The reference's logits, following the engine in near ties where the thresholds are `demanded` of its arithmetic:
-    a quantised engine's other choices are part of what its quality is judged by."""
+    """The reference's logits, following the engine where experts are nearly `tied`; None: nowhere, for a quantised
+    engine's other choices are part of what its quality is judged by."""
 
     reference: HFReference
     limits: Mapping[str, float]
     accepted: float
-    demanded: bool
+    tied: float | None
     say: Callable[[str], None]
 
     def __call__(
         self, ids: NDArray[np.int64], given: NDArray[np.float32], prefill: int
     ) -> tuple[NDArray[np.float32], int]:
         """Logits [T, vocab] for ids [T] of which the engine made `given`, and the number of ties."""
-        if not self.demanded:
+        if self.tied is None:
             return self.reference.logits(ids[None])[0], 0
 
         def departs(expected: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -190,7 +191,7 @@ class _Following:
             return np.concatenate([departing(expected[phase], given[phase], self.limits) for phase in phases])
 
         count = self.reference.config.num_experts_per_tok
-        found = follow_ties(self.reference, ids, departs, count, self.accepted, self._tell)
+        found = follow_ties(self.reference, ids, departs, count, self.tied, self._tell)
         return found.logits, len(found.swapped)
 
     def _tell(self, ties: int) -> None:

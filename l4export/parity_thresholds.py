@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from l4export.errors import InputError
@@ -26,6 +27,9 @@ _FP16_THRESHOLDS: Mapping[str, float] = {"max_relative_difference": 3e-2, "kl_ma
 _INT8_ACTIVATION_THRESHOLDS: Mapping[str, float] = {"kl_mean": 5e-2}
 """In float32 and float16 alike. Activations rounded to int8 move every product by up to 0.4 %, and a router's near tie
 may choose another expert."""
+
+_FP16_ROUTING = 1e-2
+"""float16 moves router logits by up to this share of the largest, behind 48 layers of random weights."""
 
 _INT8_ROUTING = 0.1
 """They move router logits as well: behind 48 layers of random weights experts changed places across a tenth of the
@@ -57,15 +61,13 @@ def thresholds_for(
 
 
 def _default_thresholds(manifest: Manifest, dequantized: bool) -> Mapping[str, float]:
-    kv_cache = manifest.precision["kv_cache"]
     if not judges_arithmetic(manifest, dequantized):
         return {}
     if manifest.precision["activations"] == "fp8":
         return _FP8_ACTIVATION_THRESHOLDS if manifest.precision["compute"] == "fp32" else {}
-    if manifest.precision["quant"] != "none" and _rounds_activations(manifest):
+    if _rounds_activations(manifest):
         return _INT8_ACTIVATION_THRESHOLDS
-    half = manifest.precision["compute"] != "fp32" or kv_cache != "fp32"
-    return _FP16_THRESHOLDS if half else DEFAULT_THRESHOLDS
+    return _FP16_THRESHOLDS if _is_half(manifest) else DEFAULT_THRESHOLDS
 
 
 def judges_arithmetic(manifest: Manifest, dequantized: bool) -> bool:
@@ -75,16 +77,25 @@ def judges_arithmetic(manifest: Manifest, dequantized: bool) -> bool:
 
 
 def routing_tolerance(manifest: Manifest, limits: Mapping[str, float]) -> float:
-    """How far a router's logits may be off, as a share of the largest: `max_relative_difference`, if it is demanded."""
-    rounded = manifest.precision["quant"] != "none" and _rounds_activations(manifest)
-    return limits.get(
-        "max_relative_difference", _INT8_ROUTING if rounded else DEFAULT_THRESHOLDS["max_relative_difference"]
-    )
+    """How far a router's logits may be off for experts to be nearly tied, as a share of the largest; never more than
+    `max_relative_difference`, if it is demanded."""
+    return min(_routing(manifest), limits.get("max_relative_difference", math.inf))
+
+
+def _routing(manifest: Manifest) -> float:
+    if _rounds_activations(manifest):
+        return _INT8_ROUTING
+    return _FP16_ROUTING if _is_half(manifest) else DEFAULT_THRESHOLDS["max_relative_difference"]
+
+
+def _is_half(manifest: Manifest) -> bool:
+    """Whether something is computed or kept in 16 bits."""
+    return manifest.precision["compute"] != "fp32" or manifest.precision["kv_cache"] != "fp32"
 
 
 def _rounds_activations(manifest: Manifest) -> bool:
     """Whether ONNX Runtime rounds activations to int8: at accuracy level 4, and before int8 experts at any level."""
-    if manifest.target != "ort-cpu":
+    if manifest.target != "ort-cpu" or manifest.precision["quant"] == "none":
         return False
     policy = manifest.options["policy"]
     experts = [f"model.layers.{layer}.feed_forward.experts.down_proj" for layer in manifest.model.moe_layers]

@@ -216,6 +216,33 @@ def test_forty_eight_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, var
             assert report.logits.kl_mean < kl
 
 
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (BuildOptions(max_context=128), 1e-3),
+        (BuildOptions(max_context=128, dtype="fp16"), 0.1),
+        (BuildOptions(max_context=128, policy=standard_policy("int4")), 0.5),
+    ],
+)
+def test_a_wrong_router_is_not_followed(
+    workshop: Workshop, tmp_path: Path, options: BuildOptions, error: float
+) -> None:
+    """Ties within the tolerance are followed, so the router itself must be within it."""
+    wrong = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "w")
+    weights = load_file(wrong / "model.safetensors")
+    name = "model.layers.1.feed_forward.router.weight"
+    noise = np.random.default_rng(0).standard_normal(weights[name].shape).astype(np.float32)
+    weights[name] = weights[name] + np.float32(error) * weights[name].std() * noise
+    save_file(weights, wrong / "model.safetensors")
+    build(wrong, tmp_path / "e", options)
+    dequantized = options.policy is not None
+    right = check_layers(tmp_path / "e", wrong, 60, 4, dequantized=dequantized)
+    assert right.passed, right.failures
+    report = check_layers(tmp_path / "e", workshop.checkpoint("scout"), 60, 4, dequantized=dequantized)
+    assert report.first_departure == 1 and "router by" in report.failures[0]
+    assert dequantized or not check_parity(tmp_path / "e", workshop.checkpoint("scout"), 60, 4).passed
+
+
 def test_many_ties_are_a_fault_of_the_whole_but_of_no_layer(workshop: Workshop, tmp_path: Path) -> None:
     """Two experts of one layer with nearly the same router, and the engine prefers the other one for every token."""
     reference, swapped = (copy_checkpoint(workshop.checkpoint("scout"), tmp_path / n) for n in ("r", "s"))

@@ -128,10 +128,10 @@ def _show_layers(console: Console, report: LayerParityReport) -> None:
     from rich.table import Table
 
     table = Table(title=f"{report.engine} against {report.reference}", title_justify="left")
-    for heading in ("layer", "hidden", "hidden, rms", "keys", "values", "expert agreement", "near ties"):
+    for heading in ("layer", "hidden", "hidden, rms", "keys", "values", "router", "expert agreement", "near ties"):
         table.add_column(heading, justify="right")
     for item in report.layers:
-        figures = (item.hidden, item.hidden_rms, item.keys, item.values)
+        figures = (item.hidden, item.hidden_rms, item.keys, item.values, item.router)
         shown = ["-" if value is None else f"{value:.3g}" for value in figures]
         choices = ["-", "-"] if item.near_ties is None else [f"{item.expert_agreement:.4f}", str(item.near_ties)]
         mark = " <- first to depart" if item.layer == report.first_departure else ""
