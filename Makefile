@@ -22,12 +22,11 @@ test-slow: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/types && mkdir -p build/types
-	cp -r l4export build/types/l4export && cp -r passes runtimes build/types/l4export/
-	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p l4export
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 wheel-test: $(STAMP)
-	VENV=$(VENV) bash tests/wheel_test.sh
+	VENV=$(VENV) bash tests/end_to_end/wheel_test.sh
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from l4export.engine.manifest import Manifest, load_manifest
 from l4export.errors import InputError
-from l4export.manifest import Manifest, load_manifest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from l4export.config import ModelConfig
+    from l4export.model.config import ModelConfig
     from l4export.runtimes.engine import Engine
     from l4export.runtimes.session import Session
 

@@ -2,48 +2,48 @@
 
 from __future__ import annotations
 
-from l4export.passes.activation_quantization import ActivationQuantization
-from l4export.passes.attention_fusion import AttentionFusion
-from l4export.passes.context_limit import ContextLimit
-from l4export.passes.decomposable_attention import DecomposableAttention
-from l4export.passes.expert_fusion import ExpertFusion
-from l4export.passes.fixed_capacity import FixedCapacity
+from l4export.passes.allow_decomposed_attention import AllowDecomposedAttention
+from l4export.passes.cast_kv_cache import CastKVCache
+from l4export.passes.fix_cache_capacity import FixCacheCapacity
+from l4export.passes.fuse_attention import FuseAttention
+from l4export.passes.fuse_experts import FuseExperts
 from l4export.passes.inline_dialect import InlineDialect
-from l4export.passes.kv_cache_cast import KVCacheCast
-from l4export.passes.kv_cache_layout import KVCacheLayout
-from l4export.passes.kv_cache_quantization import KVCacheQuantization
-from l4export.passes.projection_packing import ProjectionPacking
-from l4export.passes.qk_norm_before_rotary import QKNormBeforeRotary
-from l4export.passes.raw_expert_weights import RawExpertWeights
+from l4export.passes.keep_weights_untransposed import KeepWeightsUntransposed
+from l4export.passes.lay_out_kv_cache import LayOutKVCache
+from l4export.passes.leave_checks_to_runtime import LeaveChecksToRuntime
+from l4export.passes.limit_context import LimitContext
+from l4export.passes.lower_attention import LowerAttention
+from l4export.passes.lower_experts import LowerExperts
+from l4export.passes.mark_raw_expert_weights import MarkRawExpertWeights
+from l4export.passes.move_qk_norm_before_rotary import MoveQKNormBeforeRotary
+from l4export.passes.pack_projections import PackProjections
+from l4export.passes.quantize_activations import QuantizeActivations
+from l4export.passes.quantize_kv_cache import QuantizeKVCache
+from l4export.passes.quantize_weights_for_onnxruntime import QuantizeWeightsForOnnxRuntime
+from l4export.passes.quantize_weights_in_onnx import QuantizeWeightsInONNX
 from l4export.passes.remove_unused import RemoveUnused
-from l4export.passes.required_inputs import RequiredInputs
-from l4export.passes.runtime_checks import RuntimeChecks
-from l4export.passes.standard_attention import StandardAttention
-from l4export.passes.standard_experts import StandardExperts
-from l4export.passes.untransposed_weights import UntransposedWeights
-from l4export.passes.weight_dequantization import WeightDequantization
-from l4export.passes.weight_quantization import WeightQuantization
+from l4export.passes.require_inputs import RequireInputs
 
 __all__ = [
-    "ActivationQuantization",
-    "AttentionFusion",
-    "ContextLimit",
-    "DecomposableAttention",
-    "ExpertFusion",
-    "FixedCapacity",
+    "AllowDecomposedAttention",
+    "CastKVCache",
+    "FixCacheCapacity",
+    "FuseAttention",
+    "FuseExperts",
     "InlineDialect",
-    "KVCacheCast",
-    "KVCacheLayout",
-    "KVCacheQuantization",
-    "ProjectionPacking",
-    "QKNormBeforeRotary",
-    "RawExpertWeights",
+    "KeepWeightsUntransposed",
+    "LayOutKVCache",
+    "LeaveChecksToRuntime",
+    "LimitContext",
+    "LowerAttention",
+    "LowerExperts",
+    "MarkRawExpertWeights",
+    "MoveQKNormBeforeRotary",
+    "PackProjections",
+    "QuantizeActivations",
+    "QuantizeKVCache",
+    "QuantizeWeightsForOnnxRuntime",
+    "QuantizeWeightsInONNX",
     "RemoveUnused",
-    "RequiredInputs",
-    "RuntimeChecks",
-    "StandardAttention",
-    "StandardExperts",
-    "UntransposedWeights",
-    "WeightDequantization",
-    "WeightQuantization",
+    "RequireInputs",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from l4export.dialect import DOMAIN, is_dialect
+from l4export.graph.dialect import DOMAIN, is_dialect
 
 __all__ = ["InlineDialect"]
 

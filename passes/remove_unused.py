@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from l4export.graph import remove_unused_initializers
+from l4export.graph.builder import remove_unused_initializers
 
 __all__ = ["RemoveUnused"]
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from l4export.engine.manifest import load_manifest, verify_files
 from l4export.errors import InputError
-from l4export.manifest import load_manifest
-from l4export.manifest import verify as verified
 
 if TYPE_CHECKING:
     from l4export.runtimes.engine import Engine
@@ -37,7 +36,7 @@ def load(path: str | Path, threads: int | None = None, verify: bool = False, pro
         EnvironmentLacks: a package, an execution provider, a driver or a GPU is missing.
     """
     directory = Path(path)
-    manifest = verified(directory) if verify else load_manifest(directory)
+    manifest = verify_files(directory) if verify else load_manifest(directory)
     if provider not in {None, "cpu"} or (provider == "cpu" and not manifest.target.startswith("ort-")):
         raise InputError(f"{directory}: cannot be executed by {provider!r}: it is for {manifest.target}")
     if manifest.target in {"tensorrt-rtx", "tensorrt"}:
@@ -46,6 +45,6 @@ def load(path: str | Path, threads: int | None = None, verify: bool = False, pro
         return TensorRTEngine(directory, manifest)
     if manifest.target not in {"ort-cpu", "ort-cuda", "onnx"}:
         raise InputError(f"{directory}: target {manifest.target!r} has no runtime in this l4export; upgrade it")
-    from l4export.runtimes.onnxruntime_engine import OnnxRuntimeEngine
+    from l4export.runtimes.onnxruntime.engine import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(directory, manifest, threads, "ort-cpu" if provider == "cpu" else manifest.target)

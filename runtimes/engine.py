@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from l4export.engine.manifest import Manifest
 from l4export.errors import InputError
-from l4export.file_records import file_record
-from l4export.manifest import Manifest
-from l4export.runtimes.kv_cache import KVCache
+from l4export.runtimes.cache.kv_cache import KVCache
 from l4export.runtimes.sampling import Sampler
-from l4export.runtimes.saved_session import load_session
+from l4export.runtimes.saved_session import read_session
 from l4export.runtimes.session import Session
-from l4export.runtimes.text import TextCodec
+from l4export.runtimes.text.codec import TextCodec
+from l4export.storage.file_records import file_record
 
 __all__ = ["DECODER", "Engine"]
 
@@ -71,7 +71,7 @@ class Engine(ABC):
             InputError: no such file, one that is damaged, or one that another engine has saved.
             StorageError: reading failed.
         """
-        return load_session(Path(path), self.new_cache, self.manifest)
+        return Session.restored(self.new_cache, self.manifest, *read_session(Path(path), self.manifest))
 
     def generate(
         self,

@@ -12,22 +12,22 @@ import itertools
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from l4export.checkpoint import TensorFile, write_safetensors
-from l4export.checkpoint.safetensors import ARRAY_DTYPES, parse_json_object
+from l4export.engine.manifest import Manifest
 from l4export.errors import InputError, StorageError
-from l4export.manifest import Manifest
-from l4export.runtimes.chunks import Chunks
-from l4export.runtimes.kv_cache import CacheSpec, NewCache
-from l4export.runtimes.session import Session, SessionState
+from l4export.runtimes.cache.chunks import Chunks
+from l4export.runtimes.cache.kv_cache import CacheSpec
+from l4export.runtimes.session_state import SessionState
+from l4export.storage.safetensors import ARRAY_DTYPES, TensorFile, parse_json_object
+from l4export.storage.safetensors_writer import write_safetensors
 
-__all__ = ["load_session", "save_session"]
+__all__ = ["read_session", "write_session"]
 
 _FORMAT = "l4export-session-1"
 _ROWS = ("lengths", "starts", "held")
@@ -36,21 +36,21 @@ _NO_COUNT = 2**48
 _DTYPE_NAMES = {dtype: name for name, dtype in ARRAY_DTYPES.items()}
 
 
-def save_session(session: Session, path: Path) -> None:
-    """Write a session to `path`; a file that is there is replaced in one step at the end.
+def write_session(path: Path, manifest: Manifest, state: SessionState, rows: Sequence[Sequence[NDArray[Any]]]) -> None:
+    """Write a session, its state and each row's tokens, to `path`; a file there is replaced in one step at the end.
 
     Raises:
         StorageError: writing failed; a file that was there is as before.
     """
-    spec = CacheSpec.of(session.manifest)
+    spec = CacheSpec.of(manifest)
     tensors = {
         f"{row}.{name}": array
-        for row in range(session.batch)
-        for name, array in zip(spec.names, session.tokens(row), strict=True)
+        for row, tokens in enumerate(rows)
+        for name, array in zip(spec.names, tokens, strict=True)
     }
-    state = _state_json(session.state)
-    metadata = {"format": _FORMAT, "engine": _identity(session.manifest), "state": state}
-    metadata["sha256"] = _digest(state, tensors.values())
+    text = _state_json(state)
+    metadata = {"format": _FORMAT, "engine": _identity(manifest), "state": text}
+    metadata["sha256"] = _digest(text, tensors.values())
     entries = [(name, _DTYPE_NAMES[spec.dtype], array.shape) for name, array in tensors.items()]
     # Not by the process's number: in a container that is the same after every restart.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -62,8 +62,8 @@ def save_session(session: Session, path: Path) -> None:
         raise StorageError(f"{path}: cannot be written ({error.strerror}); check the path and permissions") from error
 
 
-def load_session(path: Path, new_cache: NewCache, manifest: Manifest) -> Session:
-    """A session as it was saved; see `Engine.load_session`."""
+def read_session(path: Path, manifest: Manifest) -> tuple[SessionState, list[list[NDArray[Any]]]]:
+    """State and each row's tokens as they were saved; see `Engine.load_session`."""
     file, spec = TensorFile(path), CacheSpec.of(manifest)
     if file.metadata.get("format") != _FORMAT:
         raise InputError(f"{path}: not a session that this version of l4export has saved")
@@ -80,7 +80,7 @@ def load_session(path: Path, new_cache: NewCache, manifest: Manifest) -> Session
     if _digest(text, arrays) != file.metadata.get("sha256"):
         raise _damaged(path, "its digest is another")
     tokens = [arrays[at : at + len(spec.names)] for at in range(0, len(arrays), len(spec.names))]
-    return Session.restored(new_cache, manifest, state, tokens)
+    return state, tokens
 
 
 def _state(

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from l4export.engine.manifest import Manifest
 from l4export.errors import InputError, L4Error
-from l4export.manifest import Manifest
-from l4export.runtimes.chunks import Chunks
-from l4export.runtimes.kv_cache import Call, NewCache
+from l4export.runtimes.cache.chunks import Chunks
+from l4export.runtimes.cache.kv_cache import Call, NewCache
+from l4export.runtimes.saved_session import write_session
+from l4export.runtimes.session_state import SessionState
 
-__all__ = ["Session", "SessionState", "TokenIds"]
+__all__ = ["Session", "TokenIds"]
 
 TokenIds = Sequence[int] | Sequence[Sequence[int]] | NDArray[Any]
-
-
-@dataclass(frozen=True)
-class SessionState:
-    """All that a session is, beside its keys and values: `Session`'s attributes and `Chunks.held`."""
-
-    capacity: int
-    lengths: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    held: NDArray[np.int64]
-
-    def of(self, rows: list[int]) -> SessionState:
-        """The state of some rows."""
-        return SessionState(self.capacity, self.lengths[rows], self.starts[rows], self.held[rows])
 
 
 class Session:
@@ -157,9 +144,7 @@ class Session:
         Raises:
             StorageError: writing failed; a file that was there before is as it was.
         """
-        from l4export.runtimes.saved_session import save_session
-
-        save_session(self, Path(path))
+        write_session(Path(path), self.manifest, self.state, [self.tokens(row) for row in range(self.batch)])
 
     @classmethod
     def restored(

@@ -10,12 +10,12 @@ import sys
 import numpy as np
 import onnx_ir as ir
 import pytest
-from conftest import Workshop
 
 from l4export.bench import BenchReport, bench_engine, decode_weight_bytes, read_bandwidth
-from l4export.config import ModelConfig
+from l4export.checkpoint.hf_config import config_from_hf
+from l4export.checkpoint.sample import hf_config
 from l4export.errors import InputError
-from l4export.sample import hf_config
+from workshop import Workshop
 
 BANDWIDTH = 12e9
 
@@ -68,7 +68,7 @@ def tensor(name: str, dtype: ir.DataType, *shape: int) -> ir.Value:
 
 def test_rules_of_decode_weight_bytes() -> None:
     config = dataclasses.replace(
-        ModelConfig.from_hf(hf_config("scout", "tiny"), "scout"), num_local_experts=4, num_experts_per_tok=2
+        config_from_hf(hf_config("scout", "tiny"), "scout"), num_local_experts=4, num_experts_per_tok=2
     )
     ids, x = ir.Value(name="ids"), ir.Value(name="x")
     codes, scales = tensor("codes", ir.DataType.UINT4, 64, 32), tensor("scales", ir.DataType.FLOAT, 64, 2)

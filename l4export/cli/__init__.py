@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
             sys.stdout.reconfigure(errors="backslashreplace")  # a path or a token may be what no encoding has
     try:
         if arguments is None and sys.argv[1:2] in (["run"], ["bench"]):
-            from l4export.runtimes.huge_pages import restart_with_huge_pages
+            from l4export.runtimes.onnxruntime.huge_pages import restart_with_huge_pages
 
             restart_with_huge_pages()
         # Not `_group.main`, which prints lines of its own about an interruption.

@@ -18,8 +18,8 @@ from l4export.cli.steps import step_progress
 from l4export.errors import InputError, L4Error
 
 if TYPE_CHECKING:
-    from l4export.build import BuildOptions, BuildPlan
-    from l4export.policy import Policy
+    from l4export.compiler.build import BuildOptions, BuildPlan
+    from l4export.quantization.policy import Policy
 
 __all__ = ["command"]
 
@@ -143,8 +143,8 @@ def command(
     as_json: bool,
 ) -> None:
     """Build an engine directory from the Llama 4 CHECKPOINT directory."""
-    from l4export.build import KEPT, BuildOptions, build, plan_build
-    from l4export.engine_directory import EngineDirectory
+    from l4export.compiler.build import KEPT, BuildOptions, build, plan_build
+    from l4export.compiler.directory import EngineDirectory
 
     _check_auto(quant, bits_per_weight, block_size is not None or fit_scales or policy_file is not None)
     policy = None if quant == "auto" else _policy(quant, block_size, fit_scales, policy_file)
@@ -183,7 +183,7 @@ def command(
 
 
 def _policy(quant: str, block_size: int | None, fit_scales: bool, policy_file: Path | None) -> Policy | None:
-    from l4export.policy import load_policy, standard_policy
+    from l4export.quantization.policy import load_policy, standard_policy
 
     if policy_file is None:
         return standard_policy(quant, block_size, fit_scales)
@@ -202,7 +202,7 @@ def _check_auto(quant: str, bits: float | None, chosen: bool) -> None:
 
 def _chosen(checkpoint: Path, options: BuildOptions, bits: float) -> BuildOptions:
     """The options with the policy that `--quant auto` chooses."""
-    from l4export.auto_policy import PolicyChooser
+    from l4export.compiler.auto_policy import PolicyChooser
 
     with step_progress() as tell:
         auto = PolicyChooser(checkpoint, options, tell).choose(bits)
@@ -220,7 +220,7 @@ def _write_policy(policy: Policy | None, path: Path) -> None:
 
 
 def _calibration_text(name: str | None) -> Path | None:
-    from l4export.calibration_text import DEFAULT_TEXT
+    from l4export.calibration.text import DEFAULT_TEXT
 
     return DEFAULT_TEXT if name == "default" else Path(name) if name else None
 

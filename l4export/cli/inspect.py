@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from l4export.config import ModelConfig
-    from l4export.manifest import Manifest
+    from l4export.engine.manifest import Manifest
+    from l4export.model.config import ModelConfig
 
 __all__ = ["command"]
 
@@ -21,7 +21,7 @@ __all__ = ["command"]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(path: Path, as_json: bool) -> None:
     """Show what the checkpoint or engine at PATH is: architecture, parameters, dtypes, bytes, passes."""
-    from l4export.manifest import MANIFEST
+    from l4export.engine.manifest import MANIFEST
 
     facts = _engine(path) if (path / MANIFEST).is_file() else _checkpoint(path)
     if as_json:
@@ -56,8 +56,8 @@ def _is_text(name: str, prefix: str) -> bool:
 
 
 def _engine(path: Path) -> dict[str, Any]:
-    from l4export.manifest import load_manifest
-    from l4export.weight_bytes import bits_per_weight, load_graph
+    from l4export.engine.manifest import load_manifest
+    from l4export.inspection.weight_bytes import bits_per_weight, load_graph
 
     manifest = load_manifest(path)
     return {
@@ -80,7 +80,7 @@ def _engine(path: Path) -> dict[str, Any]:
 def _kv_cache(manifest: Manifest) -> dict[str, Any]:
     """Slots by kind of layer (null: as many as there are tokens); bytes of one row that has `max_context` tokens, and
     of one more token in the layers that keep everything."""
-    from l4export.kv_bytes import kv_bytes, layer_kv_bytes
+    from l4export.engine.kv_cache import kv_bytes, layer_kv_bytes
 
     config, layers, dtype = manifest.model, manifest.kv_layers, manifest.precision["kv_cache"]
     growing = [layer for layer in layers if manifest.kv_layout != "chunked" or layer.kind == "full"]

@@ -15,8 +15,8 @@ from l4export.errors import CheckFailed, InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from l4export.layer_parity import LayerParityReport
-    from l4export.parity import ParityReport
+    from l4export.parity.by_layer import LayerParityReport
+    from l4export.parity.whole_model import ParityReport
 
 __all__ = ["command"]
 
@@ -59,8 +59,8 @@ def command(
     """
     from rich.console import Console
 
-    from l4export.layer_parity import check_layers
-    from l4export.parity import check_parity
+    from l4export.parity.by_layer import check_layers
+    from l4export.parity.whole_model import check_parity
 
     if stream and provider is not None:
         raise InputError("--provider: with --stream everything is executed on a CPU; leave one of them out")
@@ -84,7 +84,7 @@ def command(
 def _show(report: ParityReport | LayerParityReport) -> None:
     from rich.console import Console
 
-    from l4export.parity import ParityReport
+    from l4export.parity.whole_model import ParityReport
 
     console = Console()
     if isinstance(report, ParityReport):

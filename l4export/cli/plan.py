@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l4export.cli.sizes import parse_size
-from l4export.devices import DEVICES
 from l4export.errors import CheckFailed, InputError
+from l4export.sizing.devices import DEVICES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from l4export.config import ModelConfig
-    from l4export.memory_plan import MemoryPlan, Need
+    from l4export.model.config import ModelConfig
+    from l4export.sizing.memory_plan import MemoryPlan, Need
 
 __all__ = ["command"]
 
@@ -42,7 +42,7 @@ def command(
     Exit code 1 if no combination fits.
     """
     from l4export.checkpoint import read_config
-    from l4export.memory_plan import plan_memory
+    from l4export.sizing.memory_plan import plan_memory
 
     memory = _memory(device, device_memory)
     config = read_config(checkpoint)

@@ -15,7 +15,7 @@ from l4export.errors import CheckFailed
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from l4export.quality import Damage, QualityReport
+    from l4export.quality.measure import Damage, QualityReport
 
 __all__ = ["command"]
 
@@ -56,7 +56,7 @@ def command(
     Perplexity, KL(reference || engine) and agreement with 95 % confidence intervals, and the KL that each layer and
     each kind of weight would cause alone. Exit code 1 when a threshold is not met. Needs the `reference` extra.
     """
-    from l4export.quality import measure_quality
+    from l4export.quality.measure import measure_quality
 
     limits = dict(parse_threshold(item, "kl=0.05") for item in thresholds)
     if html is not None:
@@ -64,7 +64,7 @@ def command(
     with step_progress() as tell:
         report = measure_quality(engine, reference, text, window, breakdown, limits, tell)
     if html is not None:
-        from l4export.quality_page import quality_page
+        from l4export.quality.page import quality_page
 
         html.write_text(quality_page(report), encoding="utf-8")
     if as_json:

@@ -25,7 +25,7 @@ def command(out: Path, variant: str, size: str, seed: int) -> None:
     as zeros and takes no room (scout: 216 GB apparent, under a megabyte on disk), whatever the seed.
     """
     from l4export.checkpoint import open_checkpoint
-    from l4export.sample import write_sample
+    from l4export.checkpoint.sample import write_sample
 
     write_sample(out, variant, size, seed)
     checkpoint = open_checkpoint(out)

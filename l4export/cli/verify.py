@@ -13,8 +13,8 @@ __all__ = ["command"]
 @click.argument("engine", type=click.Path(path_type=Path))
 def command(engine: Path) -> None:
     """Check the size and SHA-256 digest of every file of ENGINE against its manifest (exit code 1 if one differs)."""
-    from l4export.manifest import verify
+    from l4export.engine.manifest import verify_files
 
-    manifest = verify(engine)
+    manifest = verify_files(engine)
     size = sum(record.bytes for record in manifest.files.values())
     click.echo(f"{engine}: {len(manifest.files)} files, {size / 1e9:.3f} GB, all as built")

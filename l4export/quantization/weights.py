@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from l4export.evaluation import Evaluation, Output
 from l4export.quantization.quantize import quantize_rows
 from l4export.quantization.schemes import FP8_BLOCK, Scheme
-from l4export.recipes import Cast, Constant, Interleave, Recipe, Region, Slice, Source, Transpose
+from l4export.weights.evaluation import Evaluation, Output
+from l4export.weights.recipes import Cast, Constant, Interleave, Recipe, Region, Slice, Source, Transpose
 
 __all__ = ["CalibratedWeight", "QuantizedWeight", "in_place_of_source", "source_of"]
 

@@ -1,8 +1,8 @@
 """Engines of TensorRT and TensorRT for RTX, on an NVIDIA GPU.
 
-What a session binds is computed from the manifest (`plan`, `l4export.runtimes.binding_plan`); sessions and caches are
-those of every runtime (`l4export.runtimes.session`, `l4export.runtimes.device_cache`). Only `cuda` and `device` need a
-GPU.
+What a session binds is computed from the manifest (`plan`, `l4export.runtimes.cache.binding_plan`); sessions and caches
+are those of every runtime (`l4export.runtimes.session`, `l4export.runtimes.cache.device_cache`). Only `cuda` and
+`device` need a GPU.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from l4export.cuda_driver import open_driver
+from l4export.machine.cuda_driver import open_driver
 
 __all__ = ["Cuda", "CudaBuffer"]
 
@@ -30,7 +30,7 @@ class Cuda:
         stream: Handle of the stream on which everything is executed. It waits for copies, and they for it.
 
     Raises:
-        EnvironmentLacks: no driver, or no GPU; `purpose` and `remedy` as `l4export.cuda_driver.open_driver`.
+        EnvironmentLacks: no driver, or no GPU; `purpose` and `remedy` as `l4export.machine.cuda_driver.open_driver`.
     """
 
     def __init__(self, purpose: str, remedy: str) -> None:
@@ -99,11 +99,11 @@ class CudaBuffer:
         weakref.finalize(self, cuda.free, address)
 
     def write(self, array: NDArray[Any]) -> None:
-        """As `l4export.runtimes.device.Buffer`."""
+        """As `l4export.runtimes.cache.device.Buffer`."""
         assert array.nbytes == self.nbytes and array.flags.c_contiguous
         self._cuda.to_device(self.address, array)
 
     def read(self, array: NDArray[Any]) -> None:
-        """As `l4export.runtimes.device.Buffer`."""
+        """As `l4export.runtimes.cache.device.Buffer`."""
         assert array.nbytes == self.nbytes and array.flags.c_contiguous
         self._cuda.to_host(array, self.address)

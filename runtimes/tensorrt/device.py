@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from l4export.errors import EnvironmentLacks
-from l4export.runtimes.binding_plan import Tensor
-from l4export.runtimes.device import Binding, Buffer
+from l4export.machine.tensorrt_logger import new_logger
+from l4export.runtimes.cache.binding_plan import Tensor
+from l4export.runtimes.cache.device import Binding, Buffer
 from l4export.runtimes.tensorrt.cuda import Cuda
 from l4export.runtimes.tensorrt.plan import Range, Reported
-from l4export.tensorrt_logger import new_logger
 
 __all__ = ["TensorRTDevice"]
 
@@ -34,7 +34,7 @@ class TensorRTDevice:
         self._engines = [self._deserialized(path) for path in engines]
 
     def allocate(self, nbytes: int) -> Buffer:
-        """As `l4export.runtimes.device.Device`."""
+        """As `l4export.runtimes.cache.device.Device`."""
         return self._cuda.allocate(nbytes)
 
     def binding(self, part: int, profile: int) -> Binding:

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from l4export.engine.manifest import Manifest
+from l4export.engine.profiles import token_profiles
 from l4export.errors import InputError
-from l4export.manifest import Manifest
-from l4export.runtimes.binding_plan import BindingPlan, Tensor, plan_bindings
-from l4export.tensorrt_engine import token_profiles
+from l4export.runtimes.cache.binding_plan import BindingPlan, Tensor, plan_bindings
 
 __all__ = ["Reported", "departures", "tensorrt_plan"]
 

@@ -31,7 +31,7 @@ from llama_cpp_peer import Peer, build_peer
 from l4export import runtimes
 from l4export.bench import decode_weight_bytes, read_bandwidth
 from l4export.runtimes.engine import Engine
-from l4export.runtimes.huge_pages import restart_with_huge_pages
+from l4export.runtimes.onnxruntime.huge_pages import restart_with_huge_pages
 
 
 def build_seconds(checkpoint: Path, engine: Path) -> float:

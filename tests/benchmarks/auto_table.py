@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from quality_table import MATRICES, REST, ROOT, measure
 
-from l4export.auto_policy import PolicyChooser
-from l4export.build import BuildOptions, build
-from l4export.calibration_text import DEFAULT_TEXT
-from l4export.policy import Policy, Rule, standard_policy
-from l4export.runtimes.text import TextCodec
-from l4export.weight_bytes import bits_per_weight, load_graph
+from l4export.calibration.text import DEFAULT_TEXT
+from l4export.compiler.auto_policy import PolicyChooser
+from l4export.compiler.build import BuildOptions, build
+from l4export.inspection.weight_bytes import bits_per_weight, load_graph
+from l4export.quantization.policy import Policy, Rule, standard_policy
+from l4export.runtimes.text.codec import TextCodec
 
 
 def uniform_policies() -> dict[str, Policy | None]:

@@ -25,13 +25,14 @@ from pathlib import Path
 import numpy as np
 
 from l4export import runtimes
-from l4export.build import BuildOptions, build
-from l4export.kv_bytes import KV_DTYPES
-from l4export.policy import standard_policy
-from l4export.runtimes.chunks import Chunks
+from l4export.compiler.build import BuildOptions, build
+from l4export.engine.kv_cache import KV_DTYPES
+from l4export.quantization.policy import standard_policy
+from l4export.runtimes.cache.chunks import Chunks
+from l4export.runtimes.cache.kv_cache import CacheSpec
 from l4export.runtimes.engine import Engine
-from l4export.runtimes.kv_cache import CacheSpec
-from l4export.runtimes.session import Session, SessionState
+from l4export.runtimes.session import Session
+from l4export.runtimes.session_state import SessionState
 
 CONTEXTS = (1024, 8192, 32768, 131072)
 WARM_UP = 3

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from l4export.graph import GraphBuilder
+from l4export.graph.builder import GraphBuilder
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 Values = list[ir.Value]
@@ -29,7 +29,7 @@ def fused(b: GraphBuilder, x: Values, caches: Values, lengths: Values, sizes: tu
 
 
 def half(b: GraphBuilder, x: Values, caches: Values, lengths: Values, sizes: tuple[int, int, int]) -> Values:
-    """Queries, keys, values and results cast: `passes.KVCacheCast`."""
+    """Queries, keys, values and results cast: `passes.CastKVCache`."""
     y, *present = _gqa(b, [*(_cast(b, v, HALF) for v in x), *caches, *lengths], sizes)
     return [_cast(b, y, FLOAT), *present]
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from l4export import runtimes
-from l4export.build import BuildOptions, build
-from l4export.calibration_text import DEFAULT_TEXT
-from l4export.policy import Policy, Rule, standard_policy
+from l4export.calibration.text import DEFAULT_TEXT
+from l4export.compiler.build import BuildOptions, build
+from l4export.quantization.policy import Policy, Rule, standard_policy
 
 ROOT = Path(__file__).parents[2]
 MATRICES = ("model.layers.*_proj.weight", "model.layers.*.experts.*_proj")

@@ -1,0 +1,208 @@
+"""Text to calibrate on: plain text, which the checkpoint's tokenizer cuts up, or token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from l4export.errors import InputError, StorageError
+from l4export.model.config import ModelConfig
+
+__all__ = [
+    "DEFAULT_TEXT",
+    "FEWEST_KV_TOKENS",
+    "MOST_KV_TOKENS",
+    "CalibrationText",
+    "read_auto_text",
+    "read_calibration_text",
+    "read_kv_calibration_text",
+    "read_windows",
+]
+
+DEFAULT_TEXT = Path(__file__).parent / "default_text.txt"
+"""Chapters of the King James Bible (1611), which is in the public domain."""
+
+FEWEST_KV_TOKENS = 64
+"""With fewer, most channels of a KV cache have not shown what they can reach."""
+
+MOST_KV_TOKENS = 4096
+"""What follows them is not read for a KV cache: more text costs time and moves no scale by much."""
+
+_LONGEST = 2048
+"""Tokens of one sequence that weights are calibrated on; longer documents are cut."""
+
+_AUTO_LONGEST, _AUTO_WINDOWS = 512, 4
+"""Damage is measured on so many tokens at a time, and so many times: for every choice of every group of weights."""
+
+_FEWEST = 128
+"""Tokens below which second moments say nothing, and neither does a mean."""
+
+_RANDOM = "random token ids, seed 0"
+_MOST_BYTES = 64 << 20
+_TOKEN_IDS = re.compile(r"[\d\s,\[\]]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Sequences of token ids, and the name of the file or directory that they are from."""
+
+    name: str
+    sequences: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """How many there are in all."""
+        return sum(map(len, self.sequences))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For manifests: the digest of what was calibrated on (sha256 of the ids as JSON), the number of tokens."""
+        digest = hashlib.sha256(json.dumps(self.sequences).encode()).hexdigest()
+        return {"sha256": digest, "tokens": self.tokens}
+
+
+def read_calibration_text(path: Path, checkpoint: Path, config: ModelConfig) -> CalibrationText:
+    """What weights are calibrated on: windows of at most 2048 tokens of the text that --calibrate names.
+
+    Raises:
+        As `read_windows`.
+    """
+    return read_windows("--calibrate", path, checkpoint, config, _LONGEST)
+
+
+def read_windows(option: str, path: Path, checkpoint: Path, config: ModelConfig, longest: int) -> CalibrationText:
+    """A file, or all .txt and .json files of a directory in the order of their names, in windows of `longest` tokens.
+
+    A file is one document: UTF-8 text, or token ids, which are whole numbers with spaces, line ends, commas or brackets
+    between them. A .json file may hold several documents, as a list of lists of ids. Documents that are longer are cut,
+    and if the tokenizer puts a begin-of-text token before a document, every piece has it. `option` is what the command
+    line calls it.
+
+    Raises:
+        InputError: no such file, nothing in it, too large, not UTF-8 or JSON, ids out of range, too few tokens, text
+            without a tokenizer.
+        EnvironmentLacks: text, and the package tokenizers is not installed.
+        StorageError: a file cannot be read.
+    """
+    where = f"{option} {path}"
+    documents = _documents(path, checkpoint, where)
+    pieces = tuple(piece for ids in documents for piece in _pieces(ids, config.bos_token_id, longest))
+    return _checked(CalibrationText(path.name, pieces), config.vocab_size, _FEWEST, where)
+
+
+def read_auto_text(path: Path | None, checkpoint: Path, config: ModelConfig) -> CalibrationText:
+    """What `--quant auto` measures damage on: the first 2048 tokens or so, in windows of 512.
+
+    `path` None means the text that comes with l4export; without a tokenizer, seeded random token ids.
+
+    Raises:
+        As `read_windows`.
+    """
+    from l4export.runtimes.text.codec import TextCodec
+
+    if path is None and TextCodec.open(checkpoint) is None:
+        random = np.random.default_rng(0).integers(0, config.vocab_size, (_AUTO_WINDOWS, _AUTO_LONGEST)).tolist()
+        return CalibrationText(_RANDOM, tuple(map(tuple, random)))
+    text = read_windows("--calibrate", path or DEFAULT_TEXT, checkpoint, config, _AUTO_LONGEST)
+    return CalibrationText(text.name, tuple(ids for ids in text.sequences if len(ids) > 1)[:_AUTO_WINDOWS])
+
+
+def read_kv_calibration_text(
+    path: Path | None, checkpoint: Path, vocab_size: int, option: str = "--kv-calibrate"
+) -> CalibrationText:
+    """What the scales of a KV cache, or of activations, are measured on: the first 4096 tokens, as one sequence.
+
+    Args:
+        path: As for `read_calibration_text`. None: the text that comes with l4export; without a tokenizer, seeded
+            random token ids.
+        checkpoint: Directory whose tokenizer.json turns text into tokens.
+        vocab_size: Every token id must be below it.
+        option: Which option names the path.
+
+    Raises:
+        As `read_calibration_text`.
+    """
+    from l4export.runtimes.text.codec import TextCodec
+
+    if path is None and TextCodec.open(checkpoint) is None:
+        random = np.random.default_rng(0).integers(0, vocab_size, MOST_KV_TOKENS).tolist()
+        return CalibrationText(_RANDOM, (tuple(random),))
+    where = f"{option} {path}" if path else "the default calibration text"
+    documents = _documents(path or DEFAULT_TEXT, checkpoint, where)
+    ids = tuple(token for document in documents for token in document)[:MOST_KV_TOKENS]
+    return _checked(CalibrationText((path or DEFAULT_TEXT).name, (ids,)), vocab_size, FEWEST_KV_TOKENS, where)
+
+
+def _checked(text: CalibrationText, vocab_size: int, fewest: int, where: str) -> CalibrationText:
+    for token in (token for sequence in text.sequences for token in sequence):
+        if not 0 <= token < vocab_size:
+            raise InputError(
+                f"{where}: token id {token} is outside the vocabulary (0 to {vocab_size - 1}); "
+                "use the checkpoint's own tokenizer"
+            )
+    if text.tokens < fewest:
+        raise InputError(f"{where}: {text.tokens} tokens are too few; give at least {fewest}")
+    return text
+
+
+def _documents(path: Path, checkpoint: Path, where: str) -> list[Sequence[int]]:
+    """Token ids of every document of a file or directory."""
+    if not path.is_dir():
+        return list(_documents_of(path, checkpoint, where))
+    files = sorted(file for file in path.iterdir() if file.suffix in (".txt", ".json"))
+    if not files:
+        raise InputError(f"{where}: holds no .txt or .json file; give a text, or token ids")
+    return [ids for file in files for ids in _documents_of(file, checkpoint, f"{where}: {file.name}")]
+
+
+def _documents_of(file: Path, checkpoint: Path, where: str) -> Iterator[Sequence[int]]:
+    from l4export.runtimes.text.codec import TextCodec
+
+    text = _read(file, where)
+    if file.suffix == ".json":
+        yield from _listed_ids(text, where)
+    elif _TOKEN_IDS.fullmatch(text):
+        yield [int(number) for number in re.findall(r"\d{1,18}", text)]
+    elif (codec := TextCodec.open(checkpoint)) is None:
+        raise InputError(f"{where}: {checkpoint} has no tokenizer.json to read text with; give token ids")
+    else:
+        yield codec.encode(text)
+
+
+def _read(file: Path, where: str) -> str:
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise InputError(f"{where}: larger than {_MOST_BYTES >> 20} MiB; a few hundred KB of text are enough")
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file; give a text, or token ids") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: byte {error.start} is not UTF-8; give plain text or token ids") from None
+    except OSError as error:
+        raise StorageError(f"{where}: {error.strerror}; give a readable file") from error
+
+
+def _listed_ids(text: str, where: str) -> list[list[int]]:
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({type(error).__name__}); write a list of token ids") from None
+    documents = raw if isinstance(raw, list) and raw and isinstance(raw[0], list) else [raw]
+    for ids in documents:
+        if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+            raise InputError(f"{where}: must hold token ids, as a list or as a list of lists")
+    return documents
+
+
+def _pieces(ids: Sequence[int], begin: int | None, longest: int) -> list[tuple[int, ...]]:
+    """A document in sequences of at most `longest` ids, each with the token that it begins with."""
+    first = [ids[0]] if ids and ids[0] == begin else []
+    rest = ids[len(first) :]
+    step = longest - len(first)
+    return [(*first, *rest[at : at + step]) for at in range(0, len(rest), step)]

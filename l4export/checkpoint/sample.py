@@ -1,0 +1,316 @@
+"""Sample checkpoints in Hugging Face layout: small models with seeded weights, and full-size ones without any."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from l4export.checkpoint.hf_config import config_from_hf
+from l4export.errors import InputError, StorageError
+from l4export.model.config import ModelConfig
+from l4export.storage.safetensors_writer import write_safetensors
+
+__all__ = ["FULL_VARIANTS", "SIZES", "VARIANTS", "hf_config", "write_sample"]
+
+VARIANTS = ("scout", "maverick", "guard", "mobile")
+SIZES = ("tiny", "bench", "full")
+FULL_VARIANTS = ("scout", "maverick")
+"""Variants of size `full`: the released shapes, without weights."""
+
+_SHARD_BYTES = 10**9
+_FULL_SHARD_BYTES = 5 * 10**9  # as the released checkpoints have them
+_PROBE_BYTES = 64 * 2**20  # large enough to tell a hole from a block, small enough to be no harm where it is filled
+_BLOCK = 8 * 2**20  # elements drawn at a time: 32 MiB of float32
+_ROUTER_GAIN = 2.5  # standard deviation of router logits: scores from 0.1 to 0.99, experts clearly told apart
+_LOGIT_GAIN = 2.5  # standard deviation of the logits
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """One tensor to draw: normal with a standard deviation, or a norm's (`std` None), uniform in [0.5, 1.5)."""
+
+    name: str
+    shape: tuple[int, ...]
+    std: float | None
+
+
+_SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "dtype": "float32",
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "intermediate_size": 32,
+        "intermediate_size_mlp": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "attention_chunk_size": 16,
+        "floor_scale": 8,
+        "max_position_embeddings": 4096,
+        "bos_token_id": 240,
+        "eos_token_id": [241, 247, 248],
+        "pad_token_id": 250,
+    },
+    "bench": {
+        "dtype": "bfloat16",
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 4096,
+        "intermediate_size_mlp": 8192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_local_experts": 16,
+        "attention_chunk_size": 8192,
+        "floor_scale": 8192,
+        "max_position_embeddings": 262144,
+        "bos_token_id": 31000,
+        "eos_token_id": [31001, 31007, 31008],
+        "pad_token_id": 31018,
+    },
+    # Llama-4-Scout-17B-16E-Instruct; what Maverick has otherwise is in `hf_config`.
+    "full": {
+        "dtype": "bfloat16",
+        "vocab_size": 202048,
+        "hidden_size": 5120,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "num_local_experts": 16,
+        "attention_chunk_size": 8192,
+        "floor_scale": 8192,
+        "max_position_embeddings": 10485760,
+        "bos_token_id": 200000,
+        "eos_token_id": [200001, 200007, 200008],
+        "pad_token_id": 200018,
+    },
+}
+
+
+def hf_config(variant: str, size: str) -> dict[str, Any]:
+    """The config.json of a sample, as transformers 5 writes it.
+
+    Raises:
+        InputError: an unknown name, or a variant that has no such size.
+    """
+    for what, name, known in (("variant", variant, VARIANTS), ("size", size, SIZES)):
+        if name not in known:
+            raise InputError(f"sample: {what} {name[:40]!r} is unknown; choose {', '.join(known)}")
+    if size == "full" and variant not in FULL_VARIANTS:
+        raise InputError(f"sample: variant {variant!r} has no size 'full'; choose {' or '.join(FULL_VARIANTS)}")
+    shapes = _SHAPES[size]
+    layers = shapes["num_hidden_layers"]
+    dense = variant in ("guard", "mobile")
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 500000.0}
+    if variant == "scout":
+        rope |= {"rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0}
+        rope |= {"original_max_position_embeddings": 8192}
+    config = {
+        "architectures": ["Llama4ForCausalLM"],
+        "model_type": "llama4_text",
+        **shapes,
+        "num_experts_per_tok": 0 if dense else 1,
+        "moe_layers": [] if dense else list(range(1, layers, 2) if variant == "maverick" else range(layers)),
+        "interleave_moe_layer_step": {"scout": 1, "maverick": 2}.get(variant, 0),
+        "no_rope_layers": [1] * layers if dense else [1, 1, 1, 0] * (layers // 4),
+        "use_qk_norm": variant in ("scout", "mobile"),
+        "rms_norm_eps": 1e-5,
+        "attn_temperature_tuning": variant != "mobile",
+        "attn_scale": 0.1,
+        "rope_parameters": rope,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "tie_word_embeddings": variant == "mobile",
+    }
+    if dense:
+        config["num_local_experts"] = 0
+    if variant == "guard":
+        config["attention_chunk_size"] = None
+    if (variant, size) == ("maverick", "full"):
+        config |= {"num_local_experts": 128, "max_position_embeddings": 1048576}
+    return config
+
+
+def write_sample(
+    out: Path, variant: str, size: str, seed: int, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Writes the checkpoint `out`, which must not exist, from one of `VARIANTS`, one of `SIZES` and a seed.
+
+    Each tensor has its own random generator, seeded with (seed, name): equal arguments give equal bytes, and how
+    tensors are ordered or sharded does not matter. `progress(done, total)` is told bytes. Size `full` has no weights:
+    its tensors are holes in sparse files, which read as zeros and take no room. Built in a temporary sibling and
+    renamed when complete.
+
+    Raises:
+        InputError: bad arguments.
+        StorageError: writing fails, or `full` is asked of a file system that does not keep holes.
+    """
+    raw = hf_config(variant, size)
+    if os.path.lexists(out):
+        raise InputError(f"{out}: exists already; choose another directory or remove it")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        try:
+            (temporary / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+            if size == "full":
+                _require_holes(temporary, out)
+                _write_holes(temporary, raw)
+            else:
+                _write_weights(temporary, raw, seed, progress)
+            temporary.rename(out)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written ({error.strerror}); check free space and permissions") from None
+
+
+def _write_weights(path: Path, raw: dict[str, Any], seed: int, progress: Callable[[int, int], None] | None) -> None:
+    """One file, or shards and their index if the weights exceed a shard."""
+    dtype, weights, nbytes = _inventory(raw)
+    total, done = sum(nbytes.values()), 0
+
+    def chunks(name: str) -> Iterator[np.ndarray]:
+        nonlocal done
+        for block in _blocks(weights[name], seed, dtype):
+            yield block
+            done += block.nbytes
+            if progress is not None:
+                progress(done, total)
+
+    for file, names in _files(path, nbytes, _SHARD_BYTES):
+        write_safetensors(file, [(name, dtype, weights[name].shape) for name in names], chunks)
+
+
+def _write_holes(path: Path, raw: dict[str, Any]) -> None:
+    """Shards with real headers, each grown to its full size by `truncate`: the tensors are never written."""
+    dtype, weights, nbytes = _inventory(raw)
+    for file, names in _files(path, nbytes, _FULL_SHARD_BYTES):
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name in names:
+            start, end = end, end + nbytes[name]
+            header[name] = {"dtype": dtype, "shape": weights[name].shape, "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with file.open("xb") as handle:
+            handle.write(len(text).to_bytes(8, "little") + text)
+            handle.truncate(8 + len(text) + end)
+
+
+def _require_holes(path: Path, out: Path) -> None:
+    """`StorageError` where a file grown by `truncate` takes blocks: hundreds of gigabytes would fill the disk."""
+    probe = path / "probe"
+    with probe.open("xb") as handle:
+        handle.truncate(_PROBE_BYTES)
+        os.fsync(handle.fileno())
+        taken = _taken_bytes(handle.fileno())
+    probe.unlink()
+    if taken > _PROBE_BYTES // 2:
+        raise StorageError(f"{out}: this file system does not keep sparse files, which size 'full' needs; use another")
+
+
+def _taken_bytes(descriptor: int) -> int:
+    """Bytes of disk that a file takes."""
+    return os.fstat(descriptor).st_blocks * 512
+
+
+def _inventory(raw: dict[str, Any]) -> tuple[str, dict[str, _Weight], dict[str, int]]:
+    """The dtype as safetensors spells it, the weights by name, and their sizes in bytes."""
+    dtype, itemsize = ("F32", 4) if raw["dtype"] == "float32" else ("BF16", 2)
+    weights = {weight.name: weight for weight in _weights(config_from_hf(raw, "sample"))}
+    return dtype, weights, {name: math.prod(weight.shape) * itemsize for name, weight in weights.items()}
+
+
+def _files(path: Path, nbytes: dict[str, int], limit: int) -> list[tuple[Path, list[str]]]:
+    """The files to write and the tensors of each, at most `limit` bytes; writes the index if they are several."""
+    groups = _shards(nbytes, limit)
+    if len(groups) == 1:
+        return [(path / "model.safetensors", groups[0])]
+    files = [(path / f"model-{k:05d}-of-{len(groups):05d}.safetensors", names) for k, names in enumerate(groups, 1)]
+    weight_map = {name: file.name for file, names in files for name in names}
+    index = {"metadata": {"total_size": sum(nbytes.values())}, "weight_map": weight_map}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return files
+
+
+def _weights(config: ModelConfig) -> Iterable[_Weight]:
+    """Every tensor of the text model, its deviation chosen so that activations stay of order one."""
+    hidden, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
+    query = config.num_attention_heads * config.head_dim
+    inner, experts = config.intermediate_size, config.num_local_experts
+    head_std = _LOGIT_GAIN / math.sqrt(hidden)
+
+    def linear(name: str, rows: int, columns: int, gain: float = 1.0) -> _Weight:
+        return _Weight(f"{name}.weight", (rows, columns), gain / math.sqrt(columns))
+
+    def mlp(name: str, width: int) -> list[_Weight]:
+        gate, up = (linear(f"{name}.{part}_proj", width, hidden) for part in ("gate", "up"))
+        return [gate, up, linear(f"{name}.down_proj", hidden, width)]
+
+    embed_std = head_std if config.tie_word_embeddings else 1.0
+    yield _Weight("model.embed_tokens.weight", (config.vocab_size, hidden), embed_std)
+    for layer in range(config.num_hidden_layers):
+        prefix = f"model.layers.{layer}"
+        yield _Weight(f"{prefix}.input_layernorm.weight", (hidden,), None)
+        for part, width in (("q", query), ("k", kv), ("v", kv)):
+            yield linear(f"{prefix}.self_attn.{part}_proj", width, hidden)
+        yield linear(f"{prefix}.self_attn.o_proj", hidden, query)
+        yield _Weight(f"{prefix}.post_attention_layernorm.weight", (hidden,), None)
+        block = f"{prefix}.feed_forward"
+        if config.is_moe(layer):
+            yield linear(f"{block}.router", experts, hidden, _ROUTER_GAIN)
+            # Experts are stored [expert, in, out], the other way round than linear layers.
+            yield _Weight(f"{block}.experts.gate_up_proj", (experts, hidden, 2 * inner), hidden**-0.5)
+            yield _Weight(f"{block}.experts.down_proj", (experts, inner, hidden), inner**-0.5)
+            yield from mlp(f"{block}.shared_expert", inner)
+        else:
+            yield from mlp(block, config.intermediate_size_mlp)
+    yield _Weight("model.norm.weight", (hidden,), None)
+    if not config.tie_word_embeddings:
+        yield _Weight("lm_head.weight", (config.vocab_size, hidden), head_std)
+
+
+def _shards(nbytes: dict[str, int], limit: int) -> list[list[str]]:
+    """Names cut into consecutive groups of at most `limit` bytes; a larger tensor is a group of its own."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, size in nbytes.items():
+        if groups[-1] and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    return groups
+
+
+def _blocks(weight: _Weight, seed: int, dtype: str) -> Iterator[np.ndarray]:
+    """The tensor's bytes in blocks, uint8; drawn in float32, rounded to bfloat16 if `dtype` is BF16."""
+    key = hashlib.sha256(f"{seed}/{weight.name}".encode()).digest()
+    generator = np.random.Generator(np.random.SFC64(int.from_bytes(key, "little")))
+    count = math.prod(weight.shape)
+    for start in range(0, count, _BLOCK):
+        size = min(_BLOCK, count - start)
+        if weight.std is None:
+            values = generator.random(size, np.float32) + np.float32(0.5)
+        else:
+            values = generator.standard_normal(size, np.float32)
+            values *= np.float32(weight.std)
+        yield (values if dtype == "F32" else values.astype(ml_dtypes.bfloat16)).view(np.uint8)

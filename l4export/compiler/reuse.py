@@ -1,0 +1,125 @@
+"""What a rebuild can take over from the engine that it replaces.
+
+Everything that decides an engine's bytes is in its manifest: the program, the options, the digests of the sources.
+Where all of it is the same, the engine is up to date; where only the graph's options differ, its data files can be
+taken over. Either way the files themselves are read and compared with their digests first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from l4export.calibration.weight_codes import StoredPart
+from l4export.engine.manifest import MANIFEST, Manifest, load_manifest, verify_files
+from l4export.errors import CheckFailed, InputError
+from l4export.storage.file_records import FileRecord, file_record
+from l4export.weights.evaluation import Evaluation
+from l4export.weights.placement import DataFile
+from l4export.weights.recipes import Recipe, Source
+
+__all__ = ["is_up_to_date", "may_have_weights", "previous_engine", "reusable_weights", "take_over"]
+
+_GRAPH_OPTIONS = {"kv_layout", "max_context", "compute_capability", "kv_dtype", "kv_calibration"}
+_GRAPH_OPTIONS |= {"activations", "activation_calibration"}
+"""Options that change the graph and no weight."""
+
+
+def previous_engine(path: Path) -> Manifest | None:
+    """The manifest of the engine that is there, if there is one that can be read."""
+    try:
+        return load_manifest(path) if (path / MANIFEST).is_file() else None
+    except InputError:
+        return None
+
+
+def may_have_weights(old: Manifest, draft: Manifest, files: Sequence[DataFile]) -> bool:
+    """Whether the engine's weights may be those of `draft`, so far as can be told without reading the sources."""
+    return _of_weights(old) == _of_weights(draft) and all(
+        file.name in old.files and old.files[file.name].bytes == file.size for file in files
+    )
+
+
+def is_up_to_date(engine: Path, old: Manifest, draft: Manifest, copied: Mapping[str, FileRecord]) -> bool:
+    """Whether the engine is what a build would write: `draft` is its manifest without files.
+
+    `copied` are the files that are copied from the checkpoint as they are.
+    """
+    same = dataclasses.replace(old, files={}).to_json() == draft.to_json()
+    if not same or {name: old.files.get(name) for name in copied} != copied:
+        return False
+    try:
+        verify_files(engine)
+    except CheckFailed:
+        return False
+    return True
+
+
+def reusable_weights(
+    engine: Path, old: Manifest, draft: Manifest, files: Sequence[DataFile], graph: str
+) -> dict[str, FileRecord] | None:
+    """The records of the engine's data files, if they hold what is planned, byte for byte; else None."""
+    if old.source != draft.source or not may_have_weights(old, draft, files):
+        return None
+    names = [graph, *(file.name for file in files)]
+    if any(not (engine / name).is_file() or file_record(engine / name) != old.files.get(name) for name in names):
+        return None
+    planned = {
+        (str(value.name), file.name, placed.offset, placed.recipe.nbytes, placed.recipe.dtype, placed.recipe.dims)
+        for file in files
+        for placed in file.placements
+        for value in placed.values
+    }
+    if _placed(engine / graph) != planned or not all(_has_constants(engine, file) for file in files):
+        return None
+    return {name: old.files[name] for name in names[1:]}
+
+
+def take_over(engine: Path, target: Path, names: Sequence[str]) -> None:
+    """The engine's files in `target` too: the same file under two names, or a copy where that cannot be."""
+    for name in names:
+        try:
+            os.link(engine / name, target / name)
+        except OSError:
+            shutil.copyfile(engine / name, target / name)
+
+
+def _of_weights(manifest: Manifest) -> tuple[object, ...]:
+    options = {name: value for name, value in manifest.options.items() if name not in _GRAPH_OPTIONS}
+    precision = {name: value for name, value in manifest.precision.items() if name not in {"kv_cache", "activations"}}
+    return manifest.generator, manifest.target, manifest.model, precision, options
+
+
+def _has_constants(engine: Path, file: DataFile) -> bool:
+    """Whether tables that were computed for the graph, such as rotations, have the values that are planned."""
+    with open(engine / file.name, "rb") as handle:
+        for placed in file.placements:
+            if not _reads_checkpoint(placed.recipe):
+                handle.seek(placed.offset)
+                if handle.read(placed.recipe.nbytes) != placed.recipe.tobytes():
+                    return False
+    return True
+
+
+def _reads_checkpoint(expression: object) -> bool:
+    if isinstance(expression, Source | StoredPart):
+        return True
+    if isinstance(expression, list | tuple):
+        return any(map(_reads_checkpoint, expression))
+    if isinstance(expression, Evaluation):
+        held = [value for name, value in vars(expression).items() if name != "outputs"]
+        return any(map(_reads_checkpoint, held))
+    return isinstance(expression, Recipe) and any(map(_reads_checkpoint, vars(expression).values()))
+
+
+def _placed(graph: Path) -> set[tuple[object, ...]]:
+    return {
+        (str(value.name), str(tensor.location), tensor.offset, tensor.length, tensor.dtype, tuple(tensor.shape.numpy()))
+        for value in ir.load(graph).graph.initializers.values()
+        if isinstance(tensor := value.const_value, ir.ExternalTensor)
+    }

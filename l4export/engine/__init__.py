@@ -1,0 +1,1 @@
+"""The engine directory: the only contract between the build and a runtime."""

@@ -1,0 +1,1 @@
+"""The graph plane: building ONNX graphs, and the `l4` dialect with its definitions."""

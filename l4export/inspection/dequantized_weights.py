@@ -1,0 +1,149 @@
+"""The weights that a quantised engine really computes with, read back from its own files."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from l4export.engine.manifest import load_manifest
+from l4export.model.weight_names import JOIN, ROUTER
+from l4export.passes.quantize_activations import fp8_products
+from l4export.quantization import Scheme, dequantize
+
+__all__ = ["DequantizedWeights", "dequantized_weights", "input_scales"]
+
+_FIRST_OPERANDS = {"MatMulNBits": (1,), "QMoE": (2, 5), "GatherBlockQuantized": (0,), "DequantizeLinear": (0,)}
+"""Where each operator has its codes."""
+
+
+def dequantized_weights(engine: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and float32 value of every quantised weight of an engine; see `DequantizedWeights`."""
+    weights = DequantizedWeights(engine)
+    for name in weights.names:
+        values = weights.rows(name, slice(None))
+        assert values is not None
+        yield name, values
+
+
+def input_scales(engine: Path) -> dict[str, float]:
+    """By the names of FP8 weights, the scales by which an engine rounds their inputs; none if it rounds none."""
+    found: dict[str, float] = {}
+    for product in fp8_products(ir.load(engine / "decoder.onnx").graph):
+        rounding = product.x.producer()
+        if rounding is not None and rounding.op_type == "DequantizeLinear":
+            found[product.weight] = float(_array(rounding.inputs[1]))
+    return found
+
+
+class DequantizedWeights:
+    """Float32 values of an engine's quantised weights, and of routers that a calibration has fitted, in the
+    checkpoint's names (without prefix) and layout.
+
+    The values follow from the engine's codes, scales and zero points by the formulas of
+    `l4export.quantization.schemes`, and from the operators' attributes; the build is not asked.
+    """
+
+    def __init__(self, engine: Path) -> None:
+        self._operands: dict[str, tuple[ir.Node, int, range]] = {}
+        graph = ir.load(engine / "decoder.onnx").graph
+        self._routers = _routers(graph) if "calibration" in load_manifest(engine).options else {}
+        for node in graph:
+            for operand in _FIRST_OPERANDS.get(node.op_type, ()):
+                if not _is_constant(node.inputs[operand]):
+                    continue  # an activation's codes
+                name = _initializer_name(node, operand).removesuffix(".fc1").removesuffix(".fc2")
+                names = name.split(JOIN)
+                for name, own in zip(names, _row_ranges(node, operand, len(names)), strict=True):
+                    self._operands.setdefault(name, (node, operand, own))
+
+    @property
+    def names(self) -> list[str]:
+        """The weights that are quantised, and routers that were fitted."""
+        return [*self._operands, *self._routers]
+
+    def rows(self, name: str, rows: slice) -> np.ndarray | None:
+        """Rows of a weight's first axis (features, or experts); None for a weight that is not quantised."""
+        if name in self._routers:
+            return _array(self._routers[name])[rows].astype(np.float32)
+        if name not in self._operands:
+            return None
+        node, operand, own = self._operands[name]
+        asked = own[rows]
+        values = _matrices(node, operand, slice(asked.start, asked.stop))
+        match _initializer_name(node, operand).rpartition(".")[2]:
+            case "fc1":
+                return _gate_up(values)
+            case "fc2":
+                return values.transpose(0, 2, 1)
+        return values.transpose(0, 2, 1) if values.ndim == 3 else values
+
+
+def _routers(graph: ir.Graph) -> dict[str, ir.Value]:
+    """Float weights [E, D] of routers."""
+    read = [node.inputs[1] for node in graph if node.op_type == "FusedMatMul"]
+    return {str(weight.name): weight for weight in read if weight is not None and str(weight.name).endswith(ROUTER)}
+
+
+def _initializer_name(node: ir.Node, operand: int) -> str:
+    """The name of a weight as it was before its codes took its place."""
+    codes = node.inputs[operand]
+    assert codes is not None
+    return str(codes.name).partition(".codes")[0]
+
+
+def _row_ranges(node: ir.Node, operand: int, parts: int) -> list[range]:
+    """Rows of each weight that `PackProjections` put one below the other, as the `Split` of their product tells."""
+    if parts == 1:
+        return [range(len(_array(node.inputs[operand])))]
+    split = next(use.node for use in node.outputs[0].uses() if use.node.op_type == "Split")
+    ends = np.cumsum(_array(split.inputs[1])).tolist()
+    return [range(start, end) for start, end in itertools.pairwise([0, *ends])]
+
+
+def _matrices(node: ir.Node, operand: int, rows: slice) -> np.ndarray:
+    """Rows of the float32 weight [N, K] or [E, N, K] behind one operand."""
+    codes = _array(node.inputs[operand])[rows]
+    if node.op_type == "DequantizeLinear":
+        scales = _scales(node.inputs[1])[rows].astype(np.float32)
+        block = node.attributes.get_int("block_size", 0)
+        wide = scales.repeat(block, axis=-1)[..., : codes.shape[-1]] if block else scales[:, None]
+        return np.asarray(codes.astype(np.float32) * wide)
+    moe = node.op_type == "QMoE"
+    scales = _array(node.inputs[operand + 1 if operand else 2])[rows]
+    at = {1: 3, 2: 11, 5: 12, 0: 3}[operand]
+    present = len(node.inputs) > at and node.inputs[at] is not None
+    zero_points = _array(node.inputs[at])[rows] if present else None
+    bits = node.attributes.get_int("expert_weight_bits" if moe else "bits")
+    scheme = Scheme("int4" if bits == 4 else "int8", node.attributes.get_int("block_size"), zero_points is None)
+    if not moe:
+        return dequantize(codes.reshape(len(codes), -1), scales, zero_points, scheme)
+    zeros = [None] * len(codes) if zero_points is None else list(zero_points)
+    return np.stack([dequantize(c, s, z, scheme) for c, s, z in zip(codes, scales, zeros, strict=True)])
+
+
+def _gate_up(fc1: np.ndarray) -> np.ndarray:
+    """[E, 2I, D], gate and up rows in turn -> [E, D, 2I], gate then up."""
+    return np.concatenate([fc1[:, 0::2].transpose(0, 2, 1), fc1[:, 1::2].transpose(0, 2, 1)], axis=2)
+
+
+def _scales(value: ir.Value | None) -> np.ndarray:
+    """A constant, or one behind a `Cast`."""
+    cast = None if value is None else value.producer()
+    return _array(value) if cast is None else _array(cast.inputs[0]).astype(_dtype(cast).numpy())
+
+
+def _dtype(cast: ir.Node) -> ir.DataType:
+    return ir.DataType(cast.attributes.get_int("to"))
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy()

@@ -1,0 +1,1 @@
+"""Llama 4 itself: its configuration, its decoder graph, the names of its weights."""

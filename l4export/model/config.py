@@ -1,0 +1,197 @@
+"""The text model's configuration, read from a Hugging Face config.json or from an engine's manifest.
+
+Both are untrusted: every value is checked for type and range, and every refusal is one line that names the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from l4export.errors import InputError
+from l4export.model.config_fields import Fields, show
+
+__all__ = ["ModelConfig", "ParameterCount", "RopeScaling", "llama3_scaling"]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Parameters of the `llama3` frequency scaling; see `ModelConfig.inv_freq`."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters of the text model: all of them, and those that one token uses."""
+
+    total: int
+    active: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shapes and switches of a Llama 4 text model, with every per-layer choice spelled out.
+
+    `rope_layers[l]` is Hugging Face's `no_rope_layers[l] == 1` (that name is inverted); `chunked_layers[l]` is
+    `layer_types[l] == "chunked_attention"`. The two lists are independent. `attention_chunk_size` None means
+    plain causal attention everywhere; `chunked_layers` are then all False.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    intermediate_size_mlp: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    num_local_experts: int
+    num_experts_per_tok: int
+    moe_layers: tuple[int, ...]
+    rope_layers: tuple[bool, ...]
+    chunked_layers: tuple[bool, ...]
+    attention_chunk_size: int | None
+    use_qk_norm: bool
+    rms_norm_eps: float
+    attn_temperature_tuning: bool
+    floor_scale: float
+    attn_scale: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], where: str) -> ModelConfig:
+        """The inverse of `to_dict`; every field must be there, and unknown ones are refused (`InputError`)."""
+        data = Fields(raw, where, required=True)
+        names = {field.name for field in dataclasses.fields(cls)}
+        if unknown := [name for name in data.raw if name not in names]:
+            raise data.refuse(show(unknown[0]), "is not a field of a model config; build the engine again")
+        scaling = data.value("rope_scaling", None)
+        config = cls(
+            **data.common(),
+            moe_layers=tuple(data.array("moe_layers", int)),
+            rope_layers=tuple(data.array("rope_layers", bool)),
+            chunked_layers=tuple(data.array("chunked_layers", bool)),
+            rope_theta=data.number("rope_theta", 0.0),
+            rope_scaling=None if scaling is None else llama3_scaling(Fields(scaling, f"{where}: rope_scaling", True)),
+        )
+        return checked(config, data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, in the order of their declaration."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+        }
+
+    def is_moe(self, layer: int) -> bool:
+        """Whether the feed-forward block of `layer` is a mixture of experts."""
+        return layer in self.moe_layers
+
+    def slice_layers(self, start: int, stop: int) -> ModelConfig:
+        """The model made of layers start .. stop - 1 alone, numbered from 0; embedding, final norm and head stay.
+
+        Raises:
+            InputError: no layer is in the slice, or one that the model does not have.
+        """
+        if not 0 <= start < stop <= self.num_hidden_layers:
+            have = f"the model has layers 0 to {self.num_hidden_layers - 1}"
+            empty = "no layer is in this slice; " if stop <= start else ""
+            raise InputError(f"--layers {start}:{stop}: {empty}{have}")
+        return dataclasses.replace(
+            self,
+            num_hidden_layers=stop - start,
+            moe_layers=tuple(layer - start for layer in self.moe_layers if start <= layer < stop),
+            rope_layers=self.rope_layers[start:stop],
+            chunked_layers=self.chunked_layers[start:stop],
+        )
+
+    def inv_freq(self) -> np.ndarray:
+        """RoPE's inverse frequencies, radians per position: float64 [head_dim / 2].
+
+        f_i = theta^(-2i/d) [Su et al. 2021, arXiv:2104.09864]. The llama3 scaling [transformers,
+        modeling_rope_utils.py; Meta, llama-models] divides by `factor` where the wavelength 2π/f_i exceeds
+        original / low_freq_factor, keeps f_i where it is below original / high_freq_factor, and between them gives
+        f_i · ((1 - s) / factor + s) with s = (original / wavelength - low) / (high - low).
+        """
+        freq = self.rope_theta ** (-np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
+        if self.rope_scaling is None:
+            return freq
+        low, high = self.rope_scaling.low_freq_factor, self.rope_scaling.high_freq_factor
+        turns = self.rope_scaling.original_max_position_embeddings * freq / (2 * math.pi)  # original / wavelength
+        # Scout ships low == high: there is no middle band, only a step.
+        smooth = np.clip((turns - low) / (high - low), 0.0, 1.0) if high > low else (turns >= low).astype(np.float64)
+        return freq * ((1 - smooth) / self.rope_scaling.factor + smooth)
+
+    def parameter_count(self) -> ParameterCount:
+        """Parameters of the text model: in total, and those one token uses (k experts, shared expert, head)."""
+        hidden, kv = self.hidden_size, self.num_key_value_heads * self.head_dim
+        attention = 2 * hidden * self.num_attention_heads * self.head_dim + 2 * hidden * kv
+        expert = 3 * hidden * self.intermediate_size
+        moe = len(self.moe_layers)
+        embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * hidden
+        common = self.num_hidden_layers * (attention + 2 * hidden) + embeddings + hidden
+        common += (self.num_hidden_layers - moe) * 3 * hidden * self.intermediate_size_mlp
+        common += moe * (expert + hidden * self.num_local_experts)  # shared expert and router
+        return ParameterCount(
+            total=common + moe * expert * self.num_local_experts,
+            active=common + moe * expert * self.num_experts_per_tok,
+        )
+
+
+def llama3_scaling(rope: Fields) -> RopeScaling:
+    """The `llama3` parameters of a rope object; raises `InputError` for one that is missing or out of range."""
+    original = rope.value("original_max_position_embeddings", None)
+    return RopeScaling(
+        factor=rope.number("factor", 0.0),
+        low_freq_factor=rope.number("low_freq_factor", 0.0),
+        high_freq_factor=rope.number("high_freq_factor", 0.0),
+        original_max_position_embeddings=rope.typed("original_max_position_embeddings", original, int, 1, 2**40),
+    )
+
+
+def checked(config: ModelConfig, fields: Fields) -> ModelConfig:
+    """Refuses values that are fine one by one and contradict each other."""
+    c, layers, moe = config, config.num_hidden_layers, config.moe_layers
+    ids = [c.bos_token_id, *c.eos_token_ids, c.pad_token_id]
+    rules = [
+        (c.num_attention_heads % c.num_key_value_heads, "num_key_value_heads", "must divide num_attention_heads"),
+        (c.head_dim % 2, "head_dim", f"is {c.head_dim}; RoPE needs an even one"),
+        (len(c.rope_layers) != layers, "no_rope_layers (rope_layers)", f"must have {layers} entries, one a layer"),
+        (len(c.chunked_layers) != layers, "layer_types (chunked_layers)", f"must have {layers} entries, one a layer"),
+        (max(moe, default=0) >= layers, "moe_layers", f"names layer {max(moe, default=0)} of {layers} (from 0)"),
+        (len(set(moe)) < len(moe), "moe_layers", "names a layer twice"),
+        (moe and not c.num_local_experts, "num_local_experts", "is 0, but moe_layers names layers"),
+        (
+            moe and not 1 <= c.num_experts_per_tok <= c.num_local_experts,
+            "num_experts_per_tok",
+            f"is {c.num_experts_per_tok}; expected 1 to {c.num_local_experts}, the number of experts",
+        ),
+        (
+            c.attention_chunk_size is None and any(c.chunked_layers),
+            "attention_chunk_size",
+            "is null, but chunked_layers names layers",
+        ),
+        (
+            any(token is not None and token >= c.vocab_size for token in ids),
+            "bos_token_id, eos_token_id or pad_token_id",
+            f"is outside the vocabulary of {c.vocab_size} tokens",
+        ),
+    ]
+    for broken, name, problem in rules:
+        if broken:
+            raise fields.refuse(name, problem)
+    return config

@@ -1,0 +1,259 @@
+"""The reference graph: Llama 4's text model in standard ONNX and the `l4` dialect, weights as recipes.
+
+It follows transformers' `Llama4ForCausalLM` operation for operation and is executable as it stands. Every pass of the
+pipeline is judged against it. Letters in shapes are those of `l4export.graph.dialect`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from l4export.graph.builder import GraphBuilder
+from l4export.graph.dialect import DOMAIN, NO_LIMIT, OPSET_VERSION, dialect_functions
+from l4export.model.config import ModelConfig
+from l4export.weights.recipes import Cast, Recipe, Transpose
+
+__all__ = ["IR_VERSION", "build_decoder"]
+
+IR_VERSION = 11
+
+WeightSource = Callable[[str, tuple[int, ...]], Recipe]
+"""Gives the recipe of a checkpoint tensor from its name (without prefix) and the shape it must have."""
+
+
+def build_decoder(config: ModelConfig, weights: WeightSource, dtype: ir.DataType) -> ir.Model:
+    """The decoder as an `ir.Model` that computes in `dtype` (FLOAT or FLOAT16).
+
+    Inputs: `input_ids` int64 [B, S]; `attention_mask` int64 [B, total], ones then zeros; `past_key_values.{i}.key` and
+    `.value` [B, K, past, d]; and three optional ones. `logits_to_keep` int64 []: 0, its default, asks for every
+    position's logits, n for the last n of each row. `mask_start` int64 [B] or [1]: the tokens that lie in the cache
+    before the mask's first column, so that a mask need not grow with the sequence; 0 by default. `cache_start` int64
+    [B] or [1]: the position of the token in slot 0; tokens before it are in no cache and nobody sees them; 0 by
+    default. Outputs: `logits` float32 [B, S or n, V]; `present.{i}.key`, `.value`.
+
+    Raises what `weights` raises for a tensor that is missing or has another shape.
+    """
+    return _Decoder(config, weights, dtype).build()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Values that every layer of one call shares."""
+
+    slots: ir.Value
+    positions: ir.Value
+    past_length: ir.Value
+    total_length: ir.Value
+    cache_start: ir.Value
+    cos: ir.Value | None
+    sin: ir.Value | None
+
+
+class _Decoder:
+    def __init__(self, config: ModelConfig, weights: WeightSource, dtype: ir.DataType) -> None:
+        self.config = config
+        self.weights = weights
+        self.dtype = dtype
+        self.b = GraphBuilder()
+
+    def build(self) -> ir.Model:
+        config, b = self.config, self.b
+        input_ids = _input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
+        mask = _input("attention_mask", ir.DataType.INT64, ["batch", "total"])
+        keep = b.initializer(ir.tensor(np.asarray(0, dtype=np.int64)), "logits_to_keep")
+        mask_start, cache_start = self.start("mask_start"), self.start("cache_start")
+        caches = [self.cache(layer) for layer in range(config.num_hidden_layers)]
+
+        past_length, new_length, total = b.ops(
+            "SequenceLengths",
+            *(mask, input_ids, mask_start, cache_start),
+            outputs=3,
+            domain=DOMAIN,
+            name="attention_mask",
+            max_context=NO_LIMIT,
+        )
+        step = self.step(past_length, total, input_ids, cache_start)
+        embedding = self.weight("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
+        tokens = b.op("CheckedTokens", input_ids, domain=DOMAIN, name="input_ids", vocab_size=config.vocab_size)
+        x = b.op("Gather", embedding, tokens, name="embed_tokens")
+        presents: list[ir.Value] = []
+        for layer, (past_key, past_value) in enumerate(caches):
+            with b.scope(f"layers.{layer}"):
+                x, key, value = self.layer(layer, x, past_key, past_value, step)
+            presents += [key, value]
+        x = self.norm(x, "model.norm.weight", "norm")
+        x = b.op("KeepLastPositions", x, new_length, keep, domain=DOMAIN, name="logits_to_keep")
+        logits = self.head(x, embedding)
+        inputs = [input_ids, mask, *(value for pair in caches for value in pair), keep, mask_start, cache_start]
+        return self.model(inputs, [logits, *presents])
+
+    def start(self, name: str) -> ir.Value:
+        """An input of one number, or of one a row, that is 0 unless a client gives it."""
+        value = self.b.initializer(ir.tensor(np.zeros(1, dtype=np.int64)), name)
+        value.shape = ir.Shape(["batch_or_1"])
+        return value
+
+    def step(self, past_length: ir.Value, total: ir.Value, input_ids: ir.Value, cache_start: ir.Value) -> _Step:
+        """Slots, positions and, where a layer rotates, the angles of this call's tokens."""
+        b, config = self.b, self.config
+        slots = b.op("Slots", past_length, input_ids, domain=DOMAIN, name="slots")
+        positions = b.op("Positions", slots, cache_start, domain=DOMAIN, name="positions")
+        if not any(config.rope_layers):
+            return _Step(slots, positions, past_length, total, cache_start, None, None)
+        inv_freq = b.initializer(ir.tensor(config.inv_freq().astype(np.float32)), "rotary_emb.inv_freq")
+        cos, sin = b.ops("RotaryAngles", slots, inv_freq, outputs=2, domain=DOMAIN, name="rotary_emb")
+        if self.dtype != ir.DataType.FLOAT:
+            cos = b.op("Cast", cos, to=int(self.dtype), name="rotary_emb/cos")
+            sin = b.op("Cast", sin, to=int(self.dtype), name="rotary_emb/sin")
+        return _Step(slots, positions, past_length, total, cache_start, cos, sin)
+
+    def layer(
+        self, layer: int, x: ir.Value, past_key: ir.Value, past_value: ir.Value, step: _Step
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """x [B, S, D] -> x + attention + feed-forward, and the layer's caches."""
+        b, prefix = self.b, f"model.layers.{layer}"
+        h = self.norm(x, f"{prefix}.input_layernorm.weight", "input_layernorm")
+        with b.scope("attn"):
+            attended, key, value = self.attention(layer, h, past_key, past_value, step)
+        x = b.op("Add", x, attended, name="attn_residual")
+        h = self.norm(x, f"{prefix}.post_attention_layernorm.weight", "post_attention_layernorm")
+        if self.config.is_moe(layer):
+            with b.scope("moe"):
+                y = self.moe(f"{prefix}.feed_forward", h)
+        else:
+            with b.scope("mlp"):
+                y = self.mlp(f"{prefix}.feed_forward", h, self.config.intermediate_size_mlp)
+        return b.op("Add", x, y, name="mlp_residual"), key, value
+
+    def attention(
+        self, layer: int, h: ir.Value, past_key: ir.Value, past_value: ir.Value, step: _Step
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Projections; RoPE and QK norm where the layer rotates, temperature where it does not; attention."""
+        b, config, prefix = self.b, self.config, f"model.layers.{layer}.self_attn"
+        heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        q = self.linear(h, f"{prefix}.q_proj.weight", config.hidden_size, heads * head_dim, "q_proj")
+        k = self.linear(h, f"{prefix}.k_proj.weight", config.hidden_size, kv_heads * head_dim, "k_proj")
+        v = self.linear(h, f"{prefix}.v_proj.weight", config.hidden_size, kv_heads * head_dim, "v_proj")
+        if config.rope_layers[layer]:
+            q = self.rotate(q, heads, step, "q_rotary")
+            k = self.rotate(k, kv_heads, step, "k_rotary")
+            if config.use_qk_norm:
+                q = self.qk_norm(q, heads, "q_norm")
+                k = self.qk_norm(k, kv_heads, "k_norm")
+        elif config.attn_temperature_tuning:
+            q = b.op(
+                "Temperature",
+                q,
+                step.positions,
+                domain=DOMAIN,
+                name="q_temperature",
+                floor_scale=float(config.floor_scale),
+                attn_scale=float(config.attn_scale),
+            )
+        chunk = config.attention_chunk_size if config.chunked_layers[layer] else None
+        y, key, value = b.ops(
+            "Attention",
+            *(q, k, v, past_key, past_value, step.slots, step.past_length, step.total_length, step.cache_start),
+            outputs=3,
+            domain=DOMAIN,
+            name="Attention",
+            num_heads=heads,
+            kv_num_heads=kv_heads,
+            chunk_size=chunk or NO_LIMIT,
+        )
+        key.name, value.name = f"present.{layer}.key", f"present.{layer}.value"
+        y = self.linear(y, f"{prefix}.o_proj.weight", heads * head_dim, config.hidden_size, "o_proj")
+        return y, self.cache_output(key), self.cache_output(value)
+
+    def rotate(self, x: ir.Value, heads: int, step: _Step, name: str) -> ir.Value:
+        """RoPE over adjacent pairs of each head."""
+        return self.b.op("RotaryEmbedding", x, step.cos, step.sin, name=name, interleaved=1, num_heads=heads)
+
+    def qk_norm(self, x: ir.Value, heads: int, name: str) -> ir.Value:
+        """Weightless RMS norm of each head."""
+        config = self.config
+        attributes = {"num_heads": heads, "head_dim": config.head_dim, "epsilon": config.rms_norm_eps}
+        return self.b.op("QKNorm", x, domain=DOMAIN, name=name, **attributes)
+
+    def moe(self, prefix: str, h: ir.Value) -> ir.Value:
+        """Shared expert plus the routed experts of each token."""
+        b, config = self.b, self.config
+        experts, hidden, width = config.num_local_experts, config.hidden_size, config.intermediate_size
+        logits = self.linear(h, f"{prefix}.router.weight", hidden, experts, "router")
+        gate_up = self.weight(f"{prefix}.experts.gate_up_proj", (experts, hidden, 2 * width))
+        down = self.weight(f"{prefix}.experts.down_proj", (experts, width, hidden))
+        routed = b.op("MoE", h, logits, gate_up, down, domain=DOMAIN, name="experts", k=config.num_experts_per_tok)
+        with b.scope("shared_expert"):
+            shared = self.mlp(f"{prefix}.shared_expert", h, width)
+        return b.op("Add", shared, routed, name="Add")
+
+    def mlp(self, prefix: str, h: ir.Value, width: int) -> ir.Value:
+        """down(silu(gate(h)) * up(h)), no biases."""
+        b, hidden = self.b, self.config.hidden_size
+        gate = self.linear(h, f"{prefix}.gate_proj.weight", hidden, width, "gate_proj")
+        up = self.linear(h, f"{prefix}.up_proj.weight", hidden, width, "up_proj")
+        gated = b.op("Mul", b.op("Swish", gate, name="act"), up, name="Mul")
+        return self.linear(gated, f"{prefix}.down_proj.weight", width, hidden, "down_proj")
+
+    def norm(self, x: ir.Value, weight: str, name: str) -> ir.Value:
+        """x / sqrt(mean(x^2) + eps) * weight over the hidden width."""
+        scale = self.weight(weight, (self.config.hidden_size,))
+        return self.b.op("RMSNormalization", x, scale, name=name, axis=-1, epsilon=self.config.rms_norm_eps)
+
+    def head(self, x: ir.Value, embedding: ir.Value) -> ir.Value:
+        """Logits in float32; a tied head reads the embedding transposed, so that its bytes are stored once."""
+        b, config = self.b, self.config
+        if config.tie_word_embeddings:
+            head = b.op("Transpose", embedding, perm=[1, 0], name="lm_head/Transpose")
+            logits = b.op("MatMul", x, head, name="lm_head/MatMul")
+        else:
+            logits = self.linear(x, "lm_head.weight", config.hidden_size, config.vocab_size, "lm_head")
+        if self.dtype != ir.DataType.FLOAT:
+            logits = b.op("Cast", logits, to=int(ir.DataType.FLOAT), name="lm_head/Cast")
+        logits.name = "logits"
+        return _typed(logits, ir.DataType.FLOAT, ["batch", "logits_sequence", config.vocab_size])
+
+    def linear(self, x: ir.Value, weight: str, width_in: int, width_out: int, name: str) -> ir.Value:
+        """x W' for a weight stored [out, in]; the graph's initializer is its transpose [in, out]."""
+        recipe = Transpose(self.weights(weight, (width_out, width_in)), (1, 0))
+        return self.b.op("MatMul", x, self.initializer(recipe, weight), name=f"{name}/MatMul")
+
+    def weight(self, name: str, shape: tuple[int, ...]) -> ir.Value:
+        return self.initializer(self.weights(name, shape), name)
+
+    def initializer(self, recipe: Recipe, name: str) -> ir.Value:
+        return self.b.initializer(recipe if recipe.dtype == self.dtype else Cast(recipe, self.dtype), name)
+
+    def cache(self, layer: int) -> tuple[ir.Value, ir.Value]:
+        """The inputs that carry a layer's past keys and values."""
+        shape: list[int | str] = ["batch", self.config.num_key_value_heads, "past", self.config.head_dim]
+        key, value = (_input(f"past_key_values.{layer}.{kind}", self.dtype, shape) for kind in ("key", "value"))
+        return key, value
+
+    def cache_output(self, value: ir.Value) -> ir.Value:
+        shape: list[int | str] = ["batch", self.config.num_key_value_heads, "present", self.config.head_dim]
+        return _typed(value, self.dtype, shape)
+
+    def model(self, inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
+        graph = ir.Graph(
+            inputs,
+            outputs,
+            nodes=self.b.nodes,
+            initializers=self.b.initializers,
+            opset_imports={"": OPSET_VERSION, DOMAIN: 1},
+            name="llama4",
+        )
+        return ir.Model(graph, ir_version=IR_VERSION, functions=dialect_functions())
+
+
+def _input(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+def _typed(value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+    value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
+    return value

@@ -1,0 +1,211 @@
+"""Where does an engine depart from PyTorch? Layer by layer, for models of any size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4export.engine.manifest import load_manifest
+from l4export.errors import CheckFailed, InputError
+from l4export.inspection.taps import EngineTaps, tap_engine
+from l4export.parity.logits import LogitComparison, compare_logits, failures_of
+from l4export.parity.thresholds import DEFAULT_THRESHOLDS, judges_arithmetic, routing_tolerance, thresholds_for
+from l4export.parity.whole_model import chunk_boundaries
+from l4export.reference.of_engine import open_reference, sliced_layers
+from l4export.reference.routing_ties import followed_choices
+from l4export.reference.streamed_model import StreamedReference
+from l4export.reports.verdict import Verdict
+
+if TYPE_CHECKING:
+    from l4export.reference.streamed_layer import LayerTaps
+
+__all__ = ["LayerComparison", "LayerParityReport", "check_layers"]
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """How one layer departs, over all positions; `layer` counts as the checkpoint does.
+
+    `hidden`, `keys`, `values` and `router` (its logits) are max |difference| over the reference's largest |value|;
+    `hidden_rms` is the difference's root mean square over the reference's. Keys and values are None where the engine's
+    cache does not hold all of them in its float type. `expert_agreement` is the share of positions with the same
+    experts; a position whose experts differ although the reference's own logits are nearly tied between them is counted
+    in `near_ties` instead, and there the reference goes on with the engine's (`l4export.reference.routing_ties`), so
+    that no layer behind departs for that alone. These two and `router` are None in a dense layer.
+    """
+
+    layer: int
+    hidden: float
+    hidden_rms: float
+    keys: float | None
+    values: float | None
+    router: float | None
+    expert_agreement: float | None
+    near_ties: int | None
+
+    def departures(self, thresholds: Mapping[str, float], tied: float | None) -> list[str]:
+        """What is beyond `max_relative_difference`, or below `top1_agreement`, in words.
+
+        Where the reference follows the engine in ties within twice `tied` (None: nowhere), a router's logits must not
+        be farther off than that, whatever else is demanded: a router that is wrong would be followed otherwise.
+        """
+        most, least = thresholds.get("max_relative_difference"), thresholds.get("top1_agreement")
+        routing = min((limit for limit in (most, tied and 2 * tied) if limit is not None), default=None)
+        found = []
+        for name, limit in {"keys": most, "values": most, "router": routing, "hidden": most}.items():
+            value = getattr(self, name)
+            if limit is not None and value is not None and not value <= limit:  # NaN departs
+                found.append(f"{name} by {value:.3g} of the largest, threshold {limit:g}")
+        if least is not None and self.expert_agreement is not None and self.expert_agreement < least:
+            found.append(f"expert_agreement {self.expert_agreement:.3g}, threshold {least:g}")
+        return found
+
+
+@dataclass(frozen=True)
+class LayerParityReport(Verdict):
+    """The verdict, layer by layer; `first_departure` is the first layer beyond the thresholds, in the checkpoint's
+    numbers, None if there is none."""
+
+    engine: str
+    reference: str
+    prefill_tokens: int
+    decode_tokens: int
+    chunk_boundaries: int
+    layers: tuple[LayerComparison, ...]
+    logits: LogitComparison
+    thresholds: dict[str, float]
+    first_departure: int | None
+    failures: tuple[str, ...]
+
+
+def check_layers(
+    engine_path: Path,
+    checkpoint: Path,
+    prefill: int = 64,
+    decode: int = 32,
+    thresholds: Mapping[str, float] | None = None,
+    seed: int = 0,
+    dequantized: bool = False,
+    on_step: Callable[[str], None] | None = None,
+) -> LayerParityReport:
+    """Run the engine with taps and the layer-streamed reference on the same tokens and compare what every layer makes.
+
+    `prefill` seeded random tokens in one append, then `decode` further ones, one a call; the reference computes all
+    positions in one pass. `max_relative_difference` is demanded of every layer's hidden states, keys and values and of
+    the logits, `top1_agreement` of every layer's choice of experts and of the logits. Otherwise as `check_parity`.
+
+    Raises:
+        InputError: lengths beyond the engine's context, unknown thresholds, an engine of another architecture, one that
+            is not for a CPU.
+        CheckFailed: a layer departs and the logits are not finite.
+        EnvironmentLacks: torch, transformers or onnxruntime is missing.
+    """
+    say = on_step or (lambda _: None)
+    manifest = load_manifest(engine_path)
+    if manifest.target not in {"ort-cpu", "onnx"}:
+        raise InputError(
+            f"--stream: layers are compared on ONNX Runtime's CPU, and {engine_path} is for {manifest.target}: "
+            "build one with --target ort-cpu or onnx"
+        )
+    if "greedy_prefix" in (thresholds or {}):
+        raise InputError("--threshold greedy_prefix: nothing is generated with --stream; leave one of them out")
+    if manifest.precision["activations"] == "fp8":
+        raise InputError("--stream: the reference rounds no activations layer by layer; leave it out for this engine")
+    limits = thresholds_for(manifest, thresholds or {}, prefill, decode, dequantized)
+    limits.pop("greedy_prefix", None)
+    say("opening the reference")
+    replaced = None
+    if dequantized:
+        from l4export.inspection.dequantized_weights import DequantizedWeights
+
+        replaced = DequantizedWeights(engine_path).rows
+    reference = open_reference(manifest, checkpoint, replaced)
+    ids = np.random.default_rng(seed).integers(0, manifest.model.vocab_size, prefill + decode, dtype=np.int64)
+    say("running the engine")
+    engine = tap_engine(engine_path, manifest, [ids[:prefill], *ids[prefill:, None]])
+    accepted = limits.get("max_relative_difference", DEFAULT_THRESHOLDS["max_relative_difference"])
+    first = (sliced_layers(manifest) or (0, 0))[0]
+    say(f"comparing {manifest.model.num_hidden_layers} layers")
+    tied = routing_tolerance(manifest, limits) if judges_arithmetic(manifest, dequantized) else None
+    hidden, compared = reference.embed(ids[None]), []
+    for layer in range(manifest.model.num_hidden_layers):
+        taps, experts = _follow(reference, layer, hidden, engine, tied)
+        compared.append(_compare(first + layer, taps, engine, layer, experts, tied or accepted))
+        hidden = taps.hidden
+        say(f"compared layer {first + layer}")
+    departed = [(item.layer, found) for item in compared if (found := item.departures(limits, tied))]
+    failures = [f"layer {departed[0][0]} is the first to depart: {', '.join(departed[0][1])}"] if departed else []
+    if failures and not np.isfinite(engine.logits).all():
+        raise CheckFailed(f"{engine_path}: not at parity: {failures[0]}; in the end its logits are not finite")
+    logits = compare_logits(reference.logits(hidden)[0], engine.logits, accepted)
+    return LayerParityReport(
+        engine=str(engine_path),
+        reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}, layer by layer",
+        prefill_tokens=prefill,
+        decode_tokens=decode,
+        chunk_boundaries=chunk_boundaries(manifest.model, prefill + decode),
+        layers=tuple(compared),
+        logits=logits,
+        thresholds=limits,
+        first_departure=departed[0][0] if departed else None,
+        failures=(*failures, *failures_of("logits", logits, limits)),
+    )
+
+
+def _follow(
+    reference: StreamedReference, layer: int, hidden: NDArray[np.float32], engine: EngineTaps, tied: float | None
+) -> tuple[LayerTaps, NDArray[np.int64] | None]:
+    """What a layer makes of hidden [1, T, D] if it follows the engine where experts are nearly `tied` (None: nowhere),
+    and the engine's experts [T, k].
+
+    Of two possible choices of the engine the one whose result is nearer to the engine's is taken, token by token:
+    behind attention, tokens have nothing to do with each other.
+    """
+    options = engine.experts[layer]
+    if tied is None or not options:
+        return reference.step(layer, hidden)[0], options[0] if options else None
+    ways = [partial(_choose, theirs=theirs, tied=tied) for theirs in options]
+    runs = reference.step(layer, hidden, ways)
+    best = np.argmin([np.abs(run.hidden[0] - engine.hidden[layer]).max(axis=1) for run in runs], axis=0)
+    rows = np.arange(len(best))
+    nearest = np.stack([run.hidden[0] for run in runs])[best, rows]
+    return dataclasses.replace(runs[0], hidden=nearest[None]), np.stack(options)[best, rows]
+
+
+def _choose(logits: NDArray[np.float32], theirs: NDArray[np.int64], tied: float) -> NDArray[np.int64]:
+    return followed_choices(logits, theirs, tied)[0]
+
+
+def _compare(
+    number: int, taps: LayerTaps, engine: EngineTaps, layer: int, experts: NDArray[np.int64] | None, tied: float
+) -> LayerComparison:
+    difference = engine.hidden[layer].astype(np.float64) - taps.hidden[0]
+    scale = float(np.sqrt(np.mean(taps.hidden[0].astype(np.float64) ** 2)))
+    agreement, ties = None, None
+    if taps.router_logits is not None and experts is not None:
+        _, differ, near = followed_choices(taps.router_logits[0], experts, tied)
+        agreement, ties = float(1 - (differ & ~near).mean()), int(near.sum())
+    return LayerComparison(
+        layer=number,
+        hidden=_relative(taps.hidden[0], engine.hidden[layer]),
+        hidden_rms=float(np.sqrt(np.mean(difference**2))) / (scale or 1.0),
+        keys=_relative(taps.keys[0], engine.keys[layer]),
+        values=_relative(taps.values[0], engine.values[layer]),
+        router=None if taps.router_logits is None else _relative(taps.router_logits[0], engine.router_logits[layer]),
+        expert_agreement=agreement,
+        near_ties=ties,
+    )
+
+
+def _relative(reference: NDArray[np.float32], engine: NDArray[np.float32] | None) -> Any:
+    """max |difference| over the reference's largest |value|; NaN where the engine has one; None without an engine's."""
+    if engine is None:
+        return None
+    return float(np.abs(engine.astype(np.float64) - reference).max()) / (float(np.abs(reference).max()) or 1.0)

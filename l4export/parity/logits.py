@@ -1,0 +1,114 @@
+"""How far one set of logits is from another's, position by position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4export.errors import InputError
+from l4export.reports.verdict import misses
+
+__all__ = ["LogitComparison", "compare_logits", "departing", "failures_of"]
+
+
+@dataclass(frozen=True)
+class LogitComparison:
+    """How one set of logits departs from the reference's, over `positions` positions.
+
+    `max_relative_difference` is `max_abs_difference` over the reference's largest |logit|. `kl_*` are KL(reference ||
+    engine) in nats. `top1_agreement` is the share of positions with the same likeliest token; a position where they
+    differ although the reference's own two candidates are nearly tied is counted in `near_ties` and not as a
+    disagreement. `top5_overlap` is the mean share of common tokens among the five likeliest.
+    """
+
+    positions: int
+    largest_logit: float
+    max_abs_difference: float
+    mean_abs_difference: float
+    max_relative_difference: float
+    kl_mean: float
+    kl_max: float
+    top1_agreement: float
+    near_ties: int
+    top5_overlap: float
+    worst_position: int
+
+
+def compare_logits(
+    reference: NDArray[np.float32], engine: NDArray[np.float32], accepted: float = 1e-4
+) -> LogitComparison:
+    """Compare logits float32 [positions, vocab]; differences and KL in float64.
+
+    `accepted` is the largest difference, as a share of the largest |logit|, that is no fault. Two logits are nearly
+    tied when they lie within twice of that: each may move by as much, and the argmax then swaps without a fault.
+
+    Raises:
+        InputError: shapes differ, or the engine's logits are not finite (a NaN compares as equal to nothing).
+    """
+    if reference.shape != engine.shape:
+        raise InputError(f"logits of shape {list(engine.shape)} against {list(reference.shape)}: not comparable")
+    if not np.isfinite(engine).all():
+        at = int(np.argwhere(~np.isfinite(engine))[0][0])
+        raise InputError(f"the engine's logits at position {at} are not finite: it was built or loaded wrong")
+    difference = np.abs(reference.astype(np.float64) - engine)
+    largest = float(np.abs(reference).max())
+    kl = np.asarray([_kl(*pair) for pair in zip(reference, engine, strict=True)])
+    top = reference.argmax(axis=1), engine.argmax(axis=1)
+    rows = np.arange(len(reference))
+    gap = reference[rows, top[0]] - reference[rows, top[1]]
+    swapped = top[0] != top[1]
+    near = swapped & (gap <= 2 * accepted * largest)
+    count = min(5, reference.shape[1])
+    return LogitComparison(
+        positions=len(reference),
+        largest_logit=largest,
+        max_abs_difference=float(difference.max()),
+        mean_abs_difference=float(difference.mean()),
+        max_relative_difference=float(difference.max() / largest) if largest else float(difference.max()),
+        kl_mean=float(kl.mean()),
+        kl_max=float(kl.max()),
+        top1_agreement=float(1 - (swapped & ~near).mean()),
+        near_ties=int(near.sum()),
+        top5_overlap=float(np.mean([_overlap(*pair, count) for pair in zip(reference, engine, strict=True)])),
+        worst_position=int(difference.max(axis=1).argmax()),
+    )
+
+
+def departing(
+    reference: NDArray[np.float32], engine: NDArray[np.float32], limits: Mapping[str, float]
+) -> NDArray[np.bool_]:
+    """Positions [T] of a phase that are beyond `max_relative_difference` or `kl_max` (see `LogitComparison`)."""
+    difference = np.abs(reference - engine).max(axis=1) / (np.abs(reference).max() or 1.0)
+    kl = np.asarray([_kl(*pair) for pair in zip(reference, engine, strict=True)])
+    beyond: NDArray[np.bool_] = ~(difference <= limits.get("max_relative_difference", np.inf))
+    return beyond | ~(kl <= limits.get("kl_max", np.inf))
+
+
+def failures_of(phase: str, figures: LogitComparison, thresholds: Mapping[str, float]) -> list[str]:
+    """Which thresholds the logits of a phase miss, in words."""
+    failures = []
+    for name, limit in thresholds.items():
+        value = getattr(figures, name, None)
+        if value is not None and misses(name, value, limit):
+            failures.append(f"{phase} {name} {value:.3g}, threshold {limit:g}")
+    return failures
+
+
+def _kl(reference: NDArray[np.float32], engine: NDArray[np.float32]) -> float:
+    """KL(softmax(reference) || softmax(engine)) in nats, never below 0 by rounding."""
+    p, q = _log_softmax(reference), _log_softmax(engine)
+    return max(0.0, float(np.sum(np.exp(p) * (p - q))))
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - float(logits.max())
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return result
+
+
+def _overlap(reference: NDArray[np.float32], engine: NDArray[np.float32], count: int) -> float:
+    best = [set(np.argsort(-logits, kind="stable")[:count].tolist()) for logits in (reference, engine)]
+    return len(best[0] & best[1]) / count

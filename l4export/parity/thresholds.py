@@ -1,0 +1,105 @@
+"""What parity demands of an engine, which depends on what its arithmetic can give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from l4export.engine.manifest import Manifest
+from l4export.errors import InputError
+from l4export.quantization.policy import Rule
+from l4export.reports.verdict import check_thresholds
+
+__all__ = ["DEFAULT_THRESHOLDS", "judges_arithmetic", "routing_tolerance", "thresholds_for"]
+
+DEFAULT_THRESHOLDS: Mapping[str, float] = {
+    "max_relative_difference": 1e-4,
+    "kl_max": 1e-6,
+    "top1_agreement": 1.0,
+    "greedy_prefix": 1.0,
+}
+"""For engines that compute in float32. Measured differences are about 1e-6 of the largest |logit| (float32 sums in
+another order), so 1e-4 leaves room for deep models and none for a wrong operation."""
+
+_FP16_THRESHOLDS: Mapping[str, float] = {"max_relative_difference": 3e-2, "kl_max": 1e-2, "top1_agreement": 0.98}
+"""float16 has 11 bits: differences of 1e-3 of the largest logit are normal in four layers, and add up over more."""
+
+_INT8_ACTIVATION_THRESHOLDS: Mapping[str, float] = {"kl_mean": 5e-2}
+"""In float32 and float16 alike. Activations rounded to int8 move every product by up to 0.4 %, and a router's near tie
+may choose another expert."""
+
+_FP16_ROUTING = 1e-2
+"""float16 moves router logits by up to this share of the largest, behind 48 layers of random weights."""
+
+_INT8_ROUTING = 0.1
+"""They move router logits as well: behind 48 layers of random weights experts changed places across a tenth of the
+largest, and two may move towards each other."""
+
+_FP8_ACTIVATION_THRESHOLDS: Mapping[str, float] = {"kl_mean": 1e-3, "top1_agreement": 0.98}
+"""In float32, rounded alike by both, logits agree to the bit; but what lies halfway between two codes may go either
+way, and a step is up to 12 % of a value. In float16 more does so from layer to layer, and nothing can be demanded."""
+
+_DIFFERENCES = ("max_abs_difference", "max_relative_difference", "mean_abs_difference", "kl_mean", "kl_max")
+_THRESHOLDS = (*_DIFFERENCES, "top1_agreement", "top5_overlap", "greedy_prefix")
+
+
+def thresholds_for(
+    manifest: Manifest, given: Mapping[str, float], prefill: int, decode: int, dequantized: bool
+) -> dict[str, float]:
+    """What is demanded of an engine: the thresholds of its precision, or those that are `given` in their place.
+
+    Raises:
+        InputError: unknown thresholds; more tokens than the engine takes, or none to begin with.
+    """
+    check_thresholds(given, _THRESHOLDS)
+    if prefill < 1 or decode < 0 or prefill + decode > manifest.max_context:
+        raise InputError(
+            f"--prefill {prefill} --decode {decode}: together at least 1 token of prefill and at most the engine's "
+            f"max_context of {manifest.max_context}"
+        )
+    return {**_default_thresholds(manifest, dequantized), **given}
+
+
+def _default_thresholds(manifest: Manifest, dequantized: bool) -> Mapping[str, float]:
+    if not judges_arithmetic(manifest, dequantized):
+        return {}
+    if manifest.precision["activations"] == "fp8":
+        return _FP8_ACTIVATION_THRESHOLDS if manifest.precision["compute"] == "fp32" else {}
+    if _rounds_activations(manifest):
+        return _INT8_ACTIVATION_THRESHOLDS
+    return _FP16_THRESHOLDS if _is_half(manifest) else DEFAULT_THRESHOLDS
+
+
+def judges_arithmetic(manifest: Manifest, dequantized: bool) -> bool:
+    """Whether a comparison says if the engine computes right, and not what its quantisation costs."""
+    as_it_is = manifest.precision["quant"] == "none" or dequantized
+    return as_it_is and manifest.precision["kv_cache"] not in ("int8", "int4")
+
+
+def routing_tolerance(manifest: Manifest, limits: Mapping[str, float]) -> float:
+    """How far a router's logits may be off for experts to be nearly tied, as a share of the largest; never more than
+    `max_relative_difference`, if it is demanded."""
+    return min(_routing(manifest), limits.get("max_relative_difference", math.inf))
+
+
+def _routing(manifest: Manifest) -> float:
+    if _rounds_activations(manifest):
+        return _INT8_ROUTING
+    return _FP16_ROUTING if _is_half(manifest) else DEFAULT_THRESHOLDS["max_relative_difference"]
+
+
+def _is_half(manifest: Manifest) -> bool:
+    """Whether something is computed or kept in 16 bits."""
+    return manifest.precision["compute"] != "fp32" or manifest.precision["kv_cache"] != "fp32"
+
+
+def _rounds_activations(manifest: Manifest) -> bool:
+    """Whether ONNX Runtime rounds activations to int8: at accuracy level 4, and before int8 experts at any level."""
+    if manifest.target != "ort-cpu" or manifest.precision["quant"] == "none":
+        return False
+    policy = manifest.options["policy"]
+    experts = [f"model.layers.{layer}.feed_forward.experts.down_proj" for layer in manifest.model.moe_layers]
+    integers = [rule for rule in policy["rules"] if rule["kind"] != "fp8"]
+    at_8_bits = [Rule(tuple(r["weights"]), "int8", but=tuple(r["but"])) for r in integers if r["kind"] == "int8"]
+    int8_experts = any(rule.matches(name) for rule in at_8_bits for name in experts)
+    return bool(integers) and (policy["accuracy_level"] == 4 or int8_experts)

@@ -1,0 +1,197 @@
+"""Does the engine compute what PyTorch computes? Position by position, on prefill and on decode."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4export.model.config import ModelConfig
+from l4export.parity.logits import LogitComparison, compare_logits, departing, failures_of
+from l4export.parity.thresholds import DEFAULT_THRESHOLDS, judges_arithmetic, routing_tolerance, thresholds_for
+from l4export.reference.of_engine import check_same_model, sliced_layers
+from l4export.reference.routing_ties import follow_ties
+from l4export.reports.verdict import Verdict
+
+if TYPE_CHECKING:
+    from l4export.reference.transformers_model import HFReference
+    from l4export.runtimes.engine import Engine
+
+__all__ = [
+    "ParityReport",
+    "check_parity",
+    "chunk_boundaries",
+]
+
+
+@dataclass(frozen=True)
+class ParityReport(Verdict):
+    """The verdict on an engine: `passed`, the figures, and the thresholds they were held against.
+
+    `provider` is what executed the engine: an execution provider of ONNX Runtime, or TensorRT and its GPU.
+    `routing_ties` counts the choices of experts, nearly tied in the reference, in which it was made to follow the
+    engine (`l4export.reference.routing_ties`), in prefill and decode together.
+    `greedy_prefix` is the share of the greedy continuation, of `greedy_tokens` tokens, before the first departure.
+    With `greedy_ended_at_near_tie` that departure was between two nearly tied tokens, which is no failure, but nothing
+    can be said of the tokens after it.
+    """
+
+    engine: str
+    provider: str
+    reference: str
+    prefill_tokens: int
+    decode_tokens: int
+    chunk_boundaries: int
+    prefill: LogitComparison
+    decode: LogitComparison | None
+    routing_ties: int
+    greedy_tokens: int
+    greedy_prefix: float
+    greedy_ended_at_near_tie: bool
+    thresholds: dict[str, float]
+    failures: tuple[str, ...]
+
+
+def check_parity(
+    engine_path: Path,
+    checkpoint: Path,
+    prefill: int = 64,
+    decode: int = 32,
+    thresholds: Mapping[str, float] | None = None,
+    seed: int = 0,
+    dequantized: bool = False,
+    on_step: Callable[[str], None] | None = None,
+    provider: str | None = None,
+) -> ParityReport:
+    """Run engine and reference on the same tokens and compare.
+
+    `prefill` seeded random tokens in one append, then `decode` further ones, one a call (teacher-forced), then a
+    greedy continuation of the prefill of `decode` tokens. `thresholds` override `DEFAULT_THRESHOLDS` by name. An
+    engine that was built of a slice of the layers is compared with the same slice of the reference.
+
+    A quantised engine is judged twice: against the checkpoint's weights (its quality; nothing is demanded unless
+    `thresholds` say so), and with `dequantized` against a reference that uses the engine's own weights, dequantised:
+    that one is tight where activations are not rounded to int8 (to fp8 the reference rounds them too).
+    `provider` as `l4export.runtimes.load`.
+
+    Raises:
+        InputError: lengths beyond the engine's context, unknown thresholds, an engine of another architecture.
+        EnvironmentLacks: torch, transformers or onnxruntime is missing.
+    """
+    from l4export import runtimes
+    from l4export.reference.transformers_model import HFReference
+
+    say = on_step or (lambda _: None)
+    say("loading the engine")
+    engine = runtimes.load(engine_path, provider=provider)
+    manifest = engine.manifest
+    limits = thresholds_for(manifest, thresholds or {}, prefill, decode, dequantized)
+    say("loading the reference")
+    reference = HFReference(checkpoint, sliced_layers(manifest))
+    check_same_model(checkpoint, reference.config, manifest.model)
+    if dequantized:
+        from l4export.inspection.dequantized_weights import dequantized_weights, input_scales
+
+        reference.replace(dequantized_weights(engine_path))
+        reference.round_inputs(input_scales(engine_path))
+    ids = np.random.default_rng(seed).integers(0, engine.config.vocab_size, prefill + decode, dtype=np.int64)
+    say("running the engine")
+    given = _engine_logits(engine, ids, prefill)
+    say("running the reference")
+    accepted = limits.get("max_relative_difference", DEFAULT_THRESHOLDS["max_relative_difference"])
+    tied = routing_tolerance(manifest, limits) if judges_arithmetic(manifest, dequantized) else None
+    follow = _Following(reference, limits, accepted, tied, say)
+    expected, ties = follow(ids, given, prefill)
+    say("comparing greedy continuations")
+    matched, tied = _greedy_prefix(engine, reference, ids[:prefill].tolist(), decode, follow)
+    report = ParityReport(
+        engine=str(engine_path),
+        provider=engine.provider,
+        reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}",
+        prefill_tokens=prefill,
+        decode_tokens=decode,
+        chunk_boundaries=chunk_boundaries(engine.config, prefill + decode),
+        prefill=compare_logits(expected[:prefill], given[:prefill], accepted),
+        decode=compare_logits(expected[prefill:], given[prefill:], accepted) if decode else None,
+        routing_ties=ties,
+        greedy_tokens=decode,
+        greedy_prefix=matched / decode if decode else 1.0,
+        greedy_ended_at_near_tie=tied,
+        thresholds=limits,
+        failures=(),
+    )
+    return dataclasses.replace(report, failures=tuple(_failures(report)))
+
+
+def _engine_logits(engine: Engine, ids: NDArray[np.int64], prefill: int) -> NDArray[np.float32]:
+    """float32 [T, vocab] of the first `prefill` tokens in one append, the others one a call."""
+    session = engine.session(capacity=len(ids))
+    pieces = np.split(ids, range(prefill, len(ids)))
+    return np.concatenate([session.append(piece)[0] for piece in pieces])
+
+
+@dataclass(frozen=True)
+class _Following:
+    """The reference's logits, following the engine where experts are nearly `tied`; None: nowhere, for a quantised
+    engine's other choices are part of what its quality is judged by."""
+
+    reference: HFReference
+    limits: Mapping[str, float]
+    accepted: float
+    tied: float | None
+    say: Callable[[str], None]
+
+    def __call__(
+        self, ids: NDArray[np.int64], given: NDArray[np.float32], prefill: int
+    ) -> tuple[NDArray[np.float32], int]:
+        """Logits [T, vocab] for ids [T] of which the engine made `given`, and the number of ties."""
+        if self.tied is None:
+            return self.reference.logits(ids[None])[0], 0
+
+        def departs(expected: NDArray[np.float32]) -> NDArray[np.bool_]:
+            phases = [slice(0, prefill), slice(prefill, None)][: 1 + (prefill < len(ids))]
+            return np.concatenate([departing(expected[phase], given[phase], self.limits) for phase in phases])
+
+        count = self.reference.config.num_experts_per_tok
+        found = follow_ties(self.reference, ids, departs, count, self.tied, self._tell)
+        return found.logits, len(found.swapped)
+
+    def _tell(self, ties: int) -> None:
+        self.say(f"running the reference, with {ties} nearly tied choices of experts as in the engine")
+
+
+def _greedy_prefix(
+    engine: Engine, reference: HFReference, prompt: list[int], count: int, follow: _Following
+) -> tuple[int, bool]:
+    """How many greedy tokens agree before the first that does not, and whether that one was a near tie."""
+    if count == 0:
+        return 0, False
+    expected = reference.greedy(prompt, count)
+    given = list(engine.generate(prompt, max_new_tokens=count, stop_token_ids=()))
+    for at, (want, got) in enumerate(zip(expected, given, strict=True)):
+        if want != got:
+            ids = np.asarray(prompt + expected[:at])
+            logits = follow(ids, _engine_logits(engine, ids, len(prompt)), len(prompt))[0][-1]
+            return at, bool(logits[want] - logits[got] <= 2 * follow.accepted * np.abs(logits).max())
+    return count, False
+
+
+def chunk_boundaries(config: ModelConfig, tokens: int) -> int:
+    """Chunk boundaries between the first token and the last; a comparison without any proves nothing of chunking."""
+    size = config.attention_chunk_size
+    return (tokens - 1) // size if size and any(config.chunked_layers) else 0
+
+
+def _failures(report: ParityReport) -> list[str]:
+    failures = failures_of("prefill", report.prefill, report.thresholds)
+    if report.decode is not None:
+        failures += failures_of("decode", report.decode, report.thresholds)
+    wanted = report.thresholds.get("greedy_prefix", 0.0)
+    if report.greedy_prefix < wanted and not report.greedy_ended_at_near_tie:
+        failures.append(f"greedy_prefix {report.greedy_prefix:.3g}, threshold {wanted:g}")
+    return failures

@@ -1,0 +1,1 @@
+"""What quantisation costs, measured on a text."""

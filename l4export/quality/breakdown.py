@@ -1,0 +1,119 @@
+"""Where an engine's damage comes from: the parts of it that are measured one by one.
+
+For each part the reference gets the engine's own dequantised weights of that part alone, and the checkpoint's of all
+others; what it then loses is KL(reference || reference with that part). All parts together are measured as well: what
+the engine loses beyond that comes from rounding on the way (int8 activations, float16), which no weight has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from l4export.compiler.pipeline import KV_BITS
+from l4export.engine.manifest import Manifest
+from l4export.inspection.dequantized_weights import DequantizedWeights
+from l4export.inspection.weight_bytes import load_graph, weight_bytes, weight_shapes
+from l4export.model.weight_names import KINDS, kind_of, layer_of
+from l4export.reference.streamed_layer import Store
+from l4export.reference.variants import Variant
+
+__all__ = ["KV_CACHE", "MeasuredPart", "parts_of"]
+
+KV_CACHE = "KV cache"
+
+
+@dataclass(frozen=True)
+class MeasuredPart:
+    """What is measured by itself, `variant` being the reference with nothing else as the engine has it.
+
+    `group` is `all`, `layer` or `kind`; a layer's `name` is the checkpoint's number. `bits_per_weight` is what the
+    part's weights are stored in, scales included; None for the cache, and where the cache counts in.
+    """
+
+    group: str
+    name: str
+    bits_per_weight: float | None
+    variant: Variant
+
+
+def parts_of(engine: Path, manifest: Manifest, first_layer: int) -> list[MeasuredPart]:
+    """Everything together, each layer and each kind of weight of an engine that is not as the checkpoint has it.
+
+    A cache of fewer bits than float32 counts as a kind: keys and values are rounded as the engine does (with its
+    scales) before attention reads them; those of layout `chunked` as rotated by their position, not by their slot.
+    `first_layer` is the checkpoint's number of the engine's first layer. Empty for an engine with float32 caches and no
+    quantised weight.
+    """
+    weights, graph = DequantizedWeights(engine), load_graph(engine)
+    stores = _stores(graph, manifest)
+    stored, shapes = weight_bytes(graph, manifest.model), weight_shapes(manifest.model)
+
+    def part(group: str, name: str, names: Sequence[str]) -> MeasuredPart:
+        bits = 8 * sum(stored[each] for each in names) / sum(int(np.prod(shapes[each])) for each in names)
+        return MeasuredPart(group, name, bits, Variant(frozenset(names), weights.rows))
+
+    if not weights.names and not stores:
+        return []
+    layers, kinds = _grouped(weights.names, layer_of), _grouped(weights.names, kind_of)
+    named = {kind: _shown(kind, manifest) for kind in KINDS if kind in kinds}
+    return [
+        MeasuredPart("all", "everything together", None, Variant(frozenset(weights.names), weights.rows, stores)),
+        *(part("layer", f"{first_layer + at}", layers[at]) for at in sorted(set(layers) - {None})),
+        *(part("kind", name, kinds[kind]) for kind, name in named.items()),
+        *([MeasuredPart("kind", KV_CACHE, None, Variant(frozenset(), weights.rows, stores))] if stores else []),
+    ]
+
+
+def _grouped(names: Sequence[str], key: Callable[[str], Any]) -> dict[Any, list[str]]:
+    groups: dict[Any, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return groups
+
+
+def _shown(kind: str, manifest: Manifest) -> str:
+    return "embedding and head" if kind == "embedding" and manifest.model.tie_word_embeddings else kind
+
+
+def _stores(model: ir.Model, manifest: Manifest) -> tuple[Store, ...]:
+    """What the engine's cache does to keys and values, by layer; nothing where it is float32."""
+    dtype, layers = manifest.precision["kv_cache"], range(manifest.model.num_hidden_layers)
+    if dtype in KV_BITS:
+        scales = _scales(model)
+        names = [[f"past_key_values.{layer}.{kind}" for kind in ("key", "value")] for layer in layers]
+        return tuple(_integers(scales[key], scales[value], KV_BITS[dtype]) for key, value in names)
+    halves = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    return (_floats(halves[dtype]),) * len(layers) if dtype in halves else ()
+
+
+def _floats(dtype: torch.dtype) -> Store:
+    return lambda keys, values: (keys.to(dtype).float(), values.to(dtype).float())
+
+
+def _integers(key_scale: torch.Tensor, value_scale: torch.Tensor, bits: int) -> Store:
+    """Keys and values [B, K, T, d] through the codes of `passes/quantize_kv_cache.py`."""
+    low = -(1 << (bits - 1))
+
+    def rounded(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return torch.clamp(torch.round(x * (1 / scale)), low, -low - 1) * scale
+
+    return lambda keys, values: (rounded(keys, key_scale), rounded(values, value_scale))
+
+
+def _scales(model: ir.Model) -> Mapping[str, torch.Tensor]:
+    """The scales [K, 1, d] in an engine's graph by the name of the cache's input."""
+    found = {}
+    for node in model.graph:
+        if node.op_type == "GroupQueryAttention":
+            for past, scale in zip(node.inputs[3:5], node.inputs[12:14], strict=True):
+                producer = None if scale is None else scale.producer()
+                assert past is not None and producer is not None
+                found[str(past.name)] = torch.from_numpy(producer.attributes.get_tensor("value").numpy().copy())
+    return found

@@ -1,0 +1,260 @@
+"""How good is an engine? Perplexity and KL against the float reference on a text, and where the damage comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4export.calibration.text import CalibrationText, read_windows
+from l4export.engine.manifest import Manifest
+from l4export.errors import CheckFailed, InputError
+from l4export.inspection.weight_bytes import bits_per_weight, load_graph
+from l4export.reference.of_engine import sliced_layers
+from l4export.reference.token_scores import TokenScores, log_probabilities
+from l4export.reference.transformers_model import check_reference_packages
+from l4export.reports.confidence import BlockBootstrap, Interval
+from l4export.reports.verdict import Verdict, check_thresholds, misses
+
+if TYPE_CHECKING:
+    from l4export.quality.breakdown import MeasuredPart
+    from l4export.runtimes.engine import Engine
+
+__all__ = ["DEFAULT_WINDOW", "Damage", "QualityReport", "WorstToken", "measure_quality"]
+
+DEFAULT_WINDOW = 1024
+
+_BINS = 32
+_WORST = 10
+_CONTEXT = 24
+_THRESHOLDS = ("kl", "perplexity_ratio", "top1_agreement")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """KL in nats a token when only one part of the engine is quantised (`l4export.quality.breakdown.MeasuredPart`)."""
+
+    name: str
+    bits_per_weight: float | None
+    kl: Interval
+
+
+@dataclass(frozen=True)
+class WorstToken:
+    """A position where the engine departs most.
+
+    `context` is the text up to there, `following` the token that came; `reference` and `engine` their likeliest three,
+    each with its probability. Without a tokenizer token ids stand for text.
+    """
+
+    window: int
+    position: int
+    kl: float
+    context: str
+    following: str
+    reference: tuple[tuple[str, float], ...]
+    engine: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class QualityReport(Verdict):
+    """Everything that is told of an engine's quality; KL(reference || engine) is in nats a token.
+
+    `perplexity` and `reference_perplexity` are exp(mean negative log likelihood); `perplexity_ratio` their quotient,
+    with an interval of its own because both are measured on the same tokens. `kl_by_position` has (first position, mean
+    KL) for stretches of the windows. `together` is the KL of all `layers` and `kinds` at once, without rounding of
+    activations; None where nothing was broken down.
+    """
+
+    engine: str
+    reference: str
+    facts: dict[str, Any]
+    text: dict[str, Any]
+    tokens: int
+    window: int
+    perplexity: Interval
+    reference_perplexity: Interval
+    perplexity_ratio: Interval
+    kl: Interval
+    kl_max: float
+    top1_agreement: Interval
+    together: Interval | None
+    layers: tuple[Damage, ...]
+    kinds: tuple[Damage, ...]
+    kl_by_position: tuple[tuple[int, float], ...]
+    worst: tuple[WorstToken, ...]
+    thresholds: dict[str, float]
+    failures: tuple[str, ...]
+
+
+def measure_quality(
+    engine_path: Path,
+    checkpoint: Path,
+    text_path: Path,
+    window: int | None = None,
+    breakdown: bool = True,
+    thresholds: Mapping[str, float] | None = None,
+    on_step: Callable[[str], None] | None = None,
+) -> QualityReport:
+    """Run an engine and the layer-streamed float32 reference over a text, in windows that know nothing of each other.
+
+    The text is what `l4export.calibration.text.read_windows` reads; `window` None means 1024 tokens, or the engine's
+    context. The engine runs in its runtime's own session; logits are held for some megabytes of positions at a time.
+    `breakdown` measures layers and kinds of weights too, at the price of one run of the reference for each kind and
+    half a run for each layer. `thresholds` are for `kl` and `perplexity_ratio` (at most) and `top1_agreement` (at
+    least).
+
+    Raises:
+        InputError: a text that is no text, too short or not in the vocabulary; a window longer than the engine's
+            context; unknown thresholds; a checkpoint of another architecture.
+        CheckFailed: the engine's logits are not finite.
+        EnvironmentLacks: torch, transformers or onnxruntime is missing.
+    """
+    from l4export import runtimes
+
+    limits = dict(thresholds or {})
+    check_thresholds(limits, _THRESHOLDS)
+    engine = runtimes.load(engine_path)
+    manifest = engine.manifest
+    window = min(DEFAULT_WINDOW, manifest.max_context) if window is None else window
+    if not 2 <= window <= manifest.max_context:
+        raise InputError(f"--window {window}: this engine takes 2 to {manifest.max_context} tokens at a time")
+    text = read_windows("--text", text_path, engine_path, manifest.model, window)
+    check_reference_packages()
+    from l4export.quality.breakdown import parts_of
+    from l4export.reference.of_engine import open_reference
+
+    reference = open_reference(manifest, checkpoint)
+    parts = parts_of(engine_path, manifest, (sliced_layers(manifest) or (0, 0))[0]) if breakdown else []
+    run = _Run(engine, text, parts, on_step or (lambda _: None))
+    run.compare(reference)
+    return run.report(str(checkpoint), window, limits)
+
+
+class _Run:
+    """One comparison: what is collected on the way, and the report of it."""
+
+    def __init__(
+        self, engine: Engine, text: CalibrationText, parts: list[MeasuredPart], on_step: Callable[[str], None]
+    ) -> None:
+        self.engine, self.text, self.parts, self.on_step = engine, text, parts, on_step
+        self.windows = [window for window in text.sequences if len(window) > 1]
+        if not self.windows:
+            raise InputError(f"--text {text.name}: no document has two tokens, so nothing is predicted; give a text")
+        self.scores: list[TokenScores] = []
+        self.part_kl: list[NDArray[np.float64]] = []
+        self.positions: list[NDArray[np.int64]] = []
+        self.worst: list[WorstToken] = []
+
+    def compare(self, reference: Any) -> None:
+        """Every window."""
+        from l4export.reference.variants import compare_variants
+
+        layers, count = self.engine.config.num_hidden_layers, len(self.windows)
+
+        def on_layer(window: int, layer: int) -> None:
+            self.on_step(f"window {window + 1} of {count}, layer {layer + 1} of {layers}")
+
+        for piece in compare_variants(reference, [part.variant for part in self.parts], self.windows, on_layer):
+            window = np.asarray(self.windows[piece.window])
+            if piece.rows.start == 0:
+                session = self.engine.session(capacity=len(window))
+            logits = session.append(window[piece.rows])[0]
+            if not np.isfinite(logits).all():
+                raise CheckFailed(f"{self.engine.directory}: its logits are not finite (window {piece.window + 1})")
+            got = log_probabilities(logits)
+            following = window[piece.rows.start + 1 : piece.rows.stop + 1]
+            scores = TokenScores.of(piece.expected, got, following)
+            self.scores.append(scores)
+            self.part_kl.append(piece.kl)
+            self.positions.append(np.arange(piece.rows.start, piece.rows.stop))
+            for row in np.argsort(-scores.kl)[:_WORST].tolist():
+                self.worst.append(
+                    self.token(piece.window, piece.rows.start + row, scores.kl[row], piece.expected[row], got[row])
+                )
+            self.worst = sorted(self.worst, key=lambda token: -token.kl)[:_WORST]
+
+    def token(
+        self, window: int, position: int, kl: float, expected: NDArray[np.float64], got: NDArray[np.float64]
+    ) -> WorstToken:
+        """One position, in words."""
+        ids = self.windows[window]
+        likeliest = [
+            tuple((self.words([int(at)]), float(np.exp(side[at]))) for at in np.argsort(-side, kind="stable")[:3])
+            for side in (expected, got)
+        ]
+        context = self.words(ids[max(0, position + 1 - _CONTEXT) : position + 1])
+        return WorstToken(window, position, float(kl), context, self.words([ids[position + 1]]), *likeliest)
+
+    def words(self, ids: Any) -> str:
+        """Text of some tokens, or their ids."""
+        codec = self.engine.text
+        return " ".join(map(str, ids)) if codec is None else codec.decode(ids, skip_special_tokens=False)
+
+    def report(self, reference: str, window: int, limits: dict[str, float]) -> QualityReport:
+        """The figures, held against the thresholds."""
+        scores = TokenScores.joined(self.scores)
+        tokens = len(scores.kl)
+        bootstrap = BlockBootstrap(tokens)
+        damage = [bootstrap.mean(values) for values in np.concatenate(self.part_kl, axis=1)]
+        groups: dict[str, list[Damage]] = {"all": [], "layer": [], "kind": []}
+        for part, kl in zip(self.parts, damage, strict=True):
+            groups[part.group].append(Damage(part.name, part.bits_per_weight, kl))
+        report = QualityReport(
+            engine=str(self.engine.directory),
+            reference=reference,
+            facts=_facts(self.engine.directory, self.engine.manifest),
+            text={"name": self.text.name, **self.text.to_dict()},
+            tokens=tokens,
+            window=window,
+            perplexity=bootstrap.mean(scores.engine_loss, np.exp),
+            reference_perplexity=bootstrap.mean(scores.reference_loss, np.exp),
+            perplexity_ratio=bootstrap.mean(scores.engine_loss - scores.reference_loss, np.exp),
+            kl=bootstrap.mean(scores.kl),
+            kl_max=float(scores.kl.max()),
+            top1_agreement=bootstrap.mean(scores.agrees),
+            together=groups["all"][0].kl if groups["all"] else None,
+            layers=tuple(groups["layer"]),
+            kinds=tuple(groups["kind"]),
+            kl_by_position=_by_position(np.concatenate(self.positions), scores.kl),
+            worst=tuple(self.worst),
+            thresholds=limits,
+            failures=(),
+        )
+        return dataclasses.replace(report, failures=tuple(_failures(report)))
+
+
+def _by_position(positions: NDArray[np.int64], kl: NDArray[np.float64]) -> tuple[tuple[int, float], ...]:
+    """Mean KL of at most `_BINS` stretches of equal length."""
+    width = -(-int(positions.max() + 1) // _BINS)
+    counts, sums = np.bincount(positions // width), np.bincount(positions // width, kl)
+    return tuple((at * width, float(sums[at] / count)) for at, count in enumerate(counts.tolist()) if count)
+
+
+def _facts(engine: Path, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "target": manifest.target,
+        "parameters": manifest.model.parameter_count().total,
+        "layers": manifest.model.num_hidden_layers,
+        **manifest.precision,
+        "calibrated": "calibration" in manifest.options,
+        "bits_per_weight": bits_per_weight(load_graph(engine), manifest.model),
+        "bytes": sum(record.bytes for record in manifest.files.values()),
+        "kv_layout": manifest.kv_layout,
+        "max_context": manifest.max_context,
+    }
+
+
+def _failures(report: QualityReport) -> list[str]:
+    """Which thresholds are missed, in words."""
+    failures = []
+    for name, limit in report.thresholds.items():
+        value = getattr(report, name).value
+        if misses(name, value, limit):
+            failures.append(f"{name} {value:.4g}, threshold {limit:g}")
+    return failures

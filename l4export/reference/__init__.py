@@ -1,0 +1,1 @@
+"""PyTorch: the models that engines are compared with."""

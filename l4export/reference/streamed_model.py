@@ -1,0 +1,192 @@
+"""The reference for models bigger than memory: transformers' own layers, one at a time.
+
+Attention is causal, so one pass over a text gives what every position gives when tokens are fed one by one: there is
+no path for decoding. Memory: a layer's attention and dense part, one expert, and the activations.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from l4export.checkpoint import open_checkpoint
+from l4export.errors import InputError
+from l4export.reference.transformers_model import reference_config
+from l4export.weights.recipes import Cast, Source, whole
+
+if TYPE_CHECKING:
+    import torch
+
+    from l4export.reference.streamed_layer import Choose, LayerTaps, StreamedLayer
+
+__all__ = ["Replacement", "StreamedReference"]
+
+_HEAD_BYTES = 64 << 20
+"""Rows of the head are multiplied in pieces of this size: the whole of it is the largest matrix of a model."""
+
+Replacement = Callable[[str, slice], "NDArray[np.float32] | None"]
+"""(name, rows) -> other values for these rows of a weight's first axis, or None where the checkpoint's are right."""
+
+
+class StreamedReference:
+    """`Llama4ForCausalLM` in float32 on the CPU, computed layer by layer from weights that l4export's readers read.
+
+    With `layers` (A, B) it is the model of these layers alone, as `HFReference` has it. `replaced` may give other
+    values for weights (named as in the model that is run), such as an engine's dequantised ones.
+
+    Raises:
+        EnvironmentLacks: torch or transformers is not installed.
+        InputError: the checkpoint is not one l4export reads, or lacks a layer of the slice; when a tensor is read that
+            is missing, not finite, or of another shape than config.json says.
+    """
+
+    def __init__(
+        self, checkpoint: Path, layers: tuple[int, int] | None = None, replaced: Replacement | None = None
+    ) -> None:
+        self._checkpoint = open_checkpoint(checkpoint)
+        self._hf_config = reference_config(self._checkpoint, layers)
+        self._hf_config._attn_implementation = "sdpa"
+        self._first = layers[0] if layers else 0
+        self._replaced = replaced or (lambda name, rows: None)
+        config = self._checkpoint.config
+        self.config = config if layers is None else config.slice_layers(*layers)
+
+    def with_weights(self, replaced: Replacement) -> StreamedReference:
+        """The same model with other values for weights, those that `replaced` gives."""
+        other = copy.copy(self)
+        other._replaced = replaced
+        return other
+
+    def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """token_ids int64 [B, T] -> the residual stream before the first layer, float32 [B, T, D]."""
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        ids, places = np.unique(token_ids, return_inverse=True)
+        rows = [self.weight("model.embed_tokens.weight", shape, slice(i, i + 1)) for i in ids.tolist()]
+        return np.concatenate(rows)[places.reshape(token_ids.shape)]
+
+    def layer(self, index: int) -> StreamedLayer:
+        """Read a layer, all but its routed experts."""
+        from l4export.reference.streamed_layer import StreamedLayer
+
+        shapes = _layer_shapes(self.config, index)
+
+        def read(name: str, expert: int | None) -> torch.Tensor:
+            rows = slice(0, shapes[name][0]) if expert is None else slice(expert, expert + 1)
+            return _tensor(self.weight(f"model.layers.{index}.{name}", shapes[name], rows))
+
+        return StreamedLayer(self._hf_config, index, read)
+
+    def router_rows(self, index: int) -> NDArray[np.float32]:
+        """What the router of layer `index` reads of a normed residual stream: R diag(g), float32 [E, D], for the router
+        R and the weights g of the norm before it."""
+        shapes, prefix = _layer_shapes(self.config, index), f"model.layers.{index}."
+        router, norm = (
+            self.weight(prefix + name, shapes[name], slice(0, shapes[name][0]))
+            for name in ("feed_forward.router.weight", "post_attention_layernorm.weight")
+        )
+        return router * norm
+
+    def call(self, index: int, hidden: torch.Tensor) -> dict[str, Any]:
+        """Mask, positions and rotation of layer `index` for hidden [B, T, D], as transformers' model makes them."""
+        import torch
+        from transformers.masking_utils import create_causal_mask, create_chunked_causal_mask
+        from transformers.models.llama4.modeling_llama4 import Llama4TextRotaryEmbedding
+
+        positions = torch.arange(hidden.shape[1])[None]
+        chunked = self._hf_config.layer_types[index] == "chunked_attention"
+        mask = (create_chunked_causal_mask if chunked else create_causal_mask)(
+            config=self._hf_config,
+            inputs_embeds=hidden,
+            attention_mask=None,
+            past_key_values=None,
+            position_ids=positions,
+        )
+        rotation = Llama4TextRotaryEmbedding(self._hf_config)(hidden, positions)
+        return {"attention_mask": mask, "position_ids": positions, "position_embeddings": rotation}
+
+    def run(self, token_ids: NDArray[np.int64]) -> Iterator[LayerTaps]:
+        """token_ids int64 [B, T]: what each layer makes of them, in order."""
+        hidden = self.embed(token_ids)
+        for index in range(self.config.num_hidden_layers):
+            (taps,) = self.step(index, hidden)
+            yield taps
+            hidden = taps.hidden
+
+    def step(
+        self, index: int, hidden: NDArray[np.float32], choices: Sequence[Choose | None] = (None,)
+    ) -> list[LayerTaps]:
+        """What layer `index`, read once, makes of hidden [B, T, D], for each way to choose experts (None: the
+        likeliest)."""
+        rows = _tensor(hidden)
+        layer, call = self.layer(index), self.call(index, rows)
+        return [layer(rows, call, choose=choose) for choose in choices]
+
+    def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The residual stream behind the last layer, float32 [B, T, D] -> logits float32 [B, T, vocab]."""
+        import torch
+        from transformers.models.llama4.modeling_llama4 import Llama4TextRMSNorm
+
+        config = self.config
+        norm = Llama4TextRMSNorm(config.hidden_size, config.rms_norm_eps)
+        scale = self.weight("model.norm.weight", (config.hidden_size,), slice(0, config.hidden_size))
+        norm.load_state_dict({"weight": _tensor(scale)}, assign=True)
+        name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        shape = (config.vocab_size, config.hidden_size)
+        step = max(1, _HEAD_BYTES // (4 * config.hidden_size))
+        pieces = [slice(at, min(at + step, shape[0])) for at in range(0, shape[0], step)]
+        with torch.inference_mode():
+            rows = norm(_tensor(hidden))
+            logits = [rows @ _tensor(self.weight(name, shape, piece)).T for piece in pieces]
+            result: NDArray[np.float32] = torch.cat(logits, dim=-1).numpy()
+        return result
+
+    def weight(self, name: str, shape: tuple[int, ...], rows: slice) -> NDArray[np.float32]:
+        """Rows of the first axis of a weight of this `shape`, as they were replaced or as the checkpoint has them."""
+        if (other := self._replaced(name, rows)) is not None:
+            return other
+        first = self._first
+        stored = re.sub(r"^model\.layers\.(\d+)\.", lambda match: f"model.layers.{first + int(match[1])}.", name)
+        tensor = Source(self._checkpoint.tensor(stored, shape))
+        try:
+            return Cast(tensor, ir.DataType.FLOAT).read((rows, *whole(shape[1:])))
+        except ValueError as error:
+            raise InputError(f"{stored}: {error}; check the checkpoint") from error
+
+
+def _layer_shapes(config: Any, index: int) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of a layer, by its name within the layer."""
+    d, heads = config.hidden_size, config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (d,),
+        "post_attention_layernorm.weight": (d,),
+        "self_attn.q_proj.weight": (heads, d),
+        "self_attn.k_proj.weight": (kv, d),
+        "self_attn.v_proj.weight": (kv, d),
+        "self_attn.o_proj.weight": (d, heads),
+    }
+    experts, width = config.num_local_experts, config.intermediate_size
+    prefix = "feed_forward."
+    if config.is_moe(index):
+        shapes["feed_forward.router.weight"] = (experts, d)
+        shapes["feed_forward.experts.gate_up_proj"] = (experts, d, 2 * width)
+        shapes["feed_forward.experts.down_proj"] = (experts, width, d)
+        prefix = "feed_forward.shared_expert."
+    else:
+        width = config.intermediate_size_mlp
+    for name, shape in (("gate_proj", (width, d)), ("up_proj", (width, d)), ("down_proj", (d, width))):
+        shapes[f"{prefix}{name}.weight"] = shape
+    return shapes
+
+
+def _tensor(values: NDArray[np.float32]) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(values))

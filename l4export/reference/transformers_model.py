@@ -1,0 +1,234 @@
+"""The reference: transformers' Llama 4 in float32 on the checkpoint's own weights."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4export.checkpoint import Checkpoint, open_checkpoint
+from l4export.errors import EnvironmentLacks, InputError
+from l4export.quantization.schemes import FP8_MAX
+from l4export.reference.routing_ties import Choice
+
+__all__ = ["HFReference", "check_reference_packages", "reference_config"]
+
+_LONGEST = 2**31 - 1
+
+
+class HFReference:
+    """`Llama4ForCausalLM`, loaded by transformers itself in float32 on the CPU.
+
+    With `layers` (A, B) it is the model made of layers A .. B - 1 alone, numbered from 0, under the checkpoint's own
+    embedding, final norm and head.
+
+    Independent of l4export's own readers: config and weights go through `from_pretrained`, those of a slice through
+    the safetensors library first. Only what transformers cannot run is changed in the config:
+    `attn_temperature_tuning: 4` means true, an integral `floor_scale` is an integer, other numbers are floats, and an
+    `attention_chunk_size` of null (plain causal attention) becomes a chunk no sequence outgrows.
+
+    Raises:
+        EnvironmentLacks: torch or transformers is not installed.
+        InputError: the checkpoint is not one l4export reads, lacks a weight, or lacks a layer of the slice.
+    """
+
+    def __init__(self, checkpoint: Path, layers: tuple[int, int] | None = None) -> None:
+        opened = open_checkpoint(checkpoint)
+        config = reference_config(opened, layers)
+        weights = None if layers is None else _slice_weights(opened, *layers)
+        import torch
+        import transformers
+
+        self._torch = torch
+        self.config = opened.config if layers is None else opened.config.slice_layers(*layers)
+        model, report = transformers.Llama4ForCausalLM.from_pretrained(
+            checkpoint if weights is None else None,
+            config=config,
+            state_dict=weights,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers
+            raise InputError(
+                f"{checkpoint}: tensor {missing[0]!r} is missing; config.json and the weights do not match"
+            )
+        self.model: Any = model.eval()
+
+    def replace(self, weights: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
+        """Put other values in the place of weights, by their checkpoint names (without prefix) and layout."""
+        parameters = dict(self.model.named_parameters())
+        with self._torch.no_grad():
+            for name, values in weights:
+                parameters[name].copy_(self._torch.from_numpy(np.ascontiguousarray(values)))
+
+    def round_inputs(self, scales: Mapping[str, float]) -> None:
+        """Round what weights are multiplied by to FP8, as `QuantizeActivations` does; `scales` by the weights' name.
+
+        The experts' forward is written out again, because their second product has its input inside of it.
+        """
+        torch = self._torch
+
+        def rounded(x: Any, weight: str) -> Any:
+            return (x / scales[weight]).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).to(x.dtype) * scales[weight]
+
+        def experts(module: Any, name: str, x: Any) -> Any:
+            x = x.view(module.num_experts, -1, module.hidden_size)
+            gate, up = torch.bmm(rounded(x, f"{name}.gate_up_proj"), module.gate_up_proj).chunk(2, dim=-1)
+            gated = rounded(up * module.act_fn(gate), f"{name}.down_proj")
+            return torch.bmm(gated, module.down_proj).view(-1, module.hidden_size)
+
+        for name, module in self.model.named_modules():
+            if f"{name}.weight" in scales:
+                module.register_forward_pre_hook(lambda _, args, weight=f"{name}.weight": (rounded(args[0], weight),))
+            elif f"{name}.gate_up_proj" in scales:
+                module.forward = functools.partial(experts, module, name)
+
+    def logits(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """token_ids int64 [batch, tokens] -> logits float32 [batch, tokens, vocab], in one pass without a cache."""
+        with self._torch.inference_mode():
+            ids = self._torch.from_numpy(np.ascontiguousarray(token_ids))
+            output: NDArray[np.float32] = self.model(input_ids=ids, use_cache=False).logits.float().numpy()
+        return output
+
+    def routed(
+        self, token_ids: NDArray[np.int64], swapped: Collection[Choice]
+    ) -> tuple[NDArray[np.float32], dict[int, NDArray[np.float32]]]:
+        """Logits [T, vocab] and, by layer, router logits [T, E], both float32, of token ids int64 [T].
+
+        In the choices `swapped`, the likeliest expert that was left out takes the place of the least likely one that
+        was not.
+        """
+        found: dict[int, NDArray[np.float32]] = {}
+
+        def choose(layer: int, router: Any, output: tuple[Any, Any]) -> tuple[Any, Any]:
+            scores, logits = output
+            found[layer] = logits.float().numpy()
+            for at in sorted(position for of, position in swapped if of == layer):
+                *_, last, next_best = logits[at].topk(router.top_k + 1).indices.tolist()
+                scores[at, last] = 0.0
+                scores[at, next_best] = self._torch.sigmoid(logits[at, next_best])
+            return scores, logits
+
+        hooks = [
+            layer.feed_forward.router.register_forward_hook(
+                lambda router, _, output, index=index: choose(index, router, output)
+            )
+            for index, layer in enumerate(self.model.model.layers)
+            if layer.is_moe_layer
+        ]
+        try:
+            return self.logits(token_ids[None])[0], found
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def greedy(self, token_ids: Sequence[int], count: int) -> list[int]:
+        """The next `count` tokens, each the likeliest one, with transformers' own cache and no stop token."""
+        ids = self._torch.tensor([list(token_ids)])
+        with self._torch.inference_mode():
+            output = self.model(input_ids=ids, use_cache=True)
+            tokens = [int(output.logits[0, -1].argmax())]
+            while len(tokens) < count:
+                step = self._torch.tensor([[tokens[-1]]])
+                output = self.model(input_ids=step, past_key_values=output.past_key_values, use_cache=True)
+                tokens.append(int(output.logits[0, -1].argmax()))
+        return tokens
+
+
+def check_reference_packages() -> None:
+    """Whether the reference can run here.
+
+    Raises:
+        EnvironmentLacks: torch or transformers is not installed.
+    """
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentLacks(
+            "the reference needs torch and transformers: pip install 'l4export[reference]'"
+        ) from error
+
+
+def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = None) -> Any:
+    """The `Llama4TextConfig` of a checkpoint's text model, or of its layers A .. B - 1, as transformers can run it.
+
+    Raises:
+        EnvironmentLacks: torch or transformers is not installed.
+        InputError: the checkpoint lacks a layer of the slice, or transformers refuses its config.
+    """
+    if layers is not None:
+        checkpoint.config.slice_layers(*layers)  # refuses what is no slice of this model
+    check_reference_packages()
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = transformers.Llama4TextConfig.from_dict(_runnable(checkpoint.raw_config))
+    except Exception as error:  # its checks are strict, and of fields that the weights do not depend on too
+        path, detail = checkpoint.path / "config.json", " ".join(str(error).split())[:300]
+        raise InputError(f"{path}: transformers refuses it ({detail}); correct it") from error
+    if layers is not None:
+        config = transformers.Llama4TextConfig.from_dict(_sliced(config.to_dict(), *layers))
+    return config
+
+
+def _runnable(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The text config as transformers accepts it (see `HFReference`)."""
+    text: dict[str, Any] = json.loads(json.dumps(raw.get("text_config", raw)))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if text.get(name) is None and raw.get(name) is not None:
+            text[name] = raw[name]
+    if isinstance(text.get("attn_temperature_tuning"), int | float):
+        text["attn_temperature_tuning"] = bool(text["attn_temperature_tuning"])
+    if isinstance(scale := text.get("floor_scale"), float) and scale.is_integer():
+        text["floor_scale"] = int(scale)
+    for name in ("attn_scale", "rms_norm_eps"):
+        if type(text.get(name)) is int:
+            text[name] = float(text[name])
+    if "attention_chunk_size" in text and text["attention_chunk_size"] is None:
+        text["attention_chunk_size"] = _LONGEST
+    if text.get("num_local_experts") == 0 or text.get("interleave_moe_layer_step") == 0:
+        text["moe_layers"] = text.get("moe_layers") or []
+    return text
+
+
+def _sliced(config: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """A config whose per-layer lists transformers has filled in, cut down to layers start .. stop - 1."""
+    return {
+        **config,
+        "num_hidden_layers": stop - start,
+        "moe_layers": [layer - start for layer in config["moe_layers"] if start <= layer < stop],
+        "no_rope_layers": config["no_rope_layers"][start:stop],
+        "layer_types": config["layer_types"][start:stop],
+    }
+
+
+def _slice_weights(checkpoint: Checkpoint, start: int, stop: int) -> dict[str, Any]:
+    """The text model's tensors outside of layers, and those of layers start .. stop - 1 under their new numbers."""
+    from safetensors import safe_open
+
+    weights: dict[str, Any] = {}
+    for file in checkpoint.files:
+        with safe_open(file.path, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
+                if new := _slice_name(name.removeprefix(checkpoint.prefix), start, stop):
+                    weights[new] = opened.get_tensor(name)
+    return weights
+
+
+def _slice_name(name: str, start: int, stop: int) -> str | None:
+    """What a tensor of the text model is called in the slice; None for one that is not in it."""
+    if not (match := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)):
+        return name if name.startswith(("model.", "lm_head.")) else None
+    layer = int(match[1])
+    return f"model.layers.{layer - start}.{match[2]}" if start <= layer < stop else None

@@ -1,0 +1,1 @@
+"""What all reports share: verdicts, confidence intervals, plots."""

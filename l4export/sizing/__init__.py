@@ -1,0 +1,1 @@
+"""Which engine fits a device."""

@@ -1,0 +1,148 @@
+"""What an engine's data files weigh, to the byte, from the model's config alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from l4export.compiler.pipeline import PipelineOptions, run_pipeline
+from l4export.compiler.plan import DTYPES, STEM
+from l4export.model.config import ModelConfig
+from l4export.model.decoder import build_decoder
+from l4export.quantization.policy import standard_policy
+from l4export.weights.placement import INLINE_BYTES, arrange, place_weights
+from l4export.weights.recipes import Constant, Recipe, Source
+
+__all__ = ["EngineSize", "EngineSizes"]
+
+
+@dataclass(frozen=True)
+class EngineSize:
+    """Bytes of an engine's weights."""
+
+    data: int
+    """Of all data files: what `build` writes and a runtime keeps in memory."""
+    largest: int
+    """Of the largest weight among them, which is there twice while a kernel packs it."""
+    dequantized: int
+    """Floats that one step makes of weights its kernels cannot multiply as they are: of the head, and of the layer
+    that makes most. 0 but for fp8."""
+
+
+class EngineSizes:
+    """Sizes of the engines of one model, by what `l4export build` is asked for.
+
+    The graph plane does the work: the reference graph with weights that have shapes only, the pipeline, the placement.
+    Of KV cache and context only a few constants depend, the rotation tables. They are found on a model of one layer a
+    kind, in milliseconds, and take the place of those that the whole model was laid out with.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self._specimen = _one_layer_a_kind(config)
+        self._constants = functools.cache(self._find_constants)
+        self._whole: dict[tuple[str, str, int], _Layout] = {}
+
+    def size(self, quant: str, dtype: str, kv_layout: str, kv_dtype: str, max_context: int) -> EngineSize:
+        """The engine that `build` makes with these options.
+
+        Raises:
+            InputError: a quantisation that does not fit the model's widths.
+        """
+        constants = self.constants(dtype, kv_layout, kv_dtype, max_context)
+        key = (quant, dtype, len(constants))
+        if key not in self._whole:
+            attention = _attention(dtype, kv_dtype)
+            self._whole[key] = _Layout.of(_compile(self.config, quant, dtype, kv_layout, attention, max_context))
+        return self._whole[key].size(constants)
+
+    def constants(self, dtype: str, kv_layout: str, kv_dtype: str, max_context: int) -> tuple[int, ...]:
+        """Bytes of each tensor that passes put into the data files beside the checkpoint's weights."""
+        return self._constants(dtype, kv_layout, _attention(dtype, kv_dtype), max_context)
+
+    def _find_constants(self, dtype: str, kv_layout: str, attention: str, max_context: int) -> tuple[int, ...]:
+        model = _compile(self._specimen, "none", dtype, kv_layout, attention, max_context)
+        tensors = [value.const_value for value in model.graph.initializers.values()]
+        made = [tensor for tensor in tensors if tensor is not None and not isinstance(tensor, Recipe)]
+        return tuple(tensor.nbytes for tensor in made if tensor.nbytes > INLINE_BYTES)
+
+
+def _attention(dtype: str, kv_dtype: str) -> str:
+    """The float type of the attention operator. Scales of int8 and int4 caches are in no data file."""
+    return kv_dtype if kv_dtype in DTYPES else dtype
+
+
+def _compile(config: ModelConfig, quant: str, dtype: str, kv_layout: str, attention: str, max_context: int) -> ir.Model:
+    """The lowered graph, computing in `dtype` with caches of the float type `attention`."""
+    model = build_decoder(config, lambda _, shape: Source(_Shape(shape)), DTYPES[dtype])
+    kv_dtype = None if attention == dtype else attention
+    run_pipeline(model, PipelineOptions("ort-cpu", kv_layout, max_context, standard_policy(quant), kv_dtype))
+    return model
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Stands for a checkpoint's tensor where nobody reads it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any] = dataclasses.field(default=np.dtype(ml_dtypes.bfloat16))
+
+    def read(self, index: object, /) -> np.ndarray:
+        """There is nothing to read."""
+        raise AssertionError("sizes need no weights")
+
+    def rows(self, index: object, multiple: int = 1, /) -> Iterator[tuple[int, np.ndarray]]:
+        """There is nothing to read."""
+        raise AssertionError("sizes need no weights")
+
+
+def _one_layer_a_kind(config: ModelConfig) -> ModelConfig:
+    """A dense model with one layer of each kind of attention that `config` has."""
+    kinds = sorted(set(zip(config.rope_layers, config.chunked_layers, strict=True)))
+    rope, chunked = zip(*kinds, strict=True)
+    return dataclasses.replace(
+        config, num_hidden_layers=len(kinds), moe_layers=(), rope_layers=rope, chunked_layers=chunked
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Bytes of the weights in file order, None where a constant is."""
+
+    weights: tuple[int | None, ...]
+    dequantized: int
+
+    @staticmethod
+    def of(model: ir.Model) -> _Layout:
+        recipes = [placed.recipe for file in place_weights(model, STEM) for placed in file.placements]
+        weights = tuple(None if isinstance(recipe, Constant) else recipe.nbytes for recipe in recipes)
+        return _Layout(weights, _dequantized(model))
+
+    def size(self, constants: Sequence[int]) -> EngineSize:
+        """With these constants, as many as there are."""
+        made = iter(constants)
+        sizes = [next(made) if nbytes is None else nbytes for nbytes in self.weights]
+        files = {number: offset + nbytes for (number, offset), nbytes in zip(arrange(sizes), sizes, strict=True)}
+        return EngineSize(sum(files.values()), max(sizes, default=0), self.dequantized)
+
+
+def _dequantized(model: ir.Model) -> int:
+    """Layers come one after the other; the head is counted on top of the largest."""
+    floats: Counter[str] = Counter()
+    for node in model.graph:
+        if node.op_type == "DequantizeLinear":
+            codes, scales = node.inputs[:2]
+            assert codes is not None and codes.shape is not None and scales is not None and scales.dtype is not None
+            layer = re.match(r"model\.layers\.\d+", str(codes.name))
+            count = int(np.prod(codes.shape.numpy(), dtype=np.int64))
+            floats[layer[0] if layer else "rest"] += int(count * scales.dtype.itemsize)
+    return floats.pop("rest", 0) + max(floats.values(), default=0)

@@ -1,0 +1,177 @@
+"""What fits a device: every combination of weights, KV layout and KV dtype, and which of them to choose."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from l4export.engine.kv_cache import kv_bytes
+from l4export.errors import InputError
+from l4export.model.config import ModelConfig
+from l4export.sizing.engine_size import EngineSize, EngineSizes
+from l4export.sizing.working_memory import working_bytes
+
+__all__ = ["WEIGHTS", "Combination", "MemoryPlan", "Need", "plan_memory"]
+
+WEIGHTS = {
+    ("none", "fp32"): 0.0,
+    ("none", "fp16"): 0.02,
+    ("int8", "fp32"): 0.08,
+    ("fp8", "fp32"): 0.19,
+    ("int4", "fp32"): 1.66,
+}
+"""`--quant` and `--dtype`: per cent of perplexity lost on the trained example (docs/guide/quantization.md)."""
+
+_KV = {"fp32": 0.0, "fp16": 0.0, "int8": 0.02, "int4": 1.82}
+"""`--kv-dtype`: the same (docs/guide/kv_cache.md)."""
+
+_PAGE = 4096
+"""What a constant may cost beyond its bytes: data files place tensors at multiples of it."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Options of `l4export build`."""
+
+    quant: str
+    dtype: str
+    kv_layout: str
+    kv_dtype: str
+
+    @property
+    def loss(self) -> float:
+        """Per cent of perplexity that weights and caches of these types cost, added."""
+        return round(WEIGHTS[self.quant, self.dtype] + _KV[self.kv_dtype], 2)
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one combination needs for `context` tokens in each row, in bytes."""
+
+    combination: Combination
+    context: int
+    weights: int
+    kv: int
+    working: int
+    max_context: int | None
+    """The largest context, up to the model's limit, that fits the device; 0 if none does, None without a device."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all three."""
+        return self.weights + self.kv + self.working
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Every combination's need, and which one to choose."""
+
+    needs: tuple[Need, ...]
+    choice: Need | None
+    refused: dict[Combination, str]
+    """Combinations that cannot be built for this model, and why."""
+
+
+def plan_memory(
+    config: ModelConfig, device_bytes: int | None = None, context: int | None = None, batch: int = 1
+) -> MemoryPlan:
+    """Plan for `batch` rows of `context` tokens each.
+
+    Without `context`, each combination's need is that of the largest context that fits (of one token if none does), or
+    of the model's limit where there is no device.
+
+    The choice is, of the combinations that fit `context` (by default the model's limit), the one that loses least, of
+    equals the smallest; if none does, the one that reaches the longest context. None without a device, or if no
+    combination fits one token.
+
+    Raises:
+        InputError: a context that the model does not take.
+    """
+    limit = config.max_position_embeddings
+    if context is not None and not 1 <= context <= limit:
+        raise InputError(f"--context {context}: this model takes 1 to {limit} tokens")
+    planner = _Planner(config, device_bytes, batch)
+    needs: list[Need] = []
+    refused: dict[Combination, str] = {}
+    for combination in _combinations(config):
+        try:
+            needs.append(planner.need(combination, context))
+        except InputError as error:
+            refused[combination] = str(error)
+    return MemoryPlan(tuple(needs), _choice(needs, context or limit, device_bytes), refused)
+
+
+def _combinations(config: ModelConfig) -> Iterator[Combination]:
+    """Least loss first. `concat` is left out: it grows to what `static` has, and holds old and new caches at once."""
+    layouts = ("static", "chunked") if any(config.chunked_layers) else ("static",)
+    for quant, dtype in WEIGHTS:
+        for layout in layouts:
+            for kv_dtype in _KV:
+                yield Combination(quant, dtype, layout, kv_dtype)
+
+
+def _choice(needs: list[Need], context: int, device_bytes: int | None) -> Need | None:
+    if device_bytes is None:
+        return None
+    if fitting := [need for need in needs if (need.max_context or 0) >= context]:
+        return min(fitting, key=lambda need: (need.combination.loss, need.total))
+    reaching = [need for need in needs if need.max_context]
+    return max(reaching, key=lambda need: (need.max_context, -need.combination.loss), default=None)
+
+
+class _Planner:
+    def __init__(self, config: ModelConfig, device_bytes: int | None, batch: int) -> None:
+        self.config, self.device_bytes, self.batch = config, device_bytes, batch
+        self.sizes = EngineSizes(config)
+
+    def need(self, combination: Combination, context: int | None) -> Need:
+        largest = None if self.device_bytes is None else self.largest_context(combination, self.device_bytes)
+        if context is None:
+            context = self.config.max_position_embeddings if largest is None else max(largest, 1)
+        size = self.size(combination, context)
+        parts = (size.data, *self.beside(combination, size, context))
+        if largest is not None and self.device_bytes is not None and sum(parts) <= self.device_bytes:
+            largest = max(largest, context)  # the search may have stopped a little short
+        return Need(combination, context, *parts, largest)
+
+    def largest_context(self, combination: Combination, device_bytes: int) -> int:
+        """The largest context that fits, short of it by a page for each constant at most.
+
+        Data files grow with the context for rotation tables alone. Without them the answer is too large, with those of
+        that one too small; between the two tables grow linearly, or not at all.
+        """
+        size = self.size(combination, 1)
+
+        def fitting(tables: Callable[[int], int]) -> int:
+            contexts = range(1, self.config.max_position_embeddings + 1)
+
+            def key(n: int) -> int:
+                return size.data + tables(n) + sum(self.beside(combination, size, n))
+
+            return bisect.bisect_right(contexts, device_bytes, key=key)
+
+        high = fitting(lambda _: 0)
+        most = self.tables(combination, high)
+        low = fitting(lambda _: most)
+        least = self.tables(combination, low)
+        if low == high or least == most:
+            return low
+        found = fitting(lambda n: least + (most - least) * max(0, n - low) // (high - low))
+        fits = size.data + self.tables(combination, found) + sum(self.beside(combination, size, found)) <= device_bytes
+        return found if fits else low
+
+    def size(self, c: Combination, context: int) -> EngineSize:
+        return self.sizes.size(c.quant, c.dtype, c.kv_layout, c.kv_dtype, context)
+
+    def tables(self, c: Combination, context: int) -> int:
+        """Bytes by which data files grow for the constants of an engine for `context` tokens, at most."""
+        made = self.sizes.constants(c.dtype, c.kv_layout, c.kv_dtype, context) if context else ()
+        return sum(nbytes + _PAGE for nbytes in made)
+
+    def beside(self, c: Combination, size: EngineSize, context: int) -> tuple[int, int]:
+        """KV cache and working memory for `context` tokens a row."""
+        return (
+            kv_bytes(self.config, c.kv_layout, c.kv_dtype, context, self.batch),
+            working_bytes(self.config, size, c.kv_layout, c.kv_dtype, context, self.batch),
+        )

@@ -1,0 +1,59 @@
+"""Writes safetensors files in a stream: the header is known beforehand, the weights never all in memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from l4export.errors import StorageError
+from l4export.storage.safetensors import DTYPE_BITS
+
+__all__ = ["write_safetensors"]
+
+Chunk = bytes | bytearray | memoryview | np.ndarray
+
+
+def write_safetensors(
+    path: Path,
+    entries: Iterable[tuple[str, str, tuple[int, ...]]],
+    chunks: Callable[[str], Iterable[Chunk]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes tensors (name, dtype as in `DTYPE_BITS`, shape), in order, as a new file at `path`.
+
+    `chunks(name)` yields the tensor's bytes, row-major and little-endian, in contiguous pieces of any size; it is
+    called when its turn comes, and one piece is held at a time. The header is padded with spaces to 8 bytes.
+    Raises `StorageError` when writing fails and `ValueError` (a bug of the caller) for a name given twice or pieces
+    that do not add up to the tensor; in both cases no file is left behind.
+    """
+    sizes: dict[str, int] = {}
+    header: dict[str, object] = {"__metadata__": dict(metadata or {"format": "pt"})}
+    offset = 0
+    for name, dtype, shape in entries:
+        if name in header:
+            raise ValueError(f"tensor name {name!r} is taken")
+        sizes[name] = math.prod(shape) * DTYPE_BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + sizes[name]]}
+        offset += sizes[name]
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        with path.open("xb") as file:
+            try:
+                file.write(len(text).to_bytes(8, "little") + text)
+                for name, size in sizes.items():
+                    written = 0
+                    for chunk in chunks(name):
+                        piece = np.frombuffer(chunk, np.uint8) if not isinstance(chunk, np.ndarray) else chunk
+                        written += file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+                    if written != size:
+                        raise ValueError(f"tensor {name!r}: {written} bytes given, {size} expected")
+            except BaseException:
+                path.unlink()
+                raise
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); check free space and permissions") from None

@@ -1,0 +1,1 @@
+"""TensorRT engines, compiled from the graph in an engine directory."""

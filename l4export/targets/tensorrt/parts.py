@@ -1,0 +1,123 @@
+"""A decoder cut at its layers: several engines, run one after the other, where one would be too large to compile.
+
+The first part takes `input_ids` and hands on `hidden_states.{n}`, [B, S, D] in the compute dtype, which layer n reads.
+The next part takes it, and so on; the last gives `logits`. Each part has the caches of its own layers, under the names
+that they have in the whole, and works out lengths, positions and masks again from the same small inputs. A weight is in
+one part alone, but for an embedding that is the head too: the first part and the last are compiled with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from l4export.errors import InputError
+from l4export.targets.tensorrt.compile import compile_bytes
+
+__all__ = ["LayerRange", "constant_bytes", "cut_layers", "decoder_parts", "layer_ranges"]
+
+LayerRange = tuple[int, int]
+"""The first layer, and the one behind the last."""
+
+_CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.(?:key|value)")
+
+
+def layer_ranges(graph: ir.Graph, budget: int | None) -> tuple[LayerRange, ...]:
+    """Ranges of a decoder's layers, as few and as long as lets each be compiled within `budget` bytes; None: one range.
+
+    Reads no weights.
+
+    Raises:
+        InputError: a layer does not fit by itself, with the embedding or the head if it is the first or the last.
+    """
+    layers = 1 + max(_layer(value) for value in graph.outputs)
+    if budget is None or compile_bytes(constant_bytes(graph)) <= budget:
+        return ((0, layers),)
+    ranges: list[LayerRange] = []
+    weights = 0
+    for layer in range(layers):
+        own = constant_bytes(cut_layers(graph, (layer, layer + 1)))
+        if (needed := compile_bytes(own)) > budget:
+            raise InputError(f"--memory-budget {budget:,}: to compile layer {layer} takes {needed:,} bytes; raise it")
+        if ranges and compile_bytes(weights + own) <= budget:
+            ranges[-1], weights = (ranges[-1][0], layer + 1), weights + own
+        else:
+            ranges, weights = [*ranges, (layer, layer + 1)], own
+    return tuple(ranges)
+
+
+def decoder_parts(model: ir.Model, ranges: Sequence[LayerRange], stem: str) -> list[tuple[str, ir.Model]]:
+    """Name and graph of each part: `decoder-00001-of-00002` and so on; one alone is `decoder`, the model itself."""
+    if len(ranges) == 1:
+        return [(stem, model)]
+    return [
+        (
+            f"{stem}-{number:05d}-of-{len(ranges):05d}",
+            ir.Model(
+                cut_layers(model.graph, layers),
+                ir_version=model.ir_version,
+                producer_name=model.producer_name,
+                producer_version=model.producer_version,
+            ),
+        )
+        for number, layers in enumerate(ranges, start=1)
+    ]
+
+
+def constant_bytes(graph: ir.Graph) -> int:
+    """Bytes of a graph's constants."""
+    return sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
+
+
+def cut_layers(graph: ir.Graph, layers: LayerRange) -> ir.Graph:
+    """The part of a lowered decoder with caches in place that holds `layers`; weights are shared with it, not copied.
+
+    Its inputs and outputs are those of the whole that it has a use for, in their order, but the hidden states come
+    first: `hidden_states.{start}` in the place of `input_ids`' readers, `hidden_states.{stop}` in that of `logits`.
+    """
+    start, stop = layers
+    values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
+    taken = [values[_residual(start)]] if start else []
+    given = values[_residual(stop)] if f"present.{stop}.key" in values else values["logits"]
+    presents = [value for value in graph.outputs if _layer(value) in range(start, stop)]
+    part = ir.convenience.extract(graph, [*taken, *graph.inputs], [given, *presents])
+    _use_own_caches(part, range(start, stop))
+    part.inputs[:] = [value for value in part.inputs if value.uses()]
+    for value, layer in ((part.inputs[0], start), (part.outputs[0], stop)):
+        if value.name == _residual(layer):
+            _hand_on(value, layer, values)
+    order = {name: index for index, name in enumerate(graph.initializers)}
+    for name in sorted(part.initializers, key=order.__getitem__):  # the library's order is another in every run
+        part.initializers[name] = part.initializers.pop(name)
+    return part
+
+
+def _use_own_caches(part: ir.Graph, layers: range) -> None:
+    """Masks read the number of slots off the first layer that has so many: any other with as many does as well."""
+    caches = [value for value in part.inputs if _layer(value) >= 0]
+    own = {str(value.shape): value for value in caches if _layer(value) in layers}
+    for value in caches:
+        if _layer(value) not in layers and value.uses():
+            assert all(use.node.op_type == "Shape" for use in value.uses())
+            value.replace_all_uses_with(own[str(value.shape)])
+
+
+def _hand_on(value: ir.Value, layer: int, values: dict[str, ir.Value]) -> None:
+    """Name and declare the hidden states that `layer` reads."""
+    norm = values[f"model.layers.{max(layer - 1, 0)}.input_layernorm.weight"]
+    ids = values["input_ids"].shape
+    assert norm.shape is not None and ids is not None
+    value.name, value.type, value.shape = f"hidden_states.{layer}", norm.type, ir.Shape([*ids, norm.shape[0]])
+
+
+def _layer(value: ir.Value) -> int:
+    """Whose cache it is; -1 for no layer's."""
+    match = _CACHE.fullmatch(str(value.name))
+    return int(match[1]) if match else -1
+
+
+def _residual(layer: int) -> str:
+    """The value that `layer` reads, unless it is the first."""
+    return f"/layers.{layer - 1}/mlp_residual"

@@ -1,0 +1,1 @@
+"""The weight plane: recipes for weights, and writing them in a stream."""

@@ -1,0 +1,319 @@
+"""Streaming emission: recipes -> data files, within a memory budget that does not depend on the model's size.
+
+The plan (`l4export.weights.placement`) says where everything goes; workers evaluate blocks and write each output's part
+to its own place. The bytes do not depend on the number of workers, their order, the budget, or interruptions.
+
+Memory: a block in hand costs at most about three times its larger side, the bytes it reads or the bytes it writes: a
+copy of the source (integer quantisation needs none), temporaries beside it, and the result. So with
+`jobs` workers and a budget of B bytes a block's larger side is at most B / (3 jobs), and never more than 32 MiB, beyond
+which nothing becomes faster.
+Not counted in the budget: the interpreter and its libraries, about 100 MB, and what a read has mapped of the source at
+a time, up to 32 MiB for each worker, pages of the kernel's cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from l4export.errors import InputError
+from l4export.storage.file_records import FileRecord
+from l4export.storage.journal import Journal
+from l4export.weights.evaluation import Evaluation, Output
+from l4export.weights.placement import INLINE_BYTES, DataFile, Unit, place_weights, row_cells, subregions, units
+from l4export.weights.recipes import Recipe, whole
+
+__all__ = ["DEFAULT_BUDGET", "block_bytes", "check_budget", "emit", "emit_data", "emit_graph"]
+
+DEFAULT_BUDGET = 512 << 20
+"""Bytes of memory for weights on their way."""
+
+_BLOCK_BYTES = 32 << 20
+"""A block's larger side never exceeds this, or one row where that is more."""
+
+_COST = 3
+"""Bytes of memory for each byte of a block's larger side."""
+
+_PIECE_BYTES = 1 << 20
+"""Bytes read at a time when data files are read again, for their digests or to resume."""
+
+
+def emit(
+    model: ir.Model,
+    directory: Path,
+    stem: str,
+    jobs: int,
+    on_progress: Callable[[int], None] | None = None,
+    budget: int = DEFAULT_BUDGET,
+) -> dict[str, FileRecord | None]:
+    """Write `{stem}.onnx` and its data files into `directory`; returns the files with what is known of them."""
+    files = place_weights(model, stem)
+    records = emit_data(files, directory, jobs, budget, on_progress=on_progress)
+    return {emit_graph(model, files, directory, stem): None, **records}
+
+
+def emit_data(
+    files: Sequence[DataFile],
+    directory: Path,
+    jobs: int,
+    budget: int = DEFAULT_BUDGET,
+    journal: Journal | None = None,
+    on_resume: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> dict[str, FileRecord]:
+    """Write the data files; returns the size and digest of each.
+
+    Units that `journal` knows are read back, and written again only if they are not what it says. `on_resume(n)` is
+    told once how many bytes need no writing, before the first is written; `on_progress(n)`, by any thread but by one
+    at a time, of every n bytes written.
+
+    Raises:
+        InputError: when a weight cannot be converted, by the weight's name; a budget that is too small.
+        OSError: when reading back or writing fails (a full disk, no permission).
+    """
+    check_budget(files, jobs, budget)
+    work = units(files)
+    with contextlib.ExitStack() as stack:
+        descriptors = {file.name: stack.enter_context(_opened(directory / file.name, file.size)) for file in files}
+        writer = _Writer(descriptors, block_bytes(jobs, budget), journal, on_progress)
+        hasher = stack.enter_context(ThreadPoolExecutor(1))
+        workers = stack.enter_context(ThreadPoolExecutor(jobs))
+        given_up = threading.Event()
+        stack.callback(given_up.set)
+        intact: set[int] = set()
+        if journal and journal.entries:
+            _clear_gaps(files, descriptors)
+            known = [unit for unit in work if unit.number in journal.entries]
+            checks = {unit.number: workers.submit(writer.is_intact, unit, journal.entries) for unit in known}
+            _finish(workers, list(checks.values()))
+            intact = {number for number, check in checks.items() if check.result()}
+        if on_resume:
+            on_resume(sum(unit.nbytes for unit in work if unit.number in intact))
+        running = {unit.number: workers.submit(writer.write, unit) for unit in work if unit.number not in intact}
+        digests = {
+            file.name: hasher.submit(_record, file, descriptors[file.name], work, running, given_up) for file in files
+        }
+        _finish(workers, list(running.values()))
+        return {name: digest.result() for name, digest in digests.items()}
+
+
+def emit_graph(model: ir.Model, files: Sequence[DataFile], directory: Path, stem: str) -> str:
+    """Write `{stem}.onnx`, which refers to the data files, and return its name. So does `model` afterwards.
+
+    Raises:
+        InputError: when a small weight, which the graph file holds, cannot be converted, by its name.
+        OSError: when writing fails.
+    """
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, Recipe) and tensor.nbytes <= INLINE_BYTES:
+            with _named(str(value.name)):
+                value.const_value = ir.Tensor(
+                    np.asarray(tensor.read(whole(tensor.dims)), order="C"), dtype=tensor.dtype, name=value.name
+                )
+    for file in files:
+        for placed in file.placements:
+            recipe = placed.recipe
+            for value in placed.values:
+                value.const_value = ir.ExternalTensor(
+                    file.name,
+                    placed.offset,
+                    recipe.nbytes,
+                    recipe.dtype,
+                    shape=value.shape or recipe.shape,  # readers of one place may see it in different shapes
+                    name=str(value.name),
+                    base_dir=directory,
+                )
+    name = f"{stem}.onnx"
+    (directory / name).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    return name
+
+
+def block_bytes(jobs: int, budget: int) -> int:
+    """Bytes of a block's larger side, so that `jobs` blocks fit the budget."""
+    return min(_BLOCK_BYTES, budget // (_COST * jobs))
+
+
+def check_budget(files: Sequence[DataFile], jobs: int, budget: int) -> None:
+    """Raise `InputError` unless every worker can hold one row of any weight, and say what would do."""
+    least, name = 0, ""
+    for unit in units(files):
+        lead = unit.evaluation.lead
+        row = min(row_cells(unit.evaluation), lead[-1]) if lead else 1
+        if (side := -(-_side_bytes(unit.evaluation) * row // math.prod(lead))) > least:
+            least, name = side, unit.name
+    if (needed := _COST * jobs * least) > budget:
+        raise InputError(
+            f"--memory-budget {budget:,}: {jobs} jobs need at least {needed:,} bytes (a row of {name} for each); "
+            "raise it or lower --jobs"
+        )
+
+
+class _Writer:
+    """What the workers do, each with a unit of its own."""
+
+    def __init__(
+        self,
+        descriptors: Mapping[str, int],
+        limit: int,
+        journal: Journal | None,
+        on_progress: Callable[[int], None] | None,
+    ) -> None:
+        self._descriptors, self._limit = descriptors, limit
+        self._journal, self._on_progress = journal, on_progress
+        self._lock = threading.Lock()
+
+    def write(self, unit: Unit) -> None:
+        """Evaluate a unit block by block, write every output's part, and note it in the journal."""
+        offsets = [part.offset for part in unit.parts]
+        checksums = [0] * len(unit.parts)
+        cells = max(1, self._limit * math.prod(unit.evaluation.lead) // _side_bytes(unit.evaluation))
+        for region in subregions(unit.evaluation, unit.region, cells):
+            with _named(unit.name):
+                outputs = unit.evaluation.evaluate(region)
+            written = 0
+            for i, part in enumerate(unit.parts):
+                data = _bytes(outputs[part.output], unit.evaluation.outputs[part.output].dtype)
+                _write_all(self._descriptors[part.file], data, offsets[i])
+                checksums[i] = zlib.crc32(data, checksums[i])
+                offsets[i] += len(data)
+                written += len(data)
+            del outputs, data  # or they would live on beside the next block
+            if self._on_progress:
+                with self._lock:
+                    self._on_progress(written)
+        ends = [part.offset + part.nbytes for part in unit.parts]
+        assert offsets == ends, f"{unit.name}: evaluated to other sizes than planned"
+        if self._journal:
+            self._journal.add(unit.number, tuple(checksums))
+
+    def is_intact(self, unit: Unit, entries: Mapping[int, tuple[int, ...]]) -> bool:
+        """Whether the files hold what the journal says of a unit."""
+        found = []
+        for part in unit.parts:
+            checksum = 0
+            for data in _read_back(self._descriptors[part.file], part.offset, part.offset + part.nbytes):
+                checksum = zlib.crc32(data, checksum)
+            found.append(checksum)
+        return tuple(found) == entries[unit.number]
+
+
+@contextlib.contextmanager
+def _opened(path: Path, size: int) -> Iterator[int]:
+    """A data file of its final size; what is not written of it reads as zeros."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        os.ftruncate(descriptor, size)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _clear_gaps(files: Sequence[DataFile], descriptors: Mapping[str, int]) -> None:
+    """Zeros between the weights, which no unit covers, whatever happened to the files meanwhile."""
+    for file in files:
+        starts = [placed.offset for placed in file.placements]
+        ends = [placed.offset + placed.recipe.nbytes for placed in file.placements]
+        for end, start in zip(ends[:-1], starts[1:], strict=True):
+            _write_all(descriptors[file.name], memoryview(bytes(start - end)), end)
+
+
+def _finish(workers: ThreadPoolExecutor, tasks: Sequence[Future[Any]]) -> None:
+    """Wait for all; at the first error, or Ctrl-C, begin no other task and raise it."""
+    try:
+        done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    except BaseException:
+        workers.shutdown(cancel_futures=True)
+        raise
+
+
+def _record(
+    file: DataFile,
+    descriptor: int,
+    work: Sequence[Unit],
+    running: Mapping[int, Future[None]],
+    given_up: threading.Event,
+) -> FileRecord:
+    """Size and digest of a data file, read close behind the workers, while its pages are still in memory."""
+    digest, done = hashlib.sha256(), 0
+    ours = sorted(
+        (part.offset + part.nbytes, unit.number) for unit in work for part in unit.parts if part.file == file.name
+    )
+    for end, number in ours:
+        if number in running:
+            running[number].result()
+        for data in _read_back(descriptor, done, end):
+            if given_up.is_set():
+                raise CancelledError
+            digest.update(data)
+        # Not for the memory's sake: the kernel begins to write pages at once, instead of when they are too many.
+        os.posix_fadvise(descriptor, done, end - done, os.POSIX_FADV_DONTNEED)
+        done = end
+    return FileRecord(file.size, digest.hexdigest())
+
+
+def _read_back(descriptor: int, start: int, stop: int) -> Iterator[bytes]:
+    while start < stop and (data := os.pread(descriptor, min(_PIECE_BYTES, stop - start), start)):
+        yield data
+        start += len(data)
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _bytes(values: np.ndarray, dtype: ir.DataType) -> memoryview:
+    if dtype.bitwidth < 8 and values.dtype != np.uint8:  # bytes are packed already
+        return memoryview(ir.Tensor(values, dtype=dtype).tobytes())
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+@contextlib.contextmanager
+def _named(weight: str) -> Iterator[None]:
+    """Turns a recipe's complaint into one that names the weight."""
+    try:
+        yield
+    except ValueError as error:
+        advice = "choose another --dtype" if "does not fit" in str(error) else "check the checkpoint"
+        raise InputError(f"{weight}: {error}" + ("" if ";" in str(error) else f"; {advice}")) from error
+
+
+def _side_bytes(evaluation: Evaluation) -> int:
+    """The larger side of a whole evaluation: the bytes that it reads, or that it gives."""
+    return max(_source_bytes(evaluation), sum(output.nbytes for output in evaluation.outputs), 1)
+
+
+def _source_bytes(expression: Recipe | Evaluation) -> int:
+    """Bytes of the checkpoint, or of arrays in memory, that an expression is made of.
+
+    Follows the recipes among its attributes; of a part that is larger than the expression it counts only the share.
+    """
+    if isinstance(expression, Output):
+        return _source_bytes(expression.evaluation)
+    inner = [recipe for name, held in vars(expression).items() if name != "outputs" for recipe in _recipes(held)]
+    if isinstance(expression, Evaluation):
+        alone = not isinstance(expression.outputs[0], Output)
+        return sum(map(_source_bytes, expression.outputs if alone else inner))
+    if not inner:
+        return expression.nbytes
+    share = min(1.0, expression.size / max(1, sum(recipe.size for recipe in inner)))
+    return math.ceil(share * sum(map(_source_bytes, inner)))
+
+
+def _recipes(held: object) -> list[Recipe]:
+    return [recipe for recipe in (held if isinstance(held, list | tuple) else [held]) if isinstance(recipe, Recipe)]

@@ -1,0 +1,120 @@
+"""Evaluations: recipes that are computed together, because they come of the same work.
+
+The codes and the scales of a quantised weight are tensors of their own, made in one pass over the source. So it is
+evaluations, not recipes, that emission evaluates.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from l4export.weights.recipes import Recipe, Region
+
+__all__ = ["Evaluation", "Output", "Stack", "evaluation_of"]
+
+
+class Evaluation(abc.ABC):
+    """Tensors that are computed together, such as the codes and the scales of a quantised weight.
+
+    `outputs` share their leading axes, `lead`: evaluating a region of `lead` gives each output's part of it, the
+    output's other axes whole. Emission cuts the last axis of `lead` only at multiples of `row_multiple`.
+
+    A plain recipe is the evaluation of itself alone (`evaluation_of`).
+    """
+
+    def __init__(self, lead: Sequence[int], row_multiple: int = 1) -> None:
+        self.lead = tuple(lead)
+        self.row_multiple = row_multiple
+        self.outputs: tuple[Recipe, ...] = ()
+
+    @abc.abstractmethod
+    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
+        """The outputs' parts of a region of `lead`, in the order of `outputs`, each C-contiguous."""
+
+
+class Output(Recipe):
+    """One of the tensors of an evaluation; its axes behind the leading ones may cut the same bytes in another way.
+
+    INT4 and INT8 tensors are evaluated to bytes, of INT4 the element with the even index in the lower half, and read as
+    elements.
+    """
+
+    def __init__(self, evaluation: Evaluation, index: int, dtype: ir.DataType, dims: Sequence[int]) -> None:
+        super().__init__(dtype, dims)
+        self.evaluation, self.index = evaluation, index
+
+    def read(self, region: Region) -> np.ndarray:
+        """Evaluates the leading axes' region and cuts the others."""
+        count = len(self.evaluation.lead)
+        part = self.evaluation.evaluate(region[:count])[self.index]
+        if self.dtype in {ir.DataType.INT4, ir.DataType.INT8}:
+            part = _signed(part, self.dtype)
+        rows = [cut.stop - cut.start for cut in region[:count]]
+        every: Region = (slice(None),) * count
+        return part.reshape(*rows, *self.dims[count:])[every + region[count:]]
+
+
+class Stack(Evaluation):
+    """Evaluations one below the other: the outputs of each are joined along the first axis, in order.
+
+    Each part is named by any of its outputs; all have as many outputs, alike but for their first axis.
+
+    Raises:
+        ValueError: parts that differ in more, or whose rows belong together (`row_multiple`).
+    """
+
+    def __init__(self, parts: Sequence[Recipe]) -> None:
+        self.parts = tuple(parts)
+        alike = {tuple((out.dtype, out.dims[1:]) for out in part.outputs) for part in self._evaluations()}
+        if len(alike) > 1 or any(part.row_multiple > 1 for part in self._evaluations()):
+            raise ValueError(f"cannot stack {list(parts)}: rows must be alike and stand alone")
+        first = next(self._evaluations())
+        super().__init__((sum(part.lead[0] for part in self._evaluations()), *first.lead[1:]))
+        self.outputs = tuple(self.output(i, out.dims[1:]) for i, out in enumerate(first.outputs))
+
+    def output(self, index: int, row: Sequence[int]) -> Output:
+        """Output `index`, seen as rows of shape `row`."""
+        return Output(self, index, next(self._evaluations()).outputs[index].dtype, (self.lead[0], *row))
+
+    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
+        """What each part has of the region."""
+        pieces, start = [], 0
+        for part in self._evaluations():
+            first, last = (min(max(at - start, 0), part.lead[0]) for at in (region[0].start, region[0].stop))
+            if first < last:
+                pieces.append(part.evaluate((slice(first, last), *region[1:])))
+            start += part.lead[0]
+        return tuple(map(np.concatenate, zip(*pieces, strict=True)))
+
+    def _evaluations(self) -> Iterator[Evaluation]:
+        return map(evaluation_of, self.parts)
+
+
+class _Alone(Evaluation):
+    """A plain recipe as an evaluation: all its axes lead."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe.dims)
+        self.outputs = (recipe,)
+
+    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
+        """The recipe's region."""
+        return (np.ascontiguousarray(self.outputs[0].read(region)),)
+
+
+def evaluation_of(recipe: Recipe) -> Evaluation:
+    """The evaluation that `recipe` is an output of: outputs of one evaluation share the same object."""
+    return recipe.evaluation if isinstance(recipe, Output) else _Alone(recipe)
+
+
+def _signed(packed: np.ndarray, dtype: ir.DataType) -> np.ndarray:
+    """Bytes of two's complement numbers -> int8, or ml_dtypes.int4 and then twice as many along the last axis."""
+    if dtype == ir.DataType.INT8:
+        return packed.view(np.int8)
+    pairs = np.stack([packed << 4, packed], axis=-1).view(np.int8) >> 4
+    return pairs.reshape(*packed.shape[:-1], -1).astype(ml_dtypes.int4)

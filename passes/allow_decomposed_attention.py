@@ -1,0 +1,23 @@
+"""An attribute of TensorRT's own on every `Attention`."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+__all__ = ["AllowDecomposedAttention"]
+
+
+class AllowDecomposedAttention(ir.passes.InPlacePass):
+    """Sets `TRT_decomposable=1`: where TensorRT has no fused kernel for an attention, it may use several.
+
+    Without it float32, and head widths that no kernel has, cannot be built; where there is a kernel it is used all the
+    same. ONNX Runtime and the ONNX checker refuse the attribute, so only TensorRT's pipeline has this pass.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Mark every standard `Attention`."""
+        standard = [node for node in model.graph if (node.op_type, node.domain) == ("Attention", "")]
+        nodes = [node for node in standard if not node.attributes.get_int("TRT_decomposable", 0)]
+        for node in nodes:
+            node.attributes["TRT_decomposable"] = ir.AttrInt64("TRT_decomposable", 1)
+        return ir.passes.PassResult(model, modified=bool(nodes))

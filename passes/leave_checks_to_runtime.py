@@ -1,0 +1,30 @@
+"""What a graph for TensorRT cannot refuse is left to the runtime."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from l4export.graph.builder import GraphBuilder
+from l4export.graph.dialect import REFUSALS
+
+__all__ = ["LeaveChecksToRuntime"]
+
+
+class LeaveChecksToRuntime(ir.passes.InPlacePass):
+    """Takes the refusals of bad input out of the graph.
+
+    A refusal is a Gather that is out of bounds when the input is bad, and gives 0 otherwise; ONNX calls that an error,
+    TensorRT reads what it finds. Its 0 becomes a constant. What the graph refused the runtime has to: ids outside the
+    vocabulary, masks that are not padded on the right, sequences that do not fit, calls across a chunk's end
+    (`l4export.runtimes.session`).
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replace every refusal in the dialect's functions."""
+        found = [(body, node) for body in model.functions.values() for node in body if node.name in REFUSALS]
+        for body, node in found:
+            b = GraphBuilder()
+            node.outputs[0].replace_all_uses_with(b.op("Constant", value_int=0, name="passed"))
+            body.insert_before(node, b.nodes)
+            body.remove(node, safe=True)
+        return ir.passes.PassResult(model, modified=bool(found))

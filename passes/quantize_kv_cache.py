@@ -1,0 +1,98 @@
+"""Keys and values in 8 or 4 bits, read by the attention operator as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from l4export.errors import InputError
+from l4export.graph.builder import GraphBuilder
+from l4export.graph.dialect import is_dialect
+
+__all__ = ["QuantizeKVCache"]
+
+_CODES = {8: ir.DataType.INT8, 4: ir.DataType.UINT8}
+
+
+class QuantizeKVCache(ir.passes.InPlacePass):
+    """Gives `GroupQueryAttention` quantised caches, with one scale for each channel of each key-value head.
+
+    For a key k as the operator caches it, normalised and rotated, and likewise for a value:
+
+        code = clip(round(k * (1 / scale)), -2^(bits-1), 2^(bits-1) - 1)        k' = code * scale
+
+    in float32, rounding halves to even. The operator reads k' everywhere, for the tokens of the call itself too.
+
+    * 8 bits: int8 [B, K, slots, d].
+    * 4 bits: uint8 [B, K, slots, d/2]; byte i holds code + 8 of channel 2i in its low half, of 2i + 1 in its high half.
+
+    The scales, float32 [K, 1, d], become Constant nodes, so a calibration changes the graph and no data file.
+
+    Must run after `FuseAttention`.
+
+    Args:
+        bits: 8 or 4.
+        scales: Scale of each cache by the name of its input, such as `past_key_values.0.key`. None plans only: every
+            scale is one.
+
+    Raises:
+        InputError: a head width that the operator does not take.
+    """
+
+    def __init__(self, bits: int, scales: Mapping[str, NDArray[np.float32]] | None = None) -> None:
+        super().__init__()
+        self.bits = bits
+        self.scales = scales
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Retype every cache and hand its scales to the operator that reads it."""
+        for node in model.graph:
+            if is_dialect(node, "Attention"):
+                raise InputError(
+                    f"--kv-dtype int{self.bits}: ONNX Runtime's GroupQueryAttention takes no heads as wide as those of "
+                    f"{node.name}; use fp32 or fp16"
+                )
+        fused = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+        nodes = [node for node in fused if "kv_cache_bit_width" not in node.attributes]
+        for node in nodes:
+            self._quantize(model.graph, node)
+        return ir.passes.PassResult(model, modified=bool(nodes))
+
+    def _quantize(self, graph: ir.Graph, node: ir.Node) -> None:
+        b = GraphBuilder(scope=str(node.name).rpartition("/")[0])
+        pasts = node.inputs[3:5]
+        node.resize_inputs(14)
+        for index, (past, name) in enumerate(zip(pasts, ("k_scale", "v_scale"), strict=True)):
+            assert past is not None
+            scale = b.op("Constant", name=name, value=ir.tensor(self._scale(past)))
+            node.replace_input_with(12 + index, scale)
+        graph.insert_before(node, b.nodes)
+        for cache in (*pasts, *node.outputs[1:3]):
+            assert cache is not None
+            self._retype(cache)
+        node.attributes.update(
+            (name, ir.Attr(name, kind, value))
+            for name, kind, value in (
+                ("k_quant_type", ir.AttributeType.STRING, "PER_CHANNEL"),
+                ("v_quant_type", ir.AttributeType.STRING, "PER_CHANNEL"),
+                ("kv_cache_bit_width", ir.AttributeType.INT, self.bits),
+            )
+        )
+
+    def _scale(self, past: ir.Value) -> NDArray[np.float32]:
+        assert past.shape is not None
+        _, heads, _, width = past.shape
+        assert isinstance(heads, int) and isinstance(width, int)
+        if self.scales is None:
+            return np.ones((heads, 1, width), dtype=np.float32)
+        return self.scales[str(past.name)].reshape(heads, 1, width)
+
+    def _retype(self, cache: ir.Value) -> None:
+        assert cache.shape is not None
+        *outer, width = cache.shape
+        assert isinstance(width, int)
+        cache.type = ir.TensorType(_CODES[self.bits])
+        cache.shape = ir.Shape([*outer, width * self.bits // 8])

@@ -1,0 +1,1 @@
+"""KV caches of sessions, in this machine's memory or on a device."""

@@ -1,0 +1,158 @@
+"""Engines on ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l4export.engine.manifest import Manifest
+from l4export.errors import EnvironmentLacks, InputError
+from l4export.machine.cuda_driver import open_driver
+from l4export.runtimes.cache.binding_plan import BindingPlan, plan_bindings
+from l4export.runtimes.cache.device_cache import DeviceCache
+from l4export.runtimes.cache.host_cache import new_host_cache
+from l4export.runtimes.cache.kv_cache import KVCache
+from l4export.runtimes.engine import DECODER, Engine
+from l4export.runtimes.onnxruntime.device import OnnxRuntimeDevice
+from l4export.runtimes.onnxruntime.operator_check import check_operators
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["OnnxRuntimeEngine", "check_cuda_provider", "cuda_plan", "open_session", "session_options"]
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_PROVIDERS = {"ort-cpu": _CPU, "onnx": _CPU, "ort-cuda": _CUDA}
+
+
+class OnnxRuntimeEngine(Engine):
+    """An engine whose graph ONNX Runtime executes.
+
+    `threads` are those of one call; None means one a core. `executed_as` is the target whose execution provider is
+    taken; None means the engine's own.
+
+    Attributes:
+        inference: The loaded graph.
+
+    Raises:
+        EnvironmentLacks: the execution provider, or what it needs, is missing; or it computes something else.
+    """
+
+    def __init__(
+        self, directory: Path, manifest: Manifest, threads: int | None = None, executed_as: str | None = None
+    ) -> None:
+        super().__init__(directory, manifest)
+        provider = _PROVIDERS[executed_as or manifest.target]
+        self._stands_in = provider != _PROVIDERS[manifest.target]
+        if provider == _CUDA:
+            check_cuda_provider(directory)
+        self.inference = open_session(
+            directory / DECODER, provider, threads, manifest.precision["activations"] == "fp8"
+        )
+        _check_interface(self.inference, manifest, directory)
+        if provider == _CUDA:
+            check_operators(directory / DECODER, provider)
+
+    @property
+    def provider(self) -> str:
+        """The first of the session's execution providers, and whether the engine is for another."""
+        name = str(self.inference.get_providers()[0])
+        return f"{name} instead of {_PROVIDERS[self.manifest.target]}" if self._stands_in else name
+
+    @property
+    def threads(self) -> int | None:
+        """Of the loaded session, if the CPU computes."""
+        on_cpu = self.inference.get_providers()[0] == _CPU
+        return int(self.inference.get_session_options().intra_op_num_threads) if on_cpu else None
+
+    def new_cache(self, manifest: Manifest, batch: int, capacity: int) -> KVCache:
+        """Where the provider computes: in this machine's memory or in the GPU's."""
+        if self.inference.get_providers()[0] == _CPU:
+            return new_host_cache(self.inference, manifest, batch, capacity)
+        return DeviceCache(OnnxRuntimeDevice([self.inference], "cuda"), cuda_plan(manifest), manifest, batch, capacity)
+
+
+def cuda_plan(manifest: Manifest) -> BindingPlan:
+    """Caches on the device; whatever is of one call on the host, from where ONNX Runtime copies it."""
+    return plan_bindings(manifest, [(1, 1, manifest.prefill_max_tokens)], lambda _: True)
+
+
+def check_cuda_provider(directory: Path) -> None:
+    """Whether CUDA can be asked for: the driver first, then the package, whose libraries are then loaded.
+
+    Raises:
+        EnvironmentLacks: no driver, no GPU, or an onnxruntime without the CUDA provider.
+    """
+    open_driver(
+        f"{directory}: an ort-cuda engine runs on an NVIDIA GPU",
+        "compare its numbers on a CPU with `l4export parity --provider cpu`",
+    )
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise EnvironmentLacks("an ort-cuda engine needs onnxruntime-gpu: pip install 'l4export[cuda]'") from error
+    if _CUDA not in ort.get_available_providers():
+        raise EnvironmentLacks(
+            f"{directory}: this onnxruntime {ort.__version__} has no {_CUDA}: pip uninstall onnxruntime, then "
+            "pip install 'l4export[cuda]'"
+        )
+    ort.set_default_logger_severity(4)  # what is missing is told in one line
+    with contextlib.redirect_stdout(io.StringIO()):
+        ort.preload_dlls()  # CUDA and cuDNN, where they are Python packages
+
+
+def _check_interface(inference: onnxruntime.InferenceSession, manifest: Manifest, directory: Path) -> None:
+    """The graph's own inputs and outputs are those that the manifest tells of."""
+    declared = [[value["name"], list(value["shape"])] for value in (*manifest.inputs, *manifest.outputs)]
+    values = (*inference.get_inputs(), *inference.get_overridable_initializers(), *inference.get_outputs())
+    if sorted(declared) != sorted([value.name, list(value.shape)] for value in values):
+        raise InputError(f"{directory}: manifest.json and {DECODER} tell of different inputs; build the engine again")
+
+
+def open_session(
+    decoder: Path, provider: str, threads: int | None, fp8_activations: bool
+) -> onnxruntime.InferenceSession:
+    """Load a graph on an execution provider, or not at all: ONNX Runtime itself would fall back to the CPU.
+
+    Raises:
+        EnvironmentLacks: no onnxruntime, or another provider than that.
+        InputError: a graph that it does not take.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise EnvironmentLacks("running an engine needs onnxruntime: pip install 'l4export[cpu]'") from error
+    options = session_options(threads, fp8_activations)
+    try:
+        session = ort.InferenceSession(str(decoder), options, providers=[provider])
+    except Exception as error:
+        detail = " ".join(str(error).split())[:300]
+        raise InputError(f"{decoder}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
+    if session.get_providers()[0] != provider:
+        raise EnvironmentLacks(
+            f"{decoder}: ONNX Runtime {ort.__version__} gave {session.get_providers()[0]} instead of {provider}: "
+            "install the CUDA and cuDNN that this version of onnxruntime-gpu needs: pip install 'l4export[cuda]'"
+        )
+    return session
+
+
+def session_options(threads: int | None = None, fp8_activations: bool = False) -> Any:
+    """ONNX Runtime's options for an engine's graph, whoever executes it; `threads` None means one a core."""
+    import onnxruntime as ort
+
+    options: Any = ort.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised, and told in one line by whoever asked
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    # The rest are ONNX Runtime's defaults, each measured against its alternative. Weights stay mapped from the data
+    # files; only what a kernel packs for itself is copied, and its original is then no longer resident. Without packing
+    # INT4 decodes a hundred times slower; packing in parallel doubles the peak; sleeping instead of spinning costs a
+    # sixth of the speed on an idle machine.
+    # The exception: should a DequantizeLinear and a product be fused, activations must stay as they are.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if fp8_activations:
+        # Products between codes would be fused into operators for integers, which do not take FP8.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options

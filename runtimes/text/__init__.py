@@ -1,0 +1,1 @@
+"""Text in and out: tokenizers, streams of text, chat templates."""

@@ -1,0 +1,59 @@
+"""What reports that judge have in common."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+
+from l4export.errors import InputError
+from l4export.reports.verdict import Verdict, check_thresholds, misses
+
+
+@dataclass(frozen=True)
+class Report(Verdict):
+    name: str
+    failures: tuple[str, ...]
+
+
+def test_a_report_passes_without_failures_and_says_so_first() -> None:
+    assert Report("é", ()).passed and not Report("é", ("kl",)).passed
+    assert list(json.loads(Report("é", ("kl",)).to_json()).items()) == [
+        ("passed", False),
+        ("name", "é"),
+        ("failures", ["kl"]),
+    ]
+    assert Report("é", ()).to_json().isascii()
+
+
+@dataclass(frozen=True)
+class Figures(Verdict):
+    figures: tuple[dict[str, float | None], ...]
+    failures: tuple[str, ...]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_json_has_no_word_for_what_is_not_finite(value: float) -> None:
+    told = Figures(({"kl": value, "top1": 0.5},), ()).to_json()
+    assert json.loads(told, parse_constant=pytest.fail) == {
+        "passed": True,
+        "figures": [{"kl": None, "top1": 0.5}],
+        "failures": [],
+    }
+
+
+def test_agreement_is_limited_from_below_and_differences_from_above() -> None:
+    assert misses("kl", 0.2, 0.1) and not misses("kl", 0.1, 0.1)
+    assert misses("top1_agreement", 0.9, 0.95) and not misses("top1_agreement", 0.95, 0.95)
+    assert misses("kl", math.nan, 1) and misses("greedy_prefix", math.nan, 0)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_thresholds_are_finite_and_known(value: float) -> None:
+    check_thresholds({"kl": 0.0}, ("kl",))
+    with pytest.raises(InputError, match=r"--threshold kl=.*finite"):
+        check_thresholds({"kl": value}, ("kl",))
+    with pytest.raises(InputError, match="--threshold top: not one of a, b"):
+        check_thresholds({"top": 1}, ("b", "a"))

@@ -1,0 +1,167 @@
+"""Which combinations fit, how far, and which is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from l4export.checkpoint.hf_config import config_from_hf
+from l4export.checkpoint.sample import hf_config
+from l4export.engine.kv_cache import kv_bytes
+from l4export.errors import InputError
+from l4export.model.config import ModelConfig
+from l4export.sizing.engine_size import EngineSize
+from l4export.sizing.memory_plan import Combination, Need, plan_memory
+from l4export.sizing.working_memory import working_bytes
+
+MB = 10**6
+PROCESS = 128 << 20
+WEIGHTS = {"none": 4 * MB, "int8": MB, "fp8": MB, "int4": MB // 2}
+
+
+class Sizes:
+    """Stands for the graph plane, tested elsewhere: two tables, up to 2500 positions (16 with chunks)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        if config.intermediate_size % 16:
+            self.refused = {"int8", "int4"}
+        else:
+            self.refused = set[str]()
+
+    def constants(self, dtype: str, kv_layout: str, kv_dtype: str, max_context: int) -> tuple[int, ...]:
+        rows = min(max_context, 16) if kv_layout == "chunked" else max_context
+        return (32 * rows,) * 2 if rows <= 2500 else ()
+
+    def size(self, quant: str, dtype: str, kv_layout: str, kv_dtype: str, max_context: int) -> EngineSize:
+        if quant in self.refused:
+            raise InputError("no block size divides its width")
+        made = self.constants(dtype, kv_layout, kv_dtype, max_context)
+        return EngineSize(WEIGHTS[quant] // (2 if dtype == "fp16" else 1) + sum(made), 0, 0)
+
+
+@pytest.fixture(autouse=True)
+def sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("l4export.sizing.memory_plan.EngineSizes", Sizes)
+
+
+def tiny(variant: str = "scout", **changes: object) -> ModelConfig:
+    return dataclasses.replace(config_from_hf(hf_config(variant, "tiny"), variant), **changes)
+
+
+def find(needs: tuple[Need, ...], *options: str) -> Need:
+    return next(need for need in needs if need.combination == Combination(*options))
+
+
+def test_every_combination_is_there_once() -> None:
+    needs = plan_memory(tiny(), None, 100).needs
+    assert len(needs) == len({need.combination for need in needs}) == 5 * 2 * 4
+    assert {need.combination.kv_layout for need in needs} == {"static", "chunked"}
+
+
+def test_without_chunked_layers_there_is_one_layout() -> None:
+    config = tiny("guard", attention_chunk_size=None, chunked_layers=(False,) * 4)
+    assert {need.combination.kv_layout for need in plan_memory(config, None, 100).needs} == {"static"}
+
+
+def test_without_a_device_the_limit_is_planned_for_and_nothing_chosen() -> None:
+    plan = plan_memory(tiny())
+    assert {need.context for need in plan.needs} == {4096}
+    assert {need.max_context for need in plan.needs} == {None}
+    assert plan.choice is None
+
+
+def test_caches_of_a_batch() -> None:
+    one, three = (
+        find(plan_memory(tiny(), None, 100, batch).needs, "int8", "fp32", "chunked", "int4") for batch in (1, 3)
+    )
+    assert three.kv == 3 * one.kv == 3 * kv_bytes(tiny(), "chunked", "int4", 100)
+    assert three.weights == one.weights
+
+
+@pytest.mark.parametrize("spare", [0.0, 0.5, 1.5, 3.0, 5.0])
+def test_the_largest_context_fits_and_a_larger_one_does_not(spare: float) -> None:
+    """Larger by two pages, at 64 bytes of cache a token and more."""
+    device = int(PROCESS + (1.5 + spare) * MB)
+    found = {need.combination: need for need in plan_memory(tiny(), device).needs}
+    assert any(0 < (need.max_context or 0) < 4096 for need in found.values())
+    for need in found.values():
+        assert need.total <= device or need.max_context == 0
+    for longest in {need.max_context or 0 for need in found.values()} - {4096}:
+        for need in plan_memory(tiny(), device, min(4096, longest + 200)).needs:
+            assert found[need.combination].max_context != longest or need.total > device
+
+
+def test_a_context_that_fits_is_never_beyond_the_largest() -> None:
+    device = PROCESS + 3 * MB
+    for context in (500, 2000):
+        for need in plan_memory(tiny(), device, context).needs:
+            assert (need.total <= device) == ((need.max_context or 0) >= context)
+
+
+def test_where_everything_fits_nothing_is_lost() -> None:
+    """Of float32 throughout, the layout that takes less."""
+    choice = plan_memory(tiny(), 10**12).choice
+    assert choice is not None
+    assert choice.combination == Combination("none", "fp32", "chunked", "fp32")
+    assert choice.max_context == 4096
+
+
+def test_the_choice_loses_least_of_all_that_hold_the_context() -> None:
+    for extra in (0, 2 * MB, 3 * MB, 5 * MB):
+        plan = plan_memory(tiny(), PROCESS + extra, 2000)
+        fitting = [need for need in plan.needs if (need.max_context or 0) >= 2000]
+        if fitting:
+            assert plan.choice in fitting
+            assert plan.choice.combination.loss == min(need.combination.loss for need in fitting)
+        elif plan.choice:
+            assert plan.choice.max_context == max(need.max_context or 0 for need in plan.needs)
+
+
+def test_weights_of_four_bits_lose_less_than_caches_of_four_bits() -> None:
+    losses = [
+        Combination(*options).loss
+        for options in (("int4", "fp32", "static", "int8"), ("int8", "fp32", "static", "int4"))
+    ]
+    assert losses == [1.68, 1.9]
+
+
+def test_a_device_that_is_too_small() -> None:
+    plan = plan_memory(tiny(), MB)
+    assert plan.choice is None
+    assert {need.max_context for need in plan.needs} == {0}
+    assert {need.context for need in plan.needs} == {1}
+
+
+@pytest.mark.parametrize("context", [0, -1, 4097, 10**30])
+def test_a_context_the_model_does_not_take(context: int) -> None:
+    with pytest.raises(InputError, match="takes 1 to 4096 tokens"):
+        plan_memory(tiny(), 10**9, context)
+
+
+def test_what_cannot_be_built_is_left_out_by_name() -> None:
+    plan = plan_memory(tiny(intermediate_size=40), 10**9, 100)
+    assert {combination.quant for combination in plan.refused} == {"int8", "int4"}
+    assert {need.combination.quant for need in plan.needs} == {"none", "fp8"}
+    assert all("no block size divides" in reason for reason in plan.refused.values())
+
+
+def test_working_memory_by_parts() -> None:
+    """Tiny scout: D 64, I 32, one of four experts, 4 heads, 256 tokens of vocabulary, chunks of 16."""
+    config, size = tiny(), EngineSize(data=10**6, largest=0, dequantized=0)
+    call = 512 * 4 * (8 * 64 + 4 * 32 + 3 * 32 + 2 * 64) + 256 * 4
+    assert working_bytes(config, size, "chunked", "fp32", 1000, 1) == PROCESS + call
+    assert working_bytes(config, size, "chunked", "int8", 1000, 1) == PROCESS + call
+    assert working_bytes(config, size, "static", "fp32", 1000, 1) == PROCESS + call + 512 * 1000 * 5
+    assert working_bytes(config, size, "static", "fp32", 16, 1) == PROCESS + call // 32 + 256 * 4 - 256 * 4 // 32
+    assert working_bytes(config, size, "chunked", "fp16", 1000, 1) == PROCESS + call + 512 * 4 * 1000 * 4
+    assert working_bytes(config, size, "chunked", "fp32", 1000, 3) == PROCESS + 3 * call
+    fp8 = dataclasses.replace(size, dequantized=5000)
+    assert working_bytes(config, fp8, "chunked", "fp32", 1000, 1) == PROCESS + call + 10000
+    packed = dataclasses.replace(size, largest=10**9)
+    assert working_bytes(config, packed, "chunked", "fp32", 1000, 1) == PROCESS + 10**9
+
+
+def test_dense_blocks_count_by_their_width() -> None:
+    config, size = tiny("guard"), EngineSize(data=10**6, largest=0, dequantized=0)
+    assert working_bytes(config, size, "chunked", "fp32", 1, 1) == PROCESS + 4 * (8 * 64 + 4 * 96) + 256 * 4
