@@ -23,6 +23,8 @@ from l4export.passes.quantize_weights_for_onnxruntime import QuantizeWeightsForO
 from l4export.passes.quantize_weights_in_onnx import QuantizeWeightsInONNX
 from l4export.passes.remove_unused import RemoveUnused
 from l4export.passes.require_inputs import RequireInputs
+from l4export.passes.set_activation_scales import SetActivationScales
+from l4export.passes.set_kv_scales import SetKVScales
 
 __all__ = [
     "AllowDecomposedAttention",
@@ -46,4 +48,6 @@ __all__ = [
     "QuantizeWeightsInONNX",
     "RemoveUnused",
     "RequireInputs",
+    "SetActivationScales",
+    "SetKVScales",
 ]

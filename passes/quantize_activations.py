@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,17 +19,11 @@ class QuantizeActivations(ir.passes.InPlacePass):
         x' = s * E4M3FN(clip(x / s, -448, 448)),  s one number for each weight, rounding to nearest even
 
     in the activations' own dtype. Products that read one x share one pair, hence must have one scale. The router and
-    whatever else reads x keep it as it is. A builder such as TensorRT's multiplies the codes themselves.
+    whatever else reads x keep it as it is. A builder such as TensorRT's multiplies the codes themselves. Every scale is
+    one until `SetActivationScales` sets those that were measured.
 
     Must run after `QuantizeWeightsInONNX`.
-
-    Args:
-        scales: By the weight's name (`l4export.calibration.activation_scales`). None plans only: every scale is one.
     """
-
-    def __init__(self, scales: Mapping[str, float] | None = None) -> None:
-        super().__init__()
-        self.scales = scales
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Round the left operand of every product with an FP8 weight."""
@@ -38,19 +32,19 @@ class QuantizeActivations(ir.passes.InPlacePass):
         for product in products:
             key = product.x, product.graph
             if key not in rounded:
-                rounded[key] = self._round(model.graph, product)
+                rounded[key] = _round(model.graph, product)
             product.node.replace_input_with(0, rounded[key])
         return ir.passes.PassResult(model, modified=bool(products))
 
-    def _round(self, outer: ir.Graph, product: Product) -> ir.Value:
-        scale = 1.0 if self.scales is None else self.scales[product.weight]
-        b = GraphBuilder(scope=str(product.node.name))
-        s = b.constant(np.asarray(scale, product.dtype.numpy()), "input_scale")
-        codes = b.op("QuantizeLinear", product.x, s, name="input_codes", output_dtype=int(ir.DataType.FLOAT8E4M3FN))
-        x = b.op("DequantizeLinear", codes, s, name="rounded_input")
-        outer.register_initializer(s)
-        product.graph.insert_before(product.node, b.nodes)
-        return x
+
+def _round(outer: ir.Graph, product: Product) -> ir.Value:
+    b = GraphBuilder(scope=str(product.node.name))
+    s = b.constant(np.asarray(1.0, product.dtype.numpy()), "input_scale")
+    codes = b.op("QuantizeLinear", product.x, s, name="input_codes", output_dtype=int(ir.DataType.FLOAT8E4M3FN))
+    x = b.op("DequantizeLinear", codes, s, name="rounded_input")
+    outer.register_initializer(s)
+    product.graph.insert_before(product.node, b.nodes)
+    return x
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from l4export.errors import InputError
 from l4export.graph.builder import GraphBuilder
@@ -29,23 +26,21 @@ class QuantizeKVCache(ir.passes.InPlacePass):
     * 8 bits: int8 [B, K, slots, d].
     * 4 bits: uint8 [B, K, slots, d/2]; byte i holds code + 8 of channel 2i in its low half, of 2i + 1 in its high half.
 
-    The scales, float32 [K, 1, d], become Constant nodes, so a calibration changes the graph and no data file.
+    Every scale is one until `SetKVScales` sets those that were measured. The scales, float32 [K, 1, d], are Constant
+    nodes, so a calibration changes the graph and no data file.
 
     Must run after `FuseAttention`.
 
     Args:
         bits: 8 or 4.
-        scales: Scale of each cache by the name of its input, such as `past_key_values.0.key`. None plans only: every
-            scale is one.
 
     Raises:
         InputError: a head width that the operator does not take.
     """
 
-    def __init__(self, bits: int, scales: Mapping[str, NDArray[np.float32]] | None = None) -> None:
+    def __init__(self, bits: int) -> None:
         super().__init__()
         self.bits = bits
-        self.scales = scales
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Retype every cache and hand its scales to the operator that reads it."""
@@ -67,7 +62,7 @@ class QuantizeKVCache(ir.passes.InPlacePass):
         node.resize_inputs(14)
         for index, (past, name) in enumerate(zip(pasts, ("k_scale", "v_scale"), strict=True)):
             assert past is not None
-            scale = b.op("Constant", name=name, value=ir.tensor(self._scale(past)))
+            scale = b.op("Constant", name=name, value=ir.tensor(_ones(past)))
             node.replace_input_with(12 + index, scale)
         graph.insert_before(node, b.nodes)
         for cache in (*pasts, *node.outputs[1:3]):
@@ -82,17 +77,17 @@ class QuantizeKVCache(ir.passes.InPlacePass):
             )
         )
 
-    def _scale(self, past: ir.Value) -> NDArray[np.float32]:
-        assert past.shape is not None
-        _, heads, _, width = past.shape
-        assert isinstance(heads, int) and isinstance(width, int)
-        if self.scales is None:
-            return np.ones((heads, 1, width), dtype=np.float32)
-        return self.scales[str(past.name)].reshape(heads, 1, width)
-
     def _retype(self, cache: ir.Value) -> None:
         assert cache.shape is not None
         *outer, width = cache.shape
         assert isinstance(width, int)
         cache.type = ir.TensorType(_CODES[self.bits])
         cache.shape = ir.Shape([*outer, width * self.bits // 8])
+
+
+def _ones(past: ir.Value) -> np.ndarray:
+    """A scale of one for each channel of a float cache [B, K, slots, d]: float32 [K, 1, d]."""
+    assert past.shape is not None
+    _, heads, _, width = past.shape
+    assert isinstance(heads, int) and isinstance(width, int)
+    return np.ones((heads, 1, width), dtype=np.float32)

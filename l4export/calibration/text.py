@@ -7,23 +7,24 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
 
+if TYPE_CHECKING:
+    from l4export.runtimes.text.codec import TextCodec
+
 __all__ = [
     "DEFAULT_TEXT",
     "FEWEST_KV_TOKENS",
     "MOST_KV_TOKENS",
     "CalibrationText",
-    "read_auto_text",
-    "read_calibration_text",
-    "read_kv_calibration_text",
-    "read_windows",
+    "TextReader",
 ]
 
 DEFAULT_TEXT = Path(__file__).parent / "default_text.txt"
@@ -67,112 +68,112 @@ class CalibrationText:
         return {"sha256": digest, "tokens": self.tokens}
 
 
-def read_calibration_text(path: Path, checkpoint: Path, config: ModelConfig) -> CalibrationText:
-    """What weights are calibrated on: windows of at most 2048 tokens of the text that --calibrate names.
+class TextReader:
+    """Reads texts with a checkpoint's tokenizer, each text once, and cuts them as their users want them.
 
-    Raises:
-        As `read_windows`.
-    """
-    return read_windows("--calibrate", path, checkpoint, config, _LONGEST)
-
-
-def read_windows(option: str, path: Path, checkpoint: Path, config: ModelConfig, longest: int) -> CalibrationText:
-    """A file, or all .txt and .json files of a directory in the order of their names, in windows of `longest` tokens.
-
-    A file is one document: UTF-8 text, or token ids, which are whole numbers with spaces, line ends, commas or brackets
-    between them. A .json file may hold several documents, as a list of lists of ids. Documents that are longer are cut,
-    and if the tokenizer puts a begin-of-text token before a document, every piece has it. `option` is what the command
-    line calls it.
-
-    Raises:
-        InputError: no such file, nothing in it, too large, not UTF-8 or JSON, ids out of range, too few tokens, text
-            without a tokenizer.
-        EnvironmentLacks: text, and the package tokenizers is not installed.
-        StorageError: a file cannot be read.
-    """
-    where = f"{option} {path}"
-    documents = _documents(path, checkpoint, where)
-    pieces = tuple(piece for ids in documents for piece in _pieces(ids, config.bos_token_id, longest))
-    return _checked(CalibrationText(path.name, pieces), config.vocab_size, _FEWEST, where)
-
-
-def read_auto_text(path: Path | None, checkpoint: Path, config: ModelConfig) -> CalibrationText:
-    """What `--quant auto` measures damage on: the first 2048 tokens or so, in windows of 512.
-
-    `path` None means the text that comes with l4export; without a tokenizer, seeded random token ids.
-
-    Raises:
-        As `read_windows`.
-    """
-    from l4export.runtimes.text.codec import TextCodec
-
-    if path is None and TextCodec.open(checkpoint) is None:
-        random = np.random.default_rng(0).integers(0, config.vocab_size, (_AUTO_WINDOWS, _AUTO_LONGEST)).tolist()
-        return CalibrationText(_RANDOM, tuple(map(tuple, random)))
-    text = read_windows("--calibrate", path or DEFAULT_TEXT, checkpoint, config, _AUTO_LONGEST)
-    return CalibrationText(text.name, tuple(ids for ids in text.sequences if len(ids) > 1)[:_AUTO_WINDOWS])
-
-
-def read_kv_calibration_text(
-    path: Path | None, checkpoint: Path, vocab_size: int, option: str = "--kv-calibrate"
-) -> CalibrationText:
-    """What the scales of a KV cache, or of activations, are measured on: the first 4096 tokens, as one sequence.
+    A text is a file, or all .txt and .json files of a directory in the order of their names. A file is one document:
+    UTF-8 text, or token ids, which are whole numbers with spaces, line ends, commas or brackets between them. A .json
+    file may hold several documents, as a list of lists of ids.
 
     Args:
-        path: As for `read_calibration_text`. None: the text that comes with l4export; without a tokenizer, seeded
-            random token ids.
         checkpoint: Directory whose tokenizer.json turns text into tokens.
-        vocab_size: Every token id must be below it.
-        option: Which option names the path.
-
-    Raises:
-        As `read_calibration_text`.
+        config: Its model: token ids must be below `vocab_size`, and a document's begin-of-text token is known by it.
     """
-    from l4export.runtimes.text.codec import TextCodec
 
-    if path is None and TextCodec.open(checkpoint) is None:
-        random = np.random.default_rng(0).integers(0, vocab_size, MOST_KV_TOKENS).tolist()
-        return CalibrationText(_RANDOM, (tuple(random),))
-    where = f"{option} {path}" if path else "the default calibration text"
-    documents = _documents(path or DEFAULT_TEXT, checkpoint, where)
-    ids = tuple(token for document in documents for token in document)[:MOST_KV_TOKENS]
-    return _checked(CalibrationText((path or DEFAULT_TEXT).name, (ids,)), vocab_size, FEWEST_KV_TOKENS, where)
+    def __init__(self, checkpoint: Path, config: ModelConfig) -> None:
+        self.checkpoint, self.config = checkpoint, config
+        self._documents: dict[Path, list[Sequence[int]]] = {}
+
+    def for_weights(self, path: Path) -> CalibrationText:
+        """What weights are calibrated on: windows of at most 2048 tokens; raises as `windows`."""
+        return self.windows("--calibrate", path, _LONGEST)
+
+    def for_damage(self, path: Path | None) -> CalibrationText:
+        """What `--quant auto` measures damage on: the first 2048 tokens or so, in windows of 512.
+
+        `path` None means the text that comes with l4export; without a tokenizer, seeded random token ids. Raises as
+        `windows`.
+        """
+        if path is None and self._codec is None:
+            return self._random((_AUTO_WINDOWS, _AUTO_LONGEST))
+        text = self.windows("--calibrate", path or DEFAULT_TEXT, _AUTO_LONGEST)
+        return CalibrationText(text.name, tuple(ids for ids in text.sequences if len(ids) > 1)[:_AUTO_WINDOWS])
+
+    def for_scales(self, path: Path | None, option: str = "--kv-calibrate") -> CalibrationText:
+        """What the scales of a KV cache, or of activations, are measured on: the first 4096 tokens, as one sequence.
+
+        `path` None means as in `for_damage`; `option` is what the command line calls it. Raises as `windows`.
+        """
+        if path is None and self._codec is None:
+            return self._random((1, MOST_KV_TOKENS))
+        where = f"{option} {path}" if path else "the default calibration text"
+        documents = self._read(path or DEFAULT_TEXT, where)
+        ids = tuple(token for document in documents for token in document)[:MOST_KV_TOKENS]
+        return self._checked(CalibrationText((path or DEFAULT_TEXT).name, (ids,)), FEWEST_KV_TOKENS, where)
+
+    def windows(self, option: str, path: Path, longest: int) -> CalibrationText:
+        """A text in windows of `longest` tokens; if a begin-of-text token stands before a document, every window of it
+        has one.
+
+        Raises:
+            InputError: no such file, nothing in it, too large, not UTF-8 or JSON, ids out of range, too few tokens,
+                text without a tokenizer.
+            EnvironmentLacks: text, and the package tokenizers is not installed.
+            StorageError: a file cannot be read.
+        """
+        where = f"{option} {path}"
+        documents = self._read(path, where)
+        pieces = tuple(piece for ids in documents for piece in _pieces(ids, self.config.bos_token_id, longest))
+        return self._checked(CalibrationText(path.name, pieces), _FEWEST, where)
+
+    @cached_property
+    def _codec(self) -> TextCodec | None:
+        from l4export.runtimes.text.codec import TextCodec
+
+        return TextCodec.open(self.checkpoint)
+
+    def _read(self, path: Path, where: str) -> list[Sequence[int]]:
+        """Token ids of every document of a file or directory."""
+        if path not in self._documents:
+            self._documents[path] = [ids for file, name in _files(path, where) for ids in self._read_file(file, name)]
+        return self._documents[path]
+
+    def _read_file(self, file: Path, where: str) -> Iterator[Sequence[int]]:
+        text = _read(file, where)
+        if file.suffix == ".json":
+            yield from _listed_ids(text, where)
+        elif _TOKEN_IDS.fullmatch(text):
+            yield [int(number) for number in re.findall(r"\d{1,18}", text)]
+        elif self._codec is None:
+            raise InputError(f"{where}: {self.checkpoint} has no tokenizer.json to read text with; give token ids")
+        else:
+            yield self._codec.encode(text)
+
+    def _random(self, shape: tuple[int, int]) -> CalibrationText:
+        ids = np.random.default_rng(0).integers(0, self.config.vocab_size, shape).tolist()
+        return CalibrationText(_RANDOM, tuple(map(tuple, ids)))
+
+    def _checked(self, text: CalibrationText, fewest: int, where: str) -> CalibrationText:
+        vocab_size = self.config.vocab_size
+        for token in (token for sequence in text.sequences for token in sequence):
+            if not 0 <= token < vocab_size:
+                raise InputError(
+                    f"{where}: token id {token} is outside the vocabulary (0 to {vocab_size - 1}); "
+                    "use the checkpoint's own tokenizer"
+                )
+        if text.tokens < fewest:
+            raise InputError(f"{where}: {text.tokens} tokens are too few; give at least {fewest}")
+        return text
 
 
-def _checked(text: CalibrationText, vocab_size: int, fewest: int, where: str) -> CalibrationText:
-    for token in (token for sequence in text.sequences for token in sequence):
-        if not 0 <= token < vocab_size:
-            raise InputError(
-                f"{where}: token id {token} is outside the vocabulary (0 to {vocab_size - 1}); "
-                "use the checkpoint's own tokenizer"
-            )
-    if text.tokens < fewest:
-        raise InputError(f"{where}: {text.tokens} tokens are too few; give at least {fewest}")
-    return text
-
-
-def _documents(path: Path, checkpoint: Path, where: str) -> list[Sequence[int]]:
-    """Token ids of every document of a file or directory."""
+def _files(path: Path, where: str) -> list[tuple[Path, str]]:
+    """The files of a text, and what errors call each."""
     if not path.is_dir():
-        return list(_documents_of(path, checkpoint, where))
+        return [(path, where)]
     files = sorted(file for file in path.iterdir() if file.suffix in (".txt", ".json"))
     if not files:
         raise InputError(f"{where}: holds no .txt or .json file; give a text, or token ids")
-    return [ids for file in files for ids in _documents_of(file, checkpoint, f"{where}: {file.name}")]
-
-
-def _documents_of(file: Path, checkpoint: Path, where: str) -> Iterator[Sequence[int]]:
-    from l4export.runtimes.text.codec import TextCodec
-
-    text = _read(file, where)
-    if file.suffix == ".json":
-        yield from _listed_ids(text, where)
-    elif _TOKEN_IDS.fullmatch(text):
-        yield [int(number) for number in re.findall(r"\d{1,18}", text)]
-    elif (codec := TextCodec.open(checkpoint)) is None:
-        raise InputError(f"{where}: {checkpoint} has no tokenizer.json to read text with; give token ids")
-    else:
-        yield codec.encode(text)
+    return [(file, f"{where}: {file.name}") for file in files]
 
 
 def _read(file: Path, where: str) -> str:

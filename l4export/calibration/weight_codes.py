@@ -47,11 +47,12 @@ class CalibrationPlan:
     """The text, the weights that are calibrated, and where what is found of them lies.
 
     A weight's codes, scales and zero points are laid out as the checkpoint has it, but narrower along the input axis:
-    [N, K'], or [E, K', N] for experts; a router is float32 [E, D]. `directory` is set before the first byte is read.
+    [N, K'], or [E, K', N] for experts; a router is float32 [E, D]. Passes add weights while they plan; `directory` need
+    not exist before `calibrate`.
     """
 
     text: CalibrationText
-    directory: Path | None = None
+    directory: Path
     _parts: dict[tuple[str, int], tuple[int, tuple[int, ...], np.dtype[Any]]] = field(default_factory=dict)
     _sizes: dict[int, int] = field(default_factory=dict)
     schemes: dict[int, dict[str, Scheme]] = field(default_factory=dict)
@@ -107,14 +108,13 @@ class CalibrationPlan:
     def array(self, name: str, index: int, mode: str = "r") -> np.ndarray:
         """One part of a weight, mapped from its layer's file."""
         found = _split(name)
-        assert found is not None and self.directory is not None
+        assert found is not None
         at, shape, dtype = self._parts[name, index]
         path = self.directory / f"layer-{found[0]:05d}.codes"
         return np.memmap(path, dtype, mode, at, shape)  # type: ignore[call-overload, no-any-return]
 
     def create(self, layer: int) -> Path:
         """An empty file for a layer, of its final size."""
-        assert self.directory is not None
         path = self.directory / f"layer-{layer:05d}.codes"
         with open(path, "wb") as file:
             file.truncate(self._sizes.get(layer, 0))
@@ -160,7 +160,6 @@ def calibrate(
         OSError: when writing fails.
     """
     directory = plan.directory
-    assert directory is not None
     directory.mkdir(exist_ok=True)
     with Journal(directory, head) as journal:
         done = _intact_layers(directory, journal, reference.config.num_hidden_layers)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from l4export.cli.byte_progress import byte_progress
+from l4export.cli.option_groups import GroupedCommand, option, option_group
 from l4export.cli.sizes import parse_size
 from l4export.cli.steps import step_progress
 from l4export.errors import InputError, L4Error
+from l4export.targets import TARGETS
 
 if TYPE_CHECKING:
-    from l4export.compiler.build import BuildOptions, BuildPlan
+    from l4export.compiler.options import BuildOptions
+    from l4export.compiler.plan import BuildPlan
     from l4export.quantization.policy import Policy
 
 __all__ = ["command"]
@@ -30,148 +32,162 @@ class _Interrupted(L4Error):
     exit_code = 130
 
 
-@click.command("build")
+@click.command("build", cls=GroupedCommand)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "engine", required=True, type=click.Path(path_type=Path), help="Engine directory.")
-@click.option(
-    "--target",
-    type=click.Choice(["ort-cpu", "ort-cuda", "onnx", "tensorrt-rtx", "tensorrt"]),
-    default="ort-cpu",
-    show_default=True,
-    help="What the engine is for.",
+@option_group(
+    "Target",
+    option(
+        "--target",
+        type=click.Choice(list(TARGETS)),
+        default="ort-cpu",
+        show_default=True,
+        help="What the engine runs on. " + " ".join(f"{name}: {target.summary}." for name, target in TARGETS.items()),
+    ),
+    option(
+        "--dtype",
+        type=click.Choice(["fp32", "fp16", "bf16"]),
+        help="Float type of weights and computation.  [default: fp32; with --target ort-cuda fp16]",
+    ),
+    option(
+        "--compute-capability",
+        "compute_capabilities",
+        metavar="CC,...",
+        callback=lambda *a: tuple(a[2].split(",")) if a[2] else (),
+        help="The GPUs that a TensorRT for RTX engine is compiled for, as 8.9,12.0.",
+    ),
+    option(
+        "--layers",
+        metavar="A:B",
+        callback=lambda *a: _layers(a[2]),
+        help="Build only the layers A to B - 1, as a working engine.",
+    ),
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    help="Float type.  [default: fp32; with --target ort-cuda fp16]",
+@option_group(
+    "Weights",
+    option(
+        "--quant",
+        type=click.Choice(["none", "int8", "int4", "fp8", "auto"]),
+        default="none",
+        show_default=True,
+        help="Store weights in fewer bits. With int4 the head and the embedding have 8 bits. auto chooses int4 or int8 "
+        "for each group of weights by measured damage; it needs --bits-per-weight.",
+    ),
+    option(
+        "--bits-per-weight",
+        type=float,
+        metavar="B",
+        help="With --quant auto: the average size of a weight, scales included. Needs the `reference` extra.",
+    ),
+    option(
+        "--block-size", type=int, help="Number of weights that share a scale.  [default: at most 128; fp8: a channel]"
+    ),
+    option(
+        "--fit-scales",
+        is_flag=True,
+        help="Choose the scales of int4 and int8 weights so that a block's squared error is smallest. Slower.",
+    ),
+    option(
+        "--policy",
+        "policy_file",
+        type=click.Path(path_type=Path),
+        help="A TOML file that says which weights are quantised how.",
+    ),
+    option(
+        "--activations",
+        type=click.Choice(["fp8"]),
+        help="Round what FP8 weights are multiplied by to FP8 as well, with scales measured on a text.",
+    ),
 )
-@click.option(
-    "--quant",
-    type=click.Choice(["none", "int8", "int4", "fp8", "auto"]),
-    default="none",
-    show_default=True,
-    help="Store weights in fewer bits; with int4 the head and the embedding have 8; auto: what --bits-per-weight buys.",
+@option_group(
+    "KV cache",
+    option(
+        "--kv-layout",
+        type=click.Choice(["concat", "static", "chunked"]),
+        default="static",
+        show_default=True,
+        help="static: buffers of --max-context slots. chunked: the same, but a layer with chunked attention has one "
+        "chunk. concat: tensors that grow.",
+    ),
+    option(
+        "--kv-dtype",
+        type=click.Choice(["fp32", "fp16", "int8", "int4"]),
+        help="Type of keys and values in the cache.  [default: --dtype]",
+    ),
+    option(
+        "--max-context", type=int, help="Longest sequence in tokens.  [default: the model's own limit, at most 8192]"
+    ),
 )
-@click.option(
-    "--bits-per-weight",
-    type=float,
-    help="With --quant auto: int4 or int8 and a block size for each group of weights, so that the measured damage is "
-    "least. Needs the `reference` extra.",
+@option_group(
+    "Calibration",
+    option(
+        "--calibrate",
+        metavar="FILE_OR_DIR",
+        help="Choose the codes of int4 and int8 weights so that a layer's outputs on this text change least (GPTQ). "
+        "Takes text, token ids (.json), or `default` for a text that comes with l4export. Needs the `reference` extra. "
+        "With --activations: the text that their scales are measured on.",
+    ),
+    option(
+        "--kv-calibrate",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Text or token ids that the scales of an int8 or int4 cache are measured on.  [default: a short text]",
+    ),
 )
-@click.option("--block-size", type=int, help="Weights that share a scale.  [default: at most 128; fp8: a channel]")
-@click.option(
-    "--fit-scales",
-    is_flag=True,
-    help="Of int4 and int8 weights, the scales that make a block's squared error least; slower to build.",
+@option_group(
+    "Resources",
+    option("--jobs", type=int, help="Number of workers.  [default: one a core]"),
+    option(
+        "--memory-budget",
+        metavar="SIZE",
+        callback=lambda *a: None if a[2] is None else parse_size("--memory-budget", a[2]),
+        help="Memory for weights on their way from checkpoint to engine, as 512MB, 2GiB or 1.5G, and for compiling: a "
+        "TensorRT engine that takes more is cut into several.  [default: 512MiB; one engine]",
+    ),
 )
-@click.option("--policy", "policy_file", type=click.Path(path_type=Path), help="What is quantised how, as a TOML file.")
-@click.option("--write-policy", type=click.Path(path_type=Path), help="Write the policy into a file for --policy.")
-@click.option(
-    "--calibrate",
-    metavar="FILE_OR_DIR",
-    help="Round int4 and int8 weights so as to keep what they make of this text, or of token ids (.json); `default` is "
-    "a text that l4export brings. Needs the `reference` extra. With --activations: measure them on it.",
+@option_group(
+    "Output",
+    option("-o", "--output", "engine", required=True, type=click.Path(path_type=Path), help="Engine directory."),
+    option("--force", is_flag=True, help="Replace an engine that is already there."),
+    option("--dry-run", is_flag=True, help="Plan only: say what would be written."),
+    option(
+        "--write-policy", type=click.Path(path_type=Path), help="Write the policy that is used to a file for --policy."
+    ),
+    option("--dump-ir", type=click.Path(path_type=Path), help="Write the graph after each pass to this directory."),
+    option("--json", "as_json", is_flag=True, help="Print one JSON document."),
 )
-@click.option(
-    "--activations",
-    type=click.Choice(["fp8"]),
-    help="Round what FP8 weights are multiplied by to FP8 as well, with scales measured on a text.",
-)
-@click.option(
-    "--kv-layout",
-    type=click.Choice(["concat", "static", "chunked"]),
-    default="static",
-    show_default=True,
-    help="KV cache: static: buffers of --max-context slots; chunked: the same, but one chunk for chunked layers; "
-    "concat: tensors that grow.",
-)
-@click.option(
-    "--kv-dtype",
-    type=click.Choice(["fp32", "fp16", "int8", "int4"]),
-    help="Type of keys and values in the cache.  [default: --dtype]",
-)
-@click.option(
-    "--kv-calibrate",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Text, or token ids, to measure scales on for an int8 or int4 cache.  [default: a short text]",
-)
-@click.option("--max-context", type=int, help="Longest sequence in tokens.  [default: the model's, at most 8192]")
-@click.option(
-    "--compute-capability",
-    metavar="CC,...",
-    callback=lambda *a: tuple(a[2].split(",")) if a[2] else (),
-    help="GPUs that a TensorRT for RTX engine is for, as 8.9,12.0.",
-)
-@click.option("--layers", metavar="A:B", callback=lambda *a: _layers(a[2]), help="Only the layers A to B - 1.")
-@click.option("--jobs", type=int, help="Workers, each with a block of weights in hand.  [default: one a core]")
-@click.option(
-    "--memory-budget",
-    metavar="SIZE",
-    callback=lambda *a: None if a[2] is None else parse_size("--memory-budget", a[2]),
-    help="Memory for weights on their way, as 512MB, 2GiB or 1.5G, and for compiling: an engine that takes more is cut "
-    "into several.  [default: 512MiB; one engine]",
-)
-@click.option("--force", is_flag=True, help="Replace an engine that is already there.")
-@click.option("--dump-ir", type=click.Path(path_type=Path), help="Write the graph after each pass into this directory.")
-@click.option("--dry-run", is_flag=True, help="Plan only: say what would be written.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
-    checkpoint: Path,
-    engine: Path,
-    target: str,
-    dtype: str | None,
-    quant: str,
-    bits_per_weight: float | None,
-    block_size: int | None,
-    fit_scales: bool,
-    policy_file: Path | None,
-    write_policy: Path | None,
-    calibrate: str | None,
-    activations: str | None,
-    kv_layout: str,
-    kv_dtype: str | None,
-    kv_calibrate: Path | None,
-    max_context: int | None,
-    compute_capability: tuple[str, ...],
-    layers: tuple[int, int] | None,
-    jobs: int | None,
-    memory_budget: int | None,
-    force: bool,
-    dump_ir: Path | None,
-    dry_run: bool,
-    as_json: bool,
+    checkpoint: Path, engine: Path, write_policy: Path | None, dry_run: bool, as_json: bool, **asked: Any
 ) -> None:
     """Build an engine directory from the Llama 4 CHECKPOINT directory."""
-    from l4export.compiler.build import KEPT, BuildOptions, build, plan_build
+    from l4export.compiler.directory import EngineDirectory
+    from l4export.compiler.plan import plan_build
+
+    options = _options(**asked)
+    directory = EngineDirectory(engine, replace=options.force)
+    directory.check(options.dump_ir)
+    with step_progress() as tell:
+        planned = plan_build(checkpoint, options, directory.calibration, tell)
+    _tell_choice(planned.options.policy)
+    if write_policy is not None:
+        _write_policy(planned.options.policy, write_policy)
+    if dry_run:
+        _show_plan(planned, engine, as_json)
+    else:
+        _build(planned, engine, as_json)
+
+
+def _build(planned: BuildPlan, engine: Path, as_json: bool) -> None:
+    from l4export.compiler.build import KEPT, run_build
     from l4export.compiler.directory import EngineDirectory
 
-    _check_auto(quant, bits_per_weight, block_size is not None or fit_scales or policy_file is not None)
-    policy = None if quant == "auto" else _policy(quant, block_size, fit_scales, policy_file)
-    dtype = dtype or ("fp16" if target == "ort-cuda" else "fp32")
-    options = BuildOptions(
-        *(target, dtype, kv_layout, max_context, jobs, force, dump_ir, memory_budget, layers, policy),
-        calibrate=_calibration_text(calibrate),
-        kv_dtype=kv_dtype,
-        kv_calibrate=kv_calibrate,
-        compute_capabilities=compute_capability,
-        activations=activations,
-    )
-    EngineDirectory(engine, replace=force).check()
-    if bits_per_weight is not None:
-        options = _chosen(checkpoint, options, bits_per_weight)
-    if write_policy is not None:
-        _write_policy(options.policy, write_policy)
-    if dry_run:
-        _show_plan(plan_build(checkpoint, options), engine, as_json)
-        return
+    directory = EngineDirectory(engine, replace=planned.options.force)
     started = time.monotonic()
     try:
         with byte_progress(quiet=as_json) as advance:
-            manifest = build(checkpoint, engine, options, advance, _notice)
+            manifest = run_build(planned, directory, advance, _notice)
     except KeyboardInterrupt:
         click.echo(err=True)  # ends the line on which the terminal shows ^C
-        kept = EngineDirectory(engine, replace=force).partial.exists()
+        kept = directory.partial.exists()
         raise _Interrupted(f"interrupted; {KEPT if kept else 'nothing was built'}") from None
     seconds = time.monotonic() - started
     size = sum(record.bytes for record in manifest.files.values())
@@ -179,12 +195,38 @@ def command(
         summary = {"engine": str(engine), "files": len(manifest.files), "bytes": size, "seconds": round(seconds, 3)}
         click.echo(json.dumps({**summary, "max_context": manifest.max_context, "passes": list(manifest.passes)}))
         return
-    click.echo(f"{engine}: {size / 1e9:.3f} GB in {len(manifest.files)} files, {seconds:.1f} s ({_described(options)})")
+    what = _described(planned.options)
+    click.echo(f"{engine}: {size / 1e9:.3f} GB in {len(manifest.files)} files, {seconds:.1f} s ({what})")
+
+
+def _options(
+    *,
+    quant: str,
+    bits_per_weight: float | None,
+    block_size: int | None,
+    fit_scales: bool,
+    policy_file: Path | None,
+    calibrate: str | None,
+    **others: Any,
+) -> BuildOptions:
+    """The options as the compiler takes them; `others` have its names."""
+    from l4export.calibration.text import DEFAULT_TEXT
+    from l4export.compiler.options import BuildOptions
+
+    if (quant == "auto") != (bits_per_weight is not None):
+        raise InputError("--quant auto and --bits-per-weight go together: give both, as in --bits-per-weight 4.5")
+    text = DEFAULT_TEXT if calibrate == "default" else Path(calibrate) if calibrate else None
+    policy = _policy(quant, block_size, fit_scales, policy_file)
+    return BuildOptions(policy=policy, bits_per_weight=bits_per_weight, calibrate=text, **others)
 
 
 def _policy(quant: str, block_size: int | None, fit_scales: bool, policy_file: Path | None) -> Policy | None:
     from l4export.quantization.policy import load_policy, standard_policy
 
+    if quant == "auto":
+        if block_size is not None or fit_scales or policy_file is not None:
+            raise InputError("--quant auto chooses blocks and schemes: leave --block-size, --fit-scales, --policy out")
+        return None
     if policy_file is None:
         return standard_policy(quant, block_size, fit_scales)
     if quant != "none" or block_size is not None or fit_scales:
@@ -192,25 +234,12 @@ def _policy(quant: str, block_size: int | None, fit_scales: bool, policy_file: P
     return load_policy(policy_file)
 
 
-def _check_auto(quant: str, bits: float | None, chosen: bool) -> None:
-    """`chosen`: whether other options say what `--quant auto` is to find out."""
-    if (quant == "auto") != (bits is not None):
-        raise InputError("--quant auto and --bits-per-weight go together: give both, as in --bits-per-weight 4.5")
-    if quant == "auto" and chosen:
-        raise InputError("--quant auto chooses blocks and schemes: leave --block-size, --fit-scales and --policy out")
-
-
-def _chosen(checkpoint: Path, options: BuildOptions, bits: float) -> BuildOptions:
-    """The options with the policy that `--quant auto` chooses."""
-    from l4export.compiler.auto_policy import PolicyChooser
-
-    with step_progress() as tell:
-        auto = PolicyChooser(checkpoint, options, tell).choose(bits)
-    _notice(
-        f"chosen: {auto.bits_per_weight:.3f} bits per weight, KL {auto.measured_kl:.4g} on {auto.text.tokens} tokens "
-        f"({auto.predicted_kl:.4g} predicted)"
-    )
-    return dataclasses.replace(options, policy=auto.policy, auto=auto.to_dict())
+def _tell_choice(policy: Policy | None) -> None:
+    if policy is not None and (told := policy.origin):
+        _notice(
+            f"chosen: {told['bits_per_weight']:.3f} bits per weight, KL {told['measured_kl']:.4g} on "
+            f"{told['text']['tokens']} tokens ({told['predicted_kl']:.4g} predicted)"
+        )
 
 
 def _write_policy(policy: Policy | None, path: Path) -> None:
@@ -219,22 +248,16 @@ def _write_policy(policy: Policy | None, path: Path) -> None:
     path.write_text(policy.to_toml(), encoding="utf-8")
 
 
-def _calibration_text(name: str | None) -> Path | None:
-    from l4export.calibration.text import DEFAULT_TEXT
-
-    return DEFAULT_TEXT if name == "default" else Path(name) if name else None
-
-
 def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
-    files = planned.data_files
+    files, passes, context = planned.data_files, list(planned.passes), planned.inputs.max_context
     summary = {
         "engine": str(engine),
         "files": files,
         "bytes": sum(files.values()),
         "parts": planned.parts,
-        "max_context": planned.max_context,
+        "max_context": context,
         "nodes": len(planned.model.graph),
-        "passes": list(planned.passes),
+        "passes": passes,
     }
     if as_json:
         click.echo(json.dumps(summary))
@@ -244,7 +267,7 @@ def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
         click.echo(f"  {name}  {size:,} bytes")
     if len(planned.parts) > 1:
         click.echo(f"  engines of the layers {', '.join(f'{start}:{stop}' for start, stop in planned.parts)}")
-    click.echo(f"  passes: {', '.join(planned.passes)}; {summary['nodes']} nodes; context {planned.max_context}")
+    click.echo(f"  passes: {', '.join(passes)}; {summary['nodes']} nodes; context {context}")
 
 
 def _layers(text: str | None) -> tuple[int, int] | None:
@@ -263,4 +286,4 @@ def _described(options: BuildOptions) -> str:
     calibrated = [f"{options.activations} activations"] if options.activations else []
     calibrated += ["calibrated"] if options.calibrate else []
     cache = f"KV {options.kv_layout} {options.cache_dtype}"
-    return ", ".join([options.target, options.dtype, *kinds, *calibrated, cache])
+    return ", ".join([options.target, options.float_dtype, *kinds, *calibrated, cache])

@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from l4export.calibration.text import CalibrationText, read_auto_text
+from l4export.calibration.text import CalibrationText
 from l4export.compiler.bit_allocation import WeightGroup, allocate, policy_of, weight_groups
-from l4export.compiler.plan import BuildOptions, plan_build
+from l4export.compiler.inputs import BuildInputs
+from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
-from l4export.inspection.weight_bytes import weight_bytes
+from l4export.graph.dtypes import FLOATS
+from l4export.inspection.weight_bytes import weight_shapes
+from l4export.model.config import ModelConfig
 from l4export.quantization.gptq import QuantizedMatrix
 from l4export.quantization.policy import Policy
 from l4export.quantization.schemes import Scheme
+from l4export.targets import TARGETS
 
 if TYPE_CHECKING:
     from l4export.reference.streamed_model import StreamedReference
@@ -46,13 +50,18 @@ class AutoPolicy:
     they cost together, in nats a token on `text`.
     """
 
-    policy: Policy
+    rules: Policy
     budget: float
     bits_per_weight: float
     predicted_kl: float
     measured_kl: float
     text: CalibrationText
     groups: tuple[tuple[WeightGroup, Scheme, float], ...]
+
+    @property
+    def policy(self) -> Policy:
+        """The rules, which carry how they were chosen."""
+        return dataclasses.replace(self.rules, origin=self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """For manifests. KLs have four digits: sums differ from machine to machine in the last bits."""
@@ -72,25 +81,25 @@ class AutoPolicy:
 class PolicyChooser:
     """Chooses policies for a build with `options` (whose own policy is not looked at).
 
-    Damage is measured when the first budget asks for it, on the beginning of the text that the build is calibrated on,
-    or else of the default text. `on_step(line)` is told what is being run.
+    Damage is measured when the first budget asks for it, on `inputs.texts.damage`. `on_step(line)` is told what is
+    being run.
 
     Raises:
-        InputError: what `plan_build` refuses; a model that no block fits.
+        InputError: a model that no block fits.
     """
 
-    def __init__(self, checkpoint: Path, options: BuildOptions, on_step: Callable[[str], None] | None = None) -> None:
-        self.checkpoint, self.options, self.on_step = checkpoint, options, on_step or (lambda _: None)
-        plain = plan_build(checkpoint, dataclasses.replace(options, policy=None, calibrate=None, dump_ir=None))
-        self.config = plain.config
-        self.groups = weight_groups(plain.config, options.dtype != "fp32", options.target != "ort-cpu")
+    def __init__(
+        self, inputs: BuildInputs, options: BuildOptions, on_step: Callable[[str], None] | None = None
+    ) -> None:
+        assert inputs.texts.damage is not None
+        self.inputs, self.options, self.on_step = inputs, options, on_step or (lambda _: None)
+        self.config, self.text = inputs.config, inputs.texts.damage
+        half, positive = options.float_dtype == "fp16", TARGETS[options.target].positive_scales
+        self.groups = weight_groups(self.config, half, positive)
         if not self.groups:
             raise InputError("--quant auto: no block of 32, 64 or 128 divides a width of this model; leave it out")
         self._sizes = [[group.nbytes(scheme) for scheme in group.choices] for group in self.groups]
-        smallest = policy_of(self.groups, [group.choices[0] for group in self.groups])
-        planned = plan_build(checkpoint, dataclasses.replace(options, policy=smallest, dump_ir=None))
-        stored = round(sum(weight_bytes(planned.model, self.config).values()))
-        self._others = stored - sum(map(min, self._sizes))
+        self._others = _float_bytes(self.config, self.groups, FLOATS[options.float_dtype].bitwidth)
         self._parameters = self.config.parameter_count().total
 
     def choose(self, bits: float) -> AutoPolicy:
@@ -111,12 +120,12 @@ class PolicyChooser:
         schemes = [group.choices[at] for group, at in zip(self.groups, chosen, strict=True)]
         kls = [row[at] for row, at in zip(damage, chosen, strict=True)]
         return AutoPolicy(
-            policy=policy_of(self.groups, schemes),
+            rules=policy_of(self.groups, schemes),
             budget=bits,
             bits_per_weight=self._bits(row[at] for row, at in zip(self._sizes, chosen, strict=True)),
             predicted_kl=sum(kls),
             measured_kl=self._measure([self._variant(self.groups, schemes)], "the choice")[0],
-            text=self._text,
+            text=self.text,
             groups=tuple(zip(self.groups, schemes, kls, strict=True)),
         )
 
@@ -125,14 +134,10 @@ class PolicyChooser:
         return 8 * (self._others + sum(sizes)) / self._parameters
 
     @functools.cached_property
-    def _text(self) -> CalibrationText:
-        return read_auto_text(self.options.calibrate, self.checkpoint, self.config)
-
-    @functools.cached_property
     def _reference(self) -> StreamedReference:
         from l4export.reference.streamed_model import StreamedReference
 
-        return StreamedReference(self.checkpoint, self.options.layers)
+        return StreamedReference(self.inputs.checkpoint, self.options.layers)
 
     @functools.cached_property
     def _damage(self) -> list[list[float]]:
@@ -151,7 +156,7 @@ class PolicyChooser:
 
     def _measure(self, variants: Sequence[Variant], what: str) -> list[float]:
         """Mean KL of each variant."""
-        text, reference, means = self._text, self._reference, list[float]()
+        text, reference, means = self.text, self._reference, list[float]()
         from l4export.reference.variants import compare_variants
 
         stream_bytes = 4 * max(map(len, text.sequences)) * self.config.hidden_size
@@ -184,6 +189,12 @@ class _RoundedWeights:
             return QuantizedMatrix.rounded(values, scheme).values
         matrices = [np.ascontiguousarray(matrix.T) for matrix in values]
         return np.stack([QuantizedMatrix.rounded(matrix, scheme).values.T for matrix in matrices])
+
+
+def _float_bytes(config: ModelConfig, groups: Sequence[WeightGroup], bits: int) -> int:
+    """Bytes of the weights that are in no group."""
+    chosen = {name for group in groups for name in group.shapes}
+    return sum(bits // 8 * math.prod(shape) for name, shape in weight_shapes(config).items() if name not in chosen)
 
 
 def _rounded(kl: float) -> float:

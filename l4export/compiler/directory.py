@@ -40,15 +40,23 @@ class EngineDirectory:
     Args:
         path: The final directory; its parent must exist.
         replace: Whether an engine that is already there may be replaced.
+
+    Attributes:
+        partial: Where it is written.
+        calibration: The work directory of a calibration, which ends with the build.
     """
 
     def __init__(self, path: Path, replace: bool) -> None:
         self.path = Path(os.path.abspath(path))
         self.replace = replace
         self.partial = self.path.parent / f".{self.path.name}.partial"
+        self.calibration = self.partial / CALIBRATION
 
-    def check(self) -> None:
+    def check(self, dump_ir: Path | None = None) -> None:
         """Refuse what can be refused before any work is done.
+
+        Args:
+            dump_ir: Where graphs are to be dumped, which may not be the engine itself.
 
         Raises:
             InputError: the directory exists and may not be replaced, or is not an engine.
@@ -58,6 +66,8 @@ class EngineDirectory:
             raise InputError(f"{self.path}: cannot be an engine directory; name a new one")
         if os.path.lexists(self.path):
             self._check_replaceable()
+        if dump_ir is not None and self.path in [dump_ir.absolute(), *dump_ir.absolute().parents]:
+            raise InputError(f"--dump-ir {dump_ir}: lies inside the engine; choose another directory")
         parent = self.path.parent
         if not parent.is_dir():
             raise StorageError(f"{parent}: no such directory; create it first")
@@ -104,7 +114,7 @@ class EngineDirectory:
                 self._check_room(expected_bytes)
                 yield self.partial
             except BaseException as error:
-                begun = has_progress(self.partial) or has_progress(self.partial / CALIBRATION)
+                begun = has_progress(self.partial) or has_progress(self.calibration)
                 keep = not isinstance(error, InputError) and begun
                 raise
             finally:
@@ -138,12 +148,7 @@ class EngineDirectory:
     def _check_room(self, expected_bytes: int) -> None:
         """What an earlier build left counts as room: it is gone on with, or removed."""
         free = shutil.disk_usage(self.partial).free
-        left = [
-            entry
-            for folder in (self.partial, self.partial / CALIBRATION)
-            if folder.is_dir()
-            for entry in os.scandir(folder)
-        ]
+        left = [entry for folder in (self.partial, self.calibration) if folder.is_dir() for entry in os.scandir(folder)]
         taken = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in left)
         if free + taken < expected_bytes:
             raise StorageError(
@@ -158,7 +163,7 @@ class EngineDirectory:
         staged = self.partial / f"{MANIFEST}.partial"
         staged.write_text(manifest, encoding="utf-8")
         _sync(staged)
-        shutil.rmtree(self.partial / CALIBRATION, ignore_errors=True)
+        shutil.rmtree(self.calibration, ignore_errors=True)
         (self.partial / JOURNAL).unlink(missing_ok=True)  # as late as can be: from here on a kill costs all the work
         staged.rename(self.partial / MANIFEST)
         _sync(self.partial)

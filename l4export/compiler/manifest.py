@@ -9,27 +9,73 @@ import onnx_ir as ir
 from l4export.calibration.activation_scales import METHOD as ACTIVATION_METHOD
 from l4export.calibration.kv_scales import METHOD as KV_METHOD
 from l4export.calibration.text import CalibrationText
-from l4export.compiler.plan import STEM, BuildOptions, BuildPlan
+from l4export.compiler.compile import STEM
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.plan import BuildPlan
 from l4export.compiler.provenance import generator
 from l4export.engine.kv_cache import kv_capacities
 from l4export.engine.manifest import EnginePart, KVLayer, Manifest
 from l4export.model.config import ModelConfig
 from l4export.storage.file_records import FileRecord
-from l4export.targets.tensorrt.parts import decoder_parts
+from l4export.targets.tensorrt.parts import cut_decoder, part_names
 
-__all__ = ["PREFILL_TOKENS", "engine_manifest", "prefill_tokens"]
-
-PREFILL_TOKENS = 512
-"""Tokens that a runtime feeds in one call at most."""
+__all__ = ["engine_manifest"]
 
 
-def prefill_tokens(planned: BuildPlan) -> int:
-    """The most tokens that a runtime feeds in one call."""
-    return min(PREFILL_TOKENS, planned.max_context, _prefill_cut(planned) or PREFILL_TOKENS)
+def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str, FileRecord]) -> Manifest:
+    """The manifest of an engine with these files, from these sources; without them, a draft to compare with."""
+    config, options, graph = planned.config, planned.options, planned.model.graph
+    return Manifest(
+        generator=generator(),
+        target=options.target,
+        model=config,
+        precision={
+            "weights": options.float_dtype,
+            "compute": options.float_dtype,
+            "kv_cache": options.cache_dtype,
+            "activations": options.activations or options.float_dtype,
+            "quant": _quant(options),
+        },
+        max_context=planned.inputs.max_context,
+        kv_layout=options.kv_layout,
+        kv_layers=_kv_layers(config, options.kv_layout, planned.inputs.max_context),
+        prefill_max_tokens=planned.prefill_tokens,
+        prefill_cut=planned.prefill_cut,
+        inputs=tuple(_interface(value) for value in graph.inputs),
+        outputs=tuple(_interface(value) for value in graph.outputs),
+        parts=_parts(planned),
+        passes=planned.passes,
+        options={"weights": _weight_options(planned), "decoder": _decoder_options(planned)},
+        source=source,
+        files=files,
+    )
 
 
-def _prefill_cut(planned: BuildPlan) -> int | None:
-    return planned.config.attention_chunk_size if planned.options.kv_layout == "chunked" else None
+def _weight_options(planned: BuildPlan) -> dict[str, Any]:
+    """The options that decide the bytes of weights."""
+    options, text = planned.options, planned.inputs.texts.weights
+    policy = options.policy
+    return {
+        "dtype": options.float_dtype,
+        **({"layers": list(options.layers)} if options.layers else {}),
+        **({"policy": policy.to_dict()} if policy else {}),
+        **({"auto": dict(policy.origin)} if policy and policy.origin else {}),
+        **({"calibration": text.to_dict()} if text else {}),
+    }
+
+
+def _decoder_options(planned: BuildPlan) -> dict[str, Any]:
+    """The options that change the graph and no weight."""
+    options, texts = planned.options, planned.inputs.texts
+    return {
+        "kv_layout": options.kv_layout,
+        "kv_dtype": options.cache_dtype,
+        "max_context": planned.inputs.max_context,
+        **({"activations": options.activations} if options.activations else {}),
+        **_measured("activation_calibration", texts.activations, ACTIVATION_METHOD),
+        **_measured("kv_calibration", texts.kv_cache, KV_METHOD),
+        **({"compute_capabilities": list(options.compute_capabilities)} if options.compute_capabilities else {}),
+    }
 
 
 def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLayer, ...]:
@@ -41,58 +87,19 @@ def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLa
     )
 
 
-def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str, FileRecord]) -> Manifest:
-    """The manifest of an engine with these files, from these sources; without them, a draft to compare with."""
-    config, options = planned.config, planned.options
-    graph = planned.model.graph
-    return Manifest(
-        generator=generator(),
-        target=options.target,
-        model=config,
-        precision={
-            "weights": options.dtype,
-            "compute": options.dtype,
-            "kv_cache": options.cache_dtype,
-            "activations": options.activations or options.dtype,
-            "quant": _quant(options),
-        },
-        max_context=planned.max_context,
-        kv_layout=options.kv_layout,
-        kv_layers=_kv_layers(config, options.kv_layout, planned.max_context),
-        prefill_max_tokens=prefill_tokens(planned),
-        prefill_cut=_prefill_cut(planned),
-        inputs=tuple(_interface(value) for value in graph.inputs),
-        outputs=tuple(_interface(value) for value in graph.outputs),
-        parts=_parts(planned),
-        passes=planned.passes,
-        options={
-            "dtype": options.dtype,
-            "kv_layout": options.kv_layout,
-            "kv_dtype": options.cache_dtype,
-            "max_context": planned.max_context,
-            **({"layers": list(options.layers)} if options.layers else {}),
-            **({"policy": options.policy.to_dict()} if options.policy else {}),
-            **({"auto": dict(options.auto)} if options.auto else {}),
-            **({"calibration": planned.calibration.text.to_dict()} if planned.calibration else {}),
-            **({"activations": options.activations} if options.activations else {}),
-            **_measured("activation_calibration", planned.activation_calibration, ACTIVATION_METHOD),
-            **_measured("kv_calibration", planned.kv_calibration, KV_METHOD),
-            **({"compute_capability": list(capabilities)} if (capabilities := options.compute_capabilities) else {}),
-        },
-        source=source,
-        files=files,
-    )
-
-
 def _parts(planned: BuildPlan) -> tuple[EnginePart, ...]:
-    named = decoder_parts(planned.model, planned.parts, STEM)
+    if not planned.parts:
+        return ()
+    names = part_names(planned.parts, STEM)
     return tuple(
         EnginePart(
-            *(layers, f"{name}.onnx", f"{name}.engine"),
-            tuple(map(_interface, part.graph.inputs)),
-            tuple(map(_interface, part.graph.outputs)),
+            layers=layers,
+            graph=f"{name}.onnx",
+            engine=f"{name}.engine",
+            inputs=tuple(map(_interface, part.graph.inputs)),
+            outputs=tuple(map(_interface, part.graph.outputs)),
         )
-        for layers, (name, part) in zip(planned.parts, named, strict=True)
+        for layers, name, part in zip(planned.parts, names, cut_decoder(planned.model, planned.parts), strict=True)
     )
 
 

@@ -15,19 +15,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from l4export.calibration.weight_codes import StoredPart
 from l4export.engine.manifest import MANIFEST, Manifest, load_manifest, verify_files
 from l4export.errors import CheckFailed, InputError
 from l4export.storage.file_records import FileRecord, file_record
-from l4export.weights.evaluation import Evaluation
+from l4export.weights.evaluation import is_constant
 from l4export.weights.placement import DataFile
-from l4export.weights.recipes import Recipe, Source
 
 __all__ = ["is_up_to_date", "may_have_weights", "previous_engine", "reusable_weights", "take_over"]
-
-_GRAPH_OPTIONS = {"kv_layout", "max_context", "compute_capability", "kv_dtype", "kv_calibration"}
-_GRAPH_OPTIONS |= {"activations", "activation_calibration"}
-"""Options that change the graph and no weight."""
 
 
 def previous_engine(path: Path) -> Manifest | None:
@@ -90,31 +84,20 @@ def take_over(engine: Path, target: Path, names: Sequence[str]) -> None:
 
 
 def _of_weights(manifest: Manifest) -> tuple[object, ...]:
-    options = {name: value for name, value in manifest.options.items() if name not in _GRAPH_OPTIONS}
-    precision = {name: value for name, value in manifest.precision.items() if name not in {"kv_cache", "activations"}}
-    return manifest.generator, manifest.target, manifest.model, precision, options
+    """What decides the bytes of the data files, but for the sources."""
+    precision = manifest.precision["weights"], manifest.precision["quant"]
+    return manifest.generator, manifest.target, manifest.model, precision, manifest.options["weights"]
 
 
 def _has_constants(engine: Path, file: DataFile) -> bool:
     """Whether tables that were computed for the graph, such as rotations, have the values that are planned."""
     with open(engine / file.name, "rb") as handle:
         for placed in file.placements:
-            if not _reads_checkpoint(placed.recipe):
+            if is_constant(placed.recipe):
                 handle.seek(placed.offset)
                 if handle.read(placed.recipe.nbytes) != placed.recipe.tobytes():
                     return False
     return True
-
-
-def _reads_checkpoint(expression: object) -> bool:
-    if isinstance(expression, Source | StoredPart):
-        return True
-    if isinstance(expression, list | tuple):
-        return any(map(_reads_checkpoint, expression))
-    if isinstance(expression, Evaluation):
-        held = [value for name, value in vars(expression).items() if name != "outputs"]
-        return any(map(_reads_checkpoint, held))
-    return isinstance(expression, Recipe) and any(map(_reads_checkpoint, vars(expression).values()))
 
 
 def _placed(graph: Path) -> set[tuple[object, ...]]:

@@ -16,10 +16,13 @@ from __future__ import annotations
 
 from l4export.model.config import ModelConfig
 
-__all__ = ["KV_DTYPES", "kv_bytes", "kv_capacities", "layer_kv_bytes"]
+__all__ = ["KV_BITS", "KV_DTYPES", "kv_bytes", "kv_capacities", "layer_kv_bytes"]
 
 KV_DTYPES = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 """Bits of an element, by `--kv-dtype`."""
+
+KV_BITS = {name: KV_DTYPES[name] for name in ("int8", "int4")}
+"""The same, of the types that need scales."""
 
 
 def kv_capacities(config: ModelConfig, layout: str, max_context: int) -> tuple[int, ...]:

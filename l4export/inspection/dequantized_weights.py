@@ -50,7 +50,7 @@ class DequantizedWeights:
     def __init__(self, engine: Path) -> None:
         self._operands: dict[str, tuple[ir.Node, int, range]] = {}
         graph = ir.load(engine / "decoder.onnx").graph
-        self._routers = _routers(graph) if "calibration" in load_manifest(engine).options else {}
+        self._routers = _routers(graph) if "calibration" in load_manifest(engine).options["weights"] else {}
         for node in graph:
             for operand in _FIRST_OPERANDS.get(node.op_type, ()):
                 if not _is_constant(node.inputs[operand]):

@@ -9,6 +9,7 @@ from l4export.engine.manifest import Manifest
 from l4export.errors import InputError
 from l4export.quantization.policy import Rule
 from l4export.reports.verdict import check_thresholds
+from l4export.targets import TARGETS
 
 __all__ = ["DEFAULT_THRESHOLDS", "judges_arithmetic", "routing_tolerance", "thresholds_for"]
 
@@ -95,9 +96,9 @@ def _is_half(manifest: Manifest) -> bool:
 
 def _rounds_activations(manifest: Manifest) -> bool:
     """Whether ONNX Runtime rounds activations to int8: at accuracy level 4, and before int8 experts at any level."""
-    if manifest.target != "ort-cpu" or manifest.precision["quant"] == "none":
+    policy = manifest.options["weights"].get("policy")
+    if policy is None or not TARGETS[manifest.target].rounds_activations:
         return False
-    policy = manifest.options["policy"]
     experts = [f"model.layers.{layer}.feed_forward.experts.down_proj" for layer in manifest.model.moe_layers]
     integers = [rule for rule in policy["rules"] if rule["kind"] != "fp8"]
     at_8_bits = [Rule(tuple(r["weights"]), "int8", but=tuple(r["but"])) for r in integers if r["kind"] == "int8"]

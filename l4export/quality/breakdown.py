@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from l4export.compiler.pipeline import KV_BITS
+from l4export.engine.kv_cache import KV_BITS
 from l4export.engine.manifest import Manifest
 from l4export.inspection.dequantized_weights import DequantizedWeights
 from l4export.inspection.weight_bytes import load_graph, weight_bytes, weight_shapes

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from l4export.calibration.text import CalibrationText, read_windows
+from l4export.calibration.text import CalibrationText, TextReader
 from l4export.engine.manifest import Manifest
 from l4export.errors import CheckFailed, InputError
 from l4export.inspection.weight_bytes import bits_per_weight, load_graph
@@ -103,7 +103,7 @@ def measure_quality(
 ) -> QualityReport:
     """Run an engine and the layer-streamed float32 reference over a text, in windows that know nothing of each other.
 
-    The text is what `l4export.calibration.text.read_windows` reads; `window` None means 1024 tokens, or the engine's
+    The text is what `l4export.calibration.text.TextReader` reads; `window` None means 1024 tokens, or the engine's
     context. The engine runs in its runtime's own session; logits are held for some megabytes of positions at a time.
     `breakdown` measures layers and kinds of weights too, at the price of one run of the reference for each kind and
     half a run for each layer. `thresholds` are for `kl` and `perplexity_ratio` (at most) and `top1_agreement` (at
@@ -124,7 +124,7 @@ def measure_quality(
     window = min(DEFAULT_WINDOW, manifest.max_context) if window is None else window
     if not 2 <= window <= manifest.max_context:
         raise InputError(f"--window {window}: this engine takes 2 to {manifest.max_context} tokens at a time")
-    text = read_windows("--text", text_path, engine_path, manifest.model, window)
+    text = TextReader(engine_path, manifest.model).windows("--text", text_path, window)
     check_reference_packages()
     from l4export.quality.breakdown import parts_of
     from l4export.reference.of_engine import open_reference

@@ -6,7 +6,7 @@ import fnmatch
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,13 @@ class Rule:
 @dataclass(frozen=True)
 class Policy:
     """Rules, and how exactly ONNX Runtime multiplies: `accuracy_level` 1 keeps float32 activations, 4 rounds them to
-    int8 by block, which is several times as fast. Weights that no rule names stay as they are."""
+    int8 by block, which is several times as fast. Weights that no rule names stay as they are.
+
+    `origin` tells how the policy was chosen, where it was chosen by measurement (`l4export.compiler.auto_policy`)."""
 
     rules: tuple[Rule, ...]
     accuracy_level: int = 4
+    origin: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def rule_for(self, name: str) -> Rule | None:
         """The rule that speaks of a weight; None when it stays float.

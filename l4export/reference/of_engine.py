@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from l4export.checkpoint import open_checkpoint
 from l4export.engine.manifest import Manifest
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
@@ -34,7 +35,7 @@ def check_same_model(checkpoint: Path, reference: ModelConfig, engine: ModelConf
 
 def sliced_layers(manifest: Manifest) -> tuple[int, int] | None:
     """The slice (start, stop) of the checkpoint's layers that the engine was built of; None for all of them."""
-    match manifest.options.get("layers"):
+    match manifest.options["weights"].get("layers"):
         case None:
             return None
         case [int(start), int(stop)]:
@@ -49,6 +50,6 @@ def open_reference(manifest: Manifest, checkpoint: Path, replaced: Replacement |
         InputError: a checkpoint of another architecture.
         EnvironmentLacks: torch or transformers is missing.
     """
-    reference = StreamedReference(checkpoint, sliced_layers(manifest), replaced)
+    reference = StreamedReference(open_checkpoint(checkpoint), sliced_layers(manifest), replaced)
     check_same_model(checkpoint, reference.config, manifest.model)
     return reference

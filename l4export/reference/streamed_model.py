@@ -9,14 +9,13 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from l4export.checkpoint import open_checkpoint
+from l4export.checkpoint import Checkpoint
 from l4export.errors import InputError
 from l4export.reference.transformers_model import reference_config
 from l4export.weights.recipes import Cast, Source, whole
@@ -48,9 +47,9 @@ class StreamedReference:
     """
 
     def __init__(
-        self, checkpoint: Path, layers: tuple[int, int] | None = None, replaced: Replacement | None = None
+        self, checkpoint: Checkpoint, layers: tuple[int, int] | None = None, replaced: Replacement | None = None
     ) -> None:
-        self._checkpoint = open_checkpoint(checkpoint)
+        self._checkpoint = checkpoint
         self._hf_config = reference_config(self._checkpoint, layers)
         self._hf_config._attn_implementation = "sdpa"
         self._first = layers[0] if layers else 0

@@ -14,11 +14,13 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from l4export.compiler.pipeline import PipelineOptions, run_pipeline
-from l4export.compiler.plan import DTYPES, STEM
+from l4export.compiler.compile import STEM
+from l4export.compiler.pipeline import pipeline, run_passes
+from l4export.graph.dtypes import FLOATS
 from l4export.model.config import ModelConfig
 from l4export.model.decoder import build_decoder
 from l4export.quantization.policy import standard_policy
+from l4export.targets import GraphOptions
 from l4export.weights.placement import INLINE_BYTES, arrange, place_weights
 from l4export.weights.recipes import Constant, Recipe, Source
 
@@ -78,14 +80,14 @@ class EngineSizes:
 
 def _attention(dtype: str, kv_dtype: str) -> str:
     """The float type of the attention operator. Scales of int8 and int4 caches are in no data file."""
-    return kv_dtype if kv_dtype in DTYPES else dtype
+    return kv_dtype if kv_dtype in FLOATS else dtype
 
 
 def _compile(config: ModelConfig, quant: str, dtype: str, kv_layout: str, attention: str, max_context: int) -> ir.Model:
     """The lowered graph, computing in `dtype` with caches of the float type `attention`."""
-    model = build_decoder(config, lambda _, shape: Source(_Shape(shape)), DTYPES[dtype])
+    model = build_decoder(config, lambda _, shape: Source(_Shape(shape)), FLOATS[dtype])
     kv_dtype = None if attention == dtype else attention
-    run_pipeline(model, PipelineOptions("ort-cpu", kv_layout, max_context, standard_policy(quant), kv_dtype))
+    run_passes(model, pipeline("ort-cpu", GraphOptions(kv_layout, max_context, standard_policy(quant), kv_dtype)))
     return model
 
 

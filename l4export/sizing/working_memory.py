@@ -19,7 +19,7 @@ fifth of this. Other providers have other kernels; weights and caches are the sa
 
 from __future__ import annotations
 
-from l4export.compiler.manifest import PREFILL_TOKENS
+from l4export.compiler.plan import PREFILL_TOKENS
 from l4export.engine.kv_cache import kv_capacities
 from l4export.model.config import ModelConfig
 from l4export.sizing.engine_size import EngineSize

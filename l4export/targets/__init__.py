@@ -1,1 +1,14 @@
-"""What is special to one target."""
+"""What is special to one target, a file each. A new target is a file here and a line below."""
+
+from __future__ import annotations
+
+from l4export.targets.onnxruntime_cpu import ORT_CPU
+from l4export.targets.onnxruntime_cuda import ORT_CUDA
+from l4export.targets.standard_onnx import ONNX
+from l4export.targets.target import GraphOptions, LayerRange, Target, UnfinishedEngine
+from l4export.targets.tensorrt.target import TENSORRT, TENSORRT_RTX
+
+__all__ = ["TARGETS", "GraphOptions", "LayerRange", "Target", "UnfinishedEngine"]
+
+TARGETS = {target.name: target for target in (ORT_CPU, ORT_CUDA, ONNX, TENSORRT_RTX, TENSORRT)}
+"""By the names that `--target` takes, the default first."""

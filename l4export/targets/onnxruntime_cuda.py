@@ -1,34 +1,45 @@
-"""What ONNX Runtime's CUDA provider computes as its CPU provider does, and what is refused because it may not.
+"""`--target ort-cuda`: ONNX Runtime's fused operators in the forms of its CUDA provider.
 
-From ONNX Runtime's tables of kernels and its notes on MoE and QMoE (1.31); none of it has been executed on a GPU here.
+What CUDA may compute otherwise than the CPU provider is refused. From ONNX Runtime's tables of kernels and its notes on
+MoE and QMoE (1.31); none of it has been executed on a GPU here.
 """
 
 from __future__ import annotations
 
-import onnx_ir as ir
+import dataclasses
+from typing import TYPE_CHECKING
 
 from l4export.errors import InputError
-from l4export.quantization.policy import Policy
+from l4export.targets.lowering import fused_operators
+from l4export.targets.target import CACHES_IN_PLACE, GraphOptions, Target
 
-__all__ = ["check_cuda_graph", "check_cuda_options"]
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["ORT_CUDA"]
 
 _EXPERT_BLOCKS = (64, 128)
 """Block sizes that QMoE's CUDA kernels are made for, on every GPU."""
 
 
-def check_cuda_options(dtype: str, policy: Policy | None) -> None:
-    """Refuse number formats without a CUDA kernel that a CPU could be compared with.
+def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
+    """The fused operators, in the forms that the CUDA provider has.
 
-    Raises:
-        InputError: a float type other than fp16, or fp8 weights.
+    Its kernels leave activations as they are, so a CPU that executes the graph in their place is told to do the same.
     """
-    if dtype != "fp16":
-        raise InputError(f"--dtype {dtype}: --target ort-cuda computes in fp16, which GroupQueryAttention needs there")
-    if policy and any(rule.kind == "fp8" for rule in policy.rules):
-        raise InputError("fp8 weights: --target ort-cuda has no documented kernel for them; use int4 or int8")
+    from l4export import passes
+
+    exact = options.policy and dataclasses.replace(options.policy, accuracy_level=1)
+    return [
+        *fused_operators(dataclasses.replace(options, policy=exact)),
+        # expert weights in the order of every provider
+        passes.MarkRawExpertWeights(),
+        # bad input is refused by the runtime, not by the graph
+        passes.LeaveChecksToRuntime(),
+    ]
 
 
-def check_cuda_graph(model: ir.Model) -> None:
+def _check_graph(model: ir.Model) -> None:
     """Refuse a lowered graph with operators in a form that CUDA's kernels have not.
 
     Raises:
@@ -47,3 +58,23 @@ def check_cuda_graph(model: ir.Model) -> None:
                 f"{node.name}: experts in blocks of {block}, which is not {sizes}, as QMoE wants it on CUDA; "
                 "leave them float with a --policy that does not name them"
             )
+
+
+ORT_CUDA = Target(
+    name="ort-cuda",
+    summary="ONNX Runtime's fused operators, on CUDA",
+    runtime=("onnxruntime", "cuda"),
+    dtypes=("fp16",),
+    kv_layouts=("static", "chunked"),
+    kv_dtypes=(),
+    weight_kinds=("int8", "int4"),
+    calibrates=True,
+    reasons={
+        **CACHES_IN_PLACE,
+        "fp32": "computes in fp16, which GroupQueryAttention needs there",
+        "bf16": "computes in fp16, which GroupQueryAttention needs there",
+        "fp8": "has no documented kernel for FP8 weights",
+    },
+    lower=_operators,
+    check_graph=_check_graph,
+)

@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from l4export.weights.recipes import Recipe, Region
+from l4export.weights.recipes import Constant, Recipe, Region
 
-__all__ = ["Evaluation", "Output", "Stack", "evaluation_of"]
+__all__ = ["Evaluation", "Output", "Stack", "evaluation_of", "is_constant"]
 
 
 class Evaluation(abc.ABC):
@@ -93,6 +93,21 @@ class Stack(Evaluation):
 
     def _evaluations(self) -> Iterator[Evaluation]:
         return map(evaluation_of, self.parts)
+
+
+def is_constant(recipe: Recipe) -> bool:
+    """Whether a recipe is made of arrays in memory alone, such as tables of rotations, and reads no file."""
+    return all(isinstance(leaf, Constant) for leaf in _leaves(recipe))
+
+
+def _leaves(expression: object) -> Iterator[Recipe]:
+    """The recipes at the bottom of a recipe or an evaluation, found among its attributes."""
+    if isinstance(expression, list | tuple):
+        for part in expression:
+            yield from _leaves(part)
+    elif isinstance(expression, Recipe | Evaluation):
+        inner = [leaf for name, held in vars(expression).items() if name != "outputs" for leaf in _leaves(held)]
+        yield from inner or ([expression] if isinstance(expression, Recipe) else [])
 
 
 class _Alone(Evaluation):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from l4export.weights.evaluation import Evaluation, Output, evaluation_of
+from l4export.weights.evaluation import Evaluation, Output, evaluation_of, is_constant
 from l4export.weights.recipes import Recipe, Region, as_recipe, whole
 
 __all__ = [
@@ -130,13 +130,16 @@ def arrange(sizes: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def plan_digest(files: Sequence[DataFile]) -> str:
-    """sha256 (hex) of names, dtypes, shapes, places and the cut into units: what a unit's number stands for."""
+    """sha256 (hex) of names, dtypes, shapes, places and the cut into units, which is what a unit's number stands for,
+    and of the tables among them that no checkpoint decides."""
     digest = hashlib.sha256()
     for file in files:
         for placed in file.placements:
             names = [str(value.name) for value in placed.values]
             recipe = placed.recipe
             digest.update(json.dumps([file.name, placed.offset, names, recipe.dtype.name, recipe.dims]).encode())
+            if is_constant(recipe):
+                digest.update(recipe.tobytes())
     for unit in units(files):
         digest.update(json.dumps([[part.file, part.offset, part.nbytes] for part in unit.parts]).encode())
     return digest.hexdigest()

@@ -17,7 +17,9 @@ from quality_table import MATRICES, REST, ROOT, measure
 
 from l4export.calibration.text import DEFAULT_TEXT
 from l4export.compiler.auto_policy import PolicyChooser
-from l4export.compiler.build import BuildOptions, build
+from l4export.compiler.build import build
+from l4export.compiler.inputs import open_inputs
+from l4export.compiler.options import BuildOptions
 from l4export.inspection.weight_bytes import bits_per_weight, load_graph
 from l4export.quantization.policy import Policy, Rule, standard_policy
 from l4export.runtimes.text.codec import TextCodec
@@ -41,7 +43,8 @@ def main() -> None:
     parser.add_argument("--calibrated", action="store_true", help="calibrate the engines on the text l4export brings")
     arguments = parser.parse_args()
     text = DEFAULT_TEXT if arguments.calibrated else None
-    chooser = PolicyChooser(arguments.checkpoint, BuildOptions(max_context=4096, calibrate=text))
+    options = BuildOptions(max_context=4096, calibrate=text, bits_per_weight=4.5)
+    chooser = PolicyChooser(open_inputs(arguments.checkpoint, options), options)
 
     def score(policy: Policy | None) -> tuple[float, float, float]:
         """Bits per weight, perplexity, KL."""

@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from l4export import runtimes
-from l4export.compiler.build import BuildOptions, build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
 from l4export.engine.kv_cache import KV_DTYPES
 from l4export.quantization.policy import standard_policy
 from l4export.runtimes.cache.chunks import Chunks

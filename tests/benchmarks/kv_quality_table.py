@@ -17,7 +17,8 @@ import numpy as np
 from quality_table import ROOT, measure
 
 from l4export import runtimes
-from l4export.compiler.build import BuildOptions, build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
 from l4export.engine.kv_cache import KV_DTYPES
 
 CONTEXT = 4096

@@ -18,7 +18,8 @@ import numpy as np
 
 from l4export import runtimes
 from l4export.calibration.text import DEFAULT_TEXT
-from l4export.compiler.build import BuildOptions, build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
 from l4export.quantization.policy import Policy, Rule, standard_policy
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from l4export import passes, runtimes
-from l4export.compiler.build import BuildOptions, build, plan_build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.plan import plan_build
 from l4export.engine.manifest import load_manifest
 from l4export.errors import InputError
 from l4export.graph.builder import GraphBuilder
@@ -91,7 +93,8 @@ def product_model(dtype: ir.DataType, scale: float) -> ir.Model:
     y = b.op("MatMul", x, weight, name="y")
     plain = b.op("MatMul", x, b.initializer(ir.tensor(np.eye(16, dtype=dtype.numpy())), "v"), name="plain")
     model = model_of(b, [x], [typed(y, dtype), typed(plain, dtype)])
-    passes.QuantizeActivations({"w": scale})(model)
+    passes.QuantizeActivations()(model)
+    passes.SetActivationScales({"w": scale})(model)
     return model
 
 
@@ -258,8 +261,8 @@ def test_the_manifest_tells_and_a_rebuild_takes_the_weights_over(
     manifest = load_manifest(tmp_path / "e")
     assert any("taken over" in notice for notice in notices)
     assert any("calibrating activations: 300 tokens of ids.txt" in notice for notice in notices)
-    assert manifest.precision["activations"] == manifest.options["activations"] == "fp8"
-    assert manifest.options["activation_calibration"]["tokens"] == 300
+    assert manifest.precision["activations"] == manifest.options["decoder"]["activations"] == "fp8"
+    assert manifest.options["decoder"]["activation_calibration"]["tokens"] == 300
     assert "quantize_activations" in manifest.passes
     again = build(checkpoint, tmp_path / "e", options(calibrate=ids_file, force=True), on_notice=notices.append)
     assert again == manifest and "up to date" in notices[-1]

@@ -11,8 +11,11 @@ from safetensors.numpy import load_file, save_file
 
 from kv_definitions import reading, scales_of
 from l4export.calibration.kv_scales import METHOD
-from l4export.calibration.text import FEWEST_KV_TOKENS, MOST_KV_TOKENS, read_kv_calibration_text
-from l4export.compiler.build import BuildOptions, build, plan_build
+from l4export.calibration.text import FEWEST_KV_TOKENS, MOST_KV_TOKENS, TextReader
+from l4export.checkpoint import read_config
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.plan import plan_build
 from l4export.engine.manifest import load_manifest
 from l4export.errors import InputError
 from workshop import LAYOUTS, ROOT, Workshop, copy_checkpoint
@@ -32,21 +35,25 @@ def ids_file(tmp_path: Path) -> Path:
 # The text
 
 
+def reader(checkpoint: Path) -> TextReader:
+    return TextReader(checkpoint, read_config(checkpoint))
+
+
 def test_text_is_read_with_the_checkpoints_tokenizer(tmp_path: Path) -> None:
     text = "And the earth was without form, and void. " * 20
     (tmp_path / "t.txt").write_text(text)
-    found = read_kv_calibration_text(tmp_path / "t.txt", TRAINED, 2048)
+    found = reader(TRAINED).for_scales(tmp_path / "t.txt")
     assert found.name == "t.txt" and found.tokens == len(found.sequences[0]) > 100
     assert found.sequences[0][0] == 0  # begin of text, as the tokenizer has it
 
 
 def test_the_default_text_is_long_enough_for_a_good_tokenizer() -> None:
-    found = read_kv_calibration_text(None, TRAINED, 2048)
-    assert found.name == "calibration_text.txt" and found.tokens == len(found.sequences[0]) == MOST_KV_TOKENS
+    found = reader(TRAINED).for_scales(None)
+    assert found.name == "default_text.txt" and found.tokens == len(found.sequences[0]) == MOST_KV_TOKENS
 
 
 def test_without_a_tokenizer_the_default_is_seeded_random_ids(workshop: Workshop) -> None:
-    one, other = (read_kv_calibration_text(None, workshop.checkpoint("scout"), 256) for _ in "ab")
+    one, other = (reader(workshop.checkpoint("scout")).for_scales(None) for _ in "ab")
     assert one == other and (one.name, one.tokens) == ("random token ids, seed 0", MOST_KV_TOKENS)
     assert set(one.sequences[0]) == set(range(256))
 
@@ -54,12 +61,12 @@ def test_without_a_tokenizer_the_default_is_seeded_random_ids(workshop: Workshop
 @pytest.mark.parametrize("form", ["[{}]\n", "{}", "\n{}\n\n"])
 def test_token_ids_are_read_as_they_are(workshop: Workshop, tmp_path: Path, form: str) -> None:
     (tmp_path / "ids").write_text(form.format("\n".join(map(str, IDS))))
-    assert read_kv_calibration_text(tmp_path / "ids", workshop.checkpoint("scout"), 256).sequences == (tuple(IDS),)
+    assert reader(workshop.checkpoint("scout")).for_scales(tmp_path / "ids").sequences == (tuple(IDS),)
 
 
 def test_no_more_than_so_many_tokens_are_taken(workshop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "ids").write_text(" ".join(["7"] * MOST_KV_TOKENS + ["999"]))
-    assert read_kv_calibration_text(tmp_path / "ids", workshop.checkpoint("scout"), 256).tokens == MOST_KV_TOKENS
+    assert reader(workshop.checkpoint("scout")).for_scales(tmp_path / "ids").tokens == MOST_KV_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -80,7 +87,7 @@ def test_texts_that_cannot_be_used_are_refused(
     if content is not None:
         (tmp_path / "t").write_bytes(content)
     with pytest.raises(InputError, match=f"--kv-calibrate {tmp_path / 't'}: .*{message}"):
-        read_kv_calibration_text(tmp_path / "t", workshop.checkpoint("scout"), 256)
+        reader(workshop.checkpoint("scout")).for_scales(tmp_path / "t")
 
 
 # What is measured
@@ -141,7 +148,7 @@ def test_the_calibration_is_in_the_manifest(workshop: Workshop, tmp_path: Path, 
     options = BuildOptions(kv_dtype="int8", kv_calibrate=ids_file)
     manifest = build(workshop.checkpoint("scout"), tmp_path / "e", options)
     assert manifest.precision["kv_cache"] == "int8" and manifest.precision["compute"] == "fp32"
-    record = manifest.options["kv_calibration"]
+    record = manifest.options["decoder"]["kv_calibration"]
     assert record.keys() == {"text", "sha256", "tokens", "method"}
     assert (record["text"], record["tokens"], record["method"]) == ("ids.txt", len(IDS), METHOD)
     assert load_manifest(tmp_path / "e") == manifest
@@ -176,7 +183,7 @@ def test_a_build_that_is_interrupted_while_it_calibrates_goes_on(
     checkpoint, options = workshop.checkpoint("scout"), BuildOptions(kv_dtype="int8", kv_calibrate=ids_file)
     notices: list[str] = []
     with monkeypatch.context() as patched:
-        patched.setattr("l4export.compiler.build.kv_scales", interrupt)
+        patched.setattr("l4export.compiler.measure.kv_scales", interrupt)
         with pytest.raises(KeyboardInterrupt):
             build(checkpoint, tmp_path / "e", options)
     # what is read for the scales changes no weight, so another choice goes on with them too
@@ -190,7 +197,7 @@ def test_a_build_that_is_interrupted_while_it_calibrates_goes_on(
 def test_dumped_stages_have_the_engines_scales(workshop: Workshop, tmp_path: Path, ids_file: Path) -> None:
     options = BuildOptions(kv_dtype="int8", kv_calibrate=ids_file, dump_ir=tmp_path / "ir")
     manifest = build(workshop.checkpoint("scout"), tmp_path / "e", options)
-    last = f"{len(manifest.passes):02d}-remove_unused.onnx"
+    last = f"{len(manifest.passes):02d}-set_kv_scales.onnx"
     (tmp_path / "decoder.onnx").write_bytes((tmp_path / "ir" / last).read_bytes())
     expected = scales_of(tmp_path / "e")
     for name, scale in scales_of(tmp_path).items():

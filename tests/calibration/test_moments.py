@@ -8,6 +8,7 @@ import torch
 
 from l4export.calibration.layer import routing_feedback
 from l4export.calibration.moments import Moments, relative_error
+from l4export.checkpoint import open_checkpoint
 from l4export.errors import InputError
 from l4export.quantization import Scheme
 from l4export.quantization.gptq import gptq, inverse_factor
@@ -144,7 +145,7 @@ class TestFeedback:
 
 
 def test_routing_feedback(workshop: Workshop) -> None:
-    reference = StreamedReference(workshop.checkpoint("scout"))
+    reference = StreamedReference(open_checkpoint(workshop.checkpoint("scout")))
     d, layers = reference.config.hidden_size, reference.config.num_hidden_layers
     factor = routing_feedback(reference, layers - 1)
     assert factor is not None
@@ -153,4 +154,4 @@ def test_routing_feedback(workshop: Workshop) -> None:
     cost = np.eye(d) + 3 * d * (read.T @ read) / np.trace(read.T @ read)
     np.testing.assert_allclose(factor.T @ factor @ cost, np.eye(d), atol=1e-4)
     assert routing_feedback(reference, layers) is None
-    assert routing_feedback(StreamedReference(workshop.checkpoint("guard")), 0) is None
+    assert routing_feedback(StreamedReference(open_checkpoint(workshop.checkpoint("guard"))), 0) is None

@@ -15,10 +15,12 @@ from safetensors.numpy import load_file, save_file
 from kv_definitions import scales_of
 from l4export import runtimes
 from l4export.calibration import layer as layer_calibration
-from l4export.calibration.text import DEFAULT_TEXT, read_calibration_text
+from l4export.calibration.text import DEFAULT_TEXT, TextReader
 from l4export.calibration.weight_codes import CalibrationPlan
 from l4export.checkpoint import open_checkpoint
-from l4export.compiler.build import BuildOptions, build, plan_build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.plan import plan_build
 from l4export.engine.manifest import load_manifest
 from l4export.errors import InputError
 from l4export.inspection.dequantized_weights import DequantizedWeights, dequantized_weights
@@ -119,7 +121,11 @@ def test_weights_first_and_then_the_caches_scales(workshop: Workshop, tmp_path: 
     build(checkpoint, tmp_path / "weights", options)
     manifest = build(checkpoint, tmp_path / "both", both, on_notice=notices.append)
     assert ["calibrating the KV cache" in line for line in notices] == [False] * 4 + [True]
-    assert manifest.options["calibration"]["tokens"] == manifest.options["kv_calibration"]["tokens"] == 1200
+    assert (
+        manifest.options["weights"]["calibration"]["tokens"]
+        == manifest.options["decoder"]["kv_calibration"]["tokens"]
+        == 1200
+    )
     for name, values in dequantized_weights(tmp_path / "weights"):
         np.testing.assert_array_equal(DequantizedWeights(tmp_path / "both").rows(name, slice(None)), values)
     build(checkpoint, tmp_path / "caches", dataclasses.replace(both, calibrate=None))
@@ -154,7 +160,7 @@ def test_the_same_bytes_again_and_a_report(workshop: Workshop, tmp_path: Path, i
     again = build(checkpoint, tmp_path / "b", BuildOptions(jobs=1, max_context=128, policy=policy(), calibrate=ids))
     assert first.files == again.files
     assert sum("calibrated in" in line for line in notices) == 4
-    assert first.options["calibration"]["tokens"] == 1200
+    assert first.options["weights"]["calibration"]["tokens"] == 1200
     report = json.loads((tmp_path / "a" / "calibration.json").read_text())
     assert len(report["matrices"]) == 4 * (4 + 1 + 3 + 2 * 4)
     assert all(item["error"] < item["plain_error"] for item in report["matrices"])
@@ -270,7 +276,7 @@ def test_experts_that_few_or_no_tokens_reached_are_named(workshop: Workshop, tmp
 class TestText:
     def test_a_document_longer_than_a_sequence_is_cut(self) -> None:
         model = ROOT / "examples/kjv/model"
-        text = read_calibration_text(DEFAULT_TEXT, model, open_checkpoint(model).config)
+        text = TextReader(model, open_checkpoint(model).config).for_weights(DEFAULT_TEXT)
         assert {len(ids) for ids in text.sequences[:-1]} == {2048}
         assert all(ids[0] == 0 and 0 not in ids[1:] for ids in text.sequences)  # begin of text
 
@@ -284,7 +290,7 @@ class TestText:
         checkpoint = workshop.checkpoint("scout")
         for name, first in (("b.json", 2), ("a.json", 1), ("c.bin", 3)):
             (tmp_path / name).write_text(json.dumps([[first] * 100, [7] * 30]))
-        text = read_calibration_text(tmp_path, checkpoint, open_checkpoint(checkpoint).config)
+        text = TextReader(checkpoint, open_checkpoint(checkpoint).config).for_weights(tmp_path)
         assert [(ids[0], len(ids)) for ids in text.sequences] == [(1, 100), (7, 30), (2, 100), (7, 30)]
 
     @pytest.mark.parametrize(
@@ -315,12 +321,12 @@ class TestText:
         (tmp_path / "t.txt").write_text(" \n")
         model = ROOT / "examples/kjv/model"
         with pytest.raises(InputError, match="0 tokens are too few"):
-            read_calibration_text(tmp_path / "t.txt", model, open_checkpoint(model).config)
+            TextReader(model, open_checkpoint(model).config).for_weights(tmp_path / "t.txt")
         with pytest.raises(InputError, match="no such file"):
-            read_calibration_text(tmp_path / "nothing", model, open_checkpoint(model).config)
+            TextReader(model, open_checkpoint(model).config).for_weights(tmp_path / "nothing")
         (tmp_path / "empty").mkdir()
         with pytest.raises(InputError, match=r"no \.txt or \.json file"):
-            read_calibration_text(tmp_path / "empty", model, open_checkpoint(model).config)
+            TextReader(model, open_checkpoint(model).config).for_weights(tmp_path / "empty")
 
 
 @pytest.mark.parametrize("quantised", [None, standard_policy("fp8"), Policy((Rule(("lm_head.weight",), "int8"),))])

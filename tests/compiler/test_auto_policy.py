@@ -17,7 +17,10 @@ from l4export.calibration.text import DEFAULT_TEXT
 from l4export.compiler import auto_policy
 from l4export.compiler.auto_policy import PolicyChooser
 from l4export.compiler.bit_allocation import allocate, policy_of, weight_groups
-from l4export.compiler.build import BuildOptions, build, plan_build
+from l4export.compiler.build import build
+from l4export.compiler.inputs import open_inputs
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.plan import plan_build
 from l4export.engine.manifest import load_manifest
 from l4export.errors import InputError
 from l4export.inspection.dequantized_weights import dequantized_weights
@@ -30,6 +33,11 @@ from l4export.reference.transformers_model import HFReference
 from workshop import ROOT, Workshop, random_ids
 
 KJV = ROOT / "examples/kjv/model"
+
+
+def chooser_for(checkpoint: Path, options: BuildOptions) -> PolicyChooser:
+    """What a build with a budget makes of its inputs."""
+    return PolicyChooser(open_inputs(checkpoint, dataclasses.replace(options, bits_per_weight=5.0)), options)
 
 
 @pytest.fixture
@@ -98,7 +106,7 @@ def test_damages_are_those_of_their_definition(
     if variant == "mobile":  # seven choices at once, not all of them
         monkeypatch.setattr(auto_policy, "_STREAMS_BYTES", 7 * 4 * 140 * 64)
     checkpoint = workshop.checkpoint(variant)
-    auto = PolicyChooser(checkpoint, BuildOptions(calibrate=ids, max_context=256)).choose(6.5)
+    auto = chooser_for(checkpoint, BuildOptions(calibrate=ids, max_context=256)).choose(6.5)
     tokens = np.asarray(json.loads(ids.read_text()))[None]
     expected = log_probabilities(workshop.reference(variant).logits(tokens)[0, :-1])
 
@@ -138,14 +146,10 @@ def test_budgets_are_kept_and_recorded(
     monkeypatch.setattr(calibration_text, "_AUTO_WINDOWS", 1)
     options = dataclasses.replace(options, max_context=256)
     text = ids if options.target == "ort-cpu" else None  # without one, seeded random ids: these have no tokenizer
-    auto = PolicyChooser(workshop.checkpoint(variant), dataclasses.replace(options, calibrate=text)).choose(bits)
-    build(
-        workshop.checkpoint(variant),
-        tmp_path / "e",
-        dataclasses.replace(options, policy=auto.policy, auto=auto.to_dict()),
-    )
+    auto = chooser_for(workshop.checkpoint(variant), dataclasses.replace(options, calibrate=text)).choose(bits)
+    build(workshop.checkpoint(variant), tmp_path / "e", dataclasses.replace(options, policy=auto.policy))
     manifest = load_manifest(tmp_path / "e")
-    told = manifest.options["auto"]
+    told = manifest.options["weights"]["auto"]
     reached = bits_per_weight(load_graph(tmp_path / "e"), manifest.model)
     assert bits - 1 < reached <= bits == told["budget"]
     assert told["bits_per_weight"] == pytest.approx(reached, abs=1e-4)
@@ -170,7 +174,7 @@ def test_codes_may_be_calibrated_after_the_choice(
     assert ended.value.code == 0, shown.err
     json.loads(shown.out)
     assert "bits per weight, KL" in shown.err
-    options = load_manifest(tmp_path / "e").options
+    options = load_manifest(tmp_path / "e").options["weights"]
     assert options["calibration"]["sha256"] == options["auto"]["text"]["sha256"]
     assert load_policy(tmp_path / "p.toml").to_dict() == options["policy"]
     assert {rule["kind"] for rule in options["policy"]["rules"]} <= {"int4", "int8"}
@@ -202,7 +206,7 @@ def test_bad_budgets_are_one_line(
 
 
 def test_budgets_named_in_the_refusal_can_be_had(workshop: Workshop, ids: Path) -> None:
-    chooser = PolicyChooser(workshop.checkpoint("guard"), BuildOptions(calibrate=ids, max_context=64))
+    chooser = chooser_for(workshop.checkpoint("guard"), BuildOptions(calibrate=ids, max_context=64))
     with pytest.raises(InputError) as caught:
         chooser.choose(1)
     words = str(caught.value).split()
@@ -216,7 +220,7 @@ def test_auto_beats_one_scheme_for_all_on_text_it_has_not_seen(tmp_path: Path) -
     uniform = Policy((Rule(("*_proj.weight", "*.experts.*", "lm_head.weight", "*embed*"), "int4", 32),))
     build(KJV, tmp_path / "uniform", BuildOptions(policy=uniform, max_context=1024))
     bits = bits_per_weight(load_graph(tmp_path / "uniform"), load_manifest(tmp_path / "uniform").model)
-    auto = PolicyChooser(KJV, BuildOptions(calibrate=DEFAULT_TEXT)).choose(bits)
+    auto = chooser_for(KJV, BuildOptions(calibrate=DEFAULT_TEXT)).choose(bits)
     build(KJV, tmp_path / "auto", BuildOptions(policy=auto.policy, max_context=1024))
     held_out = KJV.parent / "held_out.txt"
     kl = [measure_quality(tmp_path / name, KJV, held_out, breakdown=False).kl for name in ("uniform", "auto")]

@@ -20,8 +20,9 @@ import pytest
 
 from l4export.checkpoint.sample import write_sample
 from l4export.compiler import directory as module
-from l4export.compiler.build import KEPT, BuildOptions, build
+from l4export.compiler.build import KEPT, build
 from l4export.compiler.directory import EngineDirectory
+from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import verify_files
 from l4export.errors import InputError, StorageError
 from l4export.weights import emission

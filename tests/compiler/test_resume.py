@@ -20,10 +20,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from l4export.checkpoint.sample import write_sample
-from l4export.compiler.build import KEPT, BuildOptions, build
+from l4export.compiler.build import KEPT, build
+from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import load_manifest, verify_files
 from l4export.errors import InputError, StorageError
 from l4export.weights import emission, placement
+from l4export.weights.recipes import Recipe
 
 DATA = "decoder-00001-of-00001.data"
 _SLOW = """
@@ -327,15 +329,13 @@ def test_tables_that_depend_on_an_option_are_not_taken_over(
     checkpoint: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rotations up to --max-context lie among the weights; so they would if they had the same size."""
-    from l4export.compiler import reuse
-
     options = BuildOptions(max_context=100, force=True)
     build(checkpoint, place / "e")
     assert not Watched(checkpoint, place / "e", options).notices
     build(checkpoint, tmp_path / "new", options)
     assert contents(place / "e") == contents(tmp_path / "new")
-    monkeypatch.setattr(reuse.Recipe, "tobytes", lambda _: b"other values")
-    assert not Watched(checkpoint, place / "e", BuildOptions("ort-cpu", "fp32", "concat", 100, force=True)).notices
+    monkeypatch.setattr(Recipe, "tobytes", lambda _: b"other values")
+    assert not Watched(checkpoint, place / "e", BuildOptions(kv_layout="concat", max_context=100, force=True)).notices
 
 
 def test_where_links_cannot_be_the_weights_are_copied(
@@ -383,7 +383,7 @@ def test_nothing_is_reused_wrongly(checkpoint: Path, place: Path, tmp_path: Path
 
 def test_a_slice_of_the_layers(checkpoint: Path, tmp_path: Path) -> None:
     manifest = build(checkpoint, tmp_path / "e", BuildOptions(layers=(1, 4)))
-    assert manifest.options["layers"] == [1, 4] and manifest.model.num_hidden_layers == 3
+    assert manifest.options["weights"]["layers"] == [1, 4] and manifest.model.num_hidden_layers == 3
     stored = load_file(checkpoint / "model.safetensors")
     found = {tensor.name: tensor for tensor in onnx.load(tmp_path / "e" / "decoder.onnx").graph.initializer}
     for layer in range(3):

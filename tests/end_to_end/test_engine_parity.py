@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from l4export import runtimes
-from l4export.compiler.build import BuildOptions, build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
 from l4export.reference.transformers_model import HFReference
 from workshop import LAYOUTS, VARIANTS, Workshop, assert_close, copy_checkpoint, edit_config, random_ids

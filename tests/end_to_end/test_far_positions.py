@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from l4export import runtimes
-from l4export.compiler.build import BuildOptions, build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
 from l4export.runtimes.engine import Engine
 from numpy_llama4 import NumpyLlama4
 from workshop import LAYOUTS, VARIANTS, Workshop, copy_checkpoint, edit_config, random_ids

@@ -12,9 +12,9 @@ import pytest
 
 from kv_definitions import attention, codes, packed, reading, rotated, scales_of, unpacked
 from l4export import passes, runtimes
-from l4export.compiler.build import BuildOptions, build
-from l4export.compiler.pipeline import KV_BITS
-from l4export.engine.kv_cache import KV_DTYPES, kv_bytes
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.engine.kv_cache import KV_BITS, KV_DTYPES, kv_bytes
 from l4export.errors import InputError
 from l4export.graph.builder import GraphBuilder
 from l4export.runtimes.engine import Engine
@@ -142,9 +142,12 @@ def test_casts_surround_attention_and_rotation_stays_outside() -> None:
 @pytest.mark.parametrize(("bits", "dtype", "width"), [(8, ir.DataType.INT8, 16), (4, ir.DataType.UINT8, 8)])
 def test_quantised_caches_are_declared_as_they_are_stored(bits: int, dtype: ir.DataType, width: int) -> None:
     model = lowered(passes.FuseExperts())
-    scales = {f"past_key_values.0.{kind}": np.arange(1, 33, dtype=np.float32) for kind in ("key", "value")}
+    scales = {
+        f"past_key_values.0.{kind}": np.arange(1, 33, dtype=np.float32).reshape(2, 1, 16) for kind in ("key", "value")
+    }
     before = set(model.graph.initializers)
-    passes.QuantizeKVCache(bits, scales)(model)
+    passes.QuantizeKVCache(bits)(model)
+    passes.SetKVScales(scales)(model)
     caches = [v for v in (*model.graph.inputs, *model.graph.outputs) if "." in str(v.name)]
     assert len(caches) == 4
     assert all(v.dtype == dtype and v.shape is not None and v.shape[3] == width for v in caches)

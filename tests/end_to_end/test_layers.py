@@ -12,7 +12,8 @@ import pytest
 from l4export.checkpoint import open_checkpoint
 from l4export.checkpoint.hf_config import config_from_hf
 from l4export.checkpoint.sample import hf_config
-from l4export.compiler.build import BuildOptions, build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import load_manifest
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
@@ -124,7 +125,7 @@ def test_an_engine_of_a_slice_is_at_parity(
 ) -> None:
     checkpoint = workshop.checkpoint(variant)
     manifest = build(checkpoint, tmp_path / "engine", BuildOptions(kv_layout=layout, max_context=256, layers=layers))
-    assert manifest.options["layers"] == list(layers)
+    assert manifest.options["weights"]["layers"] == list(layers)
     assert manifest.model == open_checkpoint(checkpoint).config.slice_layers(*layers)
     report = check_parity(tmp_path / "engine", checkpoint, prefill=40, decode=20)
     assert report.passed, report.failures

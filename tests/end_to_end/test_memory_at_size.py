@@ -66,8 +66,9 @@ def test_the_streamed_reference_on_a_layer_of_full_size(tmp_path: Path) -> None:
     program = f"""if True:
         from pathlib import Path
         import numpy as np
+        from l4export.checkpoint import open_checkpoint
         from l4export.reference.streamed_model import StreamedReference
-        streamed = StreamedReference(Path({str(tmp_path / "full")!r}), (3, 4))
+        streamed = StreamedReference(open_checkpoint(Path({str(tmp_path / "full")!r})), (3, 4))
         (taps,) = streamed.run(np.arange(512)[None])
         assert taps.hidden.shape == (1, 512, 5120)
         assert streamed.logits(taps.hidden[:, -8:]).shape == (1, 8, 202048)

@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from l4export import runtimes
 from l4export.checkpoint import SourceTensor
-from l4export.compiler.build import BuildOptions, build, plan_build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.plan import plan_build
 from l4export.errors import InputError
 from l4export.inspection.dequantized_weights import dequantized_weights
 from l4export.parity.whole_model import check_parity, thresholds_for
@@ -77,7 +79,7 @@ def test_fitted_scales_bring_weights_nearer(workshop: Workshop, tmp_path: Path, 
     errors: list[dict[str, float]] = []
     for name, fitted in (("plain", False), ("fitted", True)):
         policy = Policy((Rule(MATRICES, "int4", 32, fitted=fitted),), accuracy_level=1)
-        build(checkpoint, tmp_path / name, BuildOptions(target, max_context=128, policy=policy))
+        build(checkpoint, tmp_path / name, BuildOptions(target=target, max_context=128, policy=policy))
         away = {of: value - reference[of].astype(np.float32) for of, value in dequantized_weights(tmp_path / name)}
         errors.append({of: float(np.square(values).mean()) for of, values in away.items()})
     assert all(errors[1][weight] < errors[0][weight] for weight in errors[0])
@@ -123,7 +125,10 @@ def test_tied_embeddings_are_stored_once(workshop: Workshop, tmp_path: Path) -> 
     codes = [name for name in planned.model.graph.initializers if name.startswith("model.embed_tokens.weight.codes")]
     assert len(codes) == 2
     places = [
-        placed.offset for file in planned.files for placed in file.placements if str(placed.values[0].name) in codes
+        placed.offset
+        for file in planned.graph.files
+        for placed in file.placements
+        if str(placed.values[0].name) in codes
     ]
     assert len(places) == 1
 

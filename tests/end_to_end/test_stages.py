@@ -12,9 +12,12 @@ import onnxruntime as ort
 import pytest
 
 from l4export.checkpoint import open_checkpoint
-from l4export.compiler.build import BuildOptions, build, plan_build
-from l4export.compiler.pipeline import PipelineOptions, pass_name, pipeline, run_pipeline
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.pipeline import pass_name, pipeline, run_passes
+from l4export.compiler.plan import plan_build
 from l4export.model.decoder import build_decoder
+from l4export.targets import GraphOptions
 from l4export.weights.recipes import Source
 from workshop import LAYOUTS, VARIANTS, Workshop, assert_close, random_ids
 
@@ -51,9 +54,9 @@ def test_every_stage_computes_the_same(workshop: Workshop, variant: str, layout:
         assert_close(_run(stage, ids, CHUNK if layout == "chunked" else PREFILL), expected)
         seen.append(name)
 
-    options = PipelineOptions("ort-cpu", layout, 64)
-    run_pipeline(model, options, check)
-    assert seen == ["reference", *(pass_name(step) for step in pipeline(options))]
+    steps = pipeline("ort-cpu", GraphOptions(layout, 64))
+    run_passes(model, steps, check)
+    assert seen == ["reference", *(pass_name(type(step)) for step in steps)]
 
 
 def test_values_keep_their_names_from_stage_to_stage(workshop: Workshop) -> None:
@@ -62,9 +65,9 @@ def test_values_keep_their_names_from_stage_to_stage(workshop: Workshop) -> None
         checkpoint.config, lambda name, shape: Source(checkpoint.tensor(name, shape)), ir.DataType.FLOAT
     )
     names: list[set[str | None]] = []
-    run_pipeline(
+    run_passes(
         model,
-        PipelineOptions("ort-cpu", "static", 64),
+        pipeline("ort-cpu", GraphOptions("static", 64)),
         lambda index, name, stage: names.append({v.name for node in stage.graph for v in node.outputs}),
     )
     layer_ends = {f"/layers.{i}/mlp_residual" for i in range(4)} | {f"/layers.{i}/attn/Attention" for i in range(4)}

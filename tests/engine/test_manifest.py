@@ -10,7 +10,8 @@ import pytest
 
 from l4export import runtimes
 from l4export.checkpoint.sample import write_sample
-from l4export.compiler.build import BuildOptions, build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import FORMAT_VERSION, MANIFEST, load_manifest, verify_files
 from l4export.errors import CheckFailed, InputError
 from l4export.storage.file_records import file_record

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from l4export.compiler.build import BuildOptions, build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import load_manifest
 from l4export.inspection.weight_bytes import bits_per_weight, load_graph, weight_bytes, weight_shapes
 from l4export.model.weight_names import KINDS, kind_of, layer_of

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from l4export.compiler.build import BuildOptions, build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import load_manifest
 from l4export.errors import CheckFailed, InputError
 from l4export.parity.by_layer import check_layers
@@ -103,7 +104,7 @@ def test_a_quantised_engine_against_its_own_weights(workshop: Workshop, tmp_path
 def test_standard_operators_keep_activations_as_they_are(workshop: Workshop, tmp_path: Path) -> None:
     """ONNX Runtime may fuse DequantizeLinear and MatMul, and would then round activations to int8."""
     policy = Policy((Rule(("lm_head.weight",), "int8", 64),))  # one scale a row, a form that is fused
-    build(workshop.checkpoint("scout"), tmp_path / "e", BuildOptions("onnx", max_context=64, policy=policy))
+    build(workshop.checkpoint("scout"), tmp_path / "e", BuildOptions(target="onnx", max_context=64, policy=policy))
     report = check_layers(tmp_path / "e", workshop.checkpoint("scout"), 30, 4, dequantized=True)
     assert report.passed, report.failures
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from l4export.compiler.build import BuildOptions, build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
 from l4export.parity.logits import compare_logits
 from l4export.parity.whole_model import check_parity

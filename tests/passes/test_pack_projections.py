@@ -7,10 +7,12 @@ import pytest
 
 from l4export import passes
 from l4export.checkpoint import open_checkpoint
-from l4export.compiler.build import BuildOptions, plan_build
-from l4export.compiler.pipeline import PipelineOptions, pipeline
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.pipeline import pipeline
+from l4export.compiler.plan import plan_build
 from l4export.model.decoder import build_decoder
 from l4export.quantization.policy import Policy, Rule, standard_policy
+from l4export.targets import GraphOptions
 from l4export.weights.recipes import Source
 from workshop import Workshop, random_ids
 
@@ -21,7 +23,7 @@ def compiled(workshop: Workshop, variant: str, policy: Policy, packed: bool) -> 
     model = build_decoder(
         checkpoint.config, lambda name, shape: Source(checkpoint.tensor(name, shape)), ir.DataType.FLOAT
     )
-    for step in pipeline(PipelineOptions("ort-cpu", "concat", 64, policy)):
+    for step in pipeline("ort-cpu", GraphOptions("concat", 64, policy)):
         if packed or not isinstance(step, passes.PackProjections):
             step(model)
     return model

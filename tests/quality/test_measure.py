@@ -13,7 +13,8 @@ import pytest
 
 from l4export import runtimes
 from l4export.cli.quality import _show
-from l4export.compiler.build import BuildOptions, build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
 from l4export.inspection.dequantized_weights import dequantized_weights
 from l4export.model.weight_names import kind_of, layer_of

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from l4export.checkpoint import sample
-from l4export.compiler.build import BuildOptions, build
+from l4export.checkpoint import open_checkpoint, sample
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
 from l4export.parity.by_layer import check_layers
 from l4export.parity.whole_model import check_parity
 from l4export.quantization.policy import standard_policy
@@ -113,7 +114,7 @@ def test_swapped_choices_against_layers_that_are_told_what_to_choose(workshop: W
     reference = workshop.reference(variant)
     count, routers = reference.config.num_experts_per_tok, reference.routed(IDS, ())[1]
     swapped = {(layer, 7 + 30 * at) for at, layer in enumerate(routers)}
-    streamed = StreamedReference(workshop.checkpoint(variant))
+    streamed = StreamedReference(open_checkpoint(workshop.checkpoint(variant)))
 
     def choose(layer: int) -> Any:
         def chosen(logits: np.ndarray) -> np.ndarray:
@@ -154,7 +155,7 @@ def test_equally_likely_experts_layer_by_layer(
         router = weights[f"model.layers.{layer}.feed_forward.router.weight"]
         router[2] = router[1]
     save_file(weights, checkpoint / "model.safetensors")
-    options = BuildOptions(target, dtype, max_context=64, policy=standard_policy(quant))
+    options = BuildOptions(target=target, dtype=dtype, max_context=64, policy=standard_policy(quant))
     build(checkpoint, tmp_path / "e", options)
     report = check_layers(tmp_path / "e", checkpoint, 40, 8, dequantized=quant != "none")
     assert report.passed, report.failures
@@ -208,7 +209,7 @@ def test_forty_eight_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, var
     for number, (target, dtype, quant, kl) in enumerate(DEEP):
         engine = tmp_path / f"e{number}"
         policy = standard_policy(quant)
-        build(tmp_path / "c", engine, BuildOptions(target, dtype, max_context=128, policy=policy))
+        build(tmp_path / "c", engine, BuildOptions(target=target, dtype=dtype, max_context=128, policy=policy))
         for seed in range(2):
             report = check_layers(engine, tmp_path / "c", 64, 32, seed=seed, dequantized=policy is not None)
             assert report.passed, report.failures

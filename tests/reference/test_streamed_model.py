@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from l4export.checkpoint import SourceTensor
+from l4export.checkpoint import SourceTensor, open_checkpoint
 from l4export.errors import InputError
 from l4export.reference.streamed_model import StreamedReference
 from l4export.reference.transformers_model import HFReference
@@ -37,7 +37,7 @@ def test_every_tap_is_that_of_the_whole_model(workshop: Workshop, variant: str) 
     """80 tokens in chunks of 16, two rows: hidden states behind every layer, caches, routers, logits."""
     ids = random_ids((2, 80))
     expected = whole_model(workshop.reference(variant), ids)
-    streamed = StreamedReference(workshop.checkpoint(variant))
+    streamed = StreamedReference(open_checkpoint(workshop.checkpoint(variant)))
     taps = list(streamed.run(ids))
     routers = list(expected.router_logits or ())
     for layer, tap in enumerate(taps):
@@ -56,7 +56,7 @@ def test_every_tap_is_that_of_the_whole_model(workshop: Workshop, variant: str) 
 def test_one_pass_gives_what_decoding_token_by_token_gives(workshop: Workshop, variant: str) -> None:
     """Attention is causal: position n of a whole text is what transformers' cache gives when n is fed last."""
     ids = random_ids((1, 60), seed=4)
-    reference, streamed = workshop.reference(variant), StreamedReference(workshop.checkpoint(variant))
+    reference, streamed = workshop.reference(variant), StreamedReference(open_checkpoint(workshop.checkpoint(variant)))
     logits = streamed.logits(list(streamed.run(ids))[-1].hidden)
     with torch.inference_mode():
         output = reference.model(input_ids=torch.from_numpy(ids[:, :30]), use_cache=True)
@@ -68,7 +68,7 @@ def test_one_pass_gives_what_decoding_token_by_token_gives(workshop: Workshop, v
 
 def test_a_slice_of_layers(workshop: Workshop) -> None:
     ids = random_ids((1, 40))
-    streamed = StreamedReference(workshop.checkpoint("maverick"), (1, 3))
+    streamed = StreamedReference(open_checkpoint(workshop.checkpoint("maverick")), (1, 3))
     logits = streamed.logits(list(streamed.run(ids))[-1].hidden)
     assert_close(logits, HFReference(workshop.checkpoint("maverick"), (1, 3)).logits(ids), TIGHT)
 
@@ -76,7 +76,7 @@ def test_a_slice_of_layers(workshop: Workshop) -> None:
 def test_a_chunk_size_of_null(workshop: Workshop, tmp_path: Path) -> None:
     checkpoint = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
     edit_config(checkpoint, attention_chunk_size=None)
-    streamed, ids = StreamedReference(checkpoint), random_ids((1, 40))
+    streamed, ids = StreamedReference(open_checkpoint(checkpoint)), random_ids((1, 40))
     assert_close(streamed.logits(list(streamed.run(ids))[-1].hidden), HFReference(checkpoint).logits(ids), TIGHT)
 
 
@@ -91,7 +91,7 @@ def test_experts_that_nothing_chose_are_not_read(workshop: Workshop, monkeypatch
         return original(self, index)
 
     monkeypatch.setattr(SourceTensor, "read", spy)
-    streamed = StreamedReference(workshop.checkpoint("scout"))
+    streamed = StreamedReference(open_checkpoint(workshop.checkpoint("scout")))
     (taps, *_) = streamed.run(random_ids((1, 3)))
     assert taps.router_logits is not None
     chosen = set(taps.router_logits.argmax(axis=-1).ravel().tolist())
@@ -111,7 +111,7 @@ def test_other_values_in_the_place_of_weights(workshop: Workshop, tmp_path: Path
         return weights[name][rows] if name in names else None
 
     ids = random_ids((1, 40))
-    streamed = StreamedReference(workshop.checkpoint("scout"), replaced=replaced)
+    streamed = StreamedReference(open_checkpoint(workshop.checkpoint("scout")), replaced=replaced)
     assert_close(streamed.logits(list(streamed.run(ids))[-1].hidden), HFReference(changed).logits(ids), TIGHT)
 
 
@@ -121,4 +121,4 @@ def test_a_tensor_that_is_missing_is_named(workshop: Workshop, tmp_path: Path) -
     del weights["model.layers.2.self_attn.o_proj.weight"]
     save_file(weights, checkpoint / "model.safetensors")
     with pytest.raises(InputError, match=r"model\.layers\.2\.self_attn\.o_proj\.weight.*missing"):
-        list(StreamedReference(checkpoint).run(random_ids((1, 4))))
+        list(StreamedReference(open_checkpoint(checkpoint)).run(random_ids((1, 4))))

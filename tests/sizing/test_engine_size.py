@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from l4export.checkpoint import read_config
-from l4export.compiler.build import BuildOptions, build, plan_build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.plan import plan_build
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
 from l4export.passes.lay_out_kv_cache import LAYOUTS

@@ -13,8 +13,9 @@ import numpy as np
 
 from l4export import runtimes
 from l4export.checkpoint.sample import write_sample
-from l4export.compiler.build import BuildOptions, build
-from l4export.compiler.pipeline import KV_BITS
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.engine.kv_cache import KV_BITS
 from l4export.reference.transformers_model import HFReference
 from l4export.runtimes.engine import Engine
 

@@ -16,7 +16,9 @@ import pytest
 
 from l4export import runtimes
 from l4export.cli import main
-from l4export.compiler.build import BuildOptions, build, plan_build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.plan import plan_build
 from l4export.engine.manifest import load_manifest
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.inspection.dequantized_weights import dequantized_weights
@@ -129,10 +131,10 @@ def test_only_forms_that_cuda_has(wide_scout: Path) -> None:
     [
         ({"dtype": "fp32"}, "--dtype fp32: --target ort-cuda computes in fp16"),
         ({"dtype": "bf16"}, "--dtype bf16: --target ort-cuda computes in fp16"),
-        ({"policy": standard_policy("fp8")}, "fp8 weights: --target ort-cuda has no documented kernel"),
+        ({"policy": standard_policy("fp8")}, "--quant fp8: --target ort-cuda has no documented kernel"),
         ({"kv_layout": "static"}, "a mask that GroupQueryAttention does not take on CUDA; use --kv-layout chunked"),
         ({"kv_layout": "concat"}, "--target ort-cuda updates caches in place"),
-        ({"kv_dtype": "int8"}, "caches of --target ort-cuda are of --dtype"),
+        ({"kv_dtype": "int8"}, "--target ort-cuda has caches of --dtype"),
         ({"policy": standard_policy("int4")}, r"experts in blocks of 32, which is not 64 or 128"),
         ({"compute_capabilities": ("8.9",)}, "--compute-capability is for --target tensorrt-rtx"),
     ],

@@ -13,7 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from l4export import passes, runtimes
-from l4export.compiler.build import BuildOptions, build, plan_build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.plan import plan_build
 from l4export.errors import InputError
 from l4export.graph.builder import GraphBuilder
 from l4export.graph.dialect import DOMAIN
@@ -246,7 +248,7 @@ def test_caches_that_grow_are_refused() -> None:
             {"policy": Policy((Rule(MATRICES, "int4", 128),))},
             "block size 128 does not divide its width of 64; choose 16, 32, 64",
         ),
-        ({"kv_layout": "concat"}, "updates caches in place: static, chunked"),
+        ({"kv_layout": "concat"}, "updates caches in place; use static or chunked"),
         ({"dtype": "bf16"}, "no bfloat16 MatMul"),
     ],
 )
@@ -284,7 +286,7 @@ def test_a_token_outside_the_vocabulary_stops_the_graph(workshop: Workshop, tmp_
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (BuildOptions(target="onnx", kv_dtype="int8"), "--kv-dtype int8: caches of --target onnx are of --dtype"),
+        (BuildOptions(target="onnx", kv_dtype="int8"), "--kv-dtype int8: --target onnx has caches of --dtype"),
         (BuildOptions(target="onnx", calibrate=Path("text")), "--calibrate: weights for --target onnx are rounded"),
     ],
 )

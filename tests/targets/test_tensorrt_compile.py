@@ -18,8 +18,11 @@ from safetensors.numpy import load_file
 
 from l4export import runtimes
 from l4export.cli import main
-from l4export.compiler.build import BuildOptions, build, plan_build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.plan import plan_build
 from l4export.engine.manifest import verify_files
+from l4export.engine.profiles import token_profiles
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.inspection.dequantized_weights import dequantized_weights
 from l4export.quantization.policy import standard_policy
@@ -63,7 +66,7 @@ def test_engines_are_compiled(
 ) -> None:
     manifest = build(workshop.checkpoint(variant), tmp_path / "e", options(quant, dtype, layout, layers=(2, 4)))
     assert manifest.files["decoder.engine"].bytes > 1_000_000
-    assert manifest.options["compute_capability"] == list(EVERY[1:] if quant == "fp8" else EVERY)
+    assert manifest.options["decoder"]["compute_capabilities"] == list(EVERY[1:] if quant == "fp8" else EVERY)
     assert "genai_config.json" not in manifest.files
     verify_files(tmp_path / "e")
 
@@ -159,7 +162,7 @@ def test_scales_are_bfloat16_where_activations_are(workshop: Workshop, tmp_path:
 
 def test_profiles_cover_what_a_session_feeds(workshop: Workshop) -> None:
     planned = plan_build(workshop.checkpoint("scout"), options(layout="chunked"))
-    ranges = tensorrt_engine.token_profiles(True, "chunked", 16)
+    ranges = token_profiles(True, "chunked", 16)
     decode, prefill = (tensorrt_compile.profile_shapes(planned.model.graph.inputs, tokens) for tokens in ranges)
     assert decode["input_ids"] == decode["attention_mask"] == ([1, 1], [1, 1], [1, 2])
     assert prefill["input_ids"] == ([1, 2], [1, 16], [1, 16])
@@ -167,8 +170,8 @@ def test_profiles_cover_what_a_session_feeds(workshop: Workshop) -> None:
     assert prefill["past_key_values.3.key"] == ([1, 2, 64, 16],) * 3
     assert prefill["mask_start"] == ([1], [1], [1])
     assert prefill["logits_to_keep"] == ([0], [1], [1])
-    assert tensorrt_engine.token_profiles(True, "static", 16) == [(1, 1, 1), (2, 16, 16)]
-    assert tensorrt_engine.token_profiles(False, "static", 16) == [(1, 1, 16)]  # or float weights are there twice
+    assert token_profiles(True, "static", 16) == [(1, 1, 1), (2, 16, 16)]
+    assert token_profiles(False, "static", 16) == [(1, 1, 16)]  # or float weights are there twice
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
@@ -257,12 +260,12 @@ def test_target_tensorrt_compiles_the_same_graph_in_the_same_profiles(
 ) -> None:
     checkpoint, changes = workshop.checkpoint("scout"), {"layers": (2, 4), "layout": "chunked"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("l4export.compiler.build.compile_engine", lambda *a: a[2].write_bytes(b"not compiled"))
+        patch.setattr("l4export.targets.tensorrt.finish.compile_engine", lambda *a: a[2].write_bytes(b"not compiled"))
         rtx = build(checkpoint, tmp_path / "rtx", options("int4", **changes))  # type: ignore[arg-type]
     enterprise("11.4.0")
     same = build(checkpoint, tmp_path / "e", options("int4", target="tensorrt", compute_capabilities=(), **changes))  # type: ignore[arg-type]
     assert same.files["decoder.engine"].bytes > 500_000
-    assert "compute_capability" not in same.options
+    assert "compute_capabilities" not in same.options["decoder"]
     for name in ("inputs", "outputs", "passes", "prefill_max_tokens", "kv_layers"):
         assert getattr(same, name) == getattr(rtx, name)
     assert same.files["decoder.onnx"] == rtx.files["decoder.onnx"]

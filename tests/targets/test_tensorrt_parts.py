@@ -14,7 +14,9 @@ import onnxruntime as ort
 import pytest
 
 from l4export.cli import main
-from l4export.compiler.build import BuildOptions, build, plan_build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.plan import plan_build
 from l4export.engine.manifest import MANIFEST, EnginePart, load_manifest, verify_files
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.machine import available_memory

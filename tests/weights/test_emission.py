@@ -388,7 +388,7 @@ def test_memory_stays_within_the_budget(tmp_path: Path, jobs: int, budget: int) 
         tmp_path / "sparse.safetensors", {"linear": (101_552, 2048), "experts": (4, 2048, 20_480)}
     )
     assert nbytes > 7e8
-    path = os.pathsep.join([str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([*(str(ROOT / "tests" / name) for name in ("support", "weights")), *sys.path])
     environment = os.environ | {"PYTHONPATH": path}
     command = [sys.executable, "-c", _MEASURED, str(tmp_path), str(jobs), str(budget)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=180)

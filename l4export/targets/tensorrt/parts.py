@@ -14,12 +14,10 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from l4export.errors import InputError
+from l4export.targets.target import LayerRange
 from l4export.targets.tensorrt.compile import compile_bytes
 
-__all__ = ["LayerRange", "constant_bytes", "cut_layers", "decoder_parts", "layer_ranges"]
-
-LayerRange = tuple[int, int]
-"""The first layer, and the one behind the last."""
+__all__ = ["constant_bytes", "cut_decoder", "cut_layers", "layer_ranges", "part_names"]
 
 _CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.(?:key|value)")
 
@@ -48,21 +46,25 @@ def layer_ranges(graph: ir.Graph, budget: int | None) -> tuple[LayerRange, ...]:
     return tuple(ranges)
 
 
-def decoder_parts(model: ir.Model, ranges: Sequence[LayerRange], stem: str) -> list[tuple[str, ir.Model]]:
-    """Name and graph of each part: `decoder-00001-of-00002` and so on; one alone is `decoder`, the model itself."""
+def part_names(ranges: Sequence[LayerRange], stem: str) -> list[str]:
+    """`decoder-00001-of-00002` and so on; one part alone has the decoder's own name."""
     if len(ranges) == 1:
-        return [(stem, model)]
+        return [stem]
+    return [f"{stem}-{number:05d}-of-{len(ranges):05d}" for number in range(1, len(ranges) + 1)]
+
+
+def cut_decoder(model: ir.Model, ranges: Sequence[LayerRange]) -> list[ir.Model]:
+    """Each part as a model of its own; one alone is the model itself."""
+    if len(ranges) == 1:
+        return [model]
     return [
-        (
-            f"{stem}-{number:05d}-of-{len(ranges):05d}",
-            ir.Model(
-                cut_layers(model.graph, layers),
-                ir_version=model.ir_version,
-                producer_name=model.producer_name,
-                producer_version=model.producer_version,
-            ),
+        ir.Model(
+            cut_layers(model.graph, layers),
+            ir_version=model.ir_version,
+            producer_name=model.producer_name,
+            producer_version=model.producer_version,
         )
-        for number, layers in enumerate(ranges, start=1)
+        for layers in ranges
     ]
 
 

@@ -21,7 +21,8 @@ import pytest
 
 from l4export import runtimes
 from l4export.bench import bench_engine
-from l4export.compiler.build import BuildOptions, build
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import load_manifest
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.inspection.dequantized_weights import dequantized_weights
@@ -55,14 +56,19 @@ def lowered(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Low
         if key not in made:
             path = tmp_path_factory.mktemp("lowered") / "engine"
             options = BuildOptions(
-                *("tensorrt-rtx", dtype, layout, CONTEXT),
+                target="tensorrt-rtx",
+                dtype=dtype,
+                kv_layout=layout,
+                max_context=CONTEXT,
                 policy=standard_policy(quant),
                 compute_capabilities=("8.9",),
             )
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("l4export.compiler.build.compile_engine", lambda *a: a[2].write_bytes(b"not compiled"))
+                patch.setattr(
+                    "l4export.targets.tensorrt.finish.compile_engine", lambda *a: a[2].write_bytes(b"not compiled")
+                )
                 if cut:
-                    patch.setattr("l4export.compiler.plan.layer_ranges", lambda *_: ((0, 1), (1, 3), (3, 4)))
+                    patch.setattr("l4export.targets.tensorrt.parts.layer_ranges", lambda *_: ((0, 1), (1, 3), (3, 4)))
                 build(workshop.checkpoint(variant), path, options)
             made[key] = path
         return made[key]

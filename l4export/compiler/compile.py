@@ -1,0 +1,115 @@
+"""One graph: the model's decoder, lowered for a target, with weights that are still recipes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from l4export import __version__
+from l4export.calibration.weight_codes import CalibrationPlan
+from l4export.compiler.dump import Dump
+from l4export.compiler.inputs import BuildInputs
+from l4export.compiler.options import BuildOptions
+from l4export.compiler.pipeline import pipeline, run_passes
+from l4export.errors import InputError
+from l4export.graph.dtypes import FLOATS
+from l4export.model.decoder import build_decoder
+from l4export.targets import TARGETS, GraphOptions
+from l4export.weights.placement import DataFile, place_weights
+from l4export.weights.recipes import Recipe, Source
+
+__all__ = ["STEM", "CompiledGraph", "compile_graph"]
+
+STEM = "decoder"
+
+
+@dataclass(frozen=True)
+class CompiledGraph:
+    """A lowered graph: everything is known of it but the bytes of its weights.
+
+    Attributes:
+        model: The graph; its initializers are recipes.
+        passes: The names of the passes that made it.
+        files: Where the weights go.
+        source_files: Names of the checkpoint's files that it reads.
+        calibration: What finds the codes of its weights; None where they are rounded to nearest.
+    """
+
+    model: ir.Model
+    passes: tuple[str, ...]
+    files: tuple[DataFile, ...]
+    source_files: tuple[str, ...]
+    calibration: CalibrationPlan | None
+
+
+def compile_graph(
+    inputs: BuildInputs, options: BuildOptions, calibration_directory: Path, dump: Dump | None = None
+) -> CompiledGraph:
+    """Build the model's decoder and run the target's passes on it. Reads no weights.
+
+    Args:
+        inputs: The opened checkpoint.
+        options: What is built; of a quantised cache and of rounded activations every scale is one.
+        calibration_directory: Where a calibration keeps the codes of weights.
+        dump: Is given the graph after every pass.
+
+    Raises:
+        InputError: a weight that is missing or of another shape, one that the config does not know, or an option that
+            does not fit the model.
+    """
+    sources = _SourceWeights(inputs, options)
+    model = build_decoder(inputs.config, sources.recipe, FLOATS[options.float_dtype])
+    sources.check_all_known()
+    text = inputs.texts.weights
+    calibration = CalibrationPlan(text, calibration_directory) if text else None
+    passes = run_passes(model, pipeline(options.target, _graph_options(inputs, options, calibration)), dump)
+    TARGETS[options.target].check_graph(model)
+    if calibration and not calibration.schemes:
+        raise InputError("--calibrate: no weight of a layer is quantised to integers; add --quant int4 or int8")
+    model.producer_name, model.producer_version = "l4export", __version__
+    return CompiledGraph(model, passes, tuple(place_weights(model, STEM)), sources.files(), calibration)
+
+
+def _graph_options(inputs: BuildInputs, options: BuildOptions, calibration: CalibrationPlan | None) -> GraphOptions:
+    return GraphOptions(
+        kv_layout=options.kv_layout,
+        max_context=inputs.max_context,
+        policy=options.policy,
+        kv_dtype=None if options.cache_dtype == options.float_dtype else options.cache_dtype,
+        calibration=calibration,
+        activations=options.activations,
+    )
+
+
+class _SourceWeights:
+    """Recipes for a decoder's weights, and which tensors and files of the checkpoint they name."""
+
+    def __init__(self, inputs: BuildInputs, options: BuildOptions) -> None:
+        self.checkpoint, self.layers = inputs.checkpoint, options.layers
+        self.names: set[str] = set()
+        self.file_names: set[str] = set()
+
+    def recipe(self, name: str, shape: tuple[int, ...]) -> Recipe:
+        """The tensor of the checkpoint that a weight of the decoder is."""
+        first = self.layers[0] if self.layers else 0
+        stored = re.sub(r"^model\.layers\.(\d+)\.", lambda match: f"model.layers.{first + int(match[1])}.", name)
+        tensor = self.checkpoint.tensor(stored, shape)
+        self.names.add(stored)
+        self.file_names.add(tensor.file_name)
+        return Source(tensor)
+
+    def check_all_known(self) -> None:
+        """Refuse tensors that the decoder has no place for, unless only some layers are built."""
+        if self.layers is None and (unexpected := self.checkpoint.unexpected(self.names)):
+            raise InputError(
+                f"{self.checkpoint.path}: tensor {unexpected[0]!r} is no part of the model that config.json describes; "
+                "config.json and the weights do not match"
+            )
+
+    def files(self) -> tuple[str, ...]:
+        """config.json and the files with weights: all of them, or those of the layers that are built."""
+        everything = {file.path.name for file in self.checkpoint.files} if self.layers is None else set()
+        return ("config.json", *sorted(self.file_names | everything))

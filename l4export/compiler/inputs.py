@@ -1,0 +1,86 @@
+"""What a build reads, opened once: the checkpoint, its small files, and the texts that something is measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from l4export.calibration.text import CalibrationText, TextReader
+from l4export.checkpoint import Checkpoint, open_checkpoint
+from l4export.compiler.options import DEFAULT_MAX_CONTEXT, BuildOptions
+from l4export.engine.companions import check_companions
+from l4export.engine.kv_cache import KV_BITS
+from l4export.errors import InputError
+from l4export.model.config import ModelConfig
+
+__all__ = ["BuildInputs", "Texts", "open_inputs"]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is measured on; None where nothing is.
+
+    Attributes:
+        weights: For the codes of integer weights.
+        damage: For the choice of a policy.
+        kv_cache: For the scales of an int8 or int4 cache, as one sequence.
+        activations: The same for the scales of FP8 activations.
+    """
+
+    weights: CalibrationText | None = None
+    damage: CalibrationText | None = None
+    kv_cache: CalibrationText | None = None
+    activations: CalibrationText | None = None
+
+
+@dataclass(frozen=True)
+class BuildInputs:
+    """An opened checkpoint and what goes with it.
+
+    Attributes:
+        checkpoint: All of it.
+        config: The model that is built: the checkpoint's, or that of the layers in `options.layers`.
+        max_context: The longest sequence in tokens that the engine is for.
+        companions: Names of the small files that are copied into the engine.
+        texts: What is measured on.
+    """
+
+    checkpoint: Checkpoint
+    config: ModelConfig
+    max_context: int
+    companions: tuple[str, ...]
+    texts: Texts
+
+
+def open_inputs(checkpoint_path: Path, options: BuildOptions) -> BuildInputs:
+    """Open a checkpoint and read the texts that `options` need. Reads no weights.
+
+    Raises:
+        InputError: a checkpoint, a text or an option that cannot be used; by name.
+        EnvironmentLacks: there is text, and the package tokenizers is missing.
+        StorageError: reading failed.
+    """
+    checkpoint = open_checkpoint(checkpoint_path)
+    config = checkpoint.config if options.layers is None else checkpoint.config.slice_layers(*options.layers)
+    max_context = _max_context(config, options.max_context)
+    companions = tuple(check_companions(checkpoint.path))
+    return BuildInputs(checkpoint, config, max_context, companions, _texts(checkpoint, options))
+
+
+def _max_context(config: ModelConfig, asked: int | None) -> int:
+    limit = config.max_position_embeddings
+    if asked is None:
+        return min(limit, DEFAULT_MAX_CONTEXT)
+    if not 1 <= asked <= limit:
+        raise InputError(f"--max-context {asked}: this model takes 1 to {limit} tokens")
+    return asked
+
+
+def _texts(checkpoint: Checkpoint, options: BuildOptions) -> Texts:
+    reader, path = TextReader(checkpoint.path, checkpoint.config), options.calibrate
+    return Texts(
+        weights=reader.for_weights(path) if path and not options.activations else None,
+        damage=reader.for_damage(path) if options.bits_per_weight is not None else None,
+        kv_cache=reader.for_scales(options.kv_calibrate) if options.cache_dtype in KV_BITS else None,
+        activations=reader.for_scales(path, "--calibrate") if options.activations else None,
+    )

@@ -1,0 +1,129 @@
+"""What a target is: one object that says what it takes, how its graph is lowered and what finishes its engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from l4export.engine.profiles import TokenRange
+    from l4export.model.config import ModelConfig
+    from l4export.quantization.codes_source import CodesSource
+    from l4export.quantization.policy import Policy
+
+__all__ = ["CACHES_IN_PLACE", "GraphOptions", "LayerRange", "Target", "UnfinishedEngine"]
+
+CACHES_IN_PLACE = {
+    "concat": "updates caches in place",
+    **dict.fromkeys(("fp32", "fp16", "int8", "int4"), "has caches of --dtype"),
+}
+"""What to say of KV layouts and dtypes where caches are buffers of the computing type."""
+
+LayerRange = tuple[int, int]
+"""The first layer, and the one after the last."""
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What decides which passes make a graph, beside the target.
+
+    Attributes:
+        kv_layout: `concat`, `static` or `chunked`.
+        max_context: Longest sequence, in tokens.
+        policy: What is quantised how; None: nothing.
+        kv_dtype: `fp32`, `fp16`, `int8` or `int4`; None: keys and values are stored as they are computed.
+        calibration: Finds the codes of weights; None: weights are rounded to nearest.
+        activations: `fp8` where FP8 weights are multiplied by FP8 activations; None elsewhere.
+    """
+
+    kv_layout: str
+    max_context: int
+    policy: Policy | None = None
+    kv_dtype: str | None = None
+    calibration: CodesSource | None = None
+    activations: str | None = None
+
+
+@dataclass(frozen=True)
+class UnfinishedEngine:
+    """An engine directory that has its graph and weights, for the target to finish.
+
+    Attributes:
+        directory: Where the graph and its data files lie.
+        graph: The decoder's file in it.
+        model: The lowered decoder; its weights are in the data files.
+        config: The model's.
+        kv_layout: `concat`, `static` or `chunked`.
+        max_context: Longest sequence, in tokens.
+        prefill_tokens: The most tokens of one call.
+        profiles: The least, the likeliest and the most tokens of a call, for each optimisation profile.
+        activations: `fp8` or None.
+        parts: The layers of each engine to be compiled; empty where nothing is compiled.
+        compute_capabilities: Of the GPUs to compile for, as "8.9".
+        on_notice: Is told what a person may want to know, a line at a time.
+    """
+
+    directory: Path
+    graph: str
+    model: ir.Model
+    config: ModelConfig
+    kv_layout: str
+    max_context: int
+    prefill_tokens: int
+    profiles: tuple[TokenRange, ...]
+    activations: str | None
+    parts: tuple[LayerRange, ...]
+    compute_capabilities: tuple[str, ...]
+    on_notice: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One value of `--target`: what it takes, how its graph is made and its engine finished, and what runs it.
+
+    Attributes:
+        name: As `--target` and the manifest have it.
+        summary: What the engine is for, in a few words.
+        runtime: The runtime that executes the engine, and its execution provider.
+        dtypes: Float types that it computes in; the first is the default.
+        kv_layouts: Layouts of the KV cache.
+        kv_dtypes: Types of the KV cache; the computing type is always taken.
+        weight_kinds: Kinds of quantised weights.
+        calibrates: Whether the codes of its integer weights can be chosen on a text.
+        activations: Types that activations can be rounded to in the graph.
+        positive_scales: Whether its integer weights have positive scales only (`Scheme.positive`).
+        rounds_activations: Whether its operators round activations to int8 before integer weights, where the policy's
+            accuracy level lets them.
+        compute_capabilities: Whether it is compiled for named GPUs.
+        reasons: What to say of a value that is not taken, as what follows "--target NAME".
+        lower: The passes from the common graph to the target's operators.
+        check_options: Refuses combinations of dtype, policy and compute capabilities that the tables above do not tell.
+        check_graph: Refuses a lowered graph that the target would execute otherwise.
+        cut: Ranges of layers to be compiled, each within a budget of memory in bytes; None where nothing is compiled.
+        check_machine: Raises `EnvironmentLacks` where a planned graph with these parts cannot be compiled.
+        finish: Adds files to the engine; returns their names.
+    """
+
+    name: str
+    summary: str
+    runtime: tuple[str, str]
+    dtypes: tuple[str, ...]
+    kv_layouts: tuple[str, ...]
+    kv_dtypes: tuple[str, ...]
+    weight_kinds: tuple[str, ...]
+    lower: Callable[[GraphOptions], list[ir.passes.InPlacePass]]
+    calibrates: bool = False
+    activations: tuple[str, ...] = ()
+    positive_scales: bool = False
+    rounds_activations: bool = False
+    compute_capabilities: bool = False
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    check_options: Callable[[str, Policy | None, Sequence[str]], None] = lambda *_: None
+    check_graph: Callable[[ir.Model], None] = lambda _: None
+    cut: Callable[[ir.Graph, int | None], tuple[LayerRange, ...]] | None = None
+    check_machine: Callable[[ir.Model, Sequence[LayerRange]], None] = lambda *_: None
+    finish: Callable[[UnfinishedEngine], list[str]] = lambda _: []

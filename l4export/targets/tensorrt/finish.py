@@ -1,0 +1,37 @@
+"""What finishes a TensorRT engine: every part's graph, and the engine compiled from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from l4export.machine.tensorrt import MODULES
+from l4export.targets.target import UnfinishedEngine
+from l4export.targets.tensorrt.compile import compile_engine
+from l4export.targets.tensorrt.parts import cut_decoder, part_names
+from l4export.weights.emission import emit_graph
+
+__all__ = ["compile_parts"]
+
+
+def compile_parts(provider: str, engine: UnfinishedEngine) -> list[str]:
+    """Write each part's graph into the engine's directory and compile it there; the names of all these files.
+
+    Args:
+        provider: `tensorrt-rtx` or `tensorrt`.
+        engine: A lowered decoder whose weights are on disk.
+
+    Raises:
+        As `compile_engine`.
+    """
+    files: list[str] = []
+    names = part_names(engine.parts, Path(engine.graph).stem)
+    for number, (name, part) in enumerate(zip(names, cut_decoder(engine.model, engine.parts), strict=True), start=1):
+        engine.on_notice(f"compiling with {MODULES[provider]}, engine {number} of {len(names)}")
+        graph, compiled = emit_graph(part, (), engine.directory, name), f"{name}.engine"
+        compile_engine(
+            provider,
+            *(engine.directory / graph, engine.directory / compiled),
+            *(engine.compute_capabilities, engine.profiles),
+        )
+        files += [graph, compiled]
+    return files
