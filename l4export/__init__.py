@@ -52,7 +52,7 @@ else:
     }
 
     def __getattr__(name):
-        """Import a public name from its home (PEP 562). Type checkers do not see this, or they would accept any name."""
+        """Import a public name from its home (PEP 562). Type checkers do not see it: they would accept any name."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
