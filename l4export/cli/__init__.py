@@ -1,4 +1,4 @@
-"""The command line. Each command is a module of this package, imported when it is called: help stays fast."""
+"""The command line. Each command is a module of this package, imported when it is called, so that help stays fast."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "sample": "Write a seeded sample checkpoint in Hugging Face layout.",
-    "inspect": "Show what a checkpoint or an engine is.",
-    "plan": "Say what fits a device: weights, KV cache and context, by quantisation and KV layout.",
+    "inspect": "Show the architecture, dtypes and sizes of a checkpoint or an engine.",
+    "plan": "Show which weights, KV caches and context lengths fit a device.",
     "build": "Build an engine directory from a checkpoint.",
     "parity": "Compare an engine with PyTorch on the same weights.",
-    "quality": "Measure what quantisation costs on a text, and where the damage comes from.",
+    "quality": "Measure how much quality an engine loses on a text, and which weights cause it.",
     "run": "Generate text or tokens with an engine.",
-    "bench": "Measure an engine's speed, memory and use of the memory bandwidth.",
+    "bench": "Measure the speed of an engine, its memory and its use of the memory bandwidth.",
     "verify": "Check every file of an engine against its manifest.",
 }
 _INTERRUPTED = 130
@@ -34,7 +34,7 @@ _INTERNAL_ERROR = 70
 
 
 class _LazyGroup(click.Group):
-    """Knows its commands by name and imports one only when it runs."""
+    """Lists its commands without importing them; a command is imported when it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -63,10 +63,12 @@ def _group() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs a command and exits; every failure is one line on standard error."""
     if arguments is None:
-        gc.set_threshold(100_000)  # imports alone would start the collector 400 times, a fifth of a second
-        atexit.register(gc.freeze)  # or it would look through all that they made once more at the end: half a second
+        gc.set_threshold(100_000)  # otherwise imports start the collector 400 times, which takes a fifth of a second
+        atexit.register(gc.freeze)  # otherwise it looks at all objects once more at exit, which takes half a second
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-            sys.stdout.reconfigure(errors="backslashreplace")  # a path or a token may be what no encoding has
+            sys.stdout.reconfigure(
+                errors="backslashreplace"
+            )  # paths and tokens may have characters that no encoding has
     try:
         if arguments is None and sys.argv[1:2] in (["run"], ["bench"]):
             from l4export.runtimes.onnxruntime.huge_pages import restart_with_huge_pages
@@ -85,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         _leave_unread(sys.stdout)
     except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # rich's own answer is 1, which is a verdict here
+        if isinstance(error.__context__, BrokenPipeError):  # rich exits with 1, which means a failed check here
             _leave_unread(sys.stdout)
         raise
     except (KeyboardInterrupt, Exception) as error:
@@ -94,20 +96,20 @@ def main(arguments: list[str] | None = None) -> None:
         message, code = _explain(error)
         try:
             click.echo("l4export: " + " ".join(message.split()), err=True)
-        except OSError:  # a log that is closed or full: the code still tells
+        except OSError:  # the log is closed or full; the exit code still tells
             _discard(sys.stderr)
         sys.exit(code)
     sys.exit(0)
 
 
 def _leave_unread(stream: TextIO) -> NoReturn:
-    """Exit as a program that SIGPIPE ended: whoever read the output has gone, and the work may not be done."""
+    """Exit like a program that SIGPIPE ended: nobody reads the output any more, and the work may not be done."""
     _discard(stream)
     sys.exit(_UNREAD)
 
 
 def _discard(stream: TextIO) -> None:
-    """What is still buffered goes nowhere; Python would fail over it at exit."""
+    """Send what is still buffered nowhere; Python would fail to write it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -115,7 +117,7 @@ _EXPECTED = (L4Error, click.ClickException, click.Abort, KeyboardInterrupt, OSEr
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
-    """What to say of a failure, and the exit code."""
+    """The message for a failure, and the exit code."""
     match error:
         case L4Error():
             return str(error), error.exit_code
@@ -125,7 +127,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
         case click.ClickException():
             return error.format_message(), 2
         case KeyboardInterrupt() | click.Abort():
-            return "interrupted; nothing that looks finished was left behind", _INTERRUPTED
+            return "interrupted; no unfinished file was left under its final name", _INTERRUPTED
         case OSError():
             return f"{error.filename or 'input or output'}: {error.strerror or error}; check the path and the disk", 4
         case MemoryError():

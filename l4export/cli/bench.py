@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from l4export.bench import BenchReport
+    from l4export.benchmark.measure import BenchReport
 
 __all__ = ["command"]
 
@@ -16,23 +16,23 @@ __all__ = ["command"]
 @click.command("bench")
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.option("--prefill", type=int, default=512, show_default=True, help="Tokens of the prompt.")
-@click.option("--decode", type=int, default=64, show_default=True, help="Tokens fed one by one after it.")
-@click.option("--repeats", type=int, default=5, show_default=True, help="Runs; medians are shown.")
+@click.option("--decode", type=int, default=64, show_default=True, help="Tokens fed one by one after the prompt.")
+@click.option("--repeats", type=int, default=5, show_default=True, help="Number of runs; the medians are shown.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a call.  [default: one a core]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(engine: Path, prefill: int, decode: int, repeats: int, threads: int | None, as_json: bool) -> None:
     """Measure ENGINE: speed, time to first token, loading, memory, and use of the memory bandwidth.
 
-    One row of random tokens, after a warm-up. The bound on decoding is the machine's own read bandwidth, measured on
-    the spot with as many threads, over the bytes of weights that a token must read: all of them, but of experts only
-    the chosen ones and of the embedding one row.
+    The engine runs one row of random tokens, after a warm-up. Decoding cannot be faster than the machine's read
+    bandwidth, which is measured with the same number of threads, divided by the bytes of weights that one token reads:
+    all weights, but only the chosen experts and one row of the embedding.
     """
     from rich.console import Console
 
-    from l4export.bench import bench_engine
+    from l4export.benchmark.measure import bench
 
     with Console(stderr=True).status("") as status:
-        report = bench_engine(engine, prefill, decode, repeats, threads, status.update)
+        report = bench(engine, prefill, decode, repeats, threads, status.update)
     if as_json:
         click.echo(report.to_json())
     else:

@@ -1,4 +1,4 @@
-"""How far a build is: bytes written, of how many."""
+"""Progress of a build in bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["byte_progress"]
 
 @contextmanager
 def byte_progress(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar with bytes, rate and time left, on standard error; where that is no terminal, a line every ten seconds."""
+    """A bar with bytes, rate and time left on standard error; if that is no terminal, a line every ten seconds."""
     if quiet:
         yield None
         return
@@ -38,7 +38,7 @@ def byte_progress(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _lines(interval: float = 10.0) -> Callable[[int, int], None]:
-    """Bytes that were written before the first call count as done, but not in the rate, and neither does time."""
+    """Print lines. Bytes and time before the first call do not count in the rate; the bytes count as done."""
     first: tuple[int, float] | None = None
     last = 0.0
 

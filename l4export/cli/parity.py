@@ -23,13 +23,31 @@ __all__ = ["command"]
 
 @click.command("parity")
 @click.argument("engine", type=click.Path(path_type=Path))
-@click.option("--reference", required=True, type=click.Path(path_type=Path), help="The checkpoint it was built from.")
-@click.option("--prefill", type=int, default=64, show_default=True, help="Tokens fed in one go.")
-@click.option("--decode", type=int, default=32, show_default=True, help="Tokens fed one by one, and greedy tokens.")
-@click.option("--threshold", "thresholds", multiple=True, metavar="NAME=VALUE", help="Override a threshold.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses the tokens.")
-@click.option("--dequantized", is_flag=True, help="Give the reference the engine's own weights, dequantised.")
-@click.option("--stream", is_flag=True, help="Layer by layer, with one layer of the reference in memory at a time.")
+@click.option(
+    "--reference", required=True, type=click.Path(path_type=Path), help="The checkpoint that ENGINE was built from."
+)
+@click.option("--prefill", type=int, default=64, show_default=True, help="Tokens fed in one call.")
+@click.option(
+    "--decode",
+    type=int,
+    default=32,
+    show_default=True,
+    help="Tokens fed one by one, and tokens of the greedy continuation.",
+)
+@click.option(
+    "--threshold",
+    "thresholds",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set a threshold. May be given several times.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random tokens.")
+@click.option(
+    "--dequantized", is_flag=True, help="Compare with a reference that has the engine's own weights, dequantised."
+)
+@click.option(
+    "--stream", is_flag=True, help="Compare layer by layer, with one layer of the reference in memory at a time."
+)
 @click.option(
     "--provider", type=click.Choice(["cpu"]), help="Execute an ort-cuda engine on this machine's CPU instead."
 )
@@ -37,7 +55,7 @@ __all__ = ["command"]
     "--json",
     "json_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the report to a file; - prints it.",
+    help="Write the report as JSON to this file, or to standard output if it is -.",
 )
 def command(
     engine: Path,
@@ -53,9 +71,11 @@ def command(
 ) -> None:
     """Compare ENGINE with transformers in float32 on the reference checkpoint's own weights.
 
-    Logits of every position, on prefill and on teacher-forced decode, and a greedy continuation. With --stream hidden
-    states, expert choices, keys and values of every layer instead of the continuation, so that the first layer that
-    departs is named, for models of any size. Exit code 1 when a threshold is not met. Needs the `reference` extra.
+    Both run the same seeded tokens. The logits of every position are compared, on prefill and on teacher-forced decode,
+    and then a greedy continuation. With --stream, the hidden states, expert choices, keys and values of every layer are
+    compared instead of the continuation: this works for models of any size, and names the first layer that departs.
+
+    The exit code is 1 if a threshold is not met. This command needs the `reference` extra.
     """
     from rich.console import Console
 
@@ -63,13 +83,13 @@ def command(
     from l4export.parity.whole_model import check_parity
 
     if stream and provider is not None:
-        raise InputError("--provider: with --stream everything is executed on a CPU; leave one of them out")
+        raise InputError("--provider: --stream runs everything on a CPU; leave one of them out")
     if json_file is not None and str(json_file) != "-":
-        json_file.touch()  # better to fail now than after minutes of work
+        json_file.touch()  # an unwritable file is found now and not after minutes of work
     limits = dict(parse_threshold(item, "max_relative_difference=1e-4") for item in thresholds)
+    check: Callable[..., ParityReport | LayerParityReport]
+    check = check_layers if stream else partial(check_parity, provider=provider)
     with Console(stderr=True).status("") as status:
-        whole = partial(check_parity, provider=provider)
-        check: Callable[..., ParityReport | LayerParityReport] = check_layers if stream else whole
         report = check(engine, reference, prefill, decode, limits, seed, dequantized, status.update)
     if json_file is not None and str(json_file) == "-":
         click.echo(report.to_json())
@@ -96,7 +116,7 @@ def _show(report: ParityReport | LayerParityReport) -> None:
     console.print(f"chunk boundaries crossed: {crossed}{remark}", highlight=False)
     verdict = "passed" if report.passed else "FAILED"
     if not report.thresholds:
-        verdict = "nothing was demanded of a quantised engine's quality; --threshold NAME=VALUE does"
+        verdict = "no threshold applies to the quality of a quantised engine; set one with --threshold NAME=VALUE"
     console.print(f"parity: {verdict}", highlight=False, soft_wrap=True)
 
 
@@ -117,10 +137,13 @@ def _show_logits(console: Console, report: ParityReport) -> None:
     console.print(f"executed on {report.provider}", highlight=False, soft_wrap=True)
     if report.routing_ties:
         console.print(
-            f"experts nearly tied, and chosen in the reference as in the engine: {report.routing_ties}", highlight=False
+            f"nearly tied choices of experts in which the reference followed the engine: {report.routing_ties}",
+            highlight=False,
         )
     matched = round(report.greedy_prefix * report.greedy_tokens)
-    stopped = " (then a near tie; what follows cannot be compared)" if report.greedy_ended_at_near_tie else ""
+    stopped = (
+        " (they end at a near tie, and later tokens cannot be compared)" if report.greedy_ended_at_near_tie else ""
+    )
     console.print(f"greedy tokens in common: {matched} of {report.greedy_tokens}{stopped}", highlight=False)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,7 +15,6 @@ from l4export.sizing.devices import DEVICES
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from l4export.model.config import ModelConfig
     from l4export.sizing.memory_plan import MemoryPlan, Need
 
 __all__ = ["command"]
@@ -30,112 +28,80 @@ _DEVICES = "; ".join(f"{name}: {device.title}" for name, device in DEVICES.items
 @click.option("--device-memory", metavar="SIZE", help="Memory of another device: 24GB (decimal) or 24GiB (binary).")
 @click.option("--context", type=int, help="Tokens that each row must hold.  [default: as many as fit]")
 @click.option("--batch", type=click.IntRange(1, 2**20), default=1, show_default=True, help="Rows of tokens.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, all sizes in bytes.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document with all sizes in bytes.")
 def command(
     checkpoint: Path, device: str | None, device_memory: str | None, context: int | None, batch: int, as_json: bool
 ) -> None:
-    """Say what fits a device: weights and KV cache for every quantisation, KV layout and KV dtype.
+    """Show which weights, KV layouts and KV dtypes fit a device, and up to which context.
 
-    CHECKPOINT is a checkpoint directory or a config.json alone; no weights are read. Without a device, what each
-    combination needs is shown for --context or the model's own limit.
+    CHECKPOINT is a checkpoint directory or a config.json alone; no weights are read. Without a device, the table shows
+    what each combination needs for --context tokens, or for as many as the model allows.
 
-    Exit code 1 if no combination fits.
+    The exit code is 1 if no combination fits.
     """
-    from l4export.checkpoint import read_config
-    from l4export.sizing.memory_plan import plan_memory
+    from l4export.sizing.memory_plan import plan
 
-    memory = _memory(device, device_memory)
-    config = read_config(checkpoint)
-    plan = plan_memory(config, memory, context, batch)
-    title = {"checkpoint": str(checkpoint), "device": device, "device_bytes": memory, "batch": batch}
-    if as_json:
-        click.echo(json.dumps({**title, "context": context, **_document(config, plan, memory)}))
-    else:
-        _show(title, config, plan, context)
-    _check_fits(plan, memory, context)
-
-
-def _memory(device: str | None, size: str | None) -> int | None:
-    if device is not None and size is not None:
+    if device is not None and device_memory is not None:
         raise InputError("--device and --device-memory: give one of them")
-    if size is None:
-        return None if device is None else DEVICES[device].memory
-    memory = parse_size("--device-memory", size)
-    if memory < 1:
-        raise InputError(f"--device-memory {size}: a device has at least one byte")
-    return memory
+    memory = device if device_memory is None else parse_size("--device-memory", device_memory)
+    planned = plan(checkpoint, memory, context, batch)
+    if as_json:
+        click.echo(json.dumps({"checkpoint": str(checkpoint), "device": device, **planned.to_dict()}))
+    else:
+        _show(str(checkpoint), device, planned)
+    if not planned.fits:
+        raise CheckFailed(_shortfall(planned))
 
 
-def _check_fits(plan: MemoryPlan, memory: int | None, context: int | None) -> None:
-    """Exit code 1, and what would help, if the device is too small."""
-    if memory is None:
-        return
+def _shortfall(plan: MemoryPlan) -> str:
+    """Why nothing fits, and what would help."""
+    memory = _gb(plan.device_bytes or 0)
     if plan.choice is None:
         least = min(need.weights + need.working for need in plan.needs)
-        raise CheckFailed(
-            f"nothing fits {_gb(memory)} GB, whatever the context: the smallest combination takes {_gb(least)} GB "
+        return (
+            f"nothing fits {memory} GB, whatever the context: the smallest combination takes {_gb(least)} GB "
             "without its KV cache; take a larger device"
         )
-    if context is not None and plan.choice.total > memory:
-        raise CheckFailed(
-            f"nothing fits {_gb(memory)} GB with {context:,} tokens; the most is {plan.choice.max_context:,}: "
-            "lower --context or --batch, or take a larger device"
-        )
+    return (
+        f"nothing fits {memory} GB with {plan.context:,} tokens; the most is {plan.choice.max_context:,}: "
+        "lower --context or --batch, or take a larger device"
+    )
 
 
-def _document(config: ModelConfig, plan: MemoryPlan, memory: int | None) -> dict[str, Any]:
-    return {
-        "parameters": config.parameter_count().total,
-        "max_position_embeddings": config.max_position_embeddings,
-        "attention_chunk_size": config.attention_chunk_size,
-        "chunked_layers": sum(config.chunked_layers),
-        "layers": config.num_hidden_layers,
-        "combinations": [_record(need, memory) for need in plan.needs],
-        "refused": [{**dataclasses.asdict(each), "reason": why} for each, why in plan.refused.items()],
-        "choice": None if plan.choice is None else _record(plan.choice, memory),
-    }
-
-
-def _record(need: Need, memory: int | None) -> dict[str, Any]:
-    return {
-        **dataclasses.asdict(need.combination),
-        "loss_percent": need.combination.loss,
-        "context": need.context,
-        "weights_bytes": need.weights,
-        "kv_bytes": need.kv,
-        "working_bytes": need.working,
-        "total_bytes": need.total,
-        "fits": None if memory is None else need.total <= memory,
-        "max_context": need.max_context,
-    }
-
-
-def _show(title: dict[str, Any], config: ModelConfig, plan: MemoryPlan, context: int | None) -> None:
+def _show(checkpoint: str, device: str | None, plan: MemoryPlan) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    memory, limit = title["device_bytes"], config.max_position_embeddings
-    device = "no device" if memory is None else f"{title['device'] or 'device'} with {_gb(memory)} GB"
-    console.print(f"{title['checkpoint']}: {config.parameter_count().total:,} parameters, up to {limit:,} tokens")
-    console.print(f"{device}, batch {title['batch']}; 1 GB is 10^9 bytes\n")
-    longest = memory is not None and context is None
-    if longest:
-        console.print("Largest context in tokens, by KV dtype:\n")
-    else:
-        marked = "" if memory is None else " (x: too much)"
-        console.print(f"GB in all for {context or limit:,} tokens, by KV dtype{marked}:\n")
-    console.print(_table(plan, memory, longest))
+    memory, limit = plan.device_bytes, plan.config.max_position_embeddings
+    console.print(f"{checkpoint}: {plan.parameters:,} parameters, up to {limit:,} tokens")
+    where = "no device" if memory is None else f"{device or 'device'} with {_gb(memory)} GB"
+    console.print(f"{where}, batch {plan.batch}; 1 GB is 10^9 bytes\n")
+    console.print(_heading(plan))
+    console.print(_table(plan))
     working = [need.working for need in plan.needs]
-    console.print(f"\nCounted in: working memory, {_gb(min(working))} to {_gb(max(working))} GB.")
+    console.print(f"\nWorking memory of {_gb(min(working))} to {_gb(max(working))} GB is included.")
     for reason in dict.fromkeys(plan.refused.values()):
         console.print(f"Left out: {reason}.")
     if memory is None:
         console.print("Give --device or --device-memory to see what fits, and which to choose.")
     elif plan.choice is not None:
-        console.print(_choice(plan.choice, memory, context or limit))
+        console.print(_choice(plan.choice, memory, plan.context or limit))
 
 
-def _table(plan: MemoryPlan, memory: int | None, longest: bool) -> Table:
+def _heading(plan: MemoryPlan) -> str:
+    if _shows_contexts(plan):
+        return "Largest context in tokens, by KV dtype:\n"
+    tokens = plan.context or plan.config.max_position_embeddings
+    marked = "" if plan.device_bytes is None else " (x: too much)"
+    return f"GB in all for {tokens:,} tokens, by KV dtype{marked}:\n"
+
+
+def _shows_contexts(plan: MemoryPlan) -> bool:
+    """Whether cells are the largest contexts, and not bytes."""
+    return plan.device_bytes is not None and plan.context is None
+
+
+def _table(plan: MemoryPlan) -> Table:
     """A row for each quantisation and layout, a column for each KV dtype."""
     from rich.table import Table
 
@@ -152,25 +118,26 @@ def _table(plan: MemoryPlan, memory: int | None, longest: bool) -> Table:
     for (quant, dtype, layout), needs in rows.items():
         head = ("", "") if (quant, dtype) == above else (dtype if quant == "none" else quant, _gb(needs[0].weights))
         above = (quant, dtype)
-        table.add_row(*head, layout, *(_cell(need, memory, longest) for need in needs))
+        table.add_row(*head, layout, *(_cell(need, plan) for need in needs))
     return table
 
 
-def _cell(need: Need, memory: int | None, longest: bool) -> str:
-    if longest:
+def _cell(need: Need, plan: MemoryPlan) -> str:
+    if _shows_contexts(plan):
         return f"{need.max_context:,}" if need.max_context else "-"
-    return _gb(need.total) + ("" if memory is None else "  " if need.total <= memory else " x")
+    return _gb(need.total) + ("" if plan.device_bytes is None else "  " if need.total <= plan.device_bytes else " x")
 
 
 def _choice(need: Need, memory: int, wanted: int) -> str:
     """The options to build with, and why those."""
     c, reached = need.combination, need.max_context or 0
-    reason = f"Loses least of all that hold {wanted:,} tokens" if reached >= wanted else "Reaches farthest"
+    loses = f"It loses the least quality of all combinations that hold {wanted:,} tokens"
+    reason = loses if reached >= wanted else "No other combination holds a longer context"
     options = f"--quant {c.quant} --dtype {c.dtype} --kv-layout {c.kv_layout} --kv-dtype {c.kv_dtype}"
     parts = f"weights {_gb(need.weights)} + KV {_gb(need.kv)} + working {_gb(need.working)} = {_gb(need.total)}"
     return (
         f"Choose {options} --max-context {min(reached, wanted)}\n"
-        f"{reason}; for {need.context:,} tokens {parts} of {_gb(memory)} GB."
+        f"{reason}; for {need.context:,} tokens it takes {parts} of {_gb(memory)} GB."
     )
 
 

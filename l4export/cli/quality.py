@@ -22,24 +22,31 @@ __all__ = ["command"]
 
 @click.command("quality")
 @click.argument("engine", type=click.Path(path_type=Path))
-@click.option("--reference", required=True, type=click.Path(path_type=Path), help="The checkpoint it was built from.")
+@click.option(
+    "--reference", required=True, type=click.Path(path_type=Path), help="The checkpoint that ENGINE was built from."
+)
 @click.option(
     "--text", required=True, type=click.Path(path_type=Path), help="Text, or token ids (.json), to measure on."
 )
 @click.option(
-    "--window", type=int, help="Tokens that are seen together.  [default: 1024, at most the engine's context]"
+    "--window", type=int, help="Tokens of one window of the text.  [default: 1024, at most the engine's context]"
 )
 @click.option(
-    "--breakdown/--no-breakdown", default=True, show_default=True, help="Measure layers and kinds of weights."
+    "--breakdown/--no-breakdown",
+    default=True,
+    show_default=True,
+    help="Also measure each layer and each kind of weight.",
 )
 @click.option(
     "--threshold",
     "thresholds",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Demand kl, perplexity_ratio or top1_agreement.",
+    help="Set a threshold for kl, perplexity_ratio or top1_agreement. May be given several times.",
 )
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as one HTML page.")
+@click.option(
+    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report to this file as an HTML page."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     engine: Path,
@@ -51,16 +58,18 @@ def command(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure ENGINE on a text against PyTorch in float32 on the reference checkpoint's own weights.
+    """Compare ENGINE on a text with PyTorch in float32 on the reference checkpoint's own weights.
 
-    Perplexity, KL(reference || engine) and agreement with 95 % confidence intervals, and the KL that each layer and
-    each kind of weight would cause alone. Exit code 1 when a threshold is not met. Needs the `reference` extra.
+    The report has perplexity, KL(reference || engine) and agreement with 95 % confidence intervals, and the KL that
+    each layer and each kind of weight would cause alone.
+
+    The exit code is 1 if a threshold is not met. This command needs the `reference` extra.
     """
     from l4export.quality.measure import measure_quality
 
     limits = dict(parse_threshold(item, "kl=0.05") for item in thresholds)
     if html is not None:
-        html.touch()  # better to fail now than after minutes of work
+        html.touch()  # an unwritable file is found now and not after minutes of work
     with step_progress() as tell:
         report = measure_quality(engine, reference, text, window, breakdown, limits, tell)
     if html is not None:

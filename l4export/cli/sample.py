@@ -11,18 +11,25 @@ __all__ = ["command"]
 
 @click.command("sample")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--variant", type=click.Choice(["scout", "maverick", "guard", "mobile"]), required=True)
-@click.option("--size", type=click.Choice(["tiny", "bench", "full"]), default="tiny", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--variant",
+    type=click.Choice(["scout", "maverick", "guard", "mobile"]),
+    required=True,
+    help="Member of the model family.",
+)
+@click.option(
+    "--size", type=click.Choice(["tiny", "bench", "full"]), default="tiny", show_default=True, help="Size of the model."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the weights.")
 def command(out: Path, variant: str, size: str, seed: int) -> None:
     """Write a checkpoint with seeded random weights to the new directory OUT.
 
-    tiny: some 200 thousand parameters, chunks of 16 tokens, so that every feature shows within a hundred tokens.
+    tiny: about 200 thousand parameters and chunks of 16 tokens, so that a hundred tokens exercise every feature.
 
     bench: hidden 2048, 4 layers, 16 experts, bf16 (scout: 1.88 billion parameters, 3.77 GB).
 
-    full: the released shapes of scout or maverick WITHOUT weights. Every tensor is a hole in a sparse file: it reads
-    as zeros and takes no room (scout: 216 GB apparent, under a megabyte on disk), whatever the seed.
+    full: the released shapes of scout or maverick WITHOUT weights. Every tensor is a hole in a sparse file, which reads
+    as zeros and takes no space (scout: 216 GB apparent, under a megabyte on disk). The seed has no effect.
     """
     from l4export.checkpoint import open_checkpoint
     from l4export.checkpoint.sample import write_sample

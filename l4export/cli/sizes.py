@@ -13,10 +13,10 @@ _UNITS |= {"b": 1, **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}}
 
 
 def parse_size(option: str, text: str) -> int:
-    """Bytes: 512MB and 512M are millions, 512MiB are binary; upper and lower case are the same.
+    """A size in bytes: 512MB and 512M are 512 x 10^6, 512MiB is 512 x 2^20; case does not matter.
 
     Raises:
-        InputError: anything else, by the option's name.
+        InputError: the text is no size; the message names the option.
     """
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?([a-z]*)", text.strip().lower(), re.ASCII)
     if not match or match[2] not in _UNITS:

@@ -1,4 +1,4 @@
-"""What a long command is doing, step by step."""
+"""Progress of a long command, step by step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["step_progress"]
 
 @contextmanager
 def step_progress(interval: float = 10.0) -> Iterator[Callable[[str], None]]:
-    """A line on standard error that says what is being run; where that is no terminal, one every ten seconds."""
+    """A status line on standard error that says what is done; if that is no terminal, a line every ten seconds."""
     from rich.console import Console
 
     console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""`--threshold NAME=VALUE`, of the commands that judge."""
+"""`--threshold NAME=VALUE` of the commands that check an engine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["parse_threshold"]
 
 
 def parse_threshold(item: str, example: str) -> tuple[str, float]:
-    """Name and number.
+    """The name and the number of an option NAME=VALUE.
 
     Raises:
-        InputError: it is not written so; `example` is shown.
+        InputError: the option has another form; the message shows `example`.
     """
     name, _, value = item.partition("=")
     try:

@@ -12,7 +12,10 @@ __all__ = ["command"]
 @click.command("verify")
 @click.argument("engine", type=click.Path(path_type=Path))
 def command(engine: Path) -> None:
-    """Check the size and SHA-256 digest of every file of ENGINE against its manifest (exit code 1 if one differs)."""
+    """Check the size and SHA-256 digest of every file of ENGINE against its manifest.
+
+    The exit code is 1 if a file differs.
+    """
     from l4export.engine.manifest import verify_files
 
     manifest = verify_files(engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -42,8 +43,8 @@ Say = Callable[[str], None]
 
 
 def build(
-    checkpoint_path: Path,
-    engine_path: Path,
+    checkpoint_path: str | os.PathLike[str],
+    engine_path: str | os.PathLike[str],
     options: BuildOptions | None = None,
     on_progress: OnProgress | None = None,
     on_notice: Say | None = None,
@@ -53,6 +54,13 @@ def build(
     The directory appears under its name only when it is complete. A build that was killed or that failed is continued
     when it is run again.
 
+    Args:
+        checkpoint_path: A checkpoint directory.
+        engine_path: The engine directory to be made.
+        options: What is asked for; None: the defaults.
+        on_progress: Is told (written, total) bytes of weights.
+        on_notice: Is told, a line at a time, what a person may want to know.
+
     Raises:
         InputError: a checkpoint, an option or a weight that cannot be built; an output that exists (without `force`);
             a checkpoint that changed meanwhile.
@@ -61,9 +69,9 @@ def build(
         StorageError: reading or writing failed.
     """
     options = options or BuildOptions()
-    directory = EngineDirectory(engine_path, replace=options.force)
+    directory = EngineDirectory(Path(engine_path), replace=options.force)
     directory.check(options.dump_ir)
-    planned = plan_build(checkpoint_path, options, directory.calibration, on_notice)
+    planned = plan_build(Path(checkpoint_path), options, directory.calibration, on_notice)
     return run_build(planned, directory, on_progress, on_notice)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from l4export import __version__
+from l4export._version import __version__
 from l4export.calibration.weight_codes import CalibrationPlan
 from l4export.compiler.dump import Dump
 from l4export.compiler.inputs import BuildInputs

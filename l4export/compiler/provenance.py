@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import l4export
+from l4export._version import __version__
 from l4export.engine.manifest import FORMAT_VERSION
 from l4export.errors import InputError
 from l4export.storage.file_records import FileReader
@@ -42,10 +42,10 @@ because scales of caches and activations are measured by running an engine."""
 @cache
 def generator() -> str:
     """The program as a manifest names it: its version, the manifest's format version, and `program_digest`."""
-    return f"l4export {l4export.__version__} (format {FORMAT_VERSION}, code {program_digest()[:16]})"
+    return f"l4export {__version__} (format {FORMAT_VERSION}, code {program_digest()[:16]})"
 
 
-def program_digest(root: Path = Path(str(l4export.__file__)).parent) -> str:
+def program_digest(root: Path = Path(__file__).parents[1]) -> str:
     """SHA-256 (hex) over the name and the source of every module of `PROGRAM`, in the order of the names.
 
     Args:

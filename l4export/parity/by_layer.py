@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -86,8 +87,8 @@ class LayerParityReport(Verdict):
 
 
 def check_layers(
-    engine_path: Path,
-    checkpoint: Path,
+    engine_path: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str],
     prefill: int = 64,
     decode: int = 32,
     thresholds: Mapping[str, float] | None = None,
@@ -95,11 +96,14 @@ def check_layers(
     dequantized: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> LayerParityReport:
-    """Run the engine with taps and the layer-streamed reference on the same tokens and compare what every layer makes.
+    """Run an engine and the float32 reference on the same tokens, and compare the results of every layer.
 
-    `prefill` seeded random tokens in one append, then `decode` further ones, one a call; the reference computes all
-    positions in one pass. `max_relative_difference` is demanded of every layer's hidden states, keys and values and of
-    the logits, `top1_agreement` of every layer's choice of experts and of the logits. Otherwise as `check_parity`.
+    The engine runs with further outputs: the hidden states of every layer [tokens, hidden], its keys and values, its
+    router's logits [tokens, experts]. The reference has one layer in memory at a time, and computes all positions in
+    one pass. The threshold `max_relative_difference` applies to every layer's hidden states, keys and values and to the
+    logits; `top1_agreement` applies to every layer's choice of experts and to the logits.
+
+    Arguments are those of `check_parity`.
 
     Raises:
         InputError: lengths beyond the engine's context, unknown thresholds, an engine of another architecture, one that
@@ -107,6 +111,7 @@ def check_layers(
         CheckFailed: a layer departs and the logits are not finite.
         EnvironmentLacks: torch, transformers or onnxruntime is missing.
     """
+    engine_path, checkpoint = Path(engine_path), Path(checkpoint)
     say = on_step or (lambda _: None)
     manifest = load_manifest(engine_path)
     if manifest.target not in {"ort-cpu", "onnx"}:

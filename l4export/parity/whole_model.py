@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,8 @@ class ParityReport(Verdict):
 
 
 def check_parity(
-    engine_path: Path,
-    checkpoint: Path,
+    engine_path: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str],
     prefill: int = 64,
     decode: int = 32,
     thresholds: Mapping[str, float] | None = None,
@@ -68,16 +69,29 @@ def check_parity(
     on_step: Callable[[str], None] | None = None,
     provider: str | None = None,
 ) -> ParityReport:
-    """Run engine and reference on the same tokens and compare.
+    """Run an engine and the float32 reference on the same tokens, and compare their logits [tokens, vocab].
 
-    `prefill` seeded random tokens in one append, then `decode` further ones, one a call (teacher-forced), then a
-    greedy continuation of the prefill of `decode` tokens. `thresholds` override `DEFAULT_THRESHOLDS` by name. An
-    engine that was built of a slice of the layers is compared with the same slice of the reference.
+    Both run `prefill` tokens at once, then `decode` further ones, one a call (teacher-forced), and then continue the
+    prefill greedily by `decode` tokens. An engine of some layers is compared with the same layers of the reference.
 
-    A quantised engine is judged twice: against the checkpoint's weights (its quality; nothing is demanded unless
-    `thresholds` say so), and with `dequantized` against a reference that uses the engine's own weights, dequantised:
-    that one is tight where activations are not rounded to int8 (to fp8 the reference rounds them too).
-    `provider` as `l4export.runtimes.load`.
+    A quantised engine can be compared in two ways. Against the checkpoint's weights, the figures tell its quality, and
+    no threshold applies unless `thresholds` has one. With `dequantized`, the reference has the engine's own weights,
+    dequantised, and the figures tell whether the engine computes right; they are small unless activations are rounded
+    to int8 (to fp8 the reference rounds them too).
+
+    Args:
+        engine_path: The engine directory.
+        checkpoint: The checkpoint directory that it was built from.
+        prefill: Tokens fed in one call, at least 1.
+        decode: Tokens fed one a call; prefill + decode is at most the engine's `max_context`.
+        thresholds: Limits by name; they replace those that the engine's precision has by default.
+        seed: Of the random tokens.
+        dequantized: Whether the reference has the engine's own weights.
+        on_step: Is told in words what is done next.
+        provider: As for `l4export.load`.
+
+    Returns:
+        The figures and the verdict; a failed comparison raises nothing.
 
     Raises:
         InputError: lengths beyond the engine's context, unknown thresholds, an engine of another architecture.
@@ -86,6 +100,7 @@ def check_parity(
     from l4export import runtimes
     from l4export.reference.transformers_model import HFReference
 
+    engine_path, checkpoint = Path(engine_path), Path(checkpoint)
     say = on_step or (lambda _: None)
     say("loading the engine")
     engine = runtimes.load(engine_path, provider=provider)

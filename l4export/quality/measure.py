@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,21 +94,30 @@ class QualityReport(Verdict):
 
 
 def measure_quality(
-    engine_path: Path,
-    checkpoint: Path,
-    text_path: Path,
+    engine_path: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str],
+    text_path: str | os.PathLike[str],
     window: int | None = None,
     breakdown: bool = True,
     thresholds: Mapping[str, float] | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> QualityReport:
-    """Run an engine and the layer-streamed float32 reference over a text, in windows that know nothing of each other.
+    """Run an engine and the float32 reference over a text, and compare the probabilities of every next token.
 
-    The text is what `l4export.calibration.text.TextReader` reads; `window` None means 1024 tokens, or the engine's
-    context. The engine runs in its runtime's own session; logits are held for some megabytes of positions at a time.
-    `breakdown` measures layers and kinds of weights too, at the price of one run of the reference for each kind and
-    half a run for each layer. `thresholds` are for `kl` and `perplexity_ratio` (at most) and `top1_agreement` (at
-    least).
+    The reference has one layer in memory at a time. The text is read in windows that are independent of each other.
+
+    Args:
+        engine_path: The engine directory.
+        checkpoint: The checkpoint directory that it was built from.
+        text_path: UTF-8 text or token ids, a file or a directory; see `l4export.calibration.text.TextReader`.
+        window: Tokens of one window; None means 1024, or the engine's `max_context` if that is less.
+        breakdown: Whether each layer and each kind of weight is measured, too. A kind takes one more run of the
+            reference, a layer half a run.
+        thresholds: Limits for `kl` (nats a token) and `perplexity_ratio`, at most, and `top1_agreement`, at least.
+        on_step: Is told in words what is done next.
+
+    Returns:
+        The figures with their 95 % confidence intervals, and the verdict; a threshold that is missed raises nothing.
 
     Raises:
         InputError: a text that is no text, too short or not in the vocabulary; a window longer than the engine's
@@ -117,6 +127,7 @@ def measure_quality(
     """
     from l4export import runtimes
 
+    engine_path, checkpoint, text_path = Path(engine_path), Path(checkpoint), Path(text_path)
     limits = dict(thresholds or {})
     check_thresholds(limits, _THRESHOLDS)
     engine = runtimes.load(engine_path)

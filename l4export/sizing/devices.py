@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DEVICES", "Device"]
+from l4export.errors import InputError
+
+__all__ = ["DEVICES", "Device", "device_memory"]
 
 
 @dataclass(frozen=True)
@@ -26,3 +28,18 @@ DEVICES = {
     "spark": Device("NVIDIA DGX Spark, 128 GB shared by CPU and GPU", 128 * 10**9),
     "server64": Device("a server with 64 GB", 64 * 10**9),
 }
+
+
+def device_memory(device: str | int) -> int:
+    """Memory in bytes of a device that is given by its name in `DEVICES`, or by its memory in bytes.
+
+    Raises:
+        InputError: an unknown name; less than one byte.
+    """
+    if isinstance(device, str):
+        if device not in DEVICES:
+            raise InputError(f"device {device!r} is not one of {', '.join(DEVICES)}; or give its memory in bytes")
+        return DEVICES[device].memory
+    if device < 1:
+        raise InputError(f"a device of {device} bytes: a device has at least one byte of memory")
+    return device

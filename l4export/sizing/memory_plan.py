@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from l4export.checkpoint import read_config
 from l4export.engine.kv_cache import kv_bytes
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
+from l4export.sizing.devices import device_memory
 from l4export.sizing.engine_size import EngineSize, EngineSizes
 from l4export.sizing.working_memory import working_bytes
 
-__all__ = ["WEIGHTS", "Combination", "MemoryPlan", "Need", "plan_memory"]
+__all__ = ["WEIGHTS", "Combination", "MemoryPlan", "Need", "plan", "plan_memory"]
 
 WEIGHTS = {
     ("none", "fp32"): 0.0,
@@ -65,12 +71,82 @@ class Need:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Every combination's need, and which one to choose."""
+    """What every combination needs, and which one to choose.
 
+    `device_bytes` None means that no device was named, `context` None that no context was asked for. `choice` is None
+    without a device, and where no combination fits one token. `refused` has the combinations that cannot be built for
+    this model, and why.
+    """
+
+    config: ModelConfig
+    device_bytes: int | None
+    context: int | None
+    batch: int
     needs: tuple[Need, ...]
     choice: Need | None
     refused: dict[Combination, str]
-    """Combinations that cannot be built for this model, and why."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model."""
+        return self.config.parameter_count().total
+
+    @property
+    def fits(self) -> bool:
+        """Whether some combination fits the device with the context that was asked for; true without a device."""
+        if self.device_bytes is None:
+            return True
+        return self.choice is not None and (self.context is None or self.choice.total <= self.device_bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan for a JSON document, all sizes in bytes."""
+        config = self.config
+        return {
+            "device_bytes": self.device_bytes,
+            "batch": self.batch,
+            "context": self.context,
+            "parameters": self.parameters,
+            "max_position_embeddings": config.max_position_embeddings,
+            "attention_chunk_size": config.attention_chunk_size,
+            "chunked_layers": sum(config.chunked_layers),
+            "layers": config.num_hidden_layers,
+            "combinations": [self._record(need) for need in self.needs],
+            "refused": [{**dataclasses.asdict(each), "reason": why} for each, why in self.refused.items()],
+            "choice": None if self.choice is None else self._record(self.choice),
+        }
+
+    def _record(self, need: Need) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(need.combination),
+            "loss_percent": need.combination.loss,
+            "context": need.context,
+            "weights_bytes": need.weights,
+            "kv_bytes": need.kv,
+            "working_bytes": need.working,
+            "total_bytes": need.total,
+            "fits": None if self.device_bytes is None else need.total <= self.device_bytes,
+            "max_context": need.max_context,
+        }
+
+
+def plan(
+    checkpoint: str | os.PathLike[str], device: str | int | None = None, context: int | None = None, batch: int = 1
+) -> MemoryPlan:
+    """Say which combinations of weights, KV layout and KV dtype fit a device, from a model's config alone.
+
+    Args:
+        checkpoint: A checkpoint directory, or a config.json. No weights are read, and none need to be there.
+        device: A name in `l4export.sizing.devices.DEVICES`, such as "h100", or the memory of a device in bytes.
+        context: Tokens that each row must hold; None asks for as many as fit.
+        batch: Rows of tokens.
+
+    Raises:
+        InputError: no config, or one of another architecture; an unknown device; a context that the model does not
+            take.
+        StorageError: reading failed.
+    """
+    memory = None if device is None else device_memory(device)
+    return plan_memory(read_config(Path(checkpoint)), memory, context, batch)
 
 
 def plan_memory(
@@ -82,8 +158,8 @@ def plan_memory(
     of the model's limit where there is no device.
 
     The choice is, of the combinations that fit `context` (by default the model's limit), the one that loses least, of
-    equals the smallest; if none does, the one that reaches the longest context. None without a device, or if no
-    combination fits one token.
+    equals the smallest; if none does, the one that reaches the longest context. There is none without a device, or if
+    no combination fits one token.
 
     Raises:
         InputError: a context that the model does not take.
@@ -99,7 +175,15 @@ def plan_memory(
             needs.append(planner.need(combination, context))
         except InputError as error:
             refused[combination] = str(error)
-    return MemoryPlan(tuple(needs), _choice(needs, context or limit, device_bytes), refused)
+    return MemoryPlan(
+        config=config,
+        device_bytes=device_bytes,
+        context=context,
+        batch=batch,
+        needs=tuple(needs),
+        choice=_choice(needs, context or limit, device_bytes),
+        refused=refused,
+    )
 
 
 def _combinations(config: ModelConfig) -> Iterator[Combination]:

@@ -29,7 +29,8 @@ import onnx_ir as ir
 from llama_cpp_peer import Peer, build_peer
 
 from l4export import runtimes
-from l4export.bench import decode_weight_bytes, read_bandwidth
+from l4export.benchmark.decode_weights import decode_weight_bytes
+from l4export.benchmark.memory import read_bandwidth
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.onnxruntime.huge_pages import restart_with_huge_pages
 

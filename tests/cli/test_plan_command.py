@@ -70,7 +70,7 @@ def test_a_context_that_fits_nowhere_is_exit_code_1(config: Path, capsys: pytest
     """What reaches farthest is shown."""
     code, out, err = plan(capsys, config, "--device-memory", 135_900_000, "--context", 4096)
     assert code == 1
-    assert "x: too much" in out and "Reaches farthest" in out
+    assert "x: too much" in out and "No other combination holds a longer context" in out
     assert err.count("\n") == 1
     assert "lower --context or --batch" in err
 

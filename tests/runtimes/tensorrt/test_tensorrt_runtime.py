@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from l4export import runtimes
-from l4export.bench import bench_engine
+from l4export.benchmark.measure import bench
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import load_manifest
@@ -361,7 +361,7 @@ def test_parity_and_bench_name_the_gpu(workshop: Workshop, lowered: Lowered, gpu
     gpu(directory)
     report = check_parity(directory, workshop.checkpoint("scout"), prefill=40, decode=20)
     assert report.passed and report.provider == "tensorrt_rtx 0.0 on Stand-in"
-    figures = bench_engine(directory, prefill=16, decode=4, repeats=1)
+    figures = bench(directory, prefill=16, decode=4, repeats=1)
     assert figures.provider == "tensorrt_rtx 0.0 on Stand-in"
     assert (figures.threads, figures.read_bandwidth, figures.decode_bandwidth_share) == (None, None, None)
 

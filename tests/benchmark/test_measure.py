@@ -11,7 +11,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from l4export.bench import BenchReport, bench_engine, decode_weight_bytes, read_bandwidth
+from l4export.benchmark.decode_weights import decode_weight_bytes
+from l4export.benchmark.measure import BenchReport, bench
+from l4export.benchmark.memory import read_bandwidth
 from l4export.checkpoint.hf_config import config_from_hf
 from l4export.checkpoint.sample import hf_config
 from l4export.errors import InputError
@@ -22,7 +24,7 @@ BANDWIDTH = 12e9
 
 @pytest.fixture(autouse=True)
 def quick_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("l4export.bench.read_bandwidth", lambda _threads: BANDWIDTH)
+    monkeypatch.setattr("l4export.benchmark.measure.read_bandwidth", lambda _threads: BANDWIDTH)
 
 
 def weights(model: ir.Model) -> dict[str, int]:
@@ -33,7 +35,7 @@ def weights(model: ir.Model) -> dict[str, int]:
 def test_a_report(workshop: Workshop, layout: str) -> None:
     path = workshop.engine_path("scout", layout)
     steps: list[str] = []
-    report = bench_engine(path, prefill=40, decode=12, repeats=2, threads=1, on_step=steps.append)
+    report = bench(path, prefill=40, decode=12, repeats=2, threads=1, on_step=steps.append)
     assert (report.threads, report.prefill_tokens, report.decode_tokens, report.repeats) == (1, 40, 12, 2)
     assert 0 < report.load_seconds < report.cold_first_token_seconds
     assert report.prefill_tokens_per_second == pytest.approx(40 / report.first_token_seconds)
@@ -112,7 +114,7 @@ def test_read_bandwidth_is_plausible() -> None:
 )
 def test_refusals(workshop: Workshop, options: dict[str, int], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        bench_engine(workshop.engine_path("scout", "static"), **options)  # type: ignore[arg-type]
+        bench(workshop.engine_path("scout", "static"), **options)  # type: ignore[arg-type]
 
 
 def test_command_line(workshop: Workshop) -> None:
