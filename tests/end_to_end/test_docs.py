@@ -42,17 +42,3 @@ def _commands(text: str) -> list[list[str]]:
     commands = [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
     assert all(command[0] == "l4export" for command in commands), text
     return [[sys.executable, "-m", "l4export", *command[1:]] for command in commands]
-
-
-def test_links_lead_somewhere() -> None:
-    for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
-
-
-def test_options_of_the_readme_exist() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "l4export", "build", "--help"], capture_output=True, text=True, check=True
-    )
-    for option in set(re.findall(r"`(--[a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8"))):
-        assert option in done.stdout, option
