@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow lint wheel-test clean
+.PHONY: quickstart test test-slow lint docs wheel-test clean
 
 quickstart: $(STAMP)
 	rm -rf engines/kjv
@@ -25,6 +25,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/mkdocs build --strict
+	! grep -rE '(src|href)="?https?://' site --include='*.html'  # nothing is loaded from elsewhere
+
 wheel-test: $(STAMP)
 	VENV=$(VENV) bash tests/end_to_end/wheel_test.sh
 
@@ -35,4 +40,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info engines
+	rm -rf $(VENV) build dist *.egg-info engines site

@@ -18,7 +18,7 @@ class CastKVCache(ir.passes.InPlacePass):
     k is rounded once, after norm and rotation, so a cache holds exactly c(k) and c(v). No operator of ONNX Runtime's
     CPU provider takes caches of another float type than its other inputs, hence q and y are rounded too; for c =
     float16, `GroupQueryAttention` then computes scores, softmax and sums in float32. Casting whole caches back and
-    forth instead would round nothing else, but costs more than attention itself (docs/guide/kv_cache.md).
+    forth instead would round nothing else, but costs more than attention itself (docs/reference/measurements.md).
 
     Must run before `FuseAttention`, which leaves the rotation outside its operator, in the model's own type.
     """

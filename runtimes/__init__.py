@@ -1,10 +1,12 @@
-"""Thin runtimes: open an engine directory, own its KV cache, sample, stream. No PyTorch, no transformers.
+"""Thin runtimes: open an engine directory, own its KV cache, sample, stream.
 
-engine = l4export.runtimes.load("engine/")
-session = engine.session(batch=1)
-logits = session.append(token_ids)                  # float32 [batch, tokens, vocab]
-logits = session.append(token_ids, last_only=True)  # float32 [batch, 1, vocab]
-for token in engine.generate(token_ids, max_new_tokens=64): ...
+They need neither PyTorch nor transformers:
+
+    engine = l4export.runtimes.load("engine/")
+    session = engine.session(batch=1)
+    logits = session.append(token_ids)                  # float32 [batch, tokens, vocab]
+    logits = session.append(token_ids, last_only=True)  # float32 [batch, 1, vocab]
+    for token in engine.generate(token_ids, max_new_tokens=64): ...
 """
 
 from __future__ import annotations

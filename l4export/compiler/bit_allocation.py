@@ -74,7 +74,7 @@ def allocate(sizes: Sequence[Sequence[int]], damage: Sequence[Sequence[float]], 
     """One choice for each group, such that their `sizes` fit into `budget` and their `damage` adds up to the least.
 
     The multiple-choice knapsack by dynamic programming: with best_g(b) the least damage of the first g groups in b
-    bytes beyond everybody's smallest, best_g(b) = min over choices c of damage[g][c] + best_{g-1}(b - extra[g][c]).
+    bytes beyond everybody's smallest, `best_g(b) = min over choices c of damage[g][c] + best_{g-1}(b - extra[g][c])`.
     Bytes are counted in steps, rounded up: the result fits always, and is the best but for a step a group.
 
     Raises:

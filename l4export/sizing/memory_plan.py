@@ -27,10 +27,10 @@ WEIGHTS = {
     ("fp8", "fp32"): 0.19,
     ("int4", "fp32"): 1.66,
 }
-"""`--quant` and `--dtype`: per cent of perplexity lost on the trained example (docs/guide/quantization.md)."""
+"""`--quant` and `--dtype`: per cent of perplexity lost on the trained example (docs/reference/measurements.md)."""
 
 _KV = {"fp32": 0.0, "fp16": 0.0, "int8": 0.02, "int4": 1.82}
-"""`--kv-dtype`: the same (docs/guide/kv_cache.md)."""
+"""`--kv-dtype`: the same (docs/reference/measurements.md)."""
 
 _PAGE = 4096
 """What a constant may cost beyond its bytes: data files place tensors at multiples of it."""
