@@ -207,7 +207,7 @@ def _weight_bytes(engine: Engine) -> tuple[int, int]:
     """Bytes of all weights, and of those that a decode step must read; from the graph alone."""
     import onnx_ir as ir
 
-    model = ir.load(engine.directory / "decoder.onnx")
+    model = ir.load(engine.directory / engine.manifest.decoder.file)
     tensors = [value.const_value for value in model.graph.initializers.values()]
     return sum(tensor.nbytes for tensor in tensors if tensor is not None), decode_weight_bytes(model, engine.config)
 

@@ -17,14 +17,13 @@ from l4export.calibration.activation_scales import activation_scales
 from l4export.calibration.kv_scales import kv_scales
 from l4export.calibration.weight_codes import StoredPart
 from l4export.compiler.directory import CALIBRATION, CALIBRATION_REPORT, EngineDirectory
-from l4export.compiler.manifest import engine_manifest, prefill_tokens
+from l4export.compiler.manifest import decoder_profiles, engine_manifest, prefill_tokens
 from l4export.compiler.pipeline import KV_BITS
 from l4export.compiler.plan import DEFAULT_MAX_CONTEXT, DTYPES, STEM, BuildOptions, BuildPlan, plan_build
 from l4export.compiler.provenance import generator
 from l4export.compiler.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
 from l4export.engine.companions import check_companions
 from l4export.engine.manifest import Manifest
-from l4export.engine.profiles import token_profiles
 from l4export.errors import EnvironmentLacks, InputError, StorageError
 from l4export.machine.tensorrt import MODULES
 from l4export.quantization.weights import CalibratedWeight
@@ -164,7 +163,7 @@ class _Build:
     def _compile(self, partial: Path, planned: BuildPlan) -> list[str]:
         """Every part's graph and the engine made of it; their names."""
         options = planned.options
-        profiles = token_profiles(options.policy is not None, options.kv_layout, prefill_tokens(planned))
+        profiles = decoder_profiles(planned)
         names: list[str] = []
         parts = decoder_parts(planned.model, planned.parts, STEM)
         for number, (name, part) in enumerate(parts, start=1):

@@ -21,6 +21,7 @@ from l4export.compiler.pipeline import KV_BITS, TARGETS, PipelineOptions, run_pi
 from l4export.compiler.provenance import Sources
 from l4export.engine.companions import check_companions
 from l4export.engine.kv_cache import KV_DTYPES
+from l4export.engine.manifest import DECODER
 from l4export.errors import InputError, StorageError
 from l4export.machine.tensorrt import MODULES
 from l4export.model.config import ModelConfig
@@ -37,7 +38,7 @@ __all__ = ["DEFAULT_MAX_CONTEXT", "DTYPES", "STEM", "BuildOptions", "BuildPlan",
 
 DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 DEFAULT_MAX_CONTEXT = 8192
-STEM = "decoder"
+STEM = DECODER
 _DUMPED_WEIGHTS_BYTES = 64 << 20
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from l4export.engine.manifest import DECODER
 from l4export.model.config import ModelConfig
 
 __all__ = ["GENAI_LAYOUTS", "genai_config"]
@@ -16,7 +17,7 @@ the prompt starts, so a second prompt would run over the end of a chunk, which l
 def genai_config(
     config: ModelConfig, kv_layout: str, max_context: int, prefill_tokens: int, fp8_activations: bool = False
 ) -> str:
-    """The file's text for a decoder called decoder.onnx.
+    """The file's text.
 
     onnxruntime-genai computes nothing of the model itself: "llama" only selects its generic decoder loop. With layout
     `static` it binds one buffer to past and present; it cuts prompts into pieces of `prefill_tokens`. With
@@ -38,7 +39,7 @@ def genai_config(
         "context_length": max_context,
         "decoder": {
             "session_options": {"log_id": "l4export", "provider_options": [], **entries},
-            "filename": "decoder.onnx",
+            "filename": f"{DECODER}.onnx",
             "head_size": config.head_dim,
             "hidden_size": config.hidden_size,
             "num_attention_heads": config.num_attention_heads,
