@@ -122,7 +122,7 @@ def _decoder(manifest: Manifest) -> Iterator[Contradiction]:
 
 
 def _parts(manifest: Manifest) -> Iterator[Contradiction]:
-    """Parts hold every layer, in order, and each takes what those before it give."""
+    """Parts hold every layer, in order, and each takes what those before it give; a compiled engine has no defaults."""
     path, parts, layers = f"graphs.{DECODER}.parts", manifest.decoder.parts, manifest.model.num_hidden_layers
     starts, stops = ([part.layers[end] for part in parts] for end in (0, 1))
     in_order = all(start < stop for start, stop in zip(starts, stops, strict=True))
@@ -131,3 +131,6 @@ def _parts(manifest: Manifest) -> Iterator[Contradiction]:
     for index, part in enumerate(parts):
         interface = DecoderInterface(manifest, part.layers)
         yield from interface.contradictions(part.inputs, part.outputs, f"{path}[{index}]")
+        for number, tensor in enumerate(part.inputs):
+            if tensor.optional:
+                yield f"{path}[{index}].inputs[{number}].optional", f"is true; a compiled engine needs {tensor.name}"

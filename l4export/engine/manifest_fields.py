@@ -87,7 +87,9 @@ class Fields:
     def shape(self, name: str) -> tuple[int | str, ...]:
         """A field that lists positive integers and names of sizes."""
         return tuple(
-            item if isinstance(item, str) and item.isidentifier() else self._count(f"{name}[{index}]", item, 1)
+            item
+            if isinstance(item, str) and item.isascii() and item.isidentifier()
+            else self._count(f"{name}[{index}]", item, 1)
             for index, item in enumerate(self._array(name))
         )
 

@@ -92,8 +92,9 @@ def _requires(fields: Fields) -> tuple[str, ...]:
 
 
 def _model(fields: Fields) -> ModelConfig:
+    model = fields.child("model")
     try:
-        return ModelConfig.from_dict(fields.child("model").raw, f"{fields.where}: model")
+        return ModelConfig.from_dict(model.raw, f"{fields.where}: model")
     except InputError as error:
         raise InputError(f"{error}; build the engine again") from error
 

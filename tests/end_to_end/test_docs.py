@@ -21,7 +21,7 @@ BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 def test_examples_run(document: Path, tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     examples = BLOCK.findall(document.read_text(encoding="utf-8"))
-    if document.name == "engine.md":  # it speaks of an engine that the reader has
+    if document.parent.name == "reference":  # its pages speak of an engine that the reader has
         examples.insert(0, ("sh", "l4export sample scout --variant scout\nl4export build scout -o engine\n"))
     for language, text in examples:
         commands = [[sys.executable, "-c", text]] if language == "python" else _commands(text)
