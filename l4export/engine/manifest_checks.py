@@ -104,6 +104,8 @@ def _graphs(manifest: Manifest) -> Iterator[Contradiction]:
             yield f"{path}.profiles", "do not go with its parts: compiled engines have both, other graphs neither"
         if graph.runtime.name == "tensorrt" and not graph.parts:
             yield f"{path}.parts", "lists no compiled engine, and its runtime is tensorrt"
+        if graph.runtime.name == "onnxruntime" and graph.parts:
+            yield f"{path}.parts", "lists compiled engines, and its runtime is onnxruntime"
 
 
 def _decoder(manifest: Manifest) -> Iterator[Contradiction]:

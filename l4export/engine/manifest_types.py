@@ -38,7 +38,7 @@ class TensorSpec:
 
     Attributes:
         name: As the graph calls it.
-        dtype: NumPy's name of it, such as `float32`; `bfloat16` is added.
+        dtype: NumPy's name of it, such as `float32`, or `bfloat16`.
         shape: Numbers, and names of sizes that differ from call to call.
     """
 

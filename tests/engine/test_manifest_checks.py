@@ -103,6 +103,12 @@ CONTRADICTIONS = [
     ("tensorrt", "graphs/decoder/profiles", [], "graphs.decoder.profiles do not go with its parts"),
     ("tensorrt", "graphs/decoder/parts", [], "graphs.decoder.profiles do not go with its parts"),
     ("static", "graphs/decoder/runtime/name", "tensorrt", "lists no compiled engine, and its runtime is tensorrt"),
+    (
+        "tensorrt",
+        "graphs/decoder/runtime/name",
+        "onnxruntime",
+        "lists compiled engines, and its runtime is onnxruntime",
+    ),
     ("tensorrt", "graphs/decoder/profiles/0/tokens/opt", 200, "profiles[0].tokens has not min <= opt <= max"),
     ("tensorrt", "graphs/decoder/profiles/0/tokens/max", 99, "profiles take no call of 100 tokens"),
     ("tensorrt", "graphs/decoder/profiles/0/tokens/min", 0, "expected an integer from 1"),

@@ -21,6 +21,7 @@ from l4export import runtimes
 from l4export.cli import main
 from l4export.compiler.build import BuildOptions, build, plan_build
 from l4export.engine.manifest import verify_files
+from l4export.engine.profiles import token_profiles
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.inspection.dequantized_weights import dequantized_weights
 from l4export.quantization.policy import standard_policy
@@ -160,7 +161,7 @@ def test_scales_are_bfloat16_where_activations_are(workshop: Workshop, tmp_path:
 
 def test_profiles_cover_what_a_session_feeds(workshop: Workshop) -> None:
     planned = plan_build(workshop.checkpoint("scout"), options(layout="chunked"))
-    ranges = tensorrt_engine.token_profiles(True, "chunked", 16)
+    ranges = token_profiles(True, "chunked", 16)
     decode, prefill = (tensorrt_compile.profile_shapes(planned.model.graph.inputs, tokens) for tokens in ranges)
     assert decode["input_ids"] == decode["attention_mask"] == ([1, 1], [1, 1], [1, 2])
     assert prefill["input_ids"] == ([1, 2], [1, 16], [1, 16])
@@ -168,8 +169,8 @@ def test_profiles_cover_what_a_session_feeds(workshop: Workshop) -> None:
     assert prefill["past_key_values.3.key"] == ([1, 2, 64, 16],) * 3
     assert prefill["mask_start"] == ([1], [1], [1])
     assert prefill["logits_to_keep"] == ([0], [1], [1])
-    assert tensorrt_engine.token_profiles(True, "static", 16) == [(1, 1, 1), (2, 16, 16)]
-    assert tensorrt_engine.token_profiles(False, "static", 16) == [(1, 1, 16)]  # or float weights are there twice
+    assert token_profiles(True, "static", 16) == [(1, 1, 1), (2, 16, 16)]
+    assert token_profiles(False, "static", 16) == [(1, 1, 16)]  # or float weights are there twice
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
