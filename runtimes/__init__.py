@@ -24,7 +24,7 @@ __all__ = ["load"]
 
 
 def load(path: str | Path, threads: int | None = None, verify: bool = False, provider: str | None = None) -> Engine:
-    """Open an engine directory with the runtime of its target.
+    """Open an engine directory with the runtime that its manifest names.
 
     `threads` is the number of threads of one call on a CPU; None means one a core. The sizes of all files are checked,
     and the digests of those up to 64 MiB; with `verify` every byte is, which takes as long as reading the engine.
@@ -34,19 +34,21 @@ def load(path: str | Path, threads: int | None = None, verify: bool = False, pro
 
     Raises:
         CheckFailed: with `verify`, a file that differs from the manifest.
-        InputError: not an engine, a file that is missing or damaged, a target this version cannot run.
+        InputError: not an engine, a file that is missing or damaged, a runtime that this version does not have.
         EnvironmentLacks: a package, an execution provider, a driver or a GPU is missing.
     """
     directory = Path(path)
     manifest = verify_files(directory) if verify else load_manifest(directory)
-    if provider not in {None, "cpu"} or (provider == "cpu" and not manifest.target.startswith("ort-")):
+    runtime = manifest.decoder.runtime
+    if provider not in {None, "cpu"} or (provider == "cpu" and runtime.name != "onnxruntime"):
         raise InputError(f"{directory}: cannot be executed by {provider!r}: it is for {manifest.target}")
-    if manifest.target in {"tensorrt-rtx", "tensorrt"}:
-        from l4export.runtimes.tensorrt import TensorRTEngine
+    match runtime.name, runtime.provider:
+        case "onnxruntime", "cpu" | "cuda":
+            from l4export.runtimes.onnxruntime.engine import OnnxRuntimeEngine
 
-        return TensorRTEngine(directory, manifest)
-    if manifest.target not in {"ort-cpu", "ort-cuda", "onnx"}:
-        raise InputError(f"{directory}: target {manifest.target!r} has no runtime in this l4export; upgrade it")
-    from l4export.runtimes.onnxruntime.engine import OnnxRuntimeEngine
+            return OnnxRuntimeEngine(directory, manifest, threads, provider)
+        case "tensorrt", "tensorrt-rtx" | "tensorrt":
+            from l4export.runtimes.tensorrt.engine import TensorRTEngine
 
-    return OnnxRuntimeEngine(directory, manifest, threads, "ort-cpu" if provider == "cpu" else manifest.target)
+            return TensorRTEngine(directory, manifest)
+    raise InputError(f"{directory}: runs on {runtime}, which this l4export does not have; upgrade it")

@@ -18,9 +18,8 @@ from l4export.runtimes.session import Session
 from l4export.runtimes.text.codec import TextCodec
 from l4export.storage.file_records import file_record
 
-__all__ = ["DECODER", "Engine"]
+__all__ = ["Engine"]
 
-DECODER = "decoder.onnx"
 _DIGEST_LIMIT = 64 << 20
 
 
@@ -137,8 +136,6 @@ class Engine(ABC):
 
 def _check_files(directory: Path, manifest: Manifest) -> None:
     """Sizes of all files, digests of the small ones (the graph and the tokenizer among them)."""
-    if DECODER not in manifest.files:
-        raise InputError(f"{directory}: the manifest lists no {DECODER}; build the engine again")
     for name, record in manifest.files.items():
         path = directory / name
         if not path.is_file():

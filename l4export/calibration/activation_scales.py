@@ -45,7 +45,7 @@ def activation_scales(engine_path: Path, manifest: Manifest, token_ids: Sequence
         InputError: an activation that is not finite.
         EnvironmentLacks: onnxruntime is missing.
     """
-    model = ir.load(engine_path / "decoder.onnx")
+    model = ir.load(engine_path / manifest.decoder.file)
     products: dict[str, list[Product]] = {}
     for product in fp8_products(model.graph):
         products.setdefault(product.weight, []).append(product)

@@ -12,7 +12,6 @@ from pathlib import Path
 import onnx_ir as ir
 
 from l4export.calibration.weight_codes import StoredPart, calibrate
-from l4export.compiler.compile import STEM
 from l4export.compiler.directory import CALIBRATION_REPORT, EngineDirectory
 from l4export.compiler.manifest import engine_manifest
 from l4export.compiler.measure import check_can_measure, measure_scales
@@ -20,7 +19,7 @@ from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import BuildPlan, plan_build
 from l4export.compiler.provenance import generator
 from l4export.compiler.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
-from l4export.engine.manifest import Manifest
+from l4export.engine.manifest import DECODER, Manifest
 from l4export.errors import StorageError
 from l4export.quantization.weights import CalibratedWeight
 from l4export.storage.file_records import FileRecord, file_record
@@ -115,7 +114,7 @@ class _Build:
                     self.on_notice(f"{directory.path.name} is up to date; every file was checked, none was written")
                     return old
                 if not self._graph_holds_codes():
-                    weights = reusable_weights(directory.path, old, draft, self.files, f"{STEM}.onnx")
+                    weights = reusable_weights(directory.path, old, draft, self.files, f"{DECODER}.onnx")
             with directory.writing(0 if weights else self._room()) as partial:
                 if weights:
                     self._take_over(partial, weights)
@@ -144,7 +143,7 @@ class _Build:
             scales(planned.model)
             if planned.dump:
                 planned.dump(len(planned.passes), planned.passes[-1], planned.model)
-        name = emit_graph(planned.model, self.files, partial, STEM)
+        name = emit_graph(planned.model, self.files, partial, DECODER)
         finishing = planned.target.finish(self._unfinished(partial, name))
         companions = planned.inputs.companions
         for companion in companions:

@@ -14,6 +14,7 @@ from l4export.compiler.dump import Dump
 from l4export.compiler.inputs import BuildInputs
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.pipeline import pipeline, run_passes
+from l4export.engine.manifest import DECODER
 from l4export.errors import InputError
 from l4export.graph.dtypes import FLOATS
 from l4export.model.decoder import build_decoder
@@ -21,9 +22,7 @@ from l4export.targets import TARGETS, GraphOptions
 from l4export.weights.placement import DataFile, place_weights
 from l4export.weights.recipes import Recipe, Source
 
-__all__ = ["STEM", "CompiledGraph", "compile_graph"]
-
-STEM = "decoder"
+__all__ = ["CompiledGraph", "compile_graph"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def compile_graph(
     if calibration and not calibration.schemes:
         raise InputError("--calibrate: no weight of a layer is quantised to integers; add --quant int4 or int8")
     model.producer_name, model.producer_version = "l4export", __version__
-    return CompiledGraph(model, passes, tuple(place_weights(model, STEM)), sources.files(), calibration)
+    return CompiledGraph(model, passes, tuple(place_weights(model, DECODER)), sources.files(), calibration)
 
 
 def _graph_options(inputs: BuildInputs, options: BuildOptions, calibration: CalibrationPlan | None) -> GraphOptions:

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from l4export.engine.companions import COMPANIONS
-from l4export.engine.manifest import MANIFEST, load_manifest
+from l4export.engine.manifest import DECODER, MANIFEST, load_manifest
 from l4export.errors import InputError, StorageError
 from l4export.storage.journal import JOURNAL, has_progress
 
@@ -137,7 +137,7 @@ class EngineDirectory:
         """Only what a build writes may be in the partial directory: it is emptied without asking."""
         ours = {JOURNAL, MANIFEST, f"{MANIFEST}.partial", "genai_config.json", *COMPANIONS}
         ours |= {CALIBRATION, CALIBRATION_REPORT}
-        foreign = sorted(n for n in os.listdir(self.partial) if n not in ours and not n.startswith("decoder"))
+        foreign = sorted(n for n in os.listdir(self.partial) if n not in ours and not n.startswith(DECODER))
         if foreign:
             raise InputError(f"{self.partial}: {foreign[0]} was not written by a build; move the directory away")
 

@@ -9,12 +9,11 @@ import onnx_ir as ir
 from l4export.calibration.activation_scales import METHOD as ACTIVATION_METHOD
 from l4export.calibration.kv_scales import METHOD as KV_METHOD
 from l4export.calibration.text import CalibrationText
-from l4export.compiler.compile import STEM
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import BuildPlan
 from l4export.compiler.provenance import generator
-from l4export.engine.kv_cache import kv_capacities
-from l4export.engine.manifest import EnginePart, KVLayer, Manifest
+from l4export.engine.kv_cache import KV_STORAGE, kv_capacities
+from l4export.engine.manifest import DECODER, EnginePart, Graph, InputSpec, KVLayer, Manifest, TensorSpec
 from l4export.model.config import ModelConfig
 from l4export.storage.file_records import FileRecord
 from l4export.targets.tensorrt.parts import cut_decoder, part_names
@@ -24,8 +23,9 @@ __all__ = ["engine_manifest"]
 
 def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str, FileRecord]) -> Manifest:
     """The manifest of an engine with these files, from these sources; without them, a draft to compare with."""
-    config, options, graph = planned.config, planned.options, planned.model.graph
+    config, options = planned.config, planned.options
     return Manifest(
+        requires=(),
         generator=generator(),
         target=options.target,
         model=config,
@@ -38,12 +38,11 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
         },
         max_context=planned.inputs.max_context,
         kv_layout=options.kv_layout,
+        kv_storage=KV_STORAGE[options.cache_dtype],
         kv_layers=_kv_layers(config, options.kv_layout, planned.inputs.max_context),
         prefill_max_tokens=planned.prefill_tokens,
         prefill_cut=planned.prefill_cut,
-        inputs=tuple(_interface(value) for value in graph.inputs),
-        outputs=tuple(_interface(value) for value in graph.outputs),
-        parts=_parts(planned),
+        graphs={DECODER: _decoder(planned)},
         passes=planned.passes,
         options={"weights": _weight_options(planned), "decoder": _decoder_options(planned)},
         source=source,
@@ -87,19 +86,24 @@ def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLa
     )
 
 
+def _decoder(planned: BuildPlan) -> Graph:
+    return Graph(
+        file=f"{DECODER}.onnx",
+        runtime=planned.target.runtime,
+        inputs=_inputs(planned.model.graph),
+        outputs=_outputs(planned.model.graph),
+        profiles=tuple({"tokens": tokens} for tokens in planned.profiles) if planned.parts else (),
+        parts=_parts(planned),
+    )
+
+
 def _parts(planned: BuildPlan) -> tuple[EnginePart, ...]:
     if not planned.parts:
         return ()
-    names = part_names(planned.parts, STEM)
+    names, parts = part_names(planned.parts, DECODER), cut_decoder(planned.model, planned.parts)
     return tuple(
-        EnginePart(
-            layers=layers,
-            graph=f"{name}.onnx",
-            engine=f"{name}.engine",
-            inputs=tuple(map(_interface, part.graph.inputs)),
-            outputs=tuple(map(_interface, part.graph.outputs)),
-        )
-        for layers, name, part in zip(planned.parts, names, cut_decoder(planned.model, planned.parts), strict=True)
+        EnginePart(layers, f"{name}.onnx", f"{name}.engine", _inputs(part.graph), _outputs(part.graph))
+        for layers, name, part in zip(planned.parts, names, parts, strict=True)
     )
 
 
@@ -113,7 +117,16 @@ def _quant(options: BuildOptions) -> str:
     return ", ".join(sorted({rule.kind for rule in options.policy.rules})) if options.policy else "none"
 
 
-def _interface(value: ir.Value) -> dict[str, Any]:
+def _inputs(graph: ir.Graph) -> tuple[InputSpec, ...]:
+    """An input that is an initializer too has a default."""
+    return tuple(InputSpec(*_interface(value), optional=value.name in graph.initializers) for value in graph.inputs)
+
+
+def _outputs(graph: ir.Graph) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(*_interface(value)) for value in graph.outputs)
+
+
+def _interface(value: ir.Value) -> tuple[str, str, tuple[int | str, ...]]:
     assert value.dtype is not None and value.shape is not None
-    shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
-    return {"name": str(value.name), "dtype": value.dtype.numpy().name, "shape": shape}
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return str(value.name), value.dtype.numpy().name, shape

@@ -12,11 +12,12 @@ import onnx_ir as ir
 from l4export import passes
 from l4export.calibration.activation_scales import activation_scales
 from l4export.calibration.kv_scales import kv_scales
-from l4export.compiler.compile import STEM, compile_graph
+from l4export.compiler.compile import compile_graph
 from l4export.compiler.manifest import engine_manifest
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import BuildPlan
 from l4export.engine.kv_cache import KV_BITS
+from l4export.engine.manifest import DECODER
 from l4export.errors import EnvironmentLacks
 from l4export.storage.file_records import file_record
 from l4export.weights.emission import emit_graph
@@ -57,7 +58,7 @@ def measure_scales(
     on_notice(f"calibrating {what}: {text.tokens} tokens of {text.name}")
     observed = _as_observed(planned.options)
     graph = compile_graph(planned.inputs, observed, planned.calibration_directory)
-    name = emit_graph(graph.model, graph.files, directory, STEM)
+    name = emit_graph(graph.model, graph.files, directory, DECODER)
     unmeasured = dataclasses.replace(planned, options=observed, graph=graph, parts=())
     manifest = engine_manifest(unmeasured, {name: file_record(directory / name)}, {})
     if planned.options.activations:

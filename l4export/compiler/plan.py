@@ -17,6 +17,7 @@ from l4export.compiler.inputs import BuildInputs, open_inputs
 from l4export.compiler.options import BuildOptions, check_options
 from l4export.compiler.pipeline import pass_name
 from l4export.compiler.provenance import Sources
+from l4export.engine.kv_cache import prefill_cut
 from l4export.engine.profiles import TokenRange, token_profiles
 from l4export.model.config import ModelConfig
 from l4export.targets import TARGETS, LayerRange, Target
@@ -88,7 +89,7 @@ class BuildPlan:
     @property
     def prefill_cut(self) -> int | None:
         """No call may have new tokens on both sides of a position that is a multiple of this; None: any call may."""
-        return self.config.attention_chunk_size if self.options.kv_layout == "chunked" else None
+        return prefill_cut(self.config, self.options.kv_layout)
 
     @property
     def prefill_tokens(self) -> int:

@@ -14,15 +14,47 @@ no more slots: its query at position p sees keys C * floor(p / C) .. p only (C =
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from l4export.model.config import ModelConfig
 
-__all__ = ["KV_BITS", "KV_DTYPES", "kv_bytes", "kv_capacities", "layer_kv_bytes"]
+__all__ = [
+    "KV_BITS",
+    "KV_DTYPES",
+    "KV_LAYOUTS",
+    "KV_STORAGE",
+    "KVStorage",
+    "kv_bytes",
+    "kv_capacities",
+    "layer_kv_bytes",
+    "prefill_cut",
+]
+
+KV_LAYOUTS = ("concat", "static", "chunked")
 
 KV_DTYPES = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 """Bits of an element, by `--kv-dtype`."""
 
 KV_BITS = {name: KV_DTYPES[name] for name in ("int8", "int4")}
 """The same, of the types that need scales."""
+
+
+@dataclass(frozen=True)
+class KVStorage:
+    """How caches lie in memory: NumPy's name of their dtype, and how many channels share one element of it."""
+
+    dtype: str
+    channels_per_element: int
+
+
+KV_STORAGE = {
+    "fp32": KVStorage("float32", 1),
+    "fp16": KVStorage("float16", 1),
+    "bf16": KVStorage("bfloat16", 1),
+    "int8": KVStorage("int8", 1),
+    "int4": KVStorage("uint8", 2),
+}
+"""By the dtype of keys and values."""
 
 
 def kv_capacities(config: ModelConfig, layout: str, max_context: int) -> tuple[int, ...]:
@@ -34,6 +66,11 @@ def kv_capacities(config: ModelConfig, layout: str, max_context: int) -> tuple[i
     if layout != "chunked" or chunk is None:
         return (max_context,) * config.num_hidden_layers
     return tuple(min(chunk, max_context) if chunked else max_context for chunked in config.chunked_layers)
+
+
+def prefill_cut(config: ModelConfig, layout: str) -> int | None:
+    """The tokens of one call must not lie on both sides of a multiple of this; None: they may lie anywhere."""
+    return config.attention_chunk_size if layout == "chunked" else None
 
 
 def layer_kv_bytes(config: ModelConfig, capacity: int, dtype: str, batch: int = 1) -> int:

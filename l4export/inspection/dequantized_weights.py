@@ -32,7 +32,7 @@ def dequantized_weights(engine: Path) -> Iterator[tuple[str, np.ndarray]]:
 def input_scales(engine: Path) -> dict[str, float]:
     """By the names of FP8 weights, the scales by which an engine rounds their inputs; none if it rounds none."""
     found: dict[str, float] = {}
-    for product in fp8_products(ir.load(engine / "decoder.onnx").graph):
+    for product in fp8_products(ir.load(engine / load_manifest(engine).decoder.file).graph):
         rounding = product.x.producer()
         if rounding is not None and rounding.op_type == "DequantizeLinear":
             found[product.weight] = float(_array(rounding.inputs[1]))
@@ -49,8 +49,9 @@ class DequantizedWeights:
 
     def __init__(self, engine: Path) -> None:
         self._operands: dict[str, tuple[ir.Node, int, range]] = {}
-        graph = ir.load(engine / "decoder.onnx").graph
-        self._routers = _routers(graph) if "calibration" in load_manifest(engine).options["weights"] else {}
+        manifest = load_manifest(engine)
+        graph = ir.load(engine / manifest.decoder.file).graph
+        self._routers = _routers(graph) if "calibration" in manifest.options["weights"] else {}
         for node in graph:
             for operand in _FIRST_OPERANDS.get(node.op_type, ()):
                 if not _is_constant(node.inputs[operand]):

@@ -184,7 +184,7 @@ def _engine(path: Path) -> EngineFacts:
         kv_bytes_per_token=_growing_layers(manifest)
         * layer_kv_bytes(manifest.model, 1, manifest.precision["kv_cache"]),
         kv_bytes=kv_bytes(manifest.model, manifest.kv_layout, manifest.precision["kv_cache"], manifest.max_context),
-        engines={part.engine: f"layers {part.layers[0]}:{part.layers[1]}" for part in manifest.parts},
+        engines={part.engine: f"layers {part.layers[0]}:{part.layers[1]}" for part in manifest.decoder.parts},
         passes=tuple(manifest.passes),
         files={name: record.bytes for name, record in manifest.files.items()},
         bytes=sum(record.bytes for record in manifest.files.values()),

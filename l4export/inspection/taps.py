@@ -56,7 +56,7 @@ def tap_engine(engine: Path, manifest: Manifest, pieces: Sequence[NDArray[np.int
     config = manifest.model
     hidden = [f"/layers.{layer}/mlp_residual" for layer in range(config.num_hidden_layers)]
     routers = [f"/layers.{layer}/moe/router/MatMul" for layer in config.moe_layers]
-    inference = TappedInference(engine, ir.load(engine / "decoder.onnx"), [*hidden, *routers])
+    inference = TappedInference(engine, ir.load(engine / manifest.decoder.file), [*hidden, *routers])
     session = Session(partial(new_host_cache, inference), manifest, 1, sum(map(len, pieces)))
     logits = np.concatenate([session.append(piece)[0] for piece in pieces])
     count = len(logits)

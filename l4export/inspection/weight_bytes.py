@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from l4export.engine.manifest import load_manifest
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
 from l4export.model.decoder import build_decoder
@@ -57,7 +58,7 @@ def load_graph(engine: Path) -> ir.Model:
     Raises:
         InputError: it is missing or damaged.
     """
-    path = engine / "decoder.onnx"
+    path = engine / load_manifest(engine).decoder.file
     try:
         return ir.load(path)
     except Exception as error:  # protobuf has exceptions of its own

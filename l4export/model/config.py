@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from l4export.errors import InputError
-from l4export.model.config_fields import Fields, show
+from l4export.model.config_fields import Fields
 
 __all__ = ["ModelConfig", "ParameterCount", "RopeScaling", "llama3_scaling"]
 
@@ -75,11 +75,8 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str) -> ModelConfig:
-        """The inverse of `to_dict`; every field must be there, and unknown ones are refused (`InputError`)."""
+        """The inverse of `to_dict`; every field must be there (`InputError`), and unknown ones are ignored."""
         data = Fields(raw, where, required=True)
-        names = {field.name for field in dataclasses.fields(cls)}
-        if unknown := [name for name in data.raw if name not in names]:
-            raise data.refuse(show(unknown[0]), "is not a field of a model config; build the engine again")
         scaling = data.value("rope_scaling", None)
         config = cls(
             **data.common(),

@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from l4export.compiler.compile import STEM
 from l4export.compiler.pipeline import pipeline, run_passes
+from l4export.engine.manifest import DECODER
 from l4export.graph.dtypes import FLOATS
 from l4export.model.config import ModelConfig
 from l4export.model.decoder import build_decoder
@@ -125,7 +125,7 @@ class _Layout:
 
     @staticmethod
     def of(model: ir.Model) -> _Layout:
-        recipes = [placed.recipe for file in place_weights(model, STEM) for placed in file.placements]
+        recipes = [placed.recipe for file in place_weights(model, DECODER) for placed in file.placements]
         weights = tuple(None if isinstance(recipe, Constant) else recipe.nbytes for recipe in recipes)
         return _Layout(weights, _dequantized(model))
 

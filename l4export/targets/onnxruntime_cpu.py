@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from l4export.engine.manifest import Runtime
 from l4export.targets.genai_config import GENAI_CONFIG, GENAI_LAYOUTS, genai_config
 from l4export.targets.lowering import fused_operators
 from l4export.targets.target import Target, UnfinishedEngine
@@ -22,7 +23,7 @@ def write_genai_config(engine: UnfinishedEngine) -> list[str]:
 ORT_CPU = Target(
     name="ort-cpu",
     summary="ONNX Runtime's fused operators, on CPUs",
-    runtime=("onnxruntime", "cpu"),
+    runtime=Runtime("onnxruntime", "cpu"),
     dtypes=("fp32", "fp16"),
     kv_layouts=("static", "chunked", "concat"),
     kv_dtypes=("fp32", "fp16", "int8", "int4"),

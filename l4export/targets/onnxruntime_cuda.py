@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from l4export.engine.manifest import Runtime
 from l4export.errors import InputError
 from l4export.targets.lowering import fused_operators
 from l4export.targets.target import CACHES_IN_PLACE, GraphOptions, Target
@@ -63,7 +64,7 @@ def _check_graph(model: ir.Model) -> None:
 ORT_CUDA = Target(
     name="ort-cuda",
     summary="ONNX Runtime's fused operators, on CUDA",
-    runtime=("onnxruntime", "cuda"),
+    runtime=Runtime("onnxruntime", "cuda"),
     dtypes=("fp16",),
     kv_layouts=("static", "chunked"),
     kv_dtypes=(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from l4export.engine.manifest import Runtime
 from l4export.targets.lowering import standard_operators
 from l4export.targets.onnxruntime_cpu import NO_BFLOAT16, write_genai_config
 from l4export.targets.target import CACHES_IN_PLACE, Target
@@ -11,7 +12,7 @@ __all__ = ["ONNX"]
 ONNX = Target(
     name="onnx",
     summary="standard ONNX operators alone",
-    runtime=("onnxruntime", "cpu"),
+    runtime=Runtime("onnxruntime", "cpu"),
     dtypes=("fp32", "fp16"),
     kv_layouts=("static", "chunked"),
     kv_dtypes=(),

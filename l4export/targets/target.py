@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from l4export.engine.manifest import Runtime
     from l4export.engine.profiles import TokenRange
     from l4export.model.config import ModelConfig
     from l4export.quantization.codes_source import CodesSource
@@ -88,7 +89,7 @@ class Target:
     Attributes:
         name: As `--target` and the manifest have it.
         summary: What the engine is for, in a few words.
-        runtime: The runtime that executes the engine, and its execution provider.
+        runtime: What executes the engine.
         dtypes: Float types that it computes in; the first is the default.
         kv_layouts: Layouts of the KV cache.
         kv_dtypes: Types of the KV cache; the computing type is always taken.
@@ -110,7 +111,7 @@ class Target:
 
     name: str
     summary: str
-    runtime: tuple[str, str]
+    runtime: Runtime
     dtypes: tuple[str, ...]
     kv_layouts: tuple[str, ...]
     kv_dtypes: tuple[str, ...]

@@ -13,19 +13,15 @@ from numpy.typing import NDArray
 
 from l4export.engine.manifest import Manifest
 
-__all__ = ["Arrays", "CacheSpec", "Call", "KVCache", "NewCache"]
-
-_STORAGE: dict[str, tuple[type[Any], int]] = {
-    "fp32": (np.float32, 1),
-    "fp16": (np.float16, 1),
-    "bf16": (ml_dtypes.bfloat16, 1),
-    "int8": (np.int8, 1),
-    "int4": (np.uint8, 2),
-}
-"""KV dtype -> what it is stored in, and how many channels share one element of that."""
+__all__ = ["Arrays", "CacheSpec", "Call", "KVCache", "NewCache", "numpy_dtype"]
 
 Arrays = Sequence[NDArray[Any]]
 """One array for each name of a `CacheSpec`."""
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The dtype that a manifest calls so."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
 @dataclass(frozen=True)
@@ -52,8 +48,9 @@ class CacheSpec:
         model, chunked = manifest.model, manifest.kv_layout == "chunked"
         names = tuple(f"{layer}.{kind}" for layer in range(model.num_hidden_layers) for kind in ("key", "value"))
         local = tuple(chunked and layer.kind == "chunked" for layer in manifest.kv_layers for _ in ("key", "value"))
-        dtype, channels = _STORAGE[manifest.precision["kv_cache"]]
-        return cls(names, local, model.num_key_value_heads, model.head_dim // channels, np.dtype(dtype))
+        storage = manifest.kv_storage
+        width = model.head_dim // storage.channels_per_element
+        return cls(names, local, model.num_key_value_heads, width, numpy_dtype(storage.dtype))
 
     @property
     def past(self) -> list[str]:

@@ -8,14 +8,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l4export.engine.manifest import Manifest
+from l4export.engine.manifest import Graph, Manifest
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.machine.cuda_driver import open_driver
 from l4export.runtimes.cache.binding_plan import BindingPlan, plan_bindings
 from l4export.runtimes.cache.device_cache import DeviceCache
 from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.cache.kv_cache import KVCache
-from l4export.runtimes.engine import DECODER, Engine
+from l4export.runtimes.engine import Engine
 from l4export.runtimes.onnxruntime.device import OnnxRuntimeDevice
 from l4export.runtimes.onnxruntime.operator_check import check_operators
 
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["OnnxRuntimeEngine", "check_cuda_provider", "cuda_plan", "open_session", "session_options"]
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_PROVIDERS = {"ort-cpu": _CPU, "onnx": _CPU, "ort-cuda": _CUDA}
+_PROVIDERS = {"cpu": _CPU, "cuda": _CUDA}
+_DTYPES = {"float32": "float"}
+"""NumPy's name of a dtype -> ONNX Runtime's, where they differ."""
 
 
 class OnnxRuntimeEngine(Engine):
     """An engine whose graph ONNX Runtime executes.
 
-    `threads` are those of one call; None means one a core. `executed_as` is the target whose execution provider is
-    taken; None means the engine's own.
+    `threads` are those of one call; None means one a core. `provider` is "cpu" or "cuda"; None means the engine's own.
 
     Attributes:
         inference: The loaded graph.
@@ -42,25 +43,24 @@ class OnnxRuntimeEngine(Engine):
     """
 
     def __init__(
-        self, directory: Path, manifest: Manifest, threads: int | None = None, executed_as: str | None = None
+        self, directory: Path, manifest: Manifest, threads: int | None = None, provider: str | None = None
     ) -> None:
         super().__init__(directory, manifest)
-        provider = _PROVIDERS[executed_as or manifest.target]
-        self._stands_in = provider != _PROVIDERS[manifest.target]
-        if provider == _CUDA:
+        graph, decoder = manifest.decoder, directory / manifest.decoder.file
+        self._intended = _PROVIDERS[graph.runtime.provider]
+        executor = _PROVIDERS[provider] if provider else self._intended
+        if executor == _CUDA:
             check_cuda_provider(directory)
-        self.inference = open_session(
-            directory / DECODER, provider, threads, manifest.precision["activations"] == "fp8"
-        )
-        _check_interface(self.inference, manifest, directory)
-        if provider == _CUDA:
-            check_operators(directory / DECODER, provider)
+        self.inference = open_session(decoder, executor, threads, manifest.precision["activations"] == "fp8")
+        _check_interface(self.inference, graph, decoder)
+        if executor == _CUDA:
+            check_operators(decoder, executor)
 
     @property
     def provider(self) -> str:
         """The first of the session's execution providers, and whether the engine is for another."""
         name = str(self.inference.get_providers()[0])
-        return f"{name} instead of {_PROVIDERS[self.manifest.target]}" if self._stands_in else name
+        return name if name == self._intended else f"{name} instead of {self._intended}"
 
     @property
     def threads(self) -> int | None:
@@ -104,12 +104,18 @@ def check_cuda_provider(directory: Path) -> None:
         ort.preload_dlls()  # CUDA and cuDNN, where they are Python packages
 
 
-def _check_interface(inference: onnxruntime.InferenceSession, manifest: Manifest, directory: Path) -> None:
+def _check_interface(inference: onnxruntime.InferenceSession, graph: Graph, decoder: Path) -> None:
     """The graph's own inputs and outputs are those that the manifest tells of."""
-    declared = [[value["name"], list(value["shape"])] for value in (*manifest.inputs, *manifest.outputs)]
-    values = (*inference.get_inputs(), *inference.get_overridable_initializers(), *inference.get_outputs())
-    if sorted(declared) != sorted([value.name, list(value.shape)] for value in values):
-        raise InputError(f"{directory}: manifest.json and {DECODER} tell of different inputs; build the engine again")
+    required = [value for value in graph.inputs if not value.optional]
+    optional = [value for value in graph.inputs if value.optional]
+    for declared, values in (
+        (required, inference.get_inputs()),
+        (optional, inference.get_overridable_initializers()),
+        (graph.outputs, inference.get_outputs()),
+    ):
+        told = {value.name: (f"tensor({_DTYPES.get(value.dtype, value.dtype)})", value.shape) for value in declared}
+        if told != {value.name: (value.type, tuple(value.shape)) for value in values}:
+            raise InputError(f"{decoder}: has other inputs or outputs than manifest.json tells; build the engine again")
 
 
 def open_session(

@@ -6,7 +6,8 @@ publishes for QMoE's CUDA kernel with weights in the schema's order is a test fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from l4export.errors import EnvironmentLacks
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    import onnx
 
 __all__ = ["OpenGraph", "check_operators"]
 
@@ -43,18 +44,18 @@ def check_operators(decoder: Path, provider: str, open_graph: OpenGraph | None =
     Raises:
         EnvironmentLacks: the provider computes a node differently.
     """
-    import onnx_ir as ir
-
     open_graph = open_graph or _open
     compared: dict[str, str] = {}
-    for node in ir.load(decoder).graph:
-        if node.op_type not in _OPERATORS or (kind := _kind(node)) in compared:
+    for operator in _operators(decoder):
+        kind, node = operator.kind(), operator.node
+        if kind in compared:
             continue
-        compared[kind] = str(node.name)
-        graph = _alone(node)
+        compared[kind] = node.name
+        graph = operator.alone()
         sessions = [open_graph(graph, decoder.parent, name) for name in ("CPUExecutionProvider", provider)]
-        for tokens, past in _calls(node):
-            worst = _difference(*(_outputs(session, node, tokens, past) for session in sessions))
+        for tokens, past in operator.calls():
+            feeds = operator.feeds(tokens, past)
+            worst = _difference(*(_outputs(session, feeds, past + tokens) for session in sessions))
             if not worst <= _ACCEPTED:
                 raise EnvironmentLacks(
                     f"{decoder}: {provider} computes {node.op_type} {node.name} differently from the CPU, by "
@@ -63,91 +64,112 @@ def check_operators(decoder: Path, provider: str, open_graph: OpenGraph | None =
     return list(compared.values())
 
 
-def _kind(node: ir.Node) -> str:
-    shapes = [value.shape if value is not None and value.const_value is not None else None for value in node.inputs]
-    return f"{node.op_type} {sorted((name, str(value.value)) for name, value in node.attributes.items())} {shapes}"
+def _operators(decoder: Path) -> Iterator[_Operator]:
+    """The graph's fused operators; weights stay in their files. A few megabytes are read."""
+    import onnx
+
+    graph = onnx.load(decoder, load_external_data=False).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    widths = {value.name: value.type.tensor_type.shape.dim[-1].dim_value for value in graph.input if _rank(value)}
+    for node in graph.node:
+        if node.op_type in _OPERATORS:
+            weights = {name: constants[name] for name in node.input if name in constants}
+            yield _Operator(node, weights, {name: widths[name] for name in node.input if name in widths})
 
 
-def _calls(node: ir.Node) -> list[tuple[int, int]]:
-    """New tokens, and tokens in the cache before."""
-    is_rotated = node.op_type == "GroupQueryAttention" and node.attributes.get_int("do_rotary", 0) == 1
-    many = min(_MANY, _weight_shape(node, 7)[0]) if is_rotated else _MANY
-    return [(1, 0), (many, 0), (1, many - 1)]
+def _rank(value: onnx.ValueInfoProto) -> int:
+    return len(value.type.tensor_type.shape.dim)
 
 
-def _outputs(session: Any, node: ir.Node, tokens: int, past: int) -> list[NDArray[np.float32]]:
+@dataclass(frozen=True)
+class _Operator:
+    """A node of a graph.
+
+    Attributes:
+        weights: Those of its inputs that are constants, by their names.
+        widths: Of those that are the graph's inputs, as caches are, the last dimension.
+    """
+
+    node: onnx.NodeProto
+    weights: dict[str, onnx.TensorProto]
+    widths: dict[str, int]
+
+    def kind(self) -> str:
+        """The same for operators that need not be compared twice."""
+        attributes = sorted(str(attribute) for attribute in self.node.attribute)
+        shapes = [tuple(self.weights[name].dims) if name in self.weights else None for name in self.node.input]
+        return f"{self.node.op_type} {attributes} {shapes}"
+
+    def calls(self) -> list[tuple[int, int]]:
+        """New tokens, and tokens in the cache before."""
+        is_rotated = self.node.op_type == "GroupQueryAttention" and self.attribute("do_rotary", 0) == 1
+        many = min(_MANY, self.weight_shape(7)[0]) if is_rotated else _MANY
+        return [(1, 0), (many, 0), (1, many - 1)]
+
+    def feeds(self, tokens: int, past: int) -> dict[str, NDArray[Any]]:
+        """An array for every input of the node that is not a weight, by its name."""
+        random = np.random.default_rng(0)
+
+        def floats(*shape: int) -> NDArray[np.float16]:
+            return random.standard_normal(shape).astype(np.float16)
+
+        match self.node.op_type:
+            case "MatMulNBits":
+                arrays: list[NDArray[Any]] = [floats(tokens, self.attribute("K"))]
+            case "GroupQueryAttention":
+                heads, kv_heads = self.attribute("num_heads"), self.attribute("kv_num_heads")
+                width = self.widths[self.node.input[3]]
+                arrays = [floats(1, tokens, count * width) for count in (heads, kv_heads, kv_heads)]
+                arrays += [floats(1, kv_heads, past + tokens, width) for _ in "kv"]
+                arrays += [np.asarray([past + tokens - 1], np.int32), np.asarray(past + tokens, np.int32)]
+            case _:
+                experts, _, packed = self.weight_shape(2)
+                width = packed * 8 // self.attribute("expert_weight_bits", 8)
+                arrays = [floats(tokens, width), floats(tokens, experts)]
+        computed = [name for name in self.node.input if name and name not in self.weights]
+        return dict(zip(computed, arrays, strict=True))
+
+    def alone(self) -> bytes:
+        """A graph of the node and its weights; what else it reads are inputs, float16 or as `feeds` has them."""
+        from onnx import TensorProto, helper
+
+        inputs = [
+            helper.make_tensor_value_info(
+                *(name, helper.np_dtype_to_tensor_dtype(array.dtype)),
+                [f"{name}_{axis}" for axis in range(array.ndim)],
+            )
+            for name, array in self.feeds(1, 0).items()
+        ]
+        outputs = [f"y{index}" for index in range(len(self.node.output))]
+        node = helper.make_node(self.node.op_type, self.node.input, outputs, domain=self.node.domain)
+        node.attribute.extend(self.node.attribute)
+        untold = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, None) for name in outputs]
+        graph = helper.make_graph([node], self.node.name, inputs, untold, list(self.weights.values()))
+        opsets = [helper.make_opsetid("", 24), helper.make_opsetid(self.node.domain, 1)]
+        serialized: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=11).SerializeToString()
+        return serialized
+
+    def weight_shape(self, index: int) -> tuple[int, ...]:
+        """Of the weight that is that input."""
+        return tuple(self.weights[self.node.input[index]].dims)
+
+    def attribute(self, name: str, default: int | None = None) -> int:
+        """An attribute of the node that is an integer."""
+        found = [attribute.i for attribute in self.node.attribute if attribute.name == name]
+        value = found[0] if found else default
+        assert value is not None, name
+        return value
+
+
+def _outputs(session: Any, feeds: dict[str, NDArray[Any]], slots: int) -> list[NDArray[np.float32]]:
     """Of a call; of caches the slots that hold tokens."""
-    outputs = session.run(None, _feeds(node, tokens, past))
-    return [np.asarray(y[:, :, : past + tokens] if y.ndim == 4 else y, dtype=np.float32) for y in outputs]
+    outputs = session.run(None, feeds)
+    return [np.asarray(y[:, :, :slots] if y.ndim == 4 else y, dtype=np.float32) for y in outputs]
 
 
 def _difference(expected: list[NDArray[np.float32]], got: list[NDArray[np.float32]]) -> float:
     """max |difference| over the largest |value|, of the output that differs most; NaN when something is not finite."""
     return float(np.max([np.abs(b - a).max() / np.abs(a).max() for a, b in zip(expected, got, strict=True)]))
-
-
-def _feeds(node: ir.Node, tokens: int, past: int) -> dict[str, NDArray[Any]]:
-    """An array for every input of the node that is not a weight, by its name."""
-    random = np.random.default_rng(0)
-
-    def floats(*shape: int) -> NDArray[np.float16]:
-        return random.standard_normal(shape).astype(np.float16)
-
-    computed = [str(value.name) for value in node.inputs if value is not None and value.const_value is None]
-    match node.op_type:
-        case "MatMulNBits":
-            arrays: list[NDArray[Any]] = [floats(tokens, node.attributes.get_int("K"))]
-        case "GroupQueryAttention":
-            heads, kv_heads = (node.attributes.get_int(name) for name in ("num_heads", "kv_num_heads"))
-            width = _weight_shape(node, 3)[3]
-            arrays = [floats(1, tokens, count * width) for count in (heads, kv_heads, kv_heads)]
-            arrays += [floats(1, kv_heads, past + tokens, width) for _ in "kv"]
-            arrays += [np.asarray([past + tokens - 1], np.int32), np.asarray(past + tokens, np.int32)]
-        case _:
-            experts, _, packed = _weight_shape(node, 2)
-            width = packed * 8 // node.attributes.get_int("expert_weight_bits", 8)
-            arrays = [floats(tokens, width), floats(tokens, experts)]
-    return dict(zip(computed, arrays, strict=True))
-
-
-def _weight_shape(node: ir.Node, index: int) -> tuple[Any, ...]:
-    value = node.inputs[index]
-    assert value is not None and value.shape is not None
-    return tuple(value.shape)
-
-
-def _alone(node: ir.Node) -> bytes:
-    """A graph of the node and its weights; what else it reads are inputs, float16 or as `_feeds` has them."""
-    import onnx_ir as ir
-
-    feeds = _feeds(node, 1, 0)
-
-    def operand(value: ir.Value | None) -> ir.Value | None:
-        if value is None:
-            return None
-        if value.const_value is not None:
-            return ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=value.const_value)
-        array = feeds[str(value.name)]
-        return ir.Value(
-            name=value.name,
-            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            shape=ir.Shape([f"{value.name}_{axis}" for axis in range(array.ndim)]),
-        )
-
-    operands = [operand(value) for value in node.inputs]
-    given = [value for value in operands if value is not None]
-    float16 = ir.TensorType(ir.DataType.FLOAT16)
-    outputs = [ir.Value(name=f"y{index}", type=float16) for index in range(len(node.outputs))]
-    graph = ir.Graph(
-        [value for value in given if value.const_value is None],
-        outputs,
-        nodes=[ir.Node(node.domain, node.op_type, operands, list(node.attributes.values()), outputs=outputs)],
-        initializers=[value for value in given if value.const_value is not None],
-        opset_imports={"": 24, node.domain: 1},
-        name=str(node.name),
-    )
-    serialized: bytes = ir.to_proto(ir.Model(graph, ir_version=11)).SerializeToString()
-    return serialized
 
 
 def _open(graph: bytes, folder: Path, provider: str) -> Any:

@@ -32,16 +32,17 @@ class TensorRTEngine(Engine):
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         super().__init__(directory, manifest)
         self._plan = tensorrt_plan(manifest)
+        parts, variant = manifest.decoder.parts, manifest.decoder.runtime.provider
         cuda = Cuda(
             f"{directory}: a TensorRT engine runs on an NVIDIA GPU",
             "build with --target onnx to run the same graph on a CPU",
         )
-        check_package(manifest.target)
-        trt = importlib.import_module(MODULES[manifest.target])
+        check_package(variant)
+        trt = importlib.import_module(MODULES[variant])
         check_version(trt)
-        self._device = TensorRTDevice(trt, [directory / part.engine for part in manifest.parts], cuda)
+        self._device = TensorRTDevice(trt, [directory / part.engine for part in parts], cuda)
         self._provider = f"{trt.__name__} {trt.__version__} on {cuda.name}"
-        for index, part in enumerate(manifest.parts):
+        for index, part in enumerate(parts):
             if found := departures(self._plan, index, self._device.reported(index)):
                 raise InputError(
                     f"{directory / part.engine} is not what manifest.json tells of: {found[0]}; build the engine again"

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from l4export.engine.manifest import Manifest
-from l4export.engine.profiles import token_profiles
 from l4export.errors import InputError
 from l4export.runtimes.cache.binding_plan import BindingPlan, Tensor, plan_bindings
 
@@ -42,15 +41,8 @@ class Reported:
 
 
 def tensorrt_plan(manifest: Manifest) -> BindingPlan:
-    """What a session binds: everything on the device, but for scalars, which decide shapes and are read by the host.
-
-    Raises:
-        InputError: a manifest of no TensorRT engine.
-    """
-    if not manifest.parts:
-        raise InputError("the manifest lists no compiled engine; build the engine again")
-    quantized = manifest.precision["quant"] != "none"
-    profiles = token_profiles(quantized, manifest.kv_layout, manifest.prefill_max_tokens)
+    """What a session binds: everything on the device, but for scalars, which decide shapes and are read by the host."""
+    profiles = [profile["tokens"] for profile in manifest.decoder.profiles]
     return plan_bindings(manifest, profiles, lambda shape: not shape)
 
 

@@ -82,7 +82,7 @@ def compare(peer: Peer, checkpoint: Path, work: Path, rounds: int, threads: int,
         ours["build"].append(build_seconds(checkpoint, path))
         print(f"build {turn + 1} of 3: {ours['build'][-1]:.1f} s", file=sys.stderr)
     engine = runtimes.load(path, threads)
-    needed = decode_weight_bytes(ir.load(path / "decoder.onnx"), engine.config)
+    needed = decode_weight_bytes(ir.load(path / engine.manifest.decoder.file), engine.config)
     speeds(engine, 512, 8)
     for turn in range(rounds):
         figures = peer.measure(prefill=512, decode=64, threads=threads, repeats=1)

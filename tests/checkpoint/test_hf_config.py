@@ -272,5 +272,4 @@ def test_manifests_are_not_trusted(name: str) -> None:
         with pytest.raises(InputError) as error:
             ModelConfig.from_dict(bad, "manifest.json")
         one_line(error, "manifest.json", name)
-    with pytest.raises(InputError):
-        ModelConfig.from_dict({**good, "surprise": 1}, "manifest.json")
+    assert ModelConfig.from_dict({**good, "added_later": 1}, "manifest.json") == tiny()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -52,12 +53,6 @@ def refusal(engine: Path) -> str:
     return message
 
 
-def at(raw: Any, path: tuple[str | int, ...]) -> Any:
-    for key in path:
-        raw = raw[key]
-    return raw
-
-
 # Round trip
 
 
@@ -94,11 +89,6 @@ def test_only_chunks_are_cut_at(built: Path, tmp_path: Path, layout: str) -> Non
     assert build(built.parent / "scout", tmp_path / "e", BuildOptions(kv_layout=layout)).prefill_cut is None
 
 
-def test_every_layer_has_a_cache(engine: Path) -> None:
-    rewrite(engine, lambda raw: raw["kv_cache"]["layers"].pop())
-    assert "every layer" in refusal(engine)
-
-
 def test_file_record(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     record = file_record(tmp_path / "f")
@@ -129,21 +119,32 @@ def test_a_directory_without_manifest_is_refused(tmp_path: Path) -> None:
 )
 def test_what_is_not_json_is_refused(engine: Path, data: bytes) -> None:
     (engine / MANIFEST).write_bytes(data)
-    assert "not JSON" in refusal(engine)
+    assert re.search("not valid JSON|nested too deeply", refusal(engine))
 
 
 def test_deep_nesting_in_a_field_is_refused(engine: Path) -> None:
     text = (engine / MANIFEST).read_text(encoding="utf-8")
     (engine / MANIFEST).write_text(text.replace('"options": {', '"options": {"a":' + "[" * 200_000, 1))
-    assert "not JSON" in refusal(engine)
+    assert "nested too deeply" in refusal(engine)
 
 
-@pytest.mark.parametrize(
-    "data", ["[]", "null", "3", '"l4export-engine"', "{}", '{"format": "other"}', '{"format": []}']
-)
+@pytest.mark.parametrize("data", ["[]", "null", "3", '"l4export-engine"'])
+def test_json_that_is_no_object_is_refused(engine: Path, data: str) -> None:
+    (engine / MANIFEST).write_text(data)
+    assert "expected a JSON object" in refusal(engine)
+
+
+@pytest.mark.parametrize("data", ["{}", '{"format": "other"}', '{"format": []}'])
 def test_other_json_is_refused(engine: Path, data: str) -> None:
     (engine / MANIFEST).write_text(data)
     assert "not an l4export manifest" in refusal(engine)
+
+
+def test_a_field_that_appears_twice_is_refused(engine: Path) -> None:
+    """Readers differ in which one they take."""
+    text = (engine / MANIFEST).read_text(encoding="utf-8")
+    (engine / MANIFEST).write_text(text.replace('"max_context": 64', '"max_context": 64, "max_context": 63'))
+    assert "twice" in refusal(engine)
 
 
 def test_a_gigantic_manifest_is_not_read(engine: Path) -> None:
@@ -176,106 +177,15 @@ def test_a_version_that_is_no_positive_number_is_refused(engine: Path, version: 
     assert "format_version is not a positive number" in refusal(engine)
 
 
-# Fields
-
-KEYS: list[tuple[str | int, ...]] = [
-    ("generator",),
-    ("target",),
-    ("model",),
-    ("model", "hidden_size"),
-    ("precision",),
-    ("max_context",),
-    ("kv_cache",),
-    ("kv_cache", "layout"),
-    ("kv_cache", "layers"),
-    ("kv_cache", "layers", 0, "kind"),
-    ("kv_cache", "layers", 0, "capacity"),
-    ("prefill",),
-    ("prefill", "max_tokens_per_call"),
-    ("prefill", "cut_at_multiples_of"),
-    ("inputs",),
-    ("outputs",),
-    ("passes",),
-    ("options",),
-    ("source",),
-    ("files",),
-    ("files", "decoder.onnx", "bytes"),
-    ("files", "decoder.onnx", "sha256"),
-]
-
-
-def dotted(path: Any) -> str:
-    return ".".join(map(str, path)) if isinstance(path, tuple) else ""
-
-
-@pytest.mark.parametrize("path", KEYS, ids=dotted)
-def test_a_missing_field_is_refused(engine: Path, path: tuple[str | int, ...]) -> None:
-    rewrite(engine, lambda raw: at(raw, path[:-1]).pop(path[-1]))
-    assert str(path[-1]) in refusal(engine)
-
-
-WRONG = (None, True, -1, 1.5, "x", [1], {"a": 1})
-ALLOWED = {
-    **dict.fromkeys([("generator",), ("target",)], ("x",)),
-    ("files", "decoder.onnx", "sha256"): ("x",),
-    **dict.fromkeys([("kv_cache", "layers", 0, "capacity"), ("prefill", "cut_at_multiples_of")], (None,)),
-    **dict.fromkeys([("options",), ("source",)], ({"a": 1},)),
-}
-"""The values of `WRONG` that a field may have."""
-
-
-@pytest.mark.parametrize(
-    ("path", "wrong"),
-    [
-        pytest.param(path, wrong, id=f"{dotted(path)}={wrong!r}")
-        for path in KEYS
-        for wrong in WRONG
-        if wrong not in ALLOWED.get(path, ())
-    ],
-)
-def test_a_field_of_another_type_is_refused(engine: Path, path: tuple[str | int, ...], wrong: Any) -> None:
-    rewrite(engine, lambda raw: at(raw, path[:-1]).__setitem__(path[-1], wrong))
-    refusal(engine)
-
-
-@pytest.mark.parametrize("field", ["inputs", "outputs", "passes", ("kv_cache", "layers")], ids=str)
-@pytest.mark.parametrize("wrong", [None, 3, [1]], ids=repr)
-def test_a_list_of_other_things_is_refused(engine: Path, field: str | tuple[str, str], wrong: Any) -> None:
-    path = (field,) if isinstance(field, str) else field
-    rewrite(engine, lambda raw: at(raw, path).insert(0, wrong))
-    refusal(engine)
-
-
-@pytest.mark.parametrize("field", ["max_context", "max_tokens_per_call"])
-def test_limits_must_be_positive(engine: Path, field: str) -> None:
-    rewrite(engine, lambda raw: (raw if field == "max_context" else raw["prefill"]).update({field: 0}))
-    assert f"{field} must be positive" in refusal(engine)
-
-
-def test_precision_holds_strings(engine: Path) -> None:
-    rewrite(engine, lambda raw: raw["precision"].update(weights=32))
-    assert "weights must be str" in refusal(engine)
-
-
-def test_unknown_fields_are_ignored(engine: Path) -> None:
-    """A later version may add some without changing the format's number."""
-    before = load_manifest(engine)
-    rewrite(engine, lambda raw: raw.update(added_later={"a": 1}))
-    assert load_manifest(engine) == before
+# Files
 
 
 @pytest.mark.parametrize(
     "name", ["../secret", "/etc/passwd", "a/b", "..", ".", "", "a\\b", "a\0b", "../a\nb"], ids=repr
 )
 def test_file_names_that_lead_outside_are_refused(engine: Path, name: str) -> None:
-    rewrite(engine, lambda raw: raw["files"].update({name: {"bytes": 1, "sha256": "00"}}))
-    assert "leads outside the engine" in refusal(engine)
-
-
-@pytest.mark.parametrize("record", [None, [], 3, {}, {"bytes": 1}, {"sha256": "00"}], ids=repr)
-def test_a_malformed_file_record_is_refused(engine: Path, record: Any) -> None:
-    rewrite(engine, lambda raw: raw["files"].update({"decoder.onnx": record}))
-    refusal(engine)
+    rewrite(engine, lambda raw: raw["files"].update({name: {"bytes": 1, "sha256": "0" * 64}}))
+    assert re.search("leads outside the engine|expected 1 to 1000 printable characters", refusal(engine))
 
 
 # verify
@@ -356,18 +266,6 @@ def test_load_refuses_a_short_file(engine: Path, name: str) -> None:
 def test_load_refuses_a_changed_small_file(engine: Path, name: str) -> None:
     flip(engine / name, 1000 if name != "genai_config.json" else 10)
     with pytest.raises(InputError, match=f"{name} has been changed"):
-        runtimes.load(engine)
-
-
-def test_load_refuses_a_manifest_without_decoder(engine: Path) -> None:
-    rewrite(engine, lambda raw: raw["files"].pop("decoder.onnx"))
-    with pytest.raises(InputError, match=r"lists no decoder\.onnx"):
-        runtimes.load(engine)
-
-
-def test_load_refuses_a_target_it_does_not_know(engine: Path) -> None:
-    rewrite(engine, lambda raw: raw.update(target="quantum"))
-    with pytest.raises(InputError, match="target 'quantum' has no runtime"):
         runtimes.load(engine)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from l4export.engine.manifest import Runtime
 from l4export.targets.lowering import standard_operators
 from l4export.targets.target import CACHES_IN_PLACE, GraphOptions, LayerRange, Target, UnfinishedEngine
 
@@ -64,7 +65,7 @@ def _compile(provider: str, engine: UnfinishedEngine) -> list[str]:
 TENSORRT_RTX = Target(
     name="tensorrt-rtx",
     summary="TensorRT for RTX, compiled for named GPUs without one",
-    runtime=("tensorrt", "tensorrt-rtx"),
+    runtime=Runtime("tensorrt", "tensorrt-rtx"),
     dtypes=("fp32", "fp16", "bf16"),
     kv_layouts=("static", "chunked"),
     kv_dtypes=(),
@@ -84,7 +85,7 @@ TENSORRT = dataclasses.replace(
     TENSORRT_RTX,
     name="tensorrt",
     summary="TensorRT, compiled for this machine's GPU",
-    runtime=("tensorrt", "tensorrt"),
+    runtime=Runtime("tensorrt", "tensorrt"),
     compute_capabilities=False,
     check_options=lambda *_: None,
     check_machine=partial(_check_machine, "tensorrt"),

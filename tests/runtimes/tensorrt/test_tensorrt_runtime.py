@@ -9,8 +9,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
-import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +78,7 @@ class Recording(OnnxRuntimeDevice):
     """A device on this machine's CPU that remembers what was bound: (profile, tensor, shape, address) of each run."""
 
     def __init__(self, engine: Path) -> None:
-        parts = load_manifest(engine).parts
+        parts = load_manifest(engine).decoder.parts
         super().__init__([stand_ins.without_attribute(engine / part.graph) for part in parts], "cpu")
         self.runs: list[tuple[int, dict[str, tuple[Tensor, tuple[int, ...], int]]]] = []
 
@@ -162,29 +160,16 @@ def test_a_plan_counts_the_bytes_of_the_caches(lowered: Lowered) -> None:
     assert session.kv_bytes == (3 * 16 + CONTEXT) * 2 * 2 * 16 * 2
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda part: part["inputs"][0].update(dtype="complex64"), "malformed"),
-        (lambda part: part["inputs"][0].update(shape=["batch", -1]), "malformed"),
-        (lambda part: part["inputs"][0].update(shape=["batch", "tokens"]), "malformed"),
-        (lambda part: part["inputs"][0].pop("shape"), "malformed"),
-        (lambda part: part["inputs"][0].update(name="ids"), "other inputs and outputs"),
-        (lambda part: part["outputs"].pop(), "do not stay in place"),
-        (lambda part: part["outputs"].append(part["outputs"][-1]), "other inputs and outputs"),
-        (lambda part: part["outputs"][-1].update(shape=["batch", 2, 8, 16]), "do not stay in place"),
-    ],
-)
-def test_a_manifest_that_tells_of_no_decoder_is_refused(
-    lowered: Lowered, tmp_path: Path, change: Callable[[Any], Any], words: str
-) -> None:
-    shutil.copytree(lowered("mobile", "static"), tmp_path / "e")
-    raw = json.loads((tmp_path / "e/manifest.json").read_text())
-    (part,) = raw["parts"]
-    change(part)
-    (tmp_path / "e/manifest.json").write_text(json.dumps(raw))
-    with pytest.raises(InputError, match=words):
-        tensorrt_plan(load_manifest(tmp_path / "e"))
+def test_profiles_are_those_of_the_manifest(lowered: Lowered) -> None:
+    """Nobody computes them a second time."""
+    manifest = load_manifest(lowered("scout", "chunked", "int4", "fp16"))
+    decoder = dataclasses.replace(manifest.decoder, profiles=({"tokens": (1, 3, 16)},))
+    assert tensorrt_plan(dataclasses.replace(manifest, graphs={"decoder": decoder})).profiles == ((1, 3, 16),)
+
+
+def test_caches_that_grow_cannot_be_bound(workshop: Workshop) -> None:
+    with pytest.raises(InputError, match="caches of layout concat do not stay in place"):
+        tensorrt_plan(load_manifest(workshop.engine_path("scout", "concat")))
 
 
 # Plans, executed -----------------------------------------------------------------------------------------------------
@@ -276,7 +261,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[stand_ins.Dri
 
     def install(directory: Path) -> tuple[stand_ins.Driver, list[stand_ins.Engine]]:
         driver, manifest = stand_ins.Driver(), load_manifest(directory)
-        profiles, graphs = tensorrt_plan(manifest).profiles, [directory / part.graph for part in manifest.parts]
+        profiles, graphs = tensorrt_plan(manifest).profiles, [directory / part.graph for part in manifest.decoder.parts]
         engines = [stand_ins.Engine(graph, stand_ins.parsed(graph, profiles), driver) for graph in graphs]
         monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", stand_ins.runtime_module(engines))
@@ -327,33 +312,6 @@ def test_parts_are_run_one_after_the_other(workshop: Workshop, lowered: Lowered,
     del session
     gc.collect()
     assert not driver.memory
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda parts: parts[1]["inputs"][0].update(shape=["batch", "sequence", 32]), "do not fit one another"),
-        (lambda parts: parts[1]["inputs"][0].update(name="hidden_states.2"), "other inputs and outputs"),
-        (lambda parts: parts[0]["outputs"].pop(0), "other inputs and outputs"),
-        (lambda parts: parts[2].update(outputs=parts[2]["outputs"][1:]), "other inputs and outputs"),
-        (lambda parts: parts[2]["inputs"].extend(parts[0]["inputs"][2:4]), "other inputs and outputs"),
-        (lambda parts: parts[0]["inputs"][2].update(dtype="float32"), "do not stay in place"),
-        (lambda parts: [t.update(shape=["batch", 4, 16, 16]) for t in _caches(parts[0])], "do not stay in place"),
-    ],
-)
-def test_parts_that_are_no_decoder_are_refused(
-    lowered: Lowered, tmp_path: Path, change: Callable[[Any], Any], words: str
-) -> None:
-    shutil.copytree(lowered("scout", "chunked", "int4", "fp16", cut=True), tmp_path / "e")
-    raw = json.loads((tmp_path / "e/manifest.json").read_text())
-    change(raw["parts"])
-    (tmp_path / "e/manifest.json").write_text(json.dumps(raw))
-    with pytest.raises(InputError, match=words):
-        tensorrt_plan(load_manifest(tmp_path / "e"))
-
-
-def _caches(part: Any) -> list[Any]:
-    return [value for side in ("inputs", "outputs") for value in part[side] if value["name"].count(".") == 2]
 
 
 def test_parity_and_bench_name_the_gpu(workshop: Workshop, lowered: Lowered, gpu: Any) -> None:

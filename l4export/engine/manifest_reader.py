@@ -1,0 +1,180 @@
+"""From the JSON of a manifest to its values. It is untrusted: every field is taken by type, the rest is ignored."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from l4export.engine.kv_cache import KV_DTYPES, KV_LAYOUTS, KVStorage
+from l4export.engine.manifest_fields import Fields
+from l4export.engine.manifest_types import (
+    FORMAT,
+    FORMAT_VERSION,
+    EnginePart,
+    Graph,
+    InputSpec,
+    KVLayer,
+    Manifest,
+    Runtime,
+    TensorSpec,
+)
+from l4export.engine.profiles import TokenRange
+from l4export.errors import InputError
+from l4export.model.config import ModelConfig
+from l4export.storage.file_records import FileRecord
+
+__all__ = ["FEATURES", "read_manifest"]
+
+FEATURES: frozenset[str] = frozenset()
+"""What `requires` may name: features that came after format version 3 began. There is none yet."""
+
+DTYPES = ("float32", "float16", "bfloat16", "int64", "int8", "uint8")
+_FLOATS = ("fp32", "fp16", "bf16")
+_KV_KINDS = ("chunked", "full")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def read_manifest(raw: Mapping[str, Any], where: str) -> Manifest:
+    """The manifest that a JSON object holds; whether its fields agree with each other is not looked at.
+
+    Raises:
+        InputError: another format, a feature that this version does not know, a field missing or of a wrong type; it
+            names the file `where` and the field.
+    """
+    _check_format(raw, where)
+    fields = Fields(raw, "", where)
+    kv_cache, prefill = fields.child("kv_cache"), fields.child("prefill")
+    return Manifest(
+        requires=_requires(fields),
+        generator=fields.text("generator"),
+        target=fields.text("target"),
+        model=_model(fields),
+        precision=_precision(fields.child("precision")),
+        max_context=fields.count("max_context"),
+        kv_layout=kv_cache.choice("layout", KV_LAYOUTS),
+        kv_storage=_kv_storage(kv_cache.child("storage")),
+        kv_layers=tuple(map(_kv_layer, kv_cache.children("layers"))),
+        prefill_max_tokens=prefill.count("max_tokens_per_call"),
+        prefill_cut=prefill.count_or_null("cut_at_multiples_of"),
+        graphs={name: _graph(graph) for name, graph in fields.child("graphs").named().items()},
+        passes=fields.texts("passes"),
+        options=_options(fields),
+        source={name: _record(record) for name, record in fields.child("source").files().items()},
+        files={name: _record(record) for name, record in fields.child("files").files().items()},
+    )
+
+
+def _check_format(raw: Mapping[str, Any], where: str) -> None:
+    if raw.get("format") != FORMAT:
+        raise InputError(f"{where}: not an l4export manifest; build the engine again")
+    version = raw.get("format_version")
+    if type(version) is not int or version < 1:
+        raise InputError(f"{where}: format_version is not a positive number; build the engine again")
+    if version < FORMAT_VERSION:
+        raise InputError(
+            f"{where}: format version {version} is older than this l4export reads ({FORMAT_VERSION}); "
+            "build the engine again"
+        )
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{where}: format version {version} is newer than this l4export reads ({FORMAT_VERSION}); upgrade l4export"
+        )
+
+
+def _requires(fields: Fields) -> tuple[str, ...]:
+    names = fields.texts("requires")
+    for name in names:
+        if name not in FEATURES:
+            raise InputError(f"{fields.where}: requires {name!r}, which this l4export does not know; upgrade l4export")
+    return names
+
+
+def _model(fields: Fields) -> ModelConfig:
+    model = fields.child("model")
+    try:
+        return ModelConfig.from_dict(model.raw, f"{fields.where}: model")
+    except InputError as error:
+        raise InputError(f"{error}; build the engine again") from error
+
+
+def _precision(fields: Fields) -> dict[str, str]:
+    return {
+        "weights": fields.choice("weights", _FLOATS),
+        "compute": fields.choice("compute", _FLOATS),
+        "kv_cache": fields.choice("kv_cache", dict.fromkeys([*_FLOATS, *KV_DTYPES])),
+        "activations": fields.choice("activations", (*_FLOATS, "fp8")),
+        "quant": fields.text("quant"),
+    }
+
+
+def _kv_storage(fields: Fields) -> KVStorage:
+    return KVStorage(fields.choice("dtype", DTYPES), fields.count("channels_per_element"))
+
+
+def _kv_layer(fields: Fields) -> KVLayer:
+    return KVLayer(fields.choice("kind", _KV_KINDS), fields.count_or_null("capacity"))
+
+
+def _graph(fields: Fields) -> Graph:
+    runtime = fields.child("runtime")
+    return Graph(
+        file=fields.file("file"),
+        runtime=Runtime(runtime.text("name"), runtime.text("provider")),
+        inputs=tuple(map(_input, fields.children("inputs"))),
+        outputs=tuple(map(_tensor, fields.children("outputs"))),
+        profiles=tuple(map(_profile, fields.children("profiles"))),
+        parts=tuple(map(_part, fields.children("parts"))),
+    )
+
+
+def _tensor(fields: Fields) -> TensorSpec:
+    return TensorSpec(fields.text("name"), fields.choice("dtype", DTYPES), fields.shape("shape"))
+
+
+def _input(fields: Fields) -> InputSpec:
+    return InputSpec(
+        fields.text("name"), fields.choice("dtype", DTYPES), fields.shape("shape"), fields.flag("optional")
+    )
+
+
+def _profile(fields: Fields) -> dict[str, TokenRange]:
+    found = {}
+    for quantity, limits in fields.named().items():
+        least, likeliest, most = limits.count("min"), limits.count("opt"), limits.count("max")
+        if not least <= likeliest <= most:
+            raise fields.refuse(quantity, "has not min <= opt <= max")
+        found[quantity] = least, likeliest, most
+    return found
+
+
+def _part(fields: Fields) -> EnginePart:
+    layers = fields.counts("layers", 0)
+    if len(layers) != 2:
+        raise fields.refuse("layers", "is not [first, behind the last]")
+    return EnginePart(
+        layers=layers,
+        graph=fields.file("graph"),
+        engine=fields.file("engine"),
+        inputs=tuple(map(_input, fields.children("inputs"))),
+        outputs=tuple(map(_tensor, fields.children("outputs"))),
+    )
+
+
+def _options(fields: Fields) -> dict[str, Any]:
+    """Two groups, each free but for what JSON cannot hold: a number such as 1e400, half a surrogate pair."""
+    groups = fields.child("options")
+    options = {**groups.raw, **{name: dict(groups.child(name).raw) for name in ("weights", "decoder")}}
+    try:
+        json.dumps(options, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise fields.refuse("options", "holds what is no JSON") from error
+    return options
+
+
+def _record(fields: Fields) -> FileRecord:
+    record = FileRecord(fields.count("bytes", 0), fields.text("sha256"))
+    if not _SHA256.fullmatch(record.sha256):
+        raise fields.refuse("sha256", "is not 64 hexadecimal digits")
+    return record

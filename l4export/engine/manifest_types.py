@@ -1,0 +1,175 @@
+"""What an engine's manifest holds, as Python values. Field by field: docs/reference/manifest.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from l4export.engine.kv_cache import KVStorage
+from l4export.engine.profiles import TokenRange
+from l4export.model.config import ModelConfig
+from l4export.storage.file_records import FileRecord
+
+__all__ = [
+    "DECODER",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "EnginePart",
+    "Graph",
+    "InputSpec",
+    "KVLayer",
+    "Manifest",
+    "Runtime",
+    "TensorSpec",
+]
+
+FORMAT = "l4export-engine"
+FORMAT_VERSION = 3
+
+DECODER = "decoder"
+"""The graph that every engine has: its name in a manifest, and what the names of its files begin with."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph.
+
+    Attributes:
+        name: As the graph calls it.
+        dtype: NumPy's name of it, such as `float32`, or `bfloat16`.
+        shape: Numbers, and names of sizes that differ from call to call.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class InputSpec(TensorSpec):
+    """An input; where it is `optional`, the graph has a default for it."""
+
+    optional: bool
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What executes a graph: the library `name`, and its `provider` of kernels or variant."""
+
+    name: str
+    provider: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.provider}"
+
+
+@dataclass(frozen=True)
+class EnginePart:
+    """One of the compiled engines that make up a graph, run one after the other.
+
+    `layers` are [first, behind the last]. `graph` and `engine` are files of the directory. `inputs` and `outputs` are
+    told as the graph's are; what a part gives under a name, the next one takes under the same name.
+    """
+
+    layers: tuple[int, int]
+    graph: str
+    engine: str
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph of an engine.
+
+    Attributes:
+        file: The whole graph, in ONNX.
+        runtime: What it was lowered for.
+        inputs: In the graph's order.
+        outputs: In the graph's order.
+        profiles: Optimisation profiles of compiled engines, by the quantity that they limit; a decoder's has `tokens`,
+            new tokens of a row in one call. None where nothing is compiled.
+        parts: The compiled engines, in the order in which they run; none where the runtime reads `file`.
+    """
+
+    file: str
+    runtime: Runtime
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profiles: tuple[Mapping[str, TokenRange], ...]
+    parts: tuple[EnginePart, ...]
+
+
+@dataclass(frozen=True)
+class KVLayer:
+    """One layer's cache: `kind` is `chunked` or `full` attention; `capacity` in slots, null where it grows."""
+
+    kind: str
+    capacity: int | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a runtime needs to know of an engine, and what it was made from. No timestamps."""
+
+    requires: tuple[str, ...]
+    """Features beyond this format version that a runtime must know, or refuse the engine by their names."""
+    generator: str
+    target: str
+    model: ModelConfig
+    precision: dict[str, str]
+    """`compute`, `weights`, `kv_cache` and `activations` (of products with FP8 weights) dtypes; `quant`."""
+    max_context: int
+    """Longest sequence, in tokens, that a session may hold."""
+    kv_layout: str
+    kv_storage: KVStorage
+    kv_layers: tuple[KVLayer, ...]
+    prefill_max_tokens: int
+    """A runtime feeds at most this many tokens a call: attention scores take [heads, tokens, total] floats."""
+    prefill_cut: int | None
+    """New tokens of one call must not lie on both sides of a position that is a multiple of this; None: anywhere."""
+    graphs: dict[str, Graph]
+    passes: tuple[str, ...]
+    options: dict[str, Any]
+    """Of the build: `weights` decide the bytes of the data files, `decoder` changes the graph alone."""
+    source: dict[str, FileRecord]
+    """The checkpoint's files that the engine was made from, by name."""
+    files: dict[str, FileRecord]
+    """The engine's files, all but the manifest, by name."""
+
+    @property
+    def decoder(self) -> Graph:
+        """The graph of the language model."""
+        return self.graphs[DECODER]
+
+    def to_json(self) -> str:
+        """The manifest file's text; the same manifest gives the same bytes."""
+        raw = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "requires": self.requires,
+            "generator": self.generator,
+            "target": self.target,
+            "model": self.model.to_dict(),
+            "precision": self.precision,
+            "max_context": self.max_context,
+            "kv_cache": {"layout": self.kv_layout, "storage": self.kv_storage, "layers": self.kv_layers},
+            "prefill": {"max_tokens_per_call": self.prefill_max_tokens, "cut_at_multiples_of": self.prefill_cut},
+            "graphs": {name: _graph(graph) for name, graph in self.graphs.items()},
+            "passes": self.passes,
+            "options": self.options,
+            "source": self.source,
+            "files": self.files,
+        }
+        return json.dumps(raw, indent=1, ensure_ascii=False, default=vars) + "\n"
+
+
+def _graph(graph: Graph) -> dict[str, Any]:
+    """Its fields; the limits of profiles get names."""
+    profiles = [
+        {quantity: dict(zip(("min", "opt", "max"), limits, strict=True)) for quantity, limits in profile.items()}
+        for profile in graph.profiles
+    ]
+    return {**vars(graph), "profiles": profiles}
