@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from l4export.errors import InputError
 from l4export.graph.builder import GraphBuilder
-from l4export.graph.dialect import is_dialect
+from l4export.graph.matching import attention_nodes, nodes_of
+from l4export.passes.fuse_attention import can_fuse
 
 __all__ = ["QuantizeKVCache"]
 
@@ -31,8 +32,6 @@ class QuantizeKVCache(ir.passes.InPlacePass):
 
     The scales, float32 [K, 1, d], become Constant nodes, so a calibration changes the graph and no data file.
 
-    Must run after `FuseAttention`.
-
     Args:
         bits: 8 or 4.
         scales: Scale of each cache by the name of its input, such as `past_key_values.0.key`. None plans only: every
@@ -40,6 +39,7 @@ class QuantizeKVCache(ir.passes.InPlacePass):
 
     Raises:
         InputError: a head width that the operator does not take.
+        onnx_ir.passes.PreconditionError: attention is not fused.
     """
 
     def __init__(self, bits: int, scales: Mapping[str, NDArray[np.float32]] | None = None) -> None:
@@ -47,22 +47,26 @@ class QuantizeKVCache(ir.passes.InPlacePass):
         self.bits = bits
         self.scales = scales
 
+    def requires(self, model: ir.Model) -> None:
+        """Every attention that can be fused is."""
+        for node in filter(can_fuse, attention_nodes(model)):
+            raise ir.passes.PreconditionError(f"{node.name}: run FuseAttention first")
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Retype every cache and hand its scales to the operator that reads it."""
-        for node in model.graph:
-            if is_dialect(node, "Attention"):
-                raise InputError(
-                    f"--kv-dtype int{self.bits}: ONNX Runtime's GroupQueryAttention takes no heads as wide as those of "
-                    f"{node.name}; use fp32 or fp16"
-                )
-        fused = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+        for node in attention_nodes(model):
+            raise InputError(
+                f"--kv-dtype int{self.bits}: ONNX Runtime's GroupQueryAttention takes no heads as wide as those of "
+                f"{node.name}; use fp32 or fp16"
+            )
+        fused = nodes_of(model, "GroupQueryAttention", "com.microsoft")
         nodes = [node for node in fused if "kv_cache_bit_width" not in node.attributes]
         for node in nodes:
             self._quantize(model.graph, node)
         return ir.passes.PassResult(model, modified=bool(nodes))
 
     def _quantize(self, graph: ir.Graph, node: ir.Node) -> None:
-        b = GraphBuilder(scope=str(node.name).rpartition("/")[0])
+        b = GraphBuilder.beside(node)
         pasts = node.inputs[3:5]
         node.resize_inputs(14)
         for index, (past, name) in enumerate(zip(pasts, ("k_scale", "v_scale"), strict=True)):
