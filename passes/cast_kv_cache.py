@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from l4export.graph.builder import GraphBuilder
-from l4export.graph.conditions import require_dialect, require_none
+from l4export.graph.conditions import require_dialect
 from l4export.graph.contents import is_cache
-from l4export.graph.matching import attention_nodes
+from l4export.graph.matching import attention_nodes, nodes_of
 
 __all__ = ["CastKVCache"]
 
@@ -34,9 +34,10 @@ class CastKVCache(ir.passes.InPlacePass):
         self.dtype = dtype
 
     def requires(self, model: ir.Model) -> None:
-        """Attention is the dialect's."""
+        """Attention is the dialect's where caches have another type."""
         require_dialect(model)
-        require_none(model, "GroupQueryAttention", "com.microsoft", "run CastKVCache before FuseAttention")
+        for node in filter(self._differs, nodes_of(model, "GroupQueryAttention", "com.microsoft")):
+            raise ir.passes.PreconditionError(f"{node.name}: run CastKVCache before FuseAttention")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Put casts around every `l4.Attention` and retype its caches."""

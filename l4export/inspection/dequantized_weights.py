@@ -55,8 +55,9 @@ class DequantizedWeights:
         for node in graph:
             for operand in _FIRST_OPERANDS.get(node.op_type, ()):
                 held = weights_of(node.inputs[operand])
-                names = held.names if held else ()  # none: an activation's codes
-                for name, own in zip(names, _row_ranges(node, operand, len(names)), strict=True):
+                if held is None:
+                    continue  # an activation's codes
+                for name, own in zip(held.names, _row_ranges(node, operand, len(held.names)), strict=True):
                     self._operands.setdefault(name, (node, operand, own))
 
     @property
@@ -93,8 +94,8 @@ def _routers(graph: ir.Graph) -> dict[str, ir.Value]:
 
 def _row_ranges(node: ir.Node, operand: int, parts: int) -> list[range]:
     """Rows of each weight that `PackProjections` put one below the other, as the `Split` of their product tells."""
-    if parts < 2:
-        return [range(len(_array(node.inputs[operand])))] * parts
+    if parts == 1:
+        return [range(len(_array(node.inputs[operand])))]
     split = next(use.node for use in node.outputs[0].uses() if use.node.op_type == "Split")
     ends = np.cumsum(_array(split.inputs[1])).tolist()
     return [range(start, end) for start, end in itertools.pairwise([0, *ends])]
