@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from l4export.graph.conditions import require_none
+from l4export.graph.dialect import DOMAIN
+from l4export.graph.matching import nodes_of
+
 __all__ = ["AllowDecomposedAttention"]
 
 
@@ -12,12 +16,18 @@ class AllowDecomposedAttention(ir.passes.InPlacePass):
 
     Without it float32, and head widths that no kernel has, cannot be built; where there is a kernel it is used all the
     same. ONNX Runtime and the ONNX checker refuse the attribute, so only TensorRT's pipeline has this pass.
+
+    Raises:
+        onnx_ir.passes.PreconditionError: an `l4.Attention` is left.
     """
+
+    def requires(self, model: ir.Model) -> None:
+        """Every attention is a standard one."""
+        require_none(model, "Attention", DOMAIN, "run LowerAttention first")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Mark every standard `Attention`."""
-        standard = [node for node in model.graph if (node.op_type, node.domain) == ("Attention", "")]
-        nodes = [node for node in standard if not node.attributes.get_int("TRT_decomposable", 0)]
+        nodes = [n for n in nodes_of(model, "Attention") if not n.attributes.get_int("TRT_decomposable", 0)]
         for node in nodes:
             node.attributes["TRT_decomposable"] = ir.AttrInt64("TRT_decomposable", 1)
         return ir.passes.PassResult(model, modified=bool(nodes))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from l4export.graph.builder import GraphBuilder
-from l4export.graph.dialect import is_dialect
+from l4export.graph.conditions import require_dialect
+from l4export.graph.contents import is_cache
+from l4export.graph.matching import attention_nodes, nodes_of
 
 __all__ = ["CastKVCache"]
 
@@ -20,19 +22,35 @@ class CastKVCache(ir.passes.InPlacePass):
     float16, `GroupQueryAttention` then computes scores, softmax and sums in float32. Casting whole caches back and
     forth instead would round nothing else, but costs more than attention itself (docs/reference/measurements.md).
 
-    Must run before `FuseAttention`, which leaves the rotation outside its operator, in the model's own type.
+    `FuseAttention` comes after it and leaves the rotation outside its operator, in the model's own type.
+
+    Raises:
+        onnx_ir.passes.PreconditionError: attention is fused or inlined already.
+        onnx_ir.passes.PostconditionError: a cache has another type, because no `l4.Attention` has it.
     """
 
     def __init__(self, dtype: ir.DataType) -> None:
         super().__init__()
         self.dtype = dtype
 
+    def requires(self, model: ir.Model) -> None:
+        """Attention is the dialect's where caches have another type."""
+        require_dialect(model)
+        for node in filter(self._differs, nodes_of(model, "GroupQueryAttention", "com.microsoft")):
+            raise ir.passes.PreconditionError(f"{node.name}: run CastKVCache before FuseAttention")
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Put casts around every `l4.Attention` and retype its caches."""
-        nodes = [node for node in model.graph if is_dialect(node, "Attention") and self._differs(node)]
+        nodes = [node for node in attention_nodes(model) if self._differs(node)]
         for node in nodes:
             self._cast(model.graph, node)
         return ir.passes.PassResult(model, modified=bool(nodes))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Every cache has the type."""
+        for value in filter(is_cache, (*model.graph.inputs, *model.graph.outputs)):
+            if value.dtype != self.dtype:
+                raise ir.passes.PostconditionError(f"{value.name} is {value.dtype}, not {self.dtype}")
 
     def _differs(self, node: ir.Node) -> bool:
         return any(cache is not None and cache.dtype != self.dtype for cache in node.inputs[3:5])
@@ -41,8 +59,7 @@ class CastKVCache(ir.passes.InPlacePass):
         (past_key, past_value), y = node.inputs[3:5], node.outputs[0]
         assert past_key is not None and past_value is not None and past_key.dtype is not None
         back = int(past_key.dtype)
-        scope = str(node.name).rpartition("/")[0]
-        before, after = GraphBuilder(scope), GraphBuilder(scope)
+        before, after = GraphBuilder.beside(node), GraphBuilder.beside(node)
         for index, name in enumerate(("q_cast", "k_cast", "v_cast")):
             node.replace_input_with(index, before.op("Cast", node.inputs[index], name=name, to=int(self.dtype)))
         graph.insert_before(node, before.nodes)

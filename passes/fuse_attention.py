@@ -9,9 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from l4export.graph.builder import GraphBuilder, remove_unused_initializers, replace_node
-from l4export.graph.dialect import is_dialect
+from l4export.graph.conditions import require_dialect
+from l4export.graph.dialect import DOMAIN, NO_LIMIT, is_dialect
+from l4export.graph.matching import attention_nodes, nodes_of, producer, qk_norm, rotation
 
-__all__ = ["FuseAttention"]
+__all__ = ["FuseAttention", "can_fuse"]
 
 _LONGEST_TABLE = 131072
 """Slots in a rotation table: 64 MiB of cos and sin at a head width of 128."""
@@ -36,11 +38,10 @@ class FuseAttention(ir.passes.InPlacePass):
 
     Afterwards a call with several rows, several tokens and a cache that is not empty is refused by the operator.
 
-    Requires `LimitContext(max_context)` to have run.
-
     Raises:
-        onnx_ir.passes.PreconditionError: when q is rotated and k is not, a rotation is not over adjacent pairs, its
-            angles are not an `l4.RotaryAngles` of the layer's slots, or a QK norm still follows a rotation.
+        onnx_ir.passes.PreconditionError: when the dialect is inlined already, the graph takes sequences beyond
+            `max_context`, q is rotated and k is not, a rotation is not over adjacent pairs, its angles are not an
+            `l4.RotaryAngles` of the layer's slots, or a QK norm still follows a rotation.
     """
 
     def __init__(self, max_context: int) -> None:
@@ -48,18 +49,21 @@ class FuseAttention(ir.passes.InPlacePass):
         self.max_context = max_context
 
     def requires(self, model: ir.Model) -> None:
-        """Every attention can be fused."""
-        for node in _attention_nodes(model):
-            for side in (0, 1):
-                norm = _producer(node.inputs[side])
-                if norm is not None and is_dialect(norm, "QKNorm") and _rotation(norm.inputs[0]) is not None:
+        """No sequence is longer than a table, and every attention can be fused."""
+        require_dialect(model)
+        for count in nodes_of(model, "SequenceLengths", DOMAIN):
+            if count.attributes.get_int("max_context", NO_LIMIT) > self.max_context:
+                raise ir.passes.PreconditionError(f"{count.name}: run LimitContext({self.max_context}) first")
+        for node in _fusable_nodes(model):
+            for norm in map(qk_norm, node.inputs[:2]):
+                if norm is not None and rotation(norm.inputs[0]) is not None:
                     raise ir.passes.PreconditionError(f"{node.name}: run MoveQKNormBeforeRotary first")
             _Rotation.of(node)
             _lengths(node)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every `l4.Attention` whose head width the operator takes."""
-        nodes = _attention_nodes(model)
+        nodes = _fusable_nodes(model)
         shared = _Shared(model.graph, self.max_context)
         for node in nodes:
             _fuse(model.graph, node, shared)
@@ -79,7 +83,7 @@ class _Rotation:
 
     @staticmethod
     def of(node: ir.Node) -> _Rotation | None:
-        q, k = _rotation(node.inputs[0]), _rotation(node.inputs[1])
+        q, k = rotation(node.inputs[0]), rotation(node.inputs[1])
         if q is None and k is None:
             return None
         if q is None or k is None or q.inputs[1:] != k.inputs[1:]:
@@ -170,65 +174,54 @@ def _fuse(graph: ir.Graph, node: ir.Node, shared: _Shared) -> None:
     q, k, v, past_key, past_value = node.inputs[:5]
     assert past_key is not None and past_key.dtype is not None
     chunk = node.attributes.get_int("chunk_size")
-    rotation = _Rotation.of(node) if shared.slots(node) <= _LONGEST_TABLE else None
+    rotary = _Rotation.of(node) if shared.slots(node) <= _LONGEST_TABLE else None
     seqlens_k, total = shared.lengths(node)
-    cos, sin = shared.tables(rotation.inv_freq, past_key.dtype, node) if rotation else (None, None)
+    cos, sin = shared.tables(rotary.inv_freq, past_key.dtype, node) if rotary else (None, None)
     bias = None if chunk >= shared.max_context else shared.chunk_bias(chunk, past_key.dtype, node)
-    b = GraphBuilder(scope=str(node.name).rpartition("/")[0])
+    b = GraphBuilder.beside(node)
     outputs = b.ops(
         "GroupQueryAttention",
-        *(rotation.q.inputs[0] if rotation else q, rotation.k.inputs[0] if rotation else k, v),
+        *(rotary.q.inputs[0] if rotary else q, rotary.k.inputs[0] if rotary else k, v),
         *(past_key, past_value, seqlens_k, total, cos, sin, None, bias),
         outputs=3,
         domain="com.microsoft",
         num_heads=node.attributes.get_int("num_heads"),
         kv_num_heads=node.attributes.get_int("kv_num_heads"),
-        do_rotary=int(rotation is not None),
-        rotary_interleaved=int(rotation is not None),
+        do_rotary=int(rotary is not None),
+        rotary_interleaved=int(rotary is not None),
     )
     replace_node(graph, node, b, outputs)
 
 
-def _attention_nodes(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if is_dialect(node, "Attention") and _width_fits(node)]
-
-
-def _width_fits(node: ir.Node) -> bool:
-    past_key = node.inputs[3]
+def can_fuse(attention: ir.Node) -> bool:
+    """Whether `GroupQueryAttention` takes the head width of an `l4.Attention`."""
+    past_key = attention.inputs[3]
     assert past_key is not None and past_key.shape is not None
     head_dim = past_key.shape[3]
-    rotated = any(_rotation(value) is not None for value in node.inputs[:2])
+    rotated = any(rotation(value) is not None for value in attention.inputs[:2])
     return isinstance(head_dim, int) and head_dim % (16 if rotated else 8) == 0
 
 
-def _producer(value: ir.Value | None) -> ir.Node | None:
-    return None if value is None else value.producer()
-
-
-def _rotation(value: ir.Value | None) -> ir.Node | None:
-    node = _producer(value)
-    return node if node is not None and node.op_type == "RotaryEmbedding" else None
+def _fusable_nodes(model: ir.Model) -> list[ir.Node]:
+    return [node for node in attention_nodes(model) if can_fuse(node)]
 
 
 def _angles(value: ir.Value | None, output: int) -> ir.Node | None:
     """The `l4.RotaryAngles` whose output 0, cos, or 1, sin, is `value`, through a cast."""
-    node = _producer(value)
-    if node is not None and node.op_type == "Cast":
-        value = node.inputs[0]
-        node = _producer(value)
-    if value is None or node is None or not is_dialect(node, "RotaryAngles"):
-        return None
-    return node if value is node.outputs[output] else None
+    cast = producer(value, ("Cast", ""))
+    value = cast.inputs[0] if cast else value
+    node = producer(value, ("RotaryAngles", DOMAIN))
+    return node if node is not None and value is node.outputs[output] else None
 
 
 def _lengths(node: ir.Node) -> ir.Node:
     """The node that counts the layer's slots; its outputs are past_length, new_length and total_length."""
-    producer = _producer(node.inputs[6])
-    if producer is None or not (is_dialect(producer, "SequenceLengths") or is_dialect(producer, "ChunkLengths")):
+    count = producer(node.inputs[6], ("SequenceLengths", DOMAIN), ("ChunkLengths", DOMAIN))
+    if count is None:
         raise ir.passes.PreconditionError(
             f"{node.name}: past_length must come from l4.SequenceLengths or l4.ChunkLengths"
         )
-    return producer
+    return count
 
 
 def _scope(node: ir.Node) -> str:

@@ -6,7 +6,9 @@ import numpy as np
 import onnx_ir as ir
 
 from l4export.graph.builder import GraphBuilder, remove_unused_initializers, replace_node
-from l4export.graph.dialect import moe_nodes, require_constant_experts
+from l4export.graph.conditions import require_constant_experts, require_dialect
+from l4export.graph.contents import relaid
+from l4export.graph.matching import moe_nodes
 from l4export.weights.recipes import Interleave, Recipe, Slice, Transpose, as_recipe
 
 __all__ = ["FuseExperts"]
@@ -29,11 +31,13 @@ class FuseExperts(ir.passes.InPlacePass):
     from gate_up [E, D, 2I] = [gate | up]; fc2 [E, D, I] is down [E, I, D] transposed.
 
     Raises:
-        onnx_ir.passes.PreconditionError: when an expert weight is not an initializer.
+        onnx_ir.passes.PreconditionError: when the dialect is inlined already, or an expert weight is not an
+            initializer.
     """
 
     def requires(self, model: ir.Model) -> None:
-        """Expert weights are initializers."""
+        """The dialect is there, and expert weights are initializers."""
+        require_dialect(model)
         require_constant_experts(model)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -52,8 +56,8 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> None:
     assert x is not None and logits is not None and gate_up is not None and down is not None
     k = node.attributes.get_int("k")
     b = GraphBuilder(scope=str(node.name))
-    fc1 = b.initializer(_fc1(_weight(gate_up)), f"{gate_up.name}.fc1")
-    fc2 = b.initializer(Transpose(_weight(down), (0, 2, 1)), f"{down.name}.fc2")
+    fc1 = b.initializer(_fc1(_weight(gate_up)), f"{gate_up.name}.fc1", relaid(gate_up, "interleaved"))
+    fc2 = b.initializer(Transpose(_weight(down), (0, 2, 1)), f"{down.name}.fc2", relaid(down, "transposed"))
     rows, probs, results_shape = _one_expert_rows(b, x, logits, k, fc1)
     y = b.op(
         "MoE",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
@@ -24,7 +26,7 @@ class InlineDialect(ir.passes.InPlacePass):
         calls = [node for node in model.graph if is_dialect(node)]
         for node in calls:
             node.metadata_props[_CALL] = str(node.name)
-        interface = {value.name for node in calls for value in node.outputs}
+        interface = {value.name: value.metadata_props for node in calls for value in node.outputs}
         result = InlinePass()(model)
         taken = {node.name for node in model.graph if _CALL not in node.metadata_props}
         for node in model.graph:
@@ -42,7 +44,10 @@ class InlineDialect(ir.passes.InPlacePass):
             raise ir.passes.PostconditionError(f"dialect nodes are left: {left[:3]}")
 
 
-def _rename(node: ir.Node, call: str, interface: set[str | None], taken: set[str | None]) -> None:
+def _rename(
+    node: ir.Node, call: str, interface: Mapping[str | None, Mapping[str, str]], taken: set[str | None]
+) -> None:
+    """Name a node and its outputs below the call; a result of the call keeps its name, and what it holds."""
     body_name = node.name if node.name and not node.name.startswith("node") else node.op_type
     path, i = f"{call}/{body_name}", 0
     while path in taken:
@@ -51,5 +56,7 @@ def _rename(node: ir.Node, call: str, interface: set[str | None], taken: set[str
     taken.add(path)
     node.name = path
     for j, value in enumerate(node.outputs):
-        if value.name not in interface and not value.is_graph_output():
+        if value.name in interface:
+            value.metadata_props.update(interface[value.name])
+        elif not value.is_graph_output():
             value.name = path if j == 0 else f"{path}:{j}"

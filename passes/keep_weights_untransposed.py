@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from l4export.graph.builder import GraphBuilder, replace_node
+from l4export.graph.builder import GraphBuilder, own_name, replace_node
+from l4export.graph.contents import note, relaid
+from l4export.graph.matching import nodes_of, producer
 from l4export.weights.recipes import Cast, Recipe, Transpose
 
 __all__ = ["KeepWeightsUntransposed"]
@@ -21,9 +23,8 @@ class KeepWeightsUntransposed(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every such MatMul."""
         modified = False
-        for node in list(model.graph):
-            if node.op_type == "MatMul" and node.domain == "":
-                modified |= _rewrite(model.graph, node)
+        for node in nodes_of(model, "MatMul"):
+            modified |= _rewrite(model.graph, node)
         if modified:
             model.opset_imports["com.microsoft"] = 1
         return ir.passes.PassResult(model, modified=modified)
@@ -35,28 +36,28 @@ def _rewrite(graph: ir.Graph, node: ir.Node) -> bool:
     stored = _stored(weight)
     if stored is None:
         return False
-    scope, _, name = str(node.name).rpartition("/")
-    b = GraphBuilder(scope=scope)
-    replace_node(graph, node, b, [b.op("FusedMatMul", x, stored, domain="com.microsoft", name=name, transB=1)])
-    producer = weight.producer()
-    if producer is not None and not weight.uses():
-        graph.remove(producer, safe=True)
+    b = GraphBuilder.beside(node)
+    product = b.op("FusedMatMul", x, stored, domain="com.microsoft", name=own_name(node), transB=1)
+    replace_node(graph, node, b, [product])
+    transpose = weight.producer()
+    if transpose is not None and not weight.uses():
+        graph.remove(transpose, safe=True)
     return True
 
 
 def _stored(weight: ir.Value) -> ir.Value | None:
     """The value that holds W [out, in], if `weight` is its transpose and nothing else reads it."""
-    producer = weight.producer()
-    if producer is not None and producer.op_type == "Transpose":
-        source = producer.inputs[0]
-        swaps = tuple(producer.attributes.get_ints("perm", ())) == (1, 0)
+    transpose = producer(weight, ("Transpose", ""))
+    if transpose is not None:
+        source = transpose.inputs[0]
+        swaps = tuple(transpose.attributes.get_ints("perm", ())) == (1, 0)
         return source if swaps and source is not None and source.const_value is not None else None
     recipe = _untransposed(weight.const_value) if isinstance(weight.const_value, Recipe) else None
     if recipe is None or len(weight.uses()) != 1:
         return None
     recipe.name = weight.name
     weight.const_value, weight.shape = recipe, ir.Shape(recipe.dims)
-    return weight
+    return note(weight, relaid(weight, "stored"))
 
 
 def _untransposed(recipe: Recipe) -> Recipe | None:

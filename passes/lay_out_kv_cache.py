@@ -5,7 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from l4export.graph.builder import GraphBuilder
-from l4export.graph.dialect import DOMAIN, NO_LIMIT, is_dialect
+from l4export.graph.conditions import require_dialect, require_none
+from l4export.graph.dialect import DOMAIN, NO_LIMIT
+from l4export.graph.matching import attention_nodes, producer, qk_norm, rotation
 
 __all__ = ["LAYOUTS", "LayOutKVCache"]
 
@@ -35,7 +37,8 @@ class LayOutKVCache(ir.passes.InPlacePass):
 
     Raises:
         ValueError: for a layout that is not in `LAYOUTS`.
-        onnx_ir.passes.PreconditionError: for a graph that has layout `chunked` and should have another one.
+        onnx_ir.passes.PreconditionError: for a graph that has layout `chunked` and should have another one, or whose
+            attention is not the dialect's any more.
     """
 
     def __init__(self, layout: str) -> None:
@@ -45,8 +48,11 @@ class LayOutKVCache(ir.passes.InPlacePass):
         self.layout = layout
 
     def requires(self, model: ir.Model) -> None:
-        """A chunk's cache cannot become one of the whole sequence again."""
-        if self.layout != "chunked" and any(_holds_one_chunk(node) for node in _attention(model)):
+        """Attention is the dialect's; a chunk's cache cannot become one of the whole sequence again."""
+        require_dialect(model)
+        require_none(model, "GroupQueryAttention", "com.microsoft", "run LayOutKVCache before FuseAttention")
+        require_none(model, "Attention", "", "run LayOutKVCache before LowerAttention")
+        if self.layout != "chunked" and any(_holds_one_chunk(node) for node in attention_nodes(model)):
             raise ir.passes.PreconditionError("the caches hold one chunk already; lay them out once")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -54,11 +60,11 @@ class LayOutKVCache(ir.passes.InPlacePass):
         modified = False
         if self.layout == "chunked":
             local = _ChunkLocal(model.graph)
-            for node in _attention(model):
+            for node in attention_nodes(model):
                 if node.attributes.get_int("chunk_size") < NO_LIMIT:
                     local.move(node)
                     modified = True
-        for node in _attention(model):
+        for node in attention_nodes(model):
             past, present = ("past", "present") if self.layout == "concat" else ("capacity", "capacity")
             if _holds_one_chunk(node):
                 past = present = "chunk_capacity"
@@ -79,9 +85,9 @@ class _ChunkLocal:
         """Give one attention, and the rotations of its q and k, the slots of its chunk."""
         chunk = node.attributes.get_int("chunk_size")
         slots, past, total = self.counts(node, chunk)
-        for rotation in filter(None, (_rotation(value) for value in node.inputs[:2])):
+        for rotary in filter(None, (_rotation(value) for value in node.inputs[:2])):
             for i in (1, 2):
-                rotation.replace_input_with(i, self.angle(rotation.inputs[i], chunk, slots))
+                rotary.replace_input_with(i, self.angle(rotary.inputs[i], chunk, slots))
         for i, value in ((5, slots), (6, past), (7, total)):
             node.replace_input_with(i, value)
         node.attributes["chunk_size"] = ir.AttrInt64("chunk_size", NO_LIMIT)
@@ -89,7 +95,7 @@ class _ChunkLocal:
     def counts(self, node: ir.Node, chunk: int) -> tuple[ir.Value, ir.Value, ir.Value]:
         """slots', past' and total' of a chunk size."""
         if chunk not in self._counts:
-            whole, lengths = _producer(node.inputs[5], "Slots"), _producer(node.inputs[6], "SequenceLengths")
+            whole, lengths = _made_by(node.inputs[5], "Slots"), _made_by(node.inputs[6], "SequenceLengths")
             input_ids, cache_start = whole.inputs[1], node.inputs[8]
             b = GraphBuilder("/chunk")
             past, _, total = b.ops(
@@ -109,43 +115,32 @@ class _ChunkLocal:
         """cos or sin, as `value` is, of the new slots."""
         assert value is not None
         if (chunk, value) not in self._angles:
-            producer = value.producer()
-            if producer is not None and producer.op_type == "Cast":
-                b = GraphBuilder("/chunk")
-                inner = self.angle(producer.inputs[0], chunk, slots)
-                to = producer.attributes.get_int("to")
-                self._angles[chunk, value] = b.op("Cast", inner, to=to, name=str(producer.name).lstrip("/"))
+            b, cast = GraphBuilder("/chunk"), producer(value, ("Cast", ""))
+            made_by = cast or _made_by(value, "RotaryAngles")
+            name = str(made_by.name).lstrip("/")
+            if cast:
+                inner = self.angle(cast.inputs[0], chunk, slots)
+                self._angles[chunk, value] = b.op("Cast", inner, to=cast.attributes.get_int("to"), name=name)
             else:
-                producer = _producer(value, "RotaryAngles")
-                b = GraphBuilder("/chunk")
-                name = str(producer.name).lstrip("/")
-                made = b.ops("RotaryAngles", slots, producer.inputs[1], outputs=2, domain=DOMAIN, name=name)
-                self._angles.update({(chunk, old): new for old, new in zip(producer.outputs, made, strict=True)})
-            self.graph.insert_after(producer, b.nodes)
+                made = b.ops("RotaryAngles", slots, made_by.inputs[1], outputs=2, domain=DOMAIN, name=name)
+                self._angles.update({(chunk, old): new for old, new in zip(made_by.outputs, made, strict=True)})
+            self.graph.insert_after(made_by, b.nodes)
         return self._angles[chunk, value]
 
 
-def _attention(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if is_dialect(node, "Attention")]
-
-
 def _holds_one_chunk(attention: ir.Node) -> bool:
-    past_length = attention.inputs[6]
-    producer = None if past_length is None else past_length.producer()
-    return producer is not None and is_dialect(producer, "ChunkLengths")
+    return producer(attention.inputs[6], ("ChunkLengths", DOMAIN)) is not None
 
 
 def _rotation(value: ir.Value | None) -> ir.Node | None:
     """The rotation of a layer's q or k, before or after its norm."""
-    node = None if value is None else value.producer()
-    if node is not None and is_dialect(node, "QKNorm"):
-        return _rotation(node.inputs[0])
-    return node if node is not None and node.op_type == "RotaryEmbedding" else None
+    norm = qk_norm(value)
+    return rotation(norm.inputs[0] if norm else value)
 
 
-def _producer(value: ir.Value | None, op_type: str) -> ir.Node:
-    node = None if value is None else value.producer()
-    if node is None or not is_dialect(node, op_type):
+def _made_by(value: ir.Value | None, op_type: str) -> ir.Node:
+    node = producer(value, (op_type, DOMAIN))
+    if node is None:
         raise ir.passes.PreconditionError(f"{'' if value is None else value.name}: must come from l4.{op_type}")
     return node
 

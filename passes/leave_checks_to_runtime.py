@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from l4export.graph.builder import GraphBuilder
+from l4export.graph.conditions import require_dialect
 from l4export.graph.dialect import REFUSALS
 
 __all__ = ["LeaveChecksToRuntime"]
@@ -17,14 +18,31 @@ class LeaveChecksToRuntime(ir.passes.InPlacePass):
     TensorRT reads what it finds. Its 0 becomes a constant. What the graph refused the runtime has to: ids outside the
     vocabulary, masks that are not padded on the right, sequences that do not fit, calls across a chunk's end
     (`l4export.runtimes.session`).
+
+    Raises:
+        onnx_ir.passes.PreconditionError: the dialect's functions are inlined already.
+        onnx_ir.passes.PostconditionError: a refusal is left.
     """
+
+    def requires(self, model: ir.Model) -> None:
+        """The refusals are in the dialect's functions."""
+        require_dialect(model)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace every refusal in the dialect's functions."""
-        found = [(body, node) for body in model.functions.values() for node in body if node.name in REFUSALS]
+        found = _refusals(model)
         for body, node in found:
             b = GraphBuilder()
             node.outputs[0].replace_all_uses_with(b.op("Constant", value_int=0, name="passed"))
             body.insert_before(node, b.nodes)
             body.remove(node, safe=True)
         return ir.passes.PassResult(model, modified=bool(found))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Nothing refuses its input."""
+        for _, node in _refusals(model):
+            raise ir.passes.PostconditionError(f"{node.name} is left")
+
+
+def _refusals(model: ir.Model) -> list[tuple[ir.Function, ir.Node]]:
+    return [(body, node) for body in model.functions.values() for node in body if node.name in REFUSALS]

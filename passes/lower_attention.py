@@ -5,7 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from l4export.graph.builder import GraphBuilder, replace_node
-from l4export.graph.dialect import DOMAIN, is_dialect
+from l4export.graph.conditions import require_dialect
+from l4export.graph.dialect import DOMAIN
+from l4export.graph.matching import attention_nodes
 
 __all__ = ["LowerAttention"]
 
@@ -25,20 +27,23 @@ class LowerAttention(ir.passes.InPlacePass):
     from the first slot.
 
     Raises:
-        onnx_ir.passes.PreconditionError: when a cache does not stay in place (run `LayOutKVCache("static")` first).
+        onnx_ir.passes.PreconditionError: when the dialect is inlined already, or a cache does not stay in place.
     """
 
     def requires(self, model: ir.Model) -> None:
         """Every cache has as many slots afterwards as before."""
-        for node in _attention_nodes(model):
+        require_dialect(model)
+        for node in attention_nodes(model):
             past, present = node.inputs[3], node.outputs[1]
             assert past is not None and past.shape is not None and present.shape is not None
             if past.shape[2] != present.shape[2]:
-                raise ir.passes.PreconditionError(f"{node.name}: caches must stay in place; they grow")
+                raise ir.passes.PreconditionError(
+                    f'{node.name}: caches must stay in place; they grow. Run LayOutKVCache("static") first'
+                )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every `l4.Attention`."""
-        nodes = _attention_nodes(model)
+        nodes = attention_nodes(model)
         masks: dict[tuple[int, ir.Value | None], ir.Value] = {}
         names: set[str] = set()
         for node in nodes:
@@ -47,10 +52,6 @@ class LowerAttention(ir.passes.InPlacePass):
                 masks[key] = _mask(model.graph, node, names)
             _rewrite(model.graph, node, masks[key])
         return ir.passes.PassResult(model, modified=bool(nodes))
-
-
-def _attention_nodes(model: ir.Model) -> list[ir.Node]:
-    return [node for node in model.graph if is_dialect(node, "Attention")]
 
 
 def _mask(graph: ir.Graph, node: ir.Node, names: set[str]) -> ir.Value:
@@ -65,7 +66,7 @@ def _mask(graph: ir.Graph, node: ir.Node, names: set[str]) -> ir.Value:
 
 def _rewrite(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> None:
     q, k, v, past_key, past_value, _, past_length = node.inputs[:7]
-    b = GraphBuilder(scope=str(node.name).rpartition("/")[0])
+    b = GraphBuilder.beside(node)
 
     def split(x: ir.Value | None, kind: str, heads: str) -> ir.Value:
         return b.op("SplitHeads", x, domain=DOMAIN, name=kind, num_heads=node.attributes.get_int(heads))

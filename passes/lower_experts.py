@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from l4export.graph.builder import GraphBuilder, replace_node
-from l4export.graph.dialect import moe_nodes, require_constant_experts
+from l4export.graph.conditions import require_constant_experts, require_dialect
+from l4export.graph.matching import moe_nodes
 
 __all__ = ["LowerExperts"]
 
@@ -28,11 +29,13 @@ class LowerExperts(ir.passes.InPlacePass):
     and prefill and the weights are there once.
 
     Raises:
-        onnx_ir.passes.PreconditionError: when an expert weight is not an initializer.
+        onnx_ir.passes.PreconditionError: when the dialect is inlined already, or an expert weight is not an
+            initializer.
     """
 
     def requires(self, model: ir.Model) -> None:
-        """Expert weights are initializers."""
+        """The dialect is there, and expert weights are initializers."""
+        require_dialect(model)
         require_constant_experts(model)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from l4export.graph.dialect import is_dialect
+from l4export.graph.conditions import require_dialect
+from l4export.graph.dialect import DOMAIN
+from l4export.graph.matching import nodes_of, rotation
 
 __all__ = ["MoveQKNormBeforeRotary"]
 
@@ -14,17 +16,21 @@ class MoveQKNormBeforeRotary(ir.passes.InPlacePass):
 
     norm(R x) = R x / sqrt(|R x|^2 / d + eps) = R x / sqrt(|x|^2 / d + eps) = R norm(x), since a rotation R keeps
     lengths and the norm has no weight. Both nodes keep their names; only the order of the data changes.
+
+    Raises:
+        onnx_ir.passes.PreconditionError: the dialect is inlined already.
     """
+
+    def requires(self, model: ir.Model) -> None:
+        """The dialect is there."""
+        require_dialect(model)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Swap wherever a norm is the only reader of a rotation."""
         swapped = False
-        for norm in list(model.graph):
-            if not is_dialect(norm, "QKNorm"):
-                continue
-            rotated = norm.inputs[0]
-            rotary = rotated.producer() if rotated is not None else None
-            if rotary is None or rotary.op_type != "RotaryEmbedding" or len(rotary.outputs[0].uses()) != 1:
+        for norm in nodes_of(model, "QKNorm", DOMAIN):
+            rotary = rotation(norm.inputs[0])
+            if rotary is None or len(rotary.outputs[0].uses()) != 1:
                 continue
             _swap(model.graph, rotary, norm)
             swapped = True

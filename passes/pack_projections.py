@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 
-from l4export.graph.builder import GraphBuilder, remove_unused_initializers
-from l4export.model.weight_names import JOIN
+from l4export.graph.builder import GraphBuilder, remove_unused_initializers, take_over
+from l4export.graph.conditions import require_codes
+from l4export.graph.contents import Weights, weights_of
+from l4export.graph.matching import nodes_of
 from l4export.weights.evaluation import Output, Stack
 
 __all__ = ["PackProjections"]
@@ -21,14 +24,21 @@ class PackProjections(ir.passes.InPlacePass):
     as reading half a megabyte of weights.
 
     Packs `MatMulNBits` that agree in x and all attributes but N, of weights that nothing else reads. The packed
-    initializers' names are the weights' names with `|` between them, then `.codes`, `.scales`, `.zero_points`.
+    initializers hold several weights, and their names join the weights' names by `|`.
+
+    Raises:
+        onnx_ir.passes.PreconditionError: no weight is quantised.
     """
+
+    def requires(self, model: ir.Model) -> None:
+        """There are products with quantised weights, unless all of these are FP8."""
+        require_codes(model, "QuantizeWeightsForOnnxRuntime")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Pack every group of two or more."""
         groups: dict[Hashable, list[ir.Node]] = {}
-        for node in model.graph:
-            if node.op_type == "MatMulNBits" and all(_is_own(value) for value in node.inputs[1:]):
+        for node in nodes_of(model, "MatMulNBits", "com.microsoft"):
+            if all(_is_own(value) for value in node.inputs[1:]):
                 groups.setdefault(_kind(node), []).append(node)
         packed = [nodes for nodes in groups.values() if len(nodes) > 1]
         for nodes in packed:
@@ -55,9 +65,9 @@ def _pack(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     weights = []
     for operand in range(1, len(first.inputs)):
         values = [node.inputs[operand] for node in nodes]
-        recipe = _recipe(values[0])
-        names, _, kind = zip(*(str(value and value.name).rpartition(".") for value in values), strict=True)
-        weights.append(b.initializer(stack.output(recipe.index, recipe.dims[1:]), f"{JOIN.join(names)}.{kind[0]}"))
+        recipe, held = _recipe(values[0]), _held(values)
+        name = f"{'|'.join(held.names)}.{held.part}"
+        weights.append(b.initializer(stack.output(recipe.index, recipe.dims[1:]), name, held))
     widths = [node.attributes.get_int("N") for node in nodes]
     attributes = {name: attribute.value for name, attribute in first.attributes.items()} | {"N": sum(widths)}
     name = "_".join(str(node.name).split("/")[-2] for node in nodes)
@@ -70,9 +80,16 @@ def _pack(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     graph.insert_before(first, b.nodes)
     for node, part in zip(nodes, parts, strict=True):
         old = node.outputs[0]
-        part.name, part.type, part.shape = old.name, old.type, old.shape
+        part.name = old.name
+        take_over(part, old)
         ir.convenience.replace_all_uses_with(old, part)
         graph.remove(node, safe=True)
+
+
+def _held(values: Sequence[ir.Value | None]) -> Weights:
+    """What is held by values whose rows are put one below the other."""
+    held = [weights for weights in map(weights_of, values) if weights is not None]
+    return replace(held[0], names=tuple(name for weights in held for name in weights.names))
 
 
 def _recipe(value: ir.Value | None) -> Output:

@@ -9,6 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from l4export.graph.builder import GraphBuilder
+from l4export.graph.conditions import require_codes
+from l4export.graph.contents import weights_of
+from l4export.graph.matching import producer
 
 __all__ = ["Product", "QuantizeActivations", "fp8_products"]
 
@@ -22,13 +25,18 @@ class QuantizeActivations(ir.passes.InPlacePass):
     whatever else reads x keep it as it is. A builder such as TensorRT's multiplies the codes themselves. Every scale is
     one until `SetActivationScales` sets those that were measured.
 
-    Must run after `QuantizeWeightsInONNX`.
+    Raises:
+        onnx_ir.passes.PreconditionError: no weight is quantised.
     """
+
+    def requires(self, model: ir.Model) -> None:
+        """Weights have codes."""
+        require_codes(model, "QuantizeWeightsInONNX")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Round the left operand of every product with an FP8 weight."""
         rounded: dict[tuple[ir.Value, ir.Graph], ir.Value] = {}
-        products = list(fp8_products(model.graph))
+        products = [p for p in fp8_products(model.graph) if producer(p.x, ("DequantizeLinear", "")) is None]
         for product in products:
             key = product.x, product.graph
             if key not in rounded:
@@ -58,9 +66,9 @@ class Product:
     @property
     def weight(self) -> str:
         """The weight's name as it is in the checkpoint."""
-        codes = self.dequantized.inputs[0]
-        assert codes is not None
-        return str(codes.name).removesuffix(".codes")
+        held = weights_of(self.dequantized.inputs[0])
+        assert held is not None
+        return held.names[0]
 
     @property
     def dtype(self) -> ir.DataType:
@@ -88,9 +96,9 @@ def fp8_products(graph: ir.Graph) -> Iterator[Product]:
 
 def _dequantized_fp8(value: ir.Value | None) -> ir.Node | None:
     """What dequantised the FP8 weight that a value is, or that it was transposed or gathered from."""
-    node = None if value is None else value.producer()
-    if node is not None and node.op_type in {"Gather", "Transpose"}:
-        return _dequantized_fp8(node.inputs[0])
-    if node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+    if (moved := producer(value, ("Gather", ""), ("Transpose", ""))) is not None:
+        return _dequantized_fp8(moved.inputs[0])
+    node = producer(value, ("DequantizeLinear", ""))
+    if node is None or weights_of(codes := node.inputs[0]) is None:
         return None
-    return node if node.inputs[0].dtype == ir.DataType.FLOAT8E4M3FN else None
+    return node if codes is not None and codes.dtype == ir.DataType.FLOAT8E4M3FN else None

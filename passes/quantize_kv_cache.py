@@ -7,7 +7,8 @@ import onnx_ir as ir
 
 from l4export.errors import InputError
 from l4export.graph.builder import GraphBuilder
-from l4export.graph.dialect import is_dialect
+from l4export.graph.matching import attention_nodes, nodes_of
+from l4export.passes.fuse_attention import can_fuse
 
 __all__ = ["QuantizeKVCache"]
 
@@ -29,35 +30,38 @@ class QuantizeKVCache(ir.passes.InPlacePass):
     Every scale is one until `SetKVScales` sets those that were measured. The scales, float32 [K, 1, d], are Constant
     nodes, so a calibration changes the graph and no data file.
 
-    Must run after `FuseAttention`.
-
     Args:
         bits: 8 or 4.
 
     Raises:
         InputError: a head width that the operator does not take.
+        onnx_ir.passes.PreconditionError: attention is not fused.
     """
 
     def __init__(self, bits: int) -> None:
         super().__init__()
         self.bits = bits
 
+    def requires(self, model: ir.Model) -> None:
+        """Every attention that can be fused is."""
+        for node in filter(can_fuse, attention_nodes(model)):
+            raise ir.passes.PreconditionError(f"{node.name}: run FuseAttention first")
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Retype every cache and hand its scales to the operator that reads it."""
-        for node in model.graph:
-            if is_dialect(node, "Attention"):
-                raise InputError(
-                    f"--kv-dtype int{self.bits}: ONNX Runtime's GroupQueryAttention takes no heads as wide as those of "
-                    f"{node.name}; use fp32 or fp16"
-                )
-        fused = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+        for node in attention_nodes(model):
+            raise InputError(
+                f"--kv-dtype int{self.bits}: ONNX Runtime's GroupQueryAttention takes no heads as wide as those of "
+                f"{node.name}; use fp32 or fp16"
+            )
+        fused = nodes_of(model, "GroupQueryAttention", "com.microsoft")
         nodes = [node for node in fused if "kv_cache_bit_width" not in node.attributes]
         for node in nodes:
             self._quantize(model.graph, node)
         return ir.passes.PassResult(model, modified=bool(nodes))
 
     def _quantize(self, graph: ir.Graph, node: ir.Node) -> None:
-        b = GraphBuilder(scope=str(node.name).rpartition("/")[0])
+        b = GraphBuilder.beside(node)
         pasts = node.inputs[3:5]
         node.resize_inputs(14)
         for index, (past, name) in enumerate(zip(pasts, ("k_scale", "v_scale"), strict=True)):

@@ -9,6 +9,9 @@ import onnx_ir as ir
 
 from l4export.errors import InputError
 from l4export.graph.builder import GraphBuilder, remove_unused_initializers
+from l4export.graph.conditions import require_none
+from l4export.graph.contents import Weights, weights_of
+from l4export.graph.dialect import DOMAIN
 from l4export.quantization.policy import Policy, Rule
 from l4export.quantization.weights import QuantizedWeight
 from l4export.weights.recipes import as_recipe, swapped
@@ -38,6 +41,8 @@ class QuantizeWeightsInONNX(ir.passes.InPlacePass):
     Raises:
         InputError: a policy that contradicts itself, names no weight or asks for zero points; a block size that does
             not fit.
+        onnx_ir.passes.PreconditionError: an `l4.MoE` is left; which axis its weights are contracted along, only their
+            `MatMul` tells.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -45,26 +50,30 @@ class QuantizeWeightsInONNX(ir.passes.InPlacePass):
         self.policy = policy
         self.quantized: dict[str, str] = {}
 
+    def requires(self, model: ir.Model) -> None:
+        """Standard operators read the weights."""
+        require_none(model, "MoE", DOMAIN, "run LowerExperts first")
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite every matrix that a rule names."""
         for value in list(model.graph.initializers.values()):
-            rule = self._rule(value)
+            held = weights_of(value)
+            if held is None or held.part != "values" or value.shape is None or len(value.shape) < 2:
+                continue
+            rule = self.policy.rule_for(held.names[0])
             if rule is not None:
-                self._rewrite(model.graph, value, rule)
+                self._rewrite(model.graph, value, held, rule)
         self.policy.check_used(self.quantized)
         remove_unused_initializers(model.graph)
         return ir.passes.PassResult(model, modified=bool(self.quantized))
 
-    def _rule(self, value: ir.Value) -> Rule | None:
-        tensor = value.const_value
-        matrix = tensor is not None and len(tensor.shape) > 1 and tensor.dtype.is_floating_point()
-        return self.policy.rule_for(str(value.name)) if matrix else None
-
-    def _rewrite(self, graph: ir.Graph, weight: ir.Value, rule: Rule) -> None:
-        name, tensor = str(weight.name), weight.const_value
+    def _rewrite(self, graph: ir.Graph, weight: ir.Value, held: Weights, rule: Rule) -> None:
+        (name,), tensor = held.names, weight.const_value
         assert tensor is not None
+        recipe = as_recipe(tensor)
         transposed = any(use.node.op_type == "MatMul" and use.idx == 1 for use in weight.uses())
-        recipe = swapped(as_recipe(tensor)) if transposed else as_recipe(tensor)
+        if transposed:
+            recipe, held = swapped(recipe), held.swapped()
         if not rule.symmetric:
             raise InputError(f"{name}: standard ONNX engines have no zero points; leave `symmetric = false` out")
         plain = rule.scheme(name, recipe.dims[-1])
@@ -75,8 +84,8 @@ class QuantizeWeightsInONNX(ir.passes.InPlacePass):
         cut: dict[str, Any] = {"axis": last, "block_size": scheme.block_size or recipe.dims[-1]}
         if last == 1 and scales.dims[-1] == 1:
             scales, cut = quantized.scales_as(recipe.dims[0]), {"axis": 0}
-        parts = [b.initializer(quantized.codes, f"{name}.codes"), b.initializer(scales, f"{name}.scales")]
-        codes, scale = parts
+        codes = b.initializer(quantized.codes, f"{name}.codes", dataclasses.replace(held, part="codes"))
+        scale = b.initializer(scales, f"{name}.scales", dataclasses.replace(held, part="scales"))
         if scale.dtype != recipe.dtype:
             scale = b.op("Cast", scale, to=int(recipe.dtype), name=f"{name}.scales/Cast")
         value = b.op("DequantizeLinear", codes, scale, name=f"{name}/DequantizeLinear", **cut)
@@ -84,7 +93,7 @@ class QuantizeWeightsInONNX(ir.passes.InPlacePass):
             value = b.op("Transpose", value, name=f"{name}/Transpose", perm=[*range(last - 1), last, last - 1])
         value.type, value.shape = weight.type, weight.shape
         weight.replace_all_uses_with(value)
-        for part in parts:
+        for part in b.initializers:
             graph.register_initializer(part)
         graph.insert_before(graph[0], b.nodes)
         self.quantized[name] = scheme.name

@@ -28,15 +28,17 @@ class SetActivationScales(ir.passes.InPlacePass):
     def requires(self, model: ir.Model) -> None:
         """Some product with an FP8 weight rounds what it is multiplied by."""
         if not _rounded(model):
-            raise ir.passes.PreconditionError("no rounded activation: QuantizeActivations must run before")
+            raise ir.passes.PreconditionError("no activation is rounded; run QuantizeActivations first")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Set the constant of every pair."""
+        """Set the constant of every pair that has another scale."""
+        modified = False
         for scale, weight in _rounded(model):
-            assert scale.dtype is not None
-            values = np.asarray(self.scales[weight], scale.dtype.numpy())
-            scale.const_value = ir.tensor(values, name=scale.name)
-        return ir.passes.PassResult(model, modified=True)
+            assert scale.dtype is not None and scale.const_value is not None
+            value = np.asarray(self.scales[weight], scale.dtype.numpy())
+            if scale.const_value.numpy() != value:
+                scale.const_value, modified = ir.tensor(value, name=scale.name), True
+        return ir.passes.PassResult(model, modified=modified)
 
 
 def _rounded(model: ir.Model) -> list[tuple[ir.Value, str]]:

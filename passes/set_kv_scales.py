@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from l4export.graph.builder import GraphBuilder
+from l4export.graph.builder import GraphBuilder, own_name
 
 __all__ = ["SetKVScales"]
 
@@ -33,24 +33,27 @@ class SetKVScales(ir.passes.InPlacePass):
     def requires(self, model: ir.Model) -> None:
         """Some attention operator has a quantised cache."""
         if not _quantized(model):
-            raise ir.passes.PreconditionError("no quantised KV cache: QuantizeKVCache must run before")
+            raise ir.passes.PreconditionError("no KV cache is quantised; run QuantizeKVCache first")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Put a constant of its own before every operator."""
-        for node in _quantized(model):
-            self._set(model.graph, node)
-        return ir.passes.PassResult(model, modified=True)
+        """Put constants of its own before every operator that has other scales."""
+        changed = [self._set(model.graph, node) for node in _quantized(model)]
+        return ir.passes.PassResult(model, modified=any(changed))
 
-    def _set(self, graph: ir.Graph, node: ir.Node) -> None:
-        b = GraphBuilder(scope=str(node.name).rpartition("/")[0])
+    def _set(self, graph: ir.Graph, node: ir.Node) -> bool:
+        b = GraphBuilder.beside(node)
         for cache, scale in _SCALES.items():
             past, old = node.inputs[cache], node.inputs[scale]
-            assert past is not None and old is not None and old.name is not None
-            values = self.scales[str(past.name)]
-            node.replace_input_with(scale, b.op("Constant", name=old.name.rpartition("/")[2], value=ir.tensor(values)))
-            if not old.uses() and (maker := old.producer()):
+            assert past is not None and old is not None
+            maker, values = old.producer(), self.scales[str(past.name)]
+            assert maker is not None
+            if np.array_equal(maker.attributes.get_tensor("value").numpy(), values):
+                continue
+            node.replace_input_with(scale, b.op("Constant", name=own_name(maker), value=ir.tensor(values)))
+            if not old.uses():
                 graph.remove(maker, safe=True)
         graph.insert_before(node, b.nodes)
+        return bool(b.nodes)
 
 
 def _quantized(model: ir.Model) -> list[ir.Node]:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-__all__ = ["GraphBuilder", "remove_unused_initializers", "replace_node"]
+from l4export.graph.contents import Weights, note
+
+__all__ = ["GraphBuilder", "own_name", "remove_unused_initializers", "replace_node", "take_over"]
 
 
 class GraphBuilder:
@@ -24,6 +26,11 @@ class GraphBuilder:
         self.initializers: list[ir.Value] = []
         self._scope = scope
         self._taken = set() if taken is None else taken
+
+    @classmethod
+    def beside(cls, node: ir.Node) -> GraphBuilder:
+        """A builder in the scope of a node, for what takes its place or stands next to it."""
+        return cls(scope=str(node.name).rpartition("/")[0])
 
     @contextlib.contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -64,14 +71,17 @@ class GraphBuilder:
         self.nodes.append(node)
         return node.outputs
 
-    def initializer(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
-        """Add a weight under exactly this name (not scoped: weights keep their checkpoint names)."""
+    def initializer(self, tensor: ir.TensorProtocol, name: str, holds: Weights | None = None) -> ir.Value:
+        """Add a weight under exactly this name (not scoped: weights keep their checkpoint names).
+
+        `holds` says which weights of the checkpoint the tensor is made of; None for one that is made of none.
+        """
         tensor.name = name
         value = ir.Value(
             name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
         )
         self.initializers.append(value)
-        return value
+        return note(value, holds)
 
     def constant(self, array: np.ndarray | Sequence[int] | int, name: str) -> ir.Value:
         """Add a small constant below the current scope; Python integers become int64."""
@@ -87,12 +97,23 @@ class GraphBuilder:
         return candidate
 
 
+def own_name(node: ir.Node) -> str:
+    """A node's name within its scope."""
+    return str(node.name).rpartition("/")[2]
+
+
+def take_over(new: ir.Value, old: ir.Value) -> None:
+    """Declare a new value as an old one is declared: its type, its shape and what it holds."""
+    new.type, new.shape = old.type, old.shape
+    new.metadata_props.update(old.metadata_props)
+
+
 def replace_node(graph: ir.Graph, node: ir.Node, builder: GraphBuilder, outputs: Sequence[ir.Value]) -> None:
     """Put the builder's nodes in the place of `node`; `outputs` take over its outputs, names included."""
     for value in builder.initializers:
         graph.register_initializer(value)
     for old, new in zip(node.outputs, outputs, strict=True):
-        new.type, new.shape = old.type, old.shape
+        take_over(new, old)
     ir.convenience.replace_nodes_and_values(graph, node, [node], builder.nodes, node.outputs, outputs)
 
 

@@ -21,8 +21,6 @@ __all__ = [
     "REFUSALS",
     "dialect_functions",
     "is_dialect",
-    "moe_nodes",
-    "require_constant_experts",
 ]
 
 DOMAIN = "l4"
@@ -131,20 +129,3 @@ def dialect_functions() -> list[ir.Function]:
 def is_dialect(node: ir.Node, op_type: str | None = None) -> bool:
     """Whether `node` calls a function of the dialect (the one named `op_type`, when given)."""
     return node.domain == DOMAIN and (op_type is None or node.op_type == op_type)
-
-
-def moe_nodes(model: ir.Model) -> list[ir.Node]:
-    """Every `l4.MoE` of a graph."""
-    return [node for node in model.graph if is_dialect(node, "MoE")]
-
-
-def require_constant_experts(model: ir.Model) -> None:
-    """What lowering a mixture of experts needs.
-
-    Raises:
-        onnx_ir.passes.PreconditionError: when an expert weight is not an initializer.
-    """
-    for node in moe_nodes(model):
-        for weight in node.inputs[2:]:
-            if weight is None or weight.const_value is None:
-                raise ir.passes.PreconditionError(f"{node.name}: expert weights must be initializers")

@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from l4export.engine.manifest import load_manifest
-from l4export.model.weight_names import JOIN, ROUTER
+from l4export.graph.contents import weights_of
+from l4export.model.weight_names import kind_of
 from l4export.passes.quantize_activations import fp8_products
 from l4export.quantization import Scheme, dequantize
 
@@ -54,11 +55,10 @@ class DequantizedWeights:
         self._routers = _routers(graph) if "calibration" in manifest.options["weights"] else {}
         for node in graph:
             for operand in _FIRST_OPERANDS.get(node.op_type, ()):
-                if not _is_constant(node.inputs[operand]):
+                held = weights_of(node.inputs[operand])
+                if held is None:
                     continue  # an activation's codes
-                name = _initializer_name(node, operand).removesuffix(".fc1").removesuffix(".fc2")
-                names = name.split(JOIN)
-                for name, own in zip(names, _row_ranges(node, operand, len(names)), strict=True):
+                for name, own in zip(held.names, _row_ranges(node, operand, len(held.names)), strict=True):
                     self._operands.setdefault(name, (node, operand, own))
 
     @property
@@ -75,25 +75,22 @@ class DequantizedWeights:
         node, operand, own = self._operands[name]
         asked = own[rows]
         values = _matrices(node, operand, slice(asked.start, asked.stop))
-        match _initializer_name(node, operand).rpartition(".")[2]:
-            case "fc1":
+        held = weights_of(node.inputs[operand])
+        assert held is not None
+        match held.layout:
+            case "interleaved":
                 return _gate_up(values)
-            case "fc2":
-                return values.transpose(0, 2, 1)
-        return values.transpose(0, 2, 1) if values.ndim == 3 else values
+            case "transposed":
+                return values.swapaxes(-1, -2)
+            case "stored":
+                return values
 
 
 def _routers(graph: ir.Graph) -> dict[str, ir.Value]:
     """Float weights [E, D] of routers."""
     read = [node.inputs[1] for node in graph if node.op_type == "FusedMatMul"]
-    return {str(weight.name): weight for weight in read if weight is not None and str(weight.name).endswith(ROUTER)}
-
-
-def _initializer_name(node: ir.Node, operand: int) -> str:
-    """The name of a weight as it was before its codes took its place."""
-    codes = node.inputs[operand]
-    assert codes is not None
-    return str(codes.name).partition(".codes")[0]
+    held = [(weight, weights.names[0]) for weight in read if (weights := weights_of(weight)) is not None]
+    return {name: weight for weight, name in held if weight is not None and kind_of(name) == "router"}
 
 
 def _row_ranges(node: ir.Node, operand: int, parts: int) -> list[range]:
@@ -139,10 +136,6 @@ def _scales(value: ir.Value | None) -> np.ndarray:
 
 def _dtype(cast: ir.Node) -> ir.DataType:
     return ir.DataType(cast.attributes.get_int("to"))
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is not None and value.const_value is not None
 
 
 def _array(value: ir.Value | None) -> np.ndarray:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from l4export.engine.manifest import Manifest
 from l4export.errors import EnvironmentLacks, InputError
+from l4export.graph.contents import LayerValue, Role, layer_values
 from l4export.model.routing import likeliest
 from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.onnxruntime.engine import session_options
@@ -53,28 +54,33 @@ def tap_engine(engine: Path, manifest: Manifest, pieces: Sequence[NDArray[np.int
         EnvironmentLacks: onnxruntime is not installed.
         InputError: a graph without these values, or one that ONNX Runtime cannot load.
     """
-    config = manifest.model
-    hidden = [f"/layers.{layer}/mlp_residual" for layer in range(config.num_hidden_layers)]
-    routers = [f"/layers.{layer}/moe/router/MatMul" for layer in config.moe_layers]
-    inference = TappedInference(engine, ir.load(engine / manifest.decoder.file), [*hidden, *routers])
+    config, model = manifest.model, ir.load(engine / manifest.decoder.file)
+    layers, values = range(config.num_hidden_layers), layer_values(model.graph)
+
+    def name(role: Role, layer: int) -> str:
+        if (value := values.get(LayerValue(role, layer))) is None:
+            raise InputError(f"{engine}: the graph has no {role} of layer {layer}; build the engine again")
+        return str(value.name)
+
+    hidden = [name("residual", layer) for layer in layers]
+    routers = {layer: name("router_logits", layer) for layer in config.moe_layers}
+    inference = TappedInference(engine, model, [*hidden, *routers.values()])
     session = Session(partial(new_host_cache, inference), manifest, 1, sum(map(len, pieces)))
     logits = np.concatenate([session.append(piece)[0] for piece in pieces])
     count = len(logits)
-    caches = {
-        name: _whole_cache(inference.last[name].numpy(), config.head_dim, count)
-        for name in inference.last
-        if name.startswith("present.")
-    }
-    layers = range(config.num_hidden_layers)
+
+    def cache(role: Role, layer: int) -> NDArray[np.float32] | None:
+        return _whole_cache(inference.last[name(role, layer)].numpy(), config.head_dim, count)
+
     seen = {name: np.concatenate(parts).reshape(count, -1) for name, parts in inference.taps.items()}
-    router_logits = [seen.get(f"/layers.{layer}/moe/router/MatMul") for layer in layers]
+    router_logits = [seen[routers[layer]] if layer in routers else None for layer in layers]
     return EngineTaps(
         logits,
         [seen[name] for name in hidden],
         router_logits,
         [_chosen(logits, config.num_experts_per_tok) for logits in router_logits],
-        [caches.get(f"present.{layer}.key") for layer in layers],
-        [caches.get(f"present.{layer}.value") for layer in layers],
+        [cache("present_key", layer) for layer in layers],
+        [cache("present_value", layer) for layer in layers],
     )
 
 

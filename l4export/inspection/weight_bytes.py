@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,12 @@ import onnx_ir as ir
 
 from l4export.engine.manifest import load_manifest
 from l4export.errors import InputError
+from l4export.graph.contents import weights_of
 from l4export.model.config import ModelConfig
 from l4export.model.decoder import build_decoder
-from l4export.model.weight_names import JOIN
 from l4export.weights.recipes import Constant, Recipe
 
 __all__ = ["bits_per_weight", "load_graph", "weight_bytes", "weight_shapes"]
-
-_PARTS = re.compile(r"(\.fc[12])?(\.(codes|scales|zero_points))?$")
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -37,18 +34,18 @@ def weight_bytes(model: ir.Model, config: ModelConfig) -> dict[str, float]:
     """Bytes of every weight in an engine's graph, codes with scales and zero points, by its checkpoint name.
 
     Projections that are packed into one initializer share its bytes by their number of weights, since they have their
-    width and their scheme in common. Not counted are tables that passes put beside the weights, and a tied head's
-    `.codes.packed`, which are the embedding's bytes in another shape.
+    width and their scheme in common. Tables that passes put beside the weights are not counted, and codes that two
+    operators read in two shapes, as those of a tied head, are counted once.
     """
     shapes = weight_shapes(config)
     found = dict.fromkeys(shapes, 0.0)
-    for value in model.graph.initializers.values():
-        names = _PARTS.sub("", str(value.name)).split(JOIN)
-        if value.const_value is None or not all(name in shapes for name in names):
+    tensors = {weights_of(value): value.const_value for value in model.graph.initializers.values()}
+    for held, tensor in tensors.items():
+        if held is None or tensor is None or not all(name in shapes for name in held.names):
             continue
-        counts = [math.prod(shapes[name]) for name in names]
-        for name, count in zip(names, counts, strict=True):
-            found[name] += value.const_value.nbytes * count / sum(counts)
+        counts = [math.prod(shapes[name]) for name in held.names]
+        for name, count in zip(held.names, counts, strict=True):
+            found[name] += tensor.nbytes * count / sum(counts)
     return found
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from l4export.graph.builder import GraphBuilder
+from l4export.graph.contents import LayerValue, Weights, note
 from l4export.graph.dialect import DOMAIN, NO_LIMIT, OPSET_VERSION, dialect_functions
 from l4export.model.config import ModelConfig
 from l4export.weights.recipes import Cast, Recipe, Transpose
@@ -123,11 +124,12 @@ class _Decoder:
         h = self.norm(x, f"{prefix}.post_attention_layernorm.weight", "post_attention_layernorm")
         if self.config.is_moe(layer):
             with b.scope("moe"):
-                y = self.moe(f"{prefix}.feed_forward", h)
+                y = self.moe(layer, h)
         else:
             with b.scope("mlp"):
                 y = self.mlp(f"{prefix}.feed_forward", h, self.config.intermediate_size_mlp)
-        return b.op("Add", x, y, name="mlp_residual"), key, value
+        x = _typed(b.op("Add", x, y, name="mlp_residual"), self.dtype, ["batch", "sequence", self.config.hidden_size])
+        return note(x, LayerValue("residual", layer)), key, value
 
     def attention(
         self, layer: int, h: ir.Value, past_key: ir.Value, past_value: ir.Value, step: _Step
@@ -167,6 +169,8 @@ class _Decoder:
         )
         key.name, value.name = f"present.{layer}.key", f"present.{layer}.value"
         y = self.linear(y, f"{prefix}.o_proj.weight", heads * head_dim, config.hidden_size, "o_proj")
+        note(key, LayerValue("present_key", layer))
+        note(value, LayerValue("present_value", layer))
         return y, self.cache_output(key), self.cache_output(value)
 
     def rotate(self, x: ir.Value, heads: int, step: _Step, name: str) -> ir.Value:
@@ -179,11 +183,12 @@ class _Decoder:
         attributes = {"num_heads": heads, "head_dim": config.head_dim, "epsilon": config.rms_norm_eps}
         return self.b.op("QKNorm", x, domain=DOMAIN, name=name, **attributes)
 
-    def moe(self, prefix: str, h: ir.Value) -> ir.Value:
+    def moe(self, layer: int, h: ir.Value) -> ir.Value:
         """Shared expert plus the routed experts of each token."""
-        b, config = self.b, self.config
+        b, config, prefix = self.b, self.config, f"model.layers.{layer}.feed_forward"
         experts, hidden, width = config.num_local_experts, config.hidden_size, config.intermediate_size
         logits = self.linear(h, f"{prefix}.router.weight", hidden, experts, "router")
+        note(logits, LayerValue("router_logits", layer))
         gate_up = self.weight(f"{prefix}.experts.gate_up_proj", (experts, hidden, 2 * width))
         down = self.weight(f"{prefix}.experts.down_proj", (experts, width, hidden))
         routed = b.op("MoE", h, logits, gate_up, down, domain=DOMAIN, name="experts", k=config.num_experts_per_tok)
@@ -220,19 +225,22 @@ class _Decoder:
     def linear(self, x: ir.Value, weight: str, width_in: int, width_out: int, name: str) -> ir.Value:
         """x W' for a weight stored [out, in]; the graph's initializer is its transpose [in, out]."""
         recipe = Transpose(self.weights(weight, (width_out, width_in)), (1, 0))
-        return self.b.op("MatMul", x, self.initializer(recipe, weight), name=f"{name}/MatMul")
+        holds = Weights((weight,), "transposed")
+        return self.b.op("MatMul", x, self.initializer(recipe, holds), name=f"{name}/MatMul")
 
     def weight(self, name: str, shape: tuple[int, ...]) -> ir.Value:
-        return self.initializer(self.weights(name, shape), name)
+        return self.initializer(self.weights(name, shape), Weights((name,)))
 
-    def initializer(self, recipe: Recipe, name: str) -> ir.Value:
-        return self.b.initializer(recipe if recipe.dtype == self.dtype else Cast(recipe, self.dtype), name)
+    def initializer(self, recipe: Recipe, holds: Weights) -> ir.Value:
+        """A weight under its checkpoint name, in the dtype of the graph."""
+        cast = recipe if recipe.dtype == self.dtype else Cast(recipe, self.dtype)
+        return self.b.initializer(cast, holds.names[0], holds)
 
     def cache(self, layer: int) -> tuple[ir.Value, ir.Value]:
         """The inputs that carry a layer's past keys and values."""
         shape: list[int | str] = ["batch", self.config.num_key_value_heads, "past", self.config.head_dim]
         key, value = (_input(f"past_key_values.{layer}.{kind}", self.dtype, shape) for kind in ("key", "value"))
-        return key, value
+        return note(key, LayerValue("past_key", layer)), note(value, LayerValue("past_value", layer))
 
     def cache_output(self, value: ir.Value) -> ir.Value:
         shape: list[int | str] = ["batch", self.config.num_key_value_heads, "present", self.config.head_dim]

@@ -1,16 +1,13 @@
-"""Names of weights: the checkpoint's, and what passes make of them."""
+"""Names of weights in a checkpoint, and what they tell."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["JOIN", "KINDS", "ROUTER", "kind_of", "layer_of"]
+__all__ = ["KINDS", "ROUTER", "kind_of", "layer_of"]
 
 ROUTER = "feed_forward.router.weight"
 """The name of a router within its layer."""
-
-JOIN = "|"
-"""Between the names of the weights that a packed initializer holds."""
 
 KINDS = {
     "embedding": r"model\.embed_tokens\.weight",

@@ -18,6 +18,8 @@ import torch
 
 from l4export.engine.kv_cache import KV_BITS
 from l4export.engine.manifest import Manifest
+from l4export.graph.contents import LayerValue, layer_value_of
+from l4export.graph.matching import nodes_of, producer
 from l4export.inspection.dequantized_weights import DequantizedWeights
 from l4export.inspection.weight_bytes import load_graph, weight_bytes, weight_shapes
 from l4export.model.weight_names import KINDS, kind_of, layer_of
@@ -87,8 +89,8 @@ def _stores(model: ir.Model, manifest: Manifest) -> tuple[Store, ...]:
     dtype, layers = manifest.precision["kv_cache"], range(manifest.model.num_hidden_layers)
     if dtype in KV_BITS:
         scales = _scales(model)
-        names = [[f"past_key_values.{layer}.{kind}" for kind in ("key", "value")] for layer in layers]
-        return tuple(_integers(scales[key], scales[value], KV_BITS[dtype]) for key, value in names)
+        pairs = [(LayerValue("past_key", layer), LayerValue("past_value", layer)) for layer in layers]
+        return tuple(_integers(scales[key], scales[value], KV_BITS[dtype]) for key, value in pairs)
     halves = {"fp16": torch.float16, "bf16": torch.bfloat16}
     return (_floats(halves[dtype]),) * len(layers) if dtype in halves else ()
 
@@ -107,13 +109,13 @@ def _integers(key_scale: torch.Tensor, value_scale: torch.Tensor, bits: int) -> 
     return lambda keys, values: (rounded(keys, key_scale), rounded(values, value_scale))
 
 
-def _scales(model: ir.Model) -> Mapping[str, torch.Tensor]:
-    """The scales [K, 1, d] in an engine's graph by the name of the cache's input."""
+def _scales(model: ir.Model) -> Mapping[LayerValue | None, torch.Tensor]:
+    """The scales [K, 1, d] in an engine's graph by the cache's input."""
     found = {}
-    for node in model.graph:
-        if node.op_type == "GroupQueryAttention":
-            for past, scale in zip(node.inputs[3:5], node.inputs[12:14], strict=True):
-                producer = None if scale is None else scale.producer()
-                assert past is not None and producer is not None
-                found[str(past.name)] = torch.from_numpy(producer.attributes.get_tensor("value").numpy().copy())
+    for node in nodes_of(model, "GroupQueryAttention", "com.microsoft"):
+        for past, scale in zip(node.inputs[3:5], node.inputs[12:14], strict=True):
+            constant = producer(scale)
+            assert past is not None and constant is not None
+            array = constant.attributes.get_tensor("value").numpy().copy()
+            found[layer_value_of(past)] = torch.from_numpy(array)
     return found

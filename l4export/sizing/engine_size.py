@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,12 @@ import onnx_ir as ir
 
 from l4export.compiler.pipeline import pipeline, run_passes
 from l4export.engine.manifest import DECODER
+from l4export.graph.contents import weights_of
 from l4export.graph.dtypes import FLOATS
+from l4export.graph.matching import nodes_of
 from l4export.model.config import ModelConfig
 from l4export.model.decoder import build_decoder
+from l4export.model.weight_names import layer_of
 from l4export.quantization.policy import standard_policy
 from l4export.targets import GraphOptions
 from l4export.weights.placement import INLINE_BYTES, arrange, place_weights
@@ -139,12 +141,10 @@ class _Layout:
 
 def _dequantized(model: ir.Model) -> int:
     """Layers come one after the other; the head is counted on top of the largest."""
-    floats: Counter[str] = Counter()
-    for node in model.graph:
-        if node.op_type == "DequantizeLinear":
-            codes, scales = node.inputs[:2]
-            assert codes is not None and codes.shape is not None and scales is not None and scales.dtype is not None
-            layer = re.match(r"model\.layers\.\d+", str(codes.name))
-            count = int(np.prod(codes.shape.numpy(), dtype=np.int64))
-            floats[layer[0] if layer else "rest"] += int(count * scales.dtype.itemsize)
-    return floats.pop("rest", 0) + max(floats.values(), default=0)
+    floats: Counter[int | None] = Counter()
+    for node in nodes_of(model, "DequantizeLinear"):
+        (codes, scales), held = node.inputs[:2], weights_of(node.inputs[0])
+        assert codes is not None and codes.shape is not None and scales is not None and scales.dtype is not None
+        count = int(np.prod(codes.shape.numpy(), dtype=np.int64))
+        floats[layer_of(held.names[0]) if held else None] += int(count * scales.dtype.itemsize)
+    return floats.pop(None, 0) + max(floats.values(), default=0)

@@ -22,6 +22,7 @@ from l4export.compiler.plan import plan_build
 from l4export.engine.manifest import load_manifest
 from l4export.errors import InputError
 from l4export.graph.builder import GraphBuilder
+from l4export.graph.contents import Weights
 from l4export.inspection.dequantized_weights import DequantizedWeights, dequantized_weights, input_scales
 from l4export.parity.by_layer import check_layers
 from l4export.parity.whole_model import check_parity
@@ -86,7 +87,8 @@ def product_model(dtype: ir.DataType, scale: float) -> ir.Model:
     """x [2, 64, 16] times an FP8 identity, after the pass; and x times a float identity."""
     b = GraphBuilder()
     x = graph_input("x", dtype, 3)
-    codes = b.initializer(ir.tensor(np.eye(16, dtype=ml_dtypes.float8_e4m3fn)), "w.codes")
+    held = Weights(("w",), part="codes")
+    codes = b.initializer(ir.tensor(np.eye(16, dtype=ml_dtypes.float8_e4m3fn)), "w.codes", held)
     scales = b.initializer(ir.tensor(np.ones(16, dtype.numpy())), "w.scales")
     weight = b.op("DequantizeLinear", codes, scales, axis=0)
     y = b.op("MatMul", x, weight, name="y")

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from l4export.engine.manifest import verify_files
+from l4export.graph.contents import weights_of
 from l4export.targets.tensorrt.compile import compile_bytes
 from measured_process import measure
 
@@ -88,7 +89,7 @@ def test_an_int4_engine_of_a_layer_of_full_size_is_compiled_for_three_kinds_of_g
     for value in ir.load(tmp_path / "e" / "decoder.onnx").graph.initializers.values():
         if isinstance(tensor := value.const_value, ir.ExternalTensor):
             size += tensor.nbytes
-            if str(value.name).endswith(".codes"):
+            if (held := weights_of(value)) and held.part == "codes":
                 with open(tmp_path / "e" / str(tensor.location), "r+b") as data:
                     data.seek(tensor.offset or 0)
                     data.write(rng.bytes(tensor.nbytes))

@@ -10,6 +10,7 @@ from l4export.checkpoint import open_checkpoint
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.pipeline import pipeline
 from l4export.compiler.plan import plan_build
+from l4export.graph.contents import Weights, weights_of
 from l4export.model.decoder import build_decoder
 from l4export.quantization.policy import Policy, Rule, standard_policy
 from l4export.targets import GraphOptions
@@ -51,6 +52,8 @@ def test_q_k_and_v_become_one_operator(workshop: Workshop) -> None:
     (node,) = (node for node in model.graph if node.name == "/layers.1/attn/q_proj_k_proj_v_proj/MatMul")
     names = "|".join(f"model.layers.1.self_attn.{side}_proj.weight" for side in "qkv")
     assert [value.name for value in node.inputs[1:]] == [f"{names}.codes", f"{names}.scales"]
+    held = [weights_of(value) for value in node.inputs[1:]]
+    assert held == [Weights(tuple(names.split("|")), part=part) for part in ("codes", "scales")]
     assert node.attributes.get_int("N") == 64 + 32 + 32
     (split,) = (use.node for use in node.outputs[0].uses())
     assert [value.name for value in split.outputs] == [f"/layers.1/attn/{side}_proj/MatMul" for side in "qkv"]

@@ -8,18 +8,16 @@ one part alone, but for an embedding that is the head too: the first part and th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import onnx_ir as ir
 
 from l4export.errors import InputError
+from l4export.graph.contents import LayerValue, is_cache, layer_value_of, layer_values
 from l4export.targets.target import LayerRange
 from l4export.targets.tensorrt.compile import compile_bytes
 
 __all__ = ["constant_bytes", "cut_decoder", "cut_layers", "layer_ranges", "part_names"]
-
-_CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.(?:key|value)")
 
 
 def layer_ranges(graph: ir.Graph, budget: int | None) -> tuple[LayerRange, ...]:
@@ -30,7 +28,7 @@ def layer_ranges(graph: ir.Graph, budget: int | None) -> tuple[LayerRange, ...]:
     Raises:
         InputError: a layer does not fit by itself, with the embedding or the head if it is the first or the last.
     """
-    layers = 1 + max(_layer(value) for value in graph.outputs)
+    layers = 1 + max(held.layer for held in layer_values(graph))
     if budget is None or compile_bytes(constant_bytes(graph)) <= budget:
         return ((0, layers),)
     ranges: list[LayerRange] = []
@@ -80,16 +78,17 @@ def cut_layers(graph: ir.Graph, layers: LayerRange) -> ir.Graph:
     first: `hidden_states.{start}` in the place of `input_ids`' readers, `hidden_states.{stop}` in that of `logits`.
     """
     start, stop = layers
-    values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
-    taken = [values[_residual(start)]] if start else []
-    given = values[_residual(stop)] if f"present.{stop}.key" in values else values["logits"]
-    presents = [value for value in graph.outputs if _layer(value) in range(start, stop)]
+    values = layer_values(graph)
+    taken = [values[_read_by(start)]] if start else []
+    logits = next(value for value in graph.outputs if value.name == "logits")
+    given = values[_read_by(stop)] if LayerValue("present_key", stop) in values else logits
+    presents = [value for value in graph.outputs if _cached_layer(value) in range(start, stop)]
     part = ir.convenience.extract(graph, [*taken, *graph.inputs], [given, *presents])
     _use_own_caches(part, range(start, stop))
     part.inputs[:] = [value for value in part.inputs if value.uses()]
     for value, layer in ((part.inputs[0], start), (part.outputs[0], stop)):
-        if value.name == _residual(layer):
-            _hand_on(value, layer, values)
+        if layer_value_of(value) == _read_by(layer):
+            value.name = f"hidden_states.{layer}"
     order = {name: index for index, name in enumerate(graph.initializers)}
     for name in sorted(part.initializers, key=order.__getitem__):  # the library's order is another in every run
         part.initializers[name] = part.initializers.pop(name)
@@ -98,28 +97,20 @@ def cut_layers(graph: ir.Graph, layers: LayerRange) -> ir.Graph:
 
 def _use_own_caches(part: ir.Graph, layers: range) -> None:
     """Masks read the number of slots off the first layer that has so many: any other with as many does as well."""
-    caches = [value for value in part.inputs if _layer(value) >= 0]
-    own = {str(value.shape): value for value in caches if _layer(value) in layers}
+    caches = [value for value in part.inputs if is_cache(value)]
+    own = {str(value.shape): value for value in caches if _cached_layer(value) in layers}
     for value in caches:
-        if _layer(value) not in layers and value.uses():
+        if _cached_layer(value) not in layers and value.uses():
             assert all(use.node.op_type == "Shape" for use in value.uses())
             value.replace_all_uses_with(own[str(value.shape)])
 
 
-def _hand_on(value: ir.Value, layer: int, values: dict[str, ir.Value]) -> None:
-    """Name and declare the hidden states that `layer` reads."""
-    norm = values[f"model.layers.{max(layer - 1, 0)}.input_layernorm.weight"]
-    ids = values["input_ids"].shape
-    assert norm.shape is not None and ids is not None
-    value.name, value.type, value.shape = f"hidden_states.{layer}", norm.type, ir.Shape([*ids, norm.shape[0]])
+def _cached_layer(value: ir.Value) -> int | None:
+    """Whose cache a value is; None for any other value."""
+    held = layer_value_of(value)
+    return held.layer if held is not None and is_cache(value) else None
 
 
-def _layer(value: ir.Value) -> int:
-    """Whose cache it is; -1 for no layer's."""
-    match = _CACHE.fullmatch(str(value.name))
-    return int(match[1]) if match else -1
-
-
-def _residual(layer: int) -> str:
-    """The value that `layer` reads, unless it is the first."""
-    return f"/layers.{layer - 1}/mlp_residual"
+def _read_by(layer: int) -> LayerValue:
+    """The hidden states that a layer reads, unless it is the first."""
+    return LayerValue("residual", layer - 1)
