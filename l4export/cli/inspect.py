@@ -93,7 +93,9 @@ def _kv_cache(manifest: Manifest) -> dict[str, Any]:
 
 
 def _model(config: ModelConfig) -> dict[str, Any]:
-    count = config.parameter_count()
+    from l4export.model.tensors import parameter_count
+
+    count = parameter_count(config)
     return {
         "parameters": count.total,
         "active_parameters": count.active,

@@ -84,8 +84,10 @@ def _check_fits(plan: MemoryPlan, memory: int | None, context: int | None) -> No
 
 
 def _document(config: ModelConfig, plan: MemoryPlan, memory: int | None) -> dict[str, Any]:
+    from l4export.model.tensors import parameter_count
+
     return {
-        "parameters": config.parameter_count().total,
+        "parameters": parameter_count(config).total,
         "max_position_embeddings": config.max_position_embeddings,
         "attention_chunk_size": config.attention_chunk_size,
         "chunked_layers": sum(config.chunked_layers),
@@ -113,10 +115,12 @@ def _record(need: Need, memory: int | None) -> dict[str, Any]:
 def _show(title: dict[str, Any], config: ModelConfig, plan: MemoryPlan, context: int | None) -> None:
     from rich.console import Console
 
+    from l4export.model.tensors import parameter_count
+
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     memory, limit = title["device_bytes"], config.max_position_embeddings
     device = "no device" if memory is None else f"{title['device'] or 'device'} with {_gb(memory)} GB"
-    console.print(f"{title['checkpoint']}: {config.parameter_count().total:,} parameters, up to {limit:,} tokens")
+    console.print(f"{title['checkpoint']}: {parameter_count(config).total:,} parameters, up to {limit:,} tokens")
     console.print(f"{device}, batch {title['batch']}; 1 GB is 10^9 bytes\n")
     longest = memory is not None and context is None
     if longest:

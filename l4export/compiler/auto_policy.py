@@ -23,6 +23,7 @@ from l4export.compiler.bit_allocation import WeightGroup, allocate, policy_of, w
 from l4export.compiler.plan import BuildOptions, plan_build
 from l4export.errors import InputError
 from l4export.inspection.weight_bytes import weight_bytes
+from l4export.model.tensors import parameter_count
 from l4export.quantization.gptq import QuantizedMatrix
 from l4export.quantization.policy import Policy
 from l4export.quantization.schemes import Scheme
@@ -91,7 +92,7 @@ class PolicyChooser:
         planned = plan_build(checkpoint, dataclasses.replace(options, policy=smallest, dump_ir=None))
         stored = round(sum(weight_bytes(planned.model, self.config).values()))
         self._others = stored - sum(map(min, self._sizes))
-        self._parameters = self.config.parameter_count().total
+        self._parameters = parameter_count(self.config).total
 
     def choose(self, bits: float) -> AutoPolicy:
         """The policy of least damage in `bits` per weight.
@@ -146,8 +147,7 @@ class PolicyChooser:
         from l4export.reference.variants import Variant
 
         by_name = {name: scheme for group, scheme in zip(groups, schemes, strict=True) for name in group.shapes}
-        shapes = {name: shape for group in groups for name, shape in group.shapes.items()}
-        return Variant(frozenset(by_name), _RoundedWeights(self._reference, shapes, by_name).rows)
+        return Variant(frozenset(by_name), _RoundedWeights(self._reference, by_name).rows)
 
     def _measure(self, variants: Sequence[Variant], what: str) -> list[float]:
         """Mean KL of each variant."""
@@ -172,14 +172,13 @@ class _RoundedWeights:
     """A model's weights rounded to nearest by the schemes given, for `StreamedReference.with_weights`."""
 
     reference: StreamedReference
-    shapes: Mapping[str, tuple[int, ...]]
     schemes: Mapping[str, Scheme]
 
     def rows(self, name: str, rows: slice) -> NDArray[np.float32] | None:
         """Rows of a weight [N, K], or experts of a weight [E, K, N]; None for one without a scheme."""
         if name not in self.schemes:
             return None
-        values, scheme = self.reference.weight(name, self.shapes[name], rows), self.schemes[name]
+        values, scheme = self.reference.weight(name, rows), self.schemes[name]
         if values.ndim == 2:
             return QuantizedMatrix.rounded(values, scheme).values
         matrices = [np.ascontiguousarray(matrix.T) for matrix in values]

@@ -6,30 +6,16 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
-from l4export.model.decoder import build_decoder
+from l4export.model.tensors import parameter_count, tensors
 from l4export.model.weight_names import JOIN
-from l4export.weights.recipes import Constant, Recipe
 
-__all__ = ["bits_per_weight", "load_graph", "weight_bytes", "weight_shapes"]
+__all__ = ["bits_per_weight", "load_graph", "weight_bytes"]
 
 _PARTS = re.compile(r"(\.fc[12])?(\.(codes|scales|zero_points))?$")
-
-
-def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Checkpoint name and shape of every weight of a model."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def note(name: str, shape: tuple[int, ...]) -> Recipe:
-        shapes[name] = shape
-        return Constant(ir.tensor(np.broadcast_to(np.float32(0), shape)))  # no bytes: only its shape is looked at
-
-    build_decoder(config, note, ir.DataType.FLOAT)
-    return shapes
 
 
 def weight_bytes(model: ir.Model, config: ModelConfig) -> dict[str, float]:
@@ -39,7 +25,7 @@ def weight_bytes(model: ir.Model, config: ModelConfig) -> dict[str, float]:
     width and their scheme in common. Not counted are tables that passes put beside the weights, and a tied head's
     `.codes.packed`, which are the embedding's bytes in another shape.
     """
-    shapes = weight_shapes(config)
+    shapes = tensors(config)
     found = dict.fromkeys(shapes, 0.0)
     for value in model.graph.initializers.values():
         names = _PARTS.sub("", str(value.name)).split(JOIN)
@@ -66,4 +52,4 @@ def load_graph(engine: Path) -> ir.Model:
 
 def bits_per_weight(model: ir.Model, config: ModelConfig) -> float:
     """Bits of everything stored of the checkpoint's weights, scales included, for each of its parameters."""
-    return 8 * sum(weight_bytes(model, config).values()) / config.parameter_count().total
+    return 8 * sum(weight_bytes(model, config).values()) / parameter_count(config).total

@@ -15,6 +15,7 @@ from l4export.calibration.text import CalibrationText, read_windows
 from l4export.engine.manifest import Manifest
 from l4export.errors import CheckFailed, InputError
 from l4export.inspection.weight_bytes import bits_per_weight, load_graph
+from l4export.model.tensors import parameter_count
 from l4export.reference.of_engine import sliced_layers
 from l4export.reference.token_scores import TokenScores, log_probabilities
 from l4export.reference.transformers_model import check_reference_packages
@@ -239,7 +240,7 @@ def _by_position(positions: NDArray[np.int64], kl: NDArray[np.float64]) -> tuple
 def _facts(engine: Path, manifest: Manifest) -> dict[str, Any]:
     return {
         "target": manifest.target,
-        "parameters": manifest.model.parameter_count().total,
+        "parameters": parameter_count(manifest.model).total,
         "layers": manifest.model.num_hidden_layers,
         **manifest.precision,
         "calibrated": "calibration" in manifest.options,
