@@ -94,58 +94,97 @@ def bench_engine(
         InputError: not an engine; a count below 1; prompt and continuation beyond the engine's context.
         EnvironmentLacks: onnxruntime is missing.
     """
-    from l4export import runtimes
-
     say = on_step or (lambda _: None)
-    _check(load_manifest(path), prefill=prefill, decode=decode, repeats=repeats, threads=threads)
-    _forget_peak()
-    say("loading the engine")
-    began = time.perf_counter()
-    engine = runtimes.load(path, threads)
-    load_seconds = time.perf_counter() - began
-    loaded = _memory()
-    say("warming up")
-    ids = np.random.default_rng(0).integers(0, engine.config.vocab_size, prefill + decode)
-    session = engine.session(capacity=prefill + decode)
-    session.append(ids[:prefill], last_only=True)
-    cold_seconds = time.perf_counter() - began
-    for at in range(prefill, prefill + min(decode, _WARM_UP_STEPS)):
-        session.append(ids[at : at + 1], last_only=True)
-    first_token, decoding = [], []
-    for count in range(1, repeats + 1):
-        say(f"measuring, {count} of {repeats}")
-        first, rest = _run(session, ids, prefill)
-        first_token.append(first)
-        decoding.append(rest)
-    memory = _memory()
+    manifest = load_manifest(path)
+    _check(manifest, prefill=prefill, decode=decode, repeats=repeats, threads=threads)
+    ids = np.random.default_rng(0).integers(0, manifest.model.vocab_size, prefill + decode)
+    engine, measured = _measure(path, threads, (ids[:prefill], ids[prefill:]), repeats, say)
     bandwidth = None
     if engine.threads is not None:
         say("measuring the machine's read bandwidth")
         bandwidth = read_bandwidth(engine.threads)
-    speed = decode / statistics.median(decoding)
+    first_token, speed = statistics.median(measured.first_token), decode / statistics.median(measured.decoding)
     total, needed = _weight_bytes(engine)
     return BenchReport(
         engine=str(path),
         provider=engine.provider,
-        precision=engine.manifest.precision,
+        precision=manifest.precision,
         threads=engine.threads,
         prefill_tokens=prefill,
         decode_tokens=decode,
         repeats=repeats,
-        load_seconds=load_seconds,
-        cold_first_token_seconds=cold_seconds,
-        first_token_seconds=statistics.median(first_token),
-        prefill_tokens_per_second=prefill / statistics.median(first_token),
+        load_seconds=measured.load,
+        cold_first_token_seconds=measured.cold_first_token,
+        first_token_seconds=first_token,
+        prefill_tokens_per_second=prefill / first_token,
         decode_tokens_per_second=speed,
-        resident_loaded_bytes=loaded.get("VmRSS"),
-        resident_steady_bytes=memory.get("VmRSS"),
-        resident_private_bytes=memory.get("RssAnon"),
-        resident_peak_bytes=memory.get("VmHWM"),
+        resident_loaded_bytes=measured.loaded.get("VmRSS"),
+        resident_steady_bytes=measured.steady.get("VmRSS"),
+        resident_private_bytes=measured.steady.get("RssAnon"),
+        resident_peak_bytes=measured.steady.get("VmHWM"),
         weight_bytes=total,
         decode_weight_bytes=needed,
         read_bandwidth=bandwidth,
         decode_bandwidth_share=None if bandwidth is None else speed * needed / bandwidth,
     )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Seconds: of loading, until the first token came, and of each repetition; `_memory` once loaded and at the end."""
+
+    load: float
+    cold_first_token: float
+    first_token: list[float]
+    decoding: list[float]
+    loaded: dict[str, int]
+    steady: dict[str, int]
+
+
+def _measure(
+    path: Path,
+    threads: int | None,
+    tokens: tuple[NDArray[np.int64], NDArray[np.int64]],
+    repeats: int,
+    say: Callable[[str], None],
+) -> tuple[Engine, _Measured]:
+    """An engine's life: loaded, warmed up and run over `tokens`, a prompt and what follows it one by one."""
+    from l4export import runtimes
+
+    prompt, following = tokens
+    _forget_peak()
+    say("loading the engine")
+    began = time.perf_counter()
+    engine = runtimes.load(path, threads)
+    load = time.perf_counter() - began
+    loaded = _memory()
+    say("warming up")
+    session = engine.session(capacity=len(prompt) + len(following))
+    _prefill(session, prompt)
+    cold = time.perf_counter() - began
+    _decode(session, following[:_WARM_UP_STEPS])
+    first_token, decoding = [], []
+    for count in range(1, repeats + 1):
+        say(f"measuring, {count} of {repeats}")
+        first_token.append(_prefill(session, prompt))
+        decoding.append(_decode(session, following))
+    return engine, _Measured(load, cold, first_token, decoding, loaded, steady=_memory())
+
+
+def _prefill(session: Session, prompt: NDArray[np.int64]) -> float:
+    """Seconds until the first token after a prompt is known; the session is emptied before."""
+    session.reset()
+    began = time.perf_counter()
+    session.append(prompt, last_only=True).argmax()
+    return time.perf_counter() - began
+
+
+def _decode(session: Session, ids: NDArray[np.int64]) -> float:
+    """Seconds of feeding tokens one by one."""
+    began = time.perf_counter()
+    for at in range(len(ids)):
+        session.append(ids[at : at + 1], last_only=True).argmax()
+    return time.perf_counter() - began
 
 
 def decode_weight_bytes(model: ir.Model, config: ModelConfig) -> int:
@@ -190,17 +229,6 @@ def _check(manifest: Manifest, **counts: int | None) -> None:
             f"--prefill {prefill} --decode {decode}: together more than the engine's max_context of "
             f"{manifest.max_context}; ask for less or build with a larger --max-context"
         )
-
-
-def _run(session: Session, ids: NDArray[np.int64], prefill: int) -> tuple[float, float]:
-    """Seconds until the first token of the prompt ids[:prefill] is known, and of feeding the rest one by one."""
-    session.reset()
-    began = time.perf_counter()
-    session.append(ids[:prefill], last_only=True).argmax()
-    first = time.perf_counter()
-    for at in range(prefill, len(ids)):
-        session.append(ids[at : at + 1], last_only=True).argmax()
-    return first - began, time.perf_counter() - first
 
 
 def _weight_bytes(engine: Engine) -> tuple[int, int]:
