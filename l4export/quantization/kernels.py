@@ -413,8 +413,8 @@ def _largest(tile: Any, start: int, width: int, rows: int, length: int, half: bo
         for i in range(0, length, len(bits)):
             count = min(len(bits), length - i)
             _widen(tile, start + r * width + i, half, bits, _ZERO, count)
-            signed, unsigned = _ends(bits, _ZERO, count)
-            largest = max(largest, signed, np.uint32(unsigned & _MAGNITUDE))
+            for j in range(count):
+                largest = max(largest, np.uint32(bits[np.uintp(j)] & _MAGNITUDE))
     return largest
 
 
