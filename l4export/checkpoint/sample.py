@@ -20,7 +20,7 @@ from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
 from l4export.model.tensors import tensors
 from l4export.model.weight_names import kind_of
-from l4export.storage.safetensors_writer import write_safetensors
+from l4export.storage.safetensors_writer import safetensors_header, write_safetensors
 
 __all__ = ["FULL_VARIANTS", "SIZES", "VARIANTS", "hf_config", "write_sample"]
 
@@ -115,11 +115,7 @@ def hf_config(variant: str, size: str) -> dict[str, Any]:
     Raises:
         InputError: an unknown name, or a variant that has no such size.
     """
-    for what, name, known in (("variant", variant, VARIANTS), ("size", size, SIZES)):
-        if name not in known:
-            raise InputError(f"sample: {what} {name[:40]!r} is unknown; choose {', '.join(known)}")
-    if size == "full" and variant not in FULL_VARIANTS:
-        raise InputError(f"sample: variant {variant!r} has no size 'full'; choose {' or '.join(FULL_VARIANTS)}")
+    _check_sample(variant, size)
     shapes = _SHAPES[size]
     layers = shapes["num_hidden_layers"]
     dense = variant in ("guard", "mobile")
@@ -151,6 +147,14 @@ def hf_config(variant: str, size: str) -> dict[str, Any]:
     if (variant, size) == ("maverick", "full"):
         config |= {"num_local_experts": 128, "max_position_embeddings": 1048576}
     return config
+
+
+def _check_sample(variant: str, size: str) -> None:
+    for what, name, known in (("variant", variant, VARIANTS), ("size", size, SIZES)):
+        if name not in known:
+            raise InputError(f"sample: {what} {name[:40]!r} is unknown; choose {', '.join(known)}")
+    if size == "full" and variant not in FULL_VARIANTS:
+        raise InputError(f"sample: variant {variant!r} has no size 'full'; choose {' or '.join(FULL_VARIANTS)}")
 
 
 def write_sample(
@@ -209,16 +213,10 @@ def _write_holes(path: Path, raw: dict[str, Any]) -> None:
     """Shards with real headers, each grown to its full size by `truncate`: the tensors are never written."""
     dtype, weights, nbytes = _inventory(raw)
     for file, names in _files(path, nbytes, _FULL_SHARD_BYTES):
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name in names:
-            start, end = end, end + nbytes[name]
-            header[name] = {"dtype": dtype, "shape": weights[name].shape, "data_offsets": [start, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        header, sizes = safetensors_header((name, dtype, weights[name].shape) for name in names)
         with file.open("xb") as handle:
-            handle.write(len(text).to_bytes(8, "little") + text)
-            handle.truncate(8 + len(text) + end)
+            handle.write(header)
+            handle.truncate(len(header) + sum(sizes.values()))
 
 
 def _require_holes(path: Path, out: Path) -> None:
