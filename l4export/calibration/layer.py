@@ -112,6 +112,45 @@ def routing_feedback(reference: StreamedReference, first: int) -> NDArray[np.flo
     return inverse_factor(cost.numpy(), np.arange(d), 0.0)[0]
 
 
+@dataclass(frozen=True)
+class _RoutedRows:
+    """One sequence before the routed experts: `rows` [T, D] and `scores` [T, E], 0 where an expert was not chosen.
+
+    `asked` [T, E] are the scores of the exact rows for every expert, chosen or not: a rounded row may have taken an
+    expert that the exact one did not.
+    """
+
+    rows: Pair
+    scores: Pair
+    asked: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: Pair, rounded: Any, exact: Any) -> _RoutedRows:
+        """As the routers of both streams choose."""
+        x, y = rows
+        return cls(rows, (rounded(x)[0], exact(y)[0]), torch.sigmoid(y @ exact.weight.T))
+
+    def chosen(self, expert: int, stream: int) -> torch.Tensor:
+        """Which rows of a stream (0: rounded, 1: exact) chose an expert."""
+        return (self.scores[stream][:, expert] > 0).nonzero()[:, 0]
+
+    def inputs(self, expert: int) -> Pair:
+        """The rows that chose an expert in the rounded stream, scaled by their scores, and the same exact ones."""
+        (x, y), at = self.rows, self.chosen(expert, 0)
+        return x[at] * self.scores[0][at, expert, None], y[at] * self.asked[at, expert, None]
+
+    def whole(self) -> Pair:
+        """All rows, scaled by the best scores that they have."""
+        x, y = (h * score.max(dim=1, keepdim=True)[0] for h, score in zip(self.rows, self.scores, strict=True))
+        return x, y
+
+    def add_expert(self, expert: int, modules: tuple[Any, Any], out: Pair) -> None:
+        """Add to `out` [T, D] what an expert, rounded and exact, makes of the rows that chose it."""
+        for stream, (rows, scores, module, total) in enumerate(zip(self.rows, self.scores, modules, out, strict=True)):
+            if len(at := self.chosen(expert, stream)):
+                total.index_add_(0, at, module(rows[at] * scores[at, expert, None]))
+
+
 class _Calibration:
     def __init__(
         self,
@@ -187,35 +226,20 @@ class _Calibration:
         self.linear({f"{prefix}.down_proj.weight": rounded.down_proj}, made, feedback)
 
     def moe(self, feedback: Feedback) -> None:
-        """The router, the shared expert, then the routed ones, each for the rows that chose it, scaled by its score."""
+        """The router, the shared expert, then the routed ones, each for the rows that chose it."""
         rounded, exact = self.rounded.feed_forward, self.exact.feed_forward
         self.fit_router(rounded.router)
         self.mlp("feed_forward.shared_expert", rounded.shared_expert, exact.shared_expert, feedback)
-        rows = [(x[0], y[0]) for x, y in self.rows()]
-        scores = [(rounded.router(x)[0], exact.router(y)[0]) for x, y in rows]
-        # what each expert's score would be, chosen or not: a row may have taken another one
-        asked = [torch.sigmoid(y @ exact.router.weight.T) for _, y in rows]
-        added = [(rounded.shared_expert(x), exact.shared_expert(y)) for x, y in rows]
+        routed = [_RoutedRows.of((x[0], y[0]), rounded.router, exact.router) for x, y in self.rows()]
+        added = [(rounded.shared_expert(x), exact.shared_expert(y)) for x, y in (each.rows for each in routed)]
         for expert in range(exact.router.weight.shape[0]):
-            chosen = [tuple((score[:, expert] > 0).nonzero()[:, 0] for score in pair) for pair in scores]
-            inputs = [
-                (x[at] * score[at, expert, None], y[at] * wanted[at, expert, None])
-                for (x, y), (at, _), (score, _), wanted in zip(rows, chosen, scores, asked, strict=True)
-            ]
-            fallback = sum(len(at) for at, _ in chosen) < LEAST_TOKENS
-            seen = inputs
-            if fallback:
-                seen = [
-                    tuple(h * score.max(dim=1, keepdim=True)[0] for h, score in zip(pair, both, strict=True))
-                    for pair, both in zip(rows, scores, strict=True)
-                ]
-            module, original = rounded.expert(expert), exact.expert(expert)
-            self.expert(expert, (module, original), seen, fallback, feedback)
-            for out, at, pair, (x, _), score in zip(added, chosen, rows, inputs, scores, strict=True):
-                if len(at[0]):
-                    out[0].index_add_(0, at[0], module(x))
-                if len(at[1]):
-                    out[1].index_add_(0, at[1], original(pair[1][at[1]] * score[1][at[1], expert, None]))
+            inputs = [each.inputs(expert) for each in routed]
+            fallback = sum(len(x) for x, _ in inputs) < LEAST_TOKENS
+            seen = [each.whole() for each in routed] if fallback else inputs
+            modules = rounded.expert(expert), exact.expert(expert)
+            self.expert(expert, modules, seen, fallback, feedback)
+            for out, each in zip(added, routed, strict=True):
+                each.add_expert(expert, modules, out)
         for pair, out in zip(self.hidden, added, strict=True):
             pair.add_(torch.stack(out))
 

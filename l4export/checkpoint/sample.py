@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import numpy as np
 from l4export.checkpoint.hf_config import config_from_hf
 from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
-from l4export.storage.safetensors_writer import write_safetensors
+from l4export.model.tensors import tensors
+from l4export.model.weight_names import kind_of
+from l4export.storage.safetensors_writer import safetensors_header, write_safetensors
 
 __all__ = ["FULL_VARIANTS", "SIZES", "VARIANTS", "hf_config", "write_sample"]
 
@@ -31,8 +33,12 @@ _SHARD_BYTES = 10**9
 _FULL_SHARD_BYTES = 5 * 10**9  # as the released checkpoints have them
 _PROBE_BYTES = 64 * 2**20  # large enough to tell a hole from a block, small enough to be no harm where it is filled
 _BLOCK = 8 * 2**20  # elements drawn at a time: 32 MiB of float32
-_ROUTER_GAIN = 2.5  # standard deviation of router logits: scores from 0.1 to 0.99, experts clearly told apart
-_LOGIT_GAIN = 2.5  # standard deviation of the logits
+_GAINS = {
+    "router": 2.5,  # scores from 0.1 to 0.99, experts clearly told apart
+    "head": 2.5,
+    "embedding": 2.5,  # where it is the head too
+}
+"""Standard deviations of what a weight makes of inputs of order one, where it is not 1."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +115,7 @@ def hf_config(variant: str, size: str) -> dict[str, Any]:
     Raises:
         InputError: an unknown name, or a variant that has no such size.
     """
-    for what, name, known in (("variant", variant, VARIANTS), ("size", size, SIZES)):
-        if name not in known:
-            raise InputError(f"sample: {what} {name[:40]!r} is unknown; choose {', '.join(known)}")
-    if size == "full" and variant not in FULL_VARIANTS:
-        raise InputError(f"sample: variant {variant!r} has no size 'full'; choose {' or '.join(FULL_VARIANTS)}")
+    _check_sample(variant, size)
     shapes = _SHAPES[size]
     layers = shapes["num_hidden_layers"]
     dense = variant in ("guard", "mobile")
@@ -145,6 +147,14 @@ def hf_config(variant: str, size: str) -> dict[str, Any]:
     if (variant, size) == ("maverick", "full"):
         config |= {"num_local_experts": 128, "max_position_embeddings": 1048576}
     return config
+
+
+def _check_sample(variant: str, size: str) -> None:
+    for what, name, known in (("variant", variant, VARIANTS), ("size", size, SIZES)):
+        if name not in known:
+            raise InputError(f"sample: {what} {name[:40]!r} is unknown; choose {', '.join(known)}")
+    if size == "full" and variant not in FULL_VARIANTS:
+        raise InputError(f"sample: variant {variant!r} has no size 'full'; choose {' or '.join(FULL_VARIANTS)}")
 
 
 def write_sample(
@@ -203,16 +213,10 @@ def _write_holes(path: Path, raw: dict[str, Any]) -> None:
     """Shards with real headers, each grown to its full size by `truncate`: the tensors are never written."""
     dtype, weights, nbytes = _inventory(raw)
     for file, names in _files(path, nbytes, _FULL_SHARD_BYTES):
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name in names:
-            start, end = end, end + nbytes[name]
-            header[name] = {"dtype": dtype, "shape": weights[name].shape, "data_offsets": [start, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        header, sizes = safetensors_header((name, dtype, weights[name].shape) for name in names)
         with file.open("xb") as handle:
-            handle.write(len(text).to_bytes(8, "little") + text)
-            handle.truncate(8 + len(text) + end)
+            handle.write(header)
+            handle.truncate(len(header) + sum(sizes.values()))
 
 
 def _require_holes(path: Path, out: Path) -> None:
@@ -251,41 +255,20 @@ def _files(path: Path, nbytes: dict[str, int], limit: int) -> list[tuple[Path, l
     return files
 
 
-def _weights(config: ModelConfig) -> Iterable[_Weight]:
-    """Every tensor of the text model, its deviation chosen so that activations stay of order one."""
-    hidden, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
-    query = config.num_attention_heads * config.head_dim
-    inner, experts = config.intermediate_size, config.num_local_experts
-    head_std = _LOGIT_GAIN / math.sqrt(hidden)
+def _weights(config: ModelConfig) -> list[_Weight]:
+    """Every tensor of the text model."""
+    return [_Weight(name, shape, _deviation(name, shape, config)) for name, shape in tensors(config).items()]
 
-    def linear(name: str, rows: int, columns: int, gain: float = 1.0) -> _Weight:
-        return _Weight(f"{name}.weight", (rows, columns), gain / math.sqrt(columns))
 
-    def mlp(name: str, width: int) -> list[_Weight]:
-        gate, up = (linear(f"{name}.{part}_proj", width, hidden) for part in ("gate", "up"))
-        return [gate, up, linear(f"{name}.down_proj", hidden, width)]
-
-    embed_std = head_std if config.tie_word_embeddings else 1.0
-    yield _Weight("model.embed_tokens.weight", (config.vocab_size, hidden), embed_std)
-    for layer in range(config.num_hidden_layers):
-        prefix = f"model.layers.{layer}"
-        yield _Weight(f"{prefix}.input_layernorm.weight", (hidden,), None)
-        for part, width in (("q", query), ("k", kv), ("v", kv)):
-            yield linear(f"{prefix}.self_attn.{part}_proj", width, hidden)
-        yield linear(f"{prefix}.self_attn.o_proj", hidden, query)
-        yield _Weight(f"{prefix}.post_attention_layernorm.weight", (hidden,), None)
-        block = f"{prefix}.feed_forward"
-        if config.is_moe(layer):
-            yield linear(f"{block}.router", experts, hidden, _ROUTER_GAIN)
-            # Experts are stored [expert, in, out], the other way round than linear layers.
-            yield _Weight(f"{block}.experts.gate_up_proj", (experts, hidden, 2 * inner), hidden**-0.5)
-            yield _Weight(f"{block}.experts.down_proj", (experts, inner, hidden), inner**-0.5)
-            yield from mlp(f"{block}.shared_expert", inner)
-        else:
-            yield from mlp(block, config.intermediate_size_mlp)
-    yield _Weight("model.norm.weight", (hidden,), None)
-    if not config.tie_word_embeddings:
-        yield _Weight("lm_head.weight", (config.vocab_size, hidden), head_std)
+def _deviation(name: str, shape: tuple[int, ...], config: ModelConfig) -> float | None:
+    """The standard deviation that keeps activations of order one; None for a norm."""
+    kind = kind_of(name)
+    if kind == "norm":
+        return None
+    if kind == "embedding" and not config.tie_word_embeddings:
+        return 1.0
+    width = shape[1]  # of the input, in [out, in] and in [experts, in, out]
+    return _GAINS.get(kind, 1.0) / math.sqrt(width)
 
 
 def _shards(nbytes: dict[str, int], limit: int) -> list[list[str]]:

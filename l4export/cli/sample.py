@@ -33,10 +33,11 @@ def command(out: Path, variant: str, size: str, seed: int) -> None:
     """
     from l4export.checkpoint import open_checkpoint
     from l4export.checkpoint.sample import write_sample
+    from l4export.model.tensors import parameter_count
 
     write_sample(out, variant, size, seed)
     checkpoint = open_checkpoint(out)
-    what = f"{out}: {variant} {size}, {checkpoint.config.parameter_count().total:,} parameters"
+    what = f"{out}: {variant} {size}, {parameter_count(checkpoint.config).total:,} parameters"
     if size != "full":
         click.echo(f"{what}, seed {seed}")
         return

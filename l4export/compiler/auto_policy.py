@@ -24,8 +24,8 @@ from l4export.compiler.inputs import BuildInputs
 from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
 from l4export.graph.dtypes import FLOATS
-from l4export.inspection.weight_bytes import weight_shapes
 from l4export.model.config import ModelConfig
+from l4export.model.tensors import parameter_count, tensors
 from l4export.quantization.gptq import QuantizedMatrix
 from l4export.quantization.policy import Policy
 from l4export.quantization.schemes import Scheme
@@ -100,7 +100,7 @@ class PolicyChooser:
             raise InputError("--quant auto: no block of 32, 64 or 128 divides a width of this model; leave it out")
         self._sizes = [[group.nbytes(scheme) for scheme in group.choices] for group in self.groups]
         self._others = _float_bytes(self.config, self.groups, FLOATS[options.float_dtype].bitwidth)
-        self._parameters = self.config.parameter_count().total
+        self._parameters = parameter_count(self.config).total
 
     def choose(self, bits: float) -> AutoPolicy:
         """The policy of least damage in `bits` per weight.
@@ -151,8 +151,7 @@ class PolicyChooser:
         from l4export.reference.variants import Variant
 
         by_name = {name: scheme for group, scheme in zip(groups, schemes, strict=True) for name in group.shapes}
-        shapes = {name: shape for group in groups for name, shape in group.shapes.items()}
-        return Variant(frozenset(by_name), _RoundedWeights(self._reference, shapes, by_name).rows)
+        return Variant(frozenset(by_name), _RoundedWeights(self._reference, by_name).rows)
 
     def _measure(self, variants: Sequence[Variant], what: str) -> list[float]:
         """Mean KL of each variant."""
@@ -177,14 +176,13 @@ class _RoundedWeights:
     """A model's weights rounded to nearest by the schemes given, for `StreamedReference.with_weights`."""
 
     reference: StreamedReference
-    shapes: Mapping[str, tuple[int, ...]]
     schemes: Mapping[str, Scheme]
 
     def rows(self, name: str, rows: slice) -> NDArray[np.float32] | None:
         """Rows of a weight [N, K], or experts of a weight [E, K, N]; None for one without a scheme."""
         if name not in self.schemes:
             return None
-        values, scheme = self.reference.weight(name, self.shapes[name], rows), self.schemes[name]
+        values, scheme = self.reference.weight(name, rows), self.schemes[name]
         if values.ndim == 2:
             return QuantizedMatrix.rounded(values, scheme).values
         matrices = [np.ascontiguousarray(matrix.T) for matrix in values]
@@ -194,7 +192,7 @@ class _RoundedWeights:
 def _float_bytes(config: ModelConfig, groups: Sequence[WeightGroup], bits: int) -> int:
     """Bytes of the weights that are in no group."""
     chosen = {name for group in groups for name in group.shapes}
-    return sum(bits // 8 * math.prod(shape) for name, shape in weight_shapes(config).items() if name not in chosen)
+    return sum(bits // 8 * math.prod(shape) for name, shape in tensors(config).items() if name not in chosen)
 
 
 def _rounded(kl: float) -> float:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l4export.inspection.weight_bytes import weight_shapes
 from l4export.model.config import ModelConfig
+from l4export.model.tensors import tensors
 from l4export.model.weight_names import kind_of, layer_of
 from l4export.quantization.policy import Policy, Rule
 from l4export.quantization.schemes import Kind, Scheme
@@ -54,7 +54,7 @@ def weight_groups(config: ModelConfig, half: bool, positive: bool) -> list[Weigh
     `half` asks for float16 scales, `positive` for `Scheme.positive`.
     """
     grouped: dict[tuple[int | None, str], dict[str, tuple[int, ...]]] = {}
-    for name, shape in weight_shapes(config).items():
+    for name, shape in tensors(config).items():
         kind = kind_of(name)
         if kind not in _FLOAT:
             down = "down_proj" in name and kind not in _TOGETHER

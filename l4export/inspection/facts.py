@@ -15,6 +15,7 @@ from l4export.engine.kv_cache import kv_bytes, layer_kv_bytes
 from l4export.engine.manifest import MANIFEST, Manifest, load_manifest
 from l4export.inspection.weight_bytes import bits_per_weight, load_graph
 from l4export.model.config import ModelConfig
+from l4export.model.tensors import parameter_count
 
 __all__ = ["CheckpointFacts", "EngineFacts", "ModelFacts", "inspect"]
 
@@ -49,7 +50,7 @@ class ModelFacts:
     @staticmethod
     def of(config: ModelConfig) -> ModelFacts:
         """The facts of a configuration."""
-        count = config.parameter_count()
+        count = parameter_count(config)
         return ModelFacts(
             parameters=count.total,
             active_parameters=count.active,

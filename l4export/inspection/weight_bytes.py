@@ -5,29 +5,15 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
 from l4export.engine.manifest import load_manifest
 from l4export.errors import InputError
 from l4export.graph.contents import weights_of
 from l4export.model.config import ModelConfig
-from l4export.model.decoder import build_decoder
-from l4export.weights.recipes import Constant, Recipe
+from l4export.model.tensors import parameter_count, tensors
 
-__all__ = ["bits_per_weight", "load_graph", "weight_bytes", "weight_shapes"]
-
-
-def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Checkpoint name and shape of every weight of a model."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def note(name: str, shape: tuple[int, ...]) -> Recipe:
-        shapes[name] = shape
-        return Constant(ir.tensor(np.broadcast_to(np.float32(0), shape)))  # no bytes: only its shape is looked at
-
-    build_decoder(config, note, ir.DataType.FLOAT)
-    return shapes
+__all__ = ["bits_per_weight", "load_graph", "weight_bytes"]
 
 
 def weight_bytes(model: ir.Model, config: ModelConfig) -> dict[str, float]:
@@ -37,10 +23,10 @@ def weight_bytes(model: ir.Model, config: ModelConfig) -> dict[str, float]:
     width and their scheme in common. Tables that passes put beside the weights are not counted, and codes that two
     operators read in two shapes, as those of a tied head, are counted once.
     """
-    shapes = weight_shapes(config)
+    shapes = tensors(config)
     found = dict.fromkeys(shapes, 0.0)
-    tensors = {weights_of(value): value.const_value for value in model.graph.initializers.values()}
-    for held, tensor in tensors.items():
+    stored = {weights_of(value): value.const_value for value in model.graph.initializers.values()}
+    for held, tensor in stored.items():
         if held is None or tensor is None or not all(name in shapes for name in held.names):
             continue
         counts = [math.prod(shapes[name]) for name in held.names]
@@ -64,4 +50,4 @@ def load_graph(engine: Path) -> ir.Model:
 
 def bits_per_weight(model: ir.Model, config: ModelConfig) -> float:
     """Bits of everything stored of the checkpoint's weights, scales included, for each of its parameters."""
-    return 8 * sum(weight_bytes(model, config).values()) / config.parameter_count().total
+    return 8 * sum(weight_bytes(model, config).values()) / parameter_count(config).total

@@ -16,7 +16,7 @@ import numpy as np
 from l4export.errors import InputError
 from l4export.model.config_fields import Fields
 
-__all__ = ["ModelConfig", "ParameterCount", "RopeScaling", "llama3_scaling"]
+__all__ = ["ModelConfig", "RopeScaling", "llama3_scaling"]
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,6 @@ class RopeScaling:
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int
-
-
-@dataclass(frozen=True)
-class ParameterCount:
-    """Parameters of the text model: all of them, and those that one token uses."""
-
-    total: int
-    active: int
 
 
 @dataclass(frozen=True)
@@ -132,21 +124,6 @@ class ModelConfig:
         # Scout ships low == high: there is no middle band, only a step.
         smooth = np.clip((turns - low) / (high - low), 0.0, 1.0) if high > low else (turns >= low).astype(np.float64)
         return freq * ((1 - smooth) / self.rope_scaling.factor + smooth)
-
-    def parameter_count(self) -> ParameterCount:
-        """Parameters of the text model: in total, and those one token uses (k experts, shared expert, head)."""
-        hidden, kv = self.hidden_size, self.num_key_value_heads * self.head_dim
-        attention = 2 * hidden * self.num_attention_heads * self.head_dim + 2 * hidden * kv
-        expert = 3 * hidden * self.intermediate_size
-        moe = len(self.moe_layers)
-        embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * hidden
-        common = self.num_hidden_layers * (attention + 2 * hidden) + embeddings + hidden
-        common += (self.num_hidden_layers - moe) * 3 * hidden * self.intermediate_size_mlp
-        common += moe * (expert + hidden * self.num_local_experts)  # shared expert and router
-        return ParameterCount(
-            total=common + moe * expert * self.num_local_experts,
-            active=common + moe * expert * self.num_experts_per_tok,
-        )
 
 
 def llama3_scaling(rope: Fields) -> RopeScaling:

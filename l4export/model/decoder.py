@@ -16,6 +16,7 @@ from l4export.graph.builder import GraphBuilder
 from l4export.graph.contents import LayerValue, Weights, note
 from l4export.graph.dialect import DOMAIN, NO_LIMIT, OPSET_VERSION, dialect_functions
 from l4export.model.config import ModelConfig
+from l4export.model.tensors import tensors
 from l4export.weights.recipes import Cast, Recipe, Transpose
 
 __all__ = ["IR_VERSION", "build_decoder"]
@@ -57,6 +58,7 @@ class _Step:
 class _Decoder:
     def __init__(self, config: ModelConfig, weights: WeightSource, dtype: ir.DataType) -> None:
         self.config = config
+        self.shapes = tensors(config)
         self.weights = weights
         self.dtype = dtype
         self.b = GraphBuilder()
@@ -78,7 +80,7 @@ class _Decoder:
             max_context=NO_LIMIT,
         )
         step = self.step(past_length, total, input_ids, cache_start)
-        embedding = self.weight("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
+        embedding = self.weight("model.embed_tokens.weight")
         tokens = b.op("CheckedTokens", input_ids, domain=DOMAIN, name="input_ids", vocab_size=config.vocab_size)
         x = b.op("Gather", embedding, tokens, name="embed_tokens")
         presents: list[ir.Value] = []
@@ -127,51 +129,46 @@ class _Decoder:
                 y = self.moe(layer, h)
         else:
             with b.scope("mlp"):
-                y = self.mlp(f"{prefix}.feed_forward", h, self.config.intermediate_size_mlp)
+                y = self.mlp(f"{prefix}.feed_forward", h)
         x = _typed(b.op("Add", x, y, name="mlp_residual"), self.dtype, ["batch", "sequence", self.config.hidden_size])
         return note(x, LayerValue("residual", layer)), key, value
 
     def attention(
         self, layer: int, h: ir.Value, past_key: ir.Value, past_value: ir.Value, step: _Step
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Projections; RoPE and QK norm where the layer rotates, temperature where it does not; attention."""
-        b, config, prefix = self.b, self.config, f"model.layers.{layer}.self_attn"
-        heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        q = self.linear(h, f"{prefix}.q_proj.weight", config.hidden_size, heads * head_dim, "q_proj")
-        k = self.linear(h, f"{prefix}.k_proj.weight", config.hidden_size, kv_heads * head_dim, "k_proj")
-        v = self.linear(h, f"{prefix}.v_proj.weight", config.hidden_size, kv_heads * head_dim, "v_proj")
-        if config.rope_layers[layer]:
-            q = self.rotate(q, heads, step, "q_rotary")
-            k = self.rotate(k, kv_heads, step, "k_rotary")
-            if config.use_qk_norm:
-                q = self.qk_norm(q, heads, "q_norm")
-                k = self.qk_norm(k, kv_heads, "k_norm")
-        elif config.attn_temperature_tuning:
-            q = b.op(
-                "Temperature",
-                q,
-                step.positions,
-                domain=DOMAIN,
-                name="q_temperature",
-                floor_scale=float(config.floor_scale),
-                attn_scale=float(config.attn_scale),
-            )
+        """The projections of h, attention over the caches, and the output projection; also the layer's caches."""
+        config, prefix = self.config, f"model.layers.{layer}.self_attn"
+        q, k, v = (self.linear(h, f"{prefix}.{name}.weight", name) for name in ("q_proj", "k_proj", "v_proj"))
+        q, k = self.positioned(layer, q, k, step)
         chunk = config.attention_chunk_size if config.chunked_layers[layer] else None
-        y, key, value = b.ops(
+        y, key, value = self.b.ops(
             "Attention",
             *(q, k, v, past_key, past_value, step.slots, step.past_length, step.total_length, step.cache_start),
             outputs=3,
             domain=DOMAIN,
             name="Attention",
-            num_heads=heads,
-            kv_num_heads=kv_heads,
+            num_heads=config.num_attention_heads,
+            kv_num_heads=config.num_key_value_heads,
             chunk_size=chunk or NO_LIMIT,
         )
         key.name, value.name = f"present.{layer}.key", f"present.{layer}.value"
-        y = self.linear(y, f"{prefix}.o_proj.weight", heads * head_dim, config.hidden_size, "o_proj")
+        y = self.linear(y, f"{prefix}.o_proj.weight", "o_proj")
         note(key, LayerValue("present_key", layer))
         note(value, LayerValue("present_value", layer))
         return y, self.cache_output(key), self.cache_output(value)
+
+    def positioned(self, layer: int, q: ir.Value, k: ir.Value, step: _Step) -> tuple[ir.Value, ir.Value]:
+        """What a layer makes queries and keys know of their positions: RoPE, with QK norm behind it, or temperature."""
+        config = self.config
+        if config.rope_layers[layer]:
+            heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+            q, k = self.rotate(q, heads, step, "q_rotary"), self.rotate(k, kv_heads, step, "k_rotary")
+            if config.use_qk_norm:
+                q, k = self.qk_norm(q, heads, "q_norm"), self.qk_norm(k, kv_heads, "k_norm")
+        elif config.attn_temperature_tuning:
+            scales = {"floor_scale": float(config.floor_scale), "attn_scale": float(config.attn_scale)}
+            q = self.b.op("Temperature", q, step.positions, domain=DOMAIN, name="q_temperature", **scales)
+        return q, k
 
     def rotate(self, x: ir.Value, heads: int, step: _Step, name: str) -> ir.Value:
         """RoPE over adjacent pairs of each head."""
@@ -185,29 +182,28 @@ class _Decoder:
 
     def moe(self, layer: int, h: ir.Value) -> ir.Value:
         """Shared expert plus the routed experts of each token."""
-        b, config, prefix = self.b, self.config, f"model.layers.{layer}.feed_forward"
-        experts, hidden, width = config.num_local_experts, config.hidden_size, config.intermediate_size
-        logits = self.linear(h, f"{prefix}.router.weight", hidden, experts, "router")
-        note(logits, LayerValue("router_logits", layer))
-        gate_up = self.weight(f"{prefix}.experts.gate_up_proj", (experts, hidden, 2 * width))
-        down = self.weight(f"{prefix}.experts.down_proj", (experts, width, hidden))
-        routed = b.op("MoE", h, logits, gate_up, down, domain=DOMAIN, name="experts", k=config.num_experts_per_tok)
+        b, k, prefix = self.b, self.config.num_experts_per_tok, f"model.layers.{layer}.feed_forward"
+        logits = note(self.linear(h, f"{prefix}.router.weight", "router"), LayerValue("router_logits", layer))
+        gate_up = self.weight(f"{prefix}.experts.gate_up_proj")
+        down = self.weight(f"{prefix}.experts.down_proj")
+        routed = b.op("MoE", h, logits, gate_up, down, domain=DOMAIN, name="experts", k=k)
         with b.scope("shared_expert"):
-            shared = self.mlp(f"{prefix}.shared_expert", h, width)
+            shared = self.mlp(f"{prefix}.shared_expert", h)
         return b.op("Add", shared, routed, name="Add")
 
-    def mlp(self, prefix: str, h: ir.Value, width: int) -> ir.Value:
+    def mlp(self, prefix: str, h: ir.Value) -> ir.Value:
         """down(silu(gate(h)) * up(h)), no biases."""
-        b, hidden = self.b, self.config.hidden_size
-        gate = self.linear(h, f"{prefix}.gate_proj.weight", hidden, width, "gate_proj")
-        up = self.linear(h, f"{prefix}.up_proj.weight", hidden, width, "up_proj")
+        b = self.b
+        gate = self.linear(h, f"{prefix}.gate_proj.weight", "gate_proj")
+        up = self.linear(h, f"{prefix}.up_proj.weight", "up_proj")
         gated = b.op("Mul", b.op("Swish", gate, name="act"), up, name="Mul")
-        return self.linear(gated, f"{prefix}.down_proj.weight", width, hidden, "down_proj")
+        return self.linear(gated, f"{prefix}.down_proj.weight", "down_proj")
 
     def norm(self, x: ir.Value, weight: str, name: str) -> ir.Value:
         """x / sqrt(mean(x^2) + eps) * weight over the hidden width."""
-        scale = self.weight(weight, (self.config.hidden_size,))
-        return self.b.op("RMSNormalization", x, scale, name=name, axis=-1, epsilon=self.config.rms_norm_eps)
+        return self.b.op(
+            "RMSNormalization", x, self.weight(weight), name=name, axis=-1, epsilon=self.config.rms_norm_eps
+        )
 
     def head(self, x: ir.Value, embedding: ir.Value) -> ir.Value:
         """Logits in float32; a tied head reads the embedding transposed, so that its bytes are stored once."""
@@ -216,20 +212,20 @@ class _Decoder:
             head = b.op("Transpose", embedding, perm=[1, 0], name="lm_head/Transpose")
             logits = b.op("MatMul", x, head, name="lm_head/MatMul")
         else:
-            logits = self.linear(x, "lm_head.weight", config.hidden_size, config.vocab_size, "lm_head")
+            logits = self.linear(x, "lm_head.weight", "lm_head")
         if self.dtype != ir.DataType.FLOAT:
             logits = b.op("Cast", logits, to=int(ir.DataType.FLOAT), name="lm_head/Cast")
         logits.name = "logits"
         return _typed(logits, ir.DataType.FLOAT, ["batch", "logits_sequence", config.vocab_size])
 
-    def linear(self, x: ir.Value, weight: str, width_in: int, width_out: int, name: str) -> ir.Value:
+    def linear(self, x: ir.Value, weight: str, name: str) -> ir.Value:
         """x W' for a weight stored [out, in]; the graph's initializer is its transpose [in, out]."""
-        recipe = Transpose(self.weights(weight, (width_out, width_in)), (1, 0))
+        recipe = Transpose(self.weights(weight, self.shapes[weight]), (1, 0))
         holds = Weights((weight,), "transposed")
         return self.b.op("MatMul", x, self.initializer(recipe, holds), name=f"{name}/MatMul")
 
-    def weight(self, name: str, shape: tuple[int, ...]) -> ir.Value:
-        return self.initializer(self.weights(name, shape), Weights((name,)))
+    def weight(self, name: str) -> ir.Value:
+        return self.initializer(self.weights(name, self.shapes[name]), Weights((name,)))
 
     def initializer(self, recipe: Recipe, holds: Weights) -> ir.Value:
         """A weight under its checkpoint name, in the dtype of the graph."""

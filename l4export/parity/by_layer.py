@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from l4export.engine.manifest import load_manifest
+from l4export.engine.manifest import Manifest, load_manifest
 from l4export.errors import CheckFailed, InputError
+from l4export.inspection.dequantized_weights import DequantizedWeights
 from l4export.inspection.taps import EngineTaps, tap_engine
 from l4export.parity.logits import LogitComparison, compare_logits, failures_of
-from l4export.parity.thresholds import DEFAULT_THRESHOLDS, judges_arithmetic, routing_tolerance, thresholds_for
+from l4export.parity.thresholds import Demands
 from l4export.parity.whole_model import chunk_boundaries
 from l4export.reference.of_engine import open_reference, sliced_layers
 from l4export.reference.routing_ties import followed_choices
@@ -51,14 +52,14 @@ class LayerComparison:
     expert_agreement: float | None
     near_ties: int | None
 
-    def departures(self, thresholds: Mapping[str, float], tied: float | None) -> list[str]:
+    def departures(self, demands: Demands) -> list[str]:
         """What is beyond `max_relative_difference`, or below `top1_agreement`, in words.
 
-        Where the reference follows the engine in ties within twice `tied` (None: nowhere), a router's logits must not
-        be farther off than that, whatever else is demanded: a router that is wrong would be followed otherwise.
+        Where the reference follows the engine in ties, a router's logits must not be farther off than twice
+        `demands.tied`, whatever else is demanded: a router that is wrong would be followed otherwise.
         """
-        most, least = thresholds.get("max_relative_difference"), thresholds.get("top1_agreement")
-        routing = min((limit for limit in (most, tied and 2 * tied) if limit is not None), default=None)
+        most, least = (demands.thresholds.get(name) for name in ("max_relative_difference", "top1_agreement"))
+        routing = min((limit for limit in (most, demands.tied and 2 * demands.tied) if limit is not None), default=None)
         found = []
         for name, limit in {"keys": most, "values": most, "router": routing, "hidden": most}.items():
             value = getattr(self, name)
@@ -114,42 +115,21 @@ def check_layers(
     engine_path, checkpoint = Path(engine_path), Path(checkpoint)
     say = on_step or (lambda _: None)
     manifest = load_manifest(engine_path)
-    if manifest.target not in {"ort-cpu", "onnx"}:
-        raise InputError(
-            f"--stream: layers are compared on ONNX Runtime's CPU, and {engine_path} is for {manifest.target}: "
-            "build one with --target ort-cpu or onnx"
-        )
-    if "greedy_prefix" in (thresholds or {}):
-        raise InputError("--threshold greedy_prefix: nothing is generated with --stream; leave one of them out")
-    if manifest.precision["activations"] == "fp8":
-        raise InputError("--stream: the reference rounds no activations layer by layer; leave it out for this engine")
-    limits = thresholds_for(manifest, thresholds or {}, prefill, decode, dequantized)
-    limits.pop("greedy_prefix", None)
+    _check_comparable(engine_path, manifest, thresholds or {})
+    demands = Demands.of(manifest, thresholds or {}, prefill, decode, dequantized).without("greedy_prefix")
     say("opening the reference")
-    replaced = None
-    if dequantized:
-        from l4export.inspection.dequantized_weights import DequantizedWeights
-
-        replaced = DequantizedWeights(engine_path).rows
-    reference = open_reference(manifest, checkpoint, replaced)
+    reference = open_reference(manifest, checkpoint, DequantizedWeights(engine_path).rows if dequantized else None)
     ids = np.random.default_rng(seed).integers(0, manifest.model.vocab_size, prefill + decode, dtype=np.int64)
     say("running the engine")
     engine = tap_engine(engine_path, manifest, [ids[:prefill], *ids[prefill:, None]])
-    accepted = limits.get("max_relative_difference", DEFAULT_THRESHOLDS["max_relative_difference"])
-    first = (sliced_layers(manifest) or (0, 0))[0]
     say(f"comparing {manifest.model.num_hidden_layers} layers")
-    tied = routing_tolerance(manifest, limits) if judges_arithmetic(manifest, dequantized) else None
-    hidden, compared = reference.embed(ids[None]), []
-    for layer in range(manifest.model.num_hidden_layers):
-        taps, experts = _follow(reference, layer, hidden, engine, tied)
-        compared.append(_compare(first + layer, taps, engine, layer, experts, tied or accepted))
-        hidden = taps.hidden
-        say(f"compared layer {first + layer}")
-    departed = [(item.layer, found) for item in compared if (found := item.departures(limits, tied))]
-    failures = [f"layer {departed[0][0]} is the first to depart: {', '.join(departed[0][1])}"] if departed else []
+    walk = _Walk(reference, engine, demands, first=(sliced_layers(manifest) or (0, 0))[0])
+    compared, hidden = walk.compare(ids, lambda layer: say(f"compared layer {layer}"))
+    departed = [(item.layer, found) for item in compared if (found := item.departures(demands))]
+    failures = [f"layer {layer} is the first to depart: {', '.join(found)}" for layer, found in departed[:1]]
     if failures and not np.isfinite(engine.logits).all():
         raise CheckFailed(f"{engine_path}: not at parity: {failures[0]}; in the end its logits are not finite")
-    logits = compare_logits(reference.logits(hidden)[0], engine.logits, accepted)
+    logits = compare_logits(reference.logits(hidden)[0], engine.logits, demands.accepted)
     return LayerParityReport(
         engine=str(engine_path),
         reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}, layer by layer",
@@ -158,55 +138,91 @@ def check_layers(
         chunk_boundaries=chunk_boundaries(manifest.model, prefill + decode),
         layers=tuple(compared),
         logits=logits,
-        thresholds=limits,
+        thresholds=demands.thresholds,
         first_departure=departed[0][0] if departed else None,
-        failures=(*failures, *failures_of("logits", logits, limits)),
+        failures=(*failures, *failures_of("logits", logits, demands.thresholds)),
     )
 
 
-def _follow(
-    reference: StreamedReference, layer: int, hidden: NDArray[np.float32], engine: EngineTaps, tied: float | None
-) -> tuple[LayerTaps, NDArray[np.int64] | None]:
-    """What a layer makes of hidden [1, T, D] if it follows the engine where experts are nearly `tied` (None: nowhere),
-    and the engine's experts [T, k].
+def _check_comparable(engine: Path, manifest: Manifest, thresholds: Mapping[str, float]) -> None:
+    """Refuse what cannot be compared layer by layer."""
+    if manifest.target not in {"ort-cpu", "onnx"}:
+        raise InputError(
+            f"--stream: layers are compared on ONNX Runtime's CPU, and {engine} is for {manifest.target}: "
+            "build one with --target ort-cpu or onnx"
+        )
+    if "greedy_prefix" in thresholds:
+        raise InputError("--threshold greedy_prefix: nothing is generated with --stream; leave one of them out")
+    if manifest.precision["activations"] == "fp8":
+        raise InputError("--stream: the reference rounds no activations layer by layer; leave it out for this engine")
 
-    Of two possible choices of the engine the one whose result is nearer to the engine's is taken, token by token:
-    behind attention, tokens have nothing to do with each other.
+
+@dataclass(frozen=True)
+class _Walk:
+    """The reference goes through its layers beside what the engine made of the same T tokens.
+
+    It follows the engine where experts are nearly tied (`Demands.tied`). `first` is the checkpoint's number of the
+    first layer.
     """
-    options = engine.experts[layer]
-    if tied is None or not options:
-        return reference.step(layer, hidden)[0], options[0] if options else None
-    ways = [partial(_choose, theirs=theirs, tied=tied) for theirs in options]
-    runs = reference.step(layer, hidden, ways)
-    best = np.argmin([np.abs(run.hidden[0] - engine.hidden[layer]).max(axis=1) for run in runs], axis=0)
-    rows = np.arange(len(best))
-    nearest = np.stack([run.hidden[0] for run in runs])[best, rows]
-    return dataclasses.replace(runs[0], hidden=nearest[None]), np.stack(options)[best, rows]
+
+    reference: StreamedReference
+    engine: EngineTaps
+    demands: Demands
+    first: int
+
+    def compare(
+        self, ids: NDArray[np.int64], on_layer: Callable[[int], None]
+    ) -> tuple[list[LayerComparison], NDArray[np.float32]]:
+        """Every layer for ids [T], and the residual stream [1, T, D] behind the last; `on_layer` is told its number."""
+        hidden, compared = self.reference.embed(ids[None]), []
+        for layer in range(self.reference.config.num_hidden_layers):
+            taps, experts = self.follow(layer, hidden)
+            compared.append(self.compare_layer(layer, taps, experts))
+            hidden = taps.hidden
+            on_layer(self.first + layer)
+        return compared, hidden
+
+    def follow(self, layer: int, hidden: NDArray[np.float32]) -> tuple[LayerTaps, NDArray[np.int64] | None]:
+        """What the reference's layer makes of hidden [1, T, D], and the engine's experts [T, k].
+
+        Of two possible choices of the engine the one whose result is nearer to the engine's is taken, token by token:
+        behind attention, tokens have nothing to do with each other.
+        """
+        options, tied = self.engine.experts[layer], self.demands.tied
+        if tied is None or not options:
+            return self.reference.step(layer, hidden)[0], options[0] if options else None
+        ways = [partial(_choose, theirs=theirs, tied=tied) for theirs in options]
+        runs = self.reference.step(layer, hidden, ways)
+        best = np.argmin([np.abs(run.hidden[0] - self.engine.hidden[layer]).max(axis=1) for run in runs], axis=0)
+        rows = np.arange(len(best))
+        nearest = np.stack([run.hidden[0] for run in runs])[best, rows]
+        return dataclasses.replace(runs[0], hidden=nearest[None]), np.stack(options)[best, rows]
+
+    def compare_layer(self, layer: int, taps: LayerTaps, experts: NDArray[np.int64] | None) -> LayerComparison:
+        """The engine's values against those of the reference, `experts` being the engine's."""
+        engine, hidden, router = self.engine, taps.hidden[0], None
+        difference = engine.hidden[layer].astype(np.float64) - hidden
+        scale = float(np.sqrt(np.mean(hidden.astype(np.float64) ** 2)))
+        agreement, ties = None, None
+        if taps.router_logits is not None and experts is not None:
+            router = _relative(taps.router_logits[0], engine.router_logits[layer])
+            tied = self.demands.tied or self.demands.accepted
+            _, differ, near = followed_choices(taps.router_logits[0], experts, tied)
+            agreement, ties = float(1 - (differ & ~near).mean()), int(near.sum())
+        return LayerComparison(
+            layer=self.first + layer,
+            hidden=_relative(hidden, engine.hidden[layer]),
+            hidden_rms=float(np.sqrt(np.mean(difference**2))) / (scale or 1.0),
+            keys=_relative(taps.keys[0], engine.keys[layer]),
+            values=_relative(taps.values[0], engine.values[layer]),
+            router=router,
+            expert_agreement=agreement,
+            near_ties=ties,
+        )
 
 
 def _choose(logits: NDArray[np.float32], theirs: NDArray[np.int64], tied: float) -> NDArray[np.int64]:
     return followed_choices(logits, theirs, tied)[0]
-
-
-def _compare(
-    number: int, taps: LayerTaps, engine: EngineTaps, layer: int, experts: NDArray[np.int64] | None, tied: float
-) -> LayerComparison:
-    difference = engine.hidden[layer].astype(np.float64) - taps.hidden[0]
-    scale = float(np.sqrt(np.mean(taps.hidden[0].astype(np.float64) ** 2)))
-    agreement, ties = None, None
-    if taps.router_logits is not None and experts is not None:
-        _, differ, near = followed_choices(taps.router_logits[0], experts, tied)
-        agreement, ties = float(1 - (differ & ~near).mean()), int(near.sum())
-    return LayerComparison(
-        layer=number,
-        hidden=_relative(taps.hidden[0], engine.hidden[layer]),
-        hidden_rms=float(np.sqrt(np.mean(difference**2))) / (scale or 1.0),
-        keys=_relative(taps.keys[0], engine.keys[layer]),
-        values=_relative(taps.values[0], engine.values[layer]),
-        router=None if taps.router_logits is None else _relative(taps.router_logits[0], engine.router_logits[layer]),
-        expert_agreement=agreement,
-        near_ties=ties,
-    )
 
 
 def _relative(reference: NDArray[np.float32], engine: NDArray[np.float32] | None) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l4export.errors import InputError
-from l4export.reports.verdict import misses
+from l4export.reports.verdict import missed
 
 __all__ = ["LogitComparison", "compare_logits", "departing", "failures_of"]
 
@@ -89,12 +89,7 @@ def departing(
 
 def failures_of(phase: str, figures: LogitComparison, thresholds: Mapping[str, float]) -> list[str]:
     """Which thresholds the logits of a phase miss, in words."""
-    failures = []
-    for name, limit in thresholds.items():
-        value = getattr(figures, name, None)
-        if value is not None and misses(name, value, limit):
-            failures.append(f"{phase} {name} {value:.3g}, threshold {limit:g}")
-    return failures
+    return [f"{phase} {words}" for words in missed(vars(figures), thresholds)]
 
 
 def _kl(reference: NDArray[np.float32], engine: NDArray[np.float32]) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from l4export.engine.manifest import Manifest
 from l4export.errors import InputError
@@ -11,7 +12,7 @@ from l4export.quantization.policy import Rule
 from l4export.reports.verdict import check_thresholds
 from l4export.targets import TARGETS
 
-__all__ = ["DEFAULT_THRESHOLDS", "judges_arithmetic", "routing_tolerance", "thresholds_for"]
+__all__ = ["DEFAULT_THRESHOLDS", "Demands"]
 
 DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "max_relative_difference": 1e-4,
@@ -44,26 +45,51 @@ _DIFFERENCES = ("max_abs_difference", "max_relative_difference", "mean_abs_diffe
 _THRESHOLDS = (*_DIFFERENCES, "top1_agreement", "top5_overlap", "greedy_prefix")
 
 
-def thresholds_for(
-    manifest: Manifest, given: Mapping[str, float], prefill: int, decode: int, dequantized: bool
-) -> dict[str, float]:
-    """What is demanded of an engine: the thresholds of its precision, or those that are `given` in their place.
+@dataclass(frozen=True)
+class Demands:
+    """What is demanded of an engine, and what is no fault of it.
 
-    Raises:
-        InputError: unknown thresholds; more tokens than the engine takes, or none to begin with.
+    `thresholds` limit figures by their names. `accepted` is the largest difference, as a share of the largest |logit|,
+    that is no fault: tokens are nearly tied within twice of it. `tied` says how far a router's logits may be off, as a
+    share of the largest: the reference follows the engine where experts are nearly tied. None: it follows nowhere,
+    because a quantised engine's other choices are part of what its quality is judged by.
     """
-    check_thresholds(given, _THRESHOLDS)
-    if prefill < 1 or decode < 0 or prefill + decode > manifest.max_context:
-        raise InputError(
-            f"--prefill {prefill} --decode {decode}: together at least 1 token of prefill and at most the engine's "
-            f"max_context of {manifest.max_context}"
-        )
-    return {**_default_thresholds(manifest, dequantized), **given}
+
+    thresholds: dict[str, float]
+    accepted: float
+    tied: float | None
+
+    @classmethod
+    def of(
+        cls, manifest: Manifest, given: Mapping[str, float], prefill: int, decode: int, dequantized: bool
+    ) -> Demands:
+        """The demands of an engine's precision, with the thresholds that are `given` in the place of its own.
+
+        `dequantized` says that the reference has the engine's own weights.
+
+        Raises:
+            InputError: unknown thresholds; more tokens than the engine takes, or none to begin with.
+        """
+        check_thresholds(given, _THRESHOLDS)
+        if prefill < 1 or decode < 0 or prefill + decode > manifest.max_context:
+            raise InputError(
+                f"--prefill {prefill} --decode {decode}: together at least 1 token of prefill and at most the engine's "
+                f"max_context of {manifest.max_context}"
+            )
+        judged = _judges_arithmetic(manifest, dequantized)
+        thresholds = {**(_default_thresholds(manifest) if judged else {}), **given}
+        most = thresholds.get("max_relative_difference")
+        accepted = DEFAULT_THRESHOLDS["max_relative_difference"] if most is None else most
+        tied = _routing(manifest) if most is None else min(_routing(manifest), most)
+        return cls(thresholds, accepted, tied if judged else None)
+
+    def without(self, name: str) -> Demands:
+        """The same, but for a threshold of something that is not measured."""
+        left = {other: limit for other, limit in self.thresholds.items() if other != name}
+        return dataclasses.replace(self, thresholds=left)
 
 
-def _default_thresholds(manifest: Manifest, dequantized: bool) -> Mapping[str, float]:
-    if not judges_arithmetic(manifest, dequantized):
-        return {}
+def _default_thresholds(manifest: Manifest) -> Mapping[str, float]:
     if manifest.precision["activations"] == "fp8":
         return _FP8_ACTIVATION_THRESHOLDS if manifest.precision["compute"] == "fp32" else {}
     if _rounds_activations(manifest):
@@ -71,19 +97,14 @@ def _default_thresholds(manifest: Manifest, dequantized: bool) -> Mapping[str, f
     return _FP16_THRESHOLDS if _is_half(manifest) else DEFAULT_THRESHOLDS
 
 
-def judges_arithmetic(manifest: Manifest, dequantized: bool) -> bool:
+def _judges_arithmetic(manifest: Manifest, dequantized: bool) -> bool:
     """Whether a comparison says if the engine computes right, and not what its quantisation costs."""
     as_it_is = manifest.precision["quant"] == "none" or dequantized
     return as_it_is and manifest.precision["kv_cache"] not in ("int8", "int4")
 
 
-def routing_tolerance(manifest: Manifest, limits: Mapping[str, float]) -> float:
-    """How far a router's logits may be off for experts to be nearly tied, as a share of the largest; never more than
-    `max_relative_difference`, if it is demanded."""
-    return min(_routing(manifest), limits.get("max_relative_difference", math.inf))
-
-
 def _routing(manifest: Manifest) -> float:
+    """How far an engine's arithmetic may move the logits of a router, as a share of the largest."""
     if _rounds_activations(manifest):
         return _INT8_ROUTING
     return _FP16_ROUTING if _is_half(manifest) else DEFAULT_THRESHOLDS["max_relative_difference"]

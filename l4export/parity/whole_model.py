@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from numpy.typing import NDArray
 
 from l4export.model.config import ModelConfig
 from l4export.parity.logits import LogitComparison, compare_logits, departing, failures_of
-from l4export.parity.thresholds import DEFAULT_THRESHOLDS, judges_arithmetic, routing_tolerance, thresholds_for
-from l4export.reference.of_engine import check_same_model, sliced_layers
+from l4export.parity.thresholds import Demands
+from l4export.reference.of_engine import load_reference
 from l4export.reference.routing_ties import follow_ties
-from l4export.reports.verdict import Verdict
+from l4export.reports.verdict import Verdict, missed
 
 if TYPE_CHECKING:
     from l4export.reference.transformers_model import HFReference
@@ -98,49 +97,40 @@ def check_parity(
         EnvironmentLacks: torch, transformers or onnxruntime is missing.
     """
     from l4export import runtimes
-    from l4export.reference.transformers_model import HFReference
 
     engine_path, checkpoint = Path(engine_path), Path(checkpoint)
     say = on_step or (lambda _: None)
     say("loading the engine")
     engine = runtimes.load(engine_path, provider=provider)
-    manifest = engine.manifest
-    limits = thresholds_for(manifest, thresholds or {}, prefill, decode, dequantized)
+    demands = Demands.of(engine.manifest, thresholds or {}, prefill, decode, dequantized)
     say("loading the reference")
-    reference = HFReference(checkpoint, sliced_layers(manifest))
-    check_same_model(checkpoint, reference.config, manifest.model)
-    if dequantized:
-        from l4export.inspection.dequantized_weights import dequantized_weights, input_scales
-
-        reference.replace(dequantized_weights(engine_path))
-        reference.round_inputs(input_scales(engine_path))
+    reference = load_reference(engine.manifest, checkpoint, engine_path if dequantized else None)
     ids = np.random.default_rng(seed).integers(0, engine.config.vocab_size, prefill + decode, dtype=np.int64)
     say("running the engine")
     given = _engine_logits(engine, ids, prefill)
     say("running the reference")
-    accepted = limits.get("max_relative_difference", DEFAULT_THRESHOLDS["max_relative_difference"])
-    tied = routing_tolerance(manifest, limits) if judges_arithmetic(manifest, dequantized) else None
-    follow = _Following(reference, limits, accepted, tied, say)
+    follow = _Following(reference, demands, say)
     expected, ties = follow(ids, given, prefill)
     say("comparing greedy continuations")
-    matched, tied = _greedy_prefix(engine, reference, ids[:prefill].tolist(), decode, follow)
-    report = ParityReport(
+    greedy = _compare_greedy(engine, ids[:prefill].tolist(), decode, follow)
+    phases = {"prefill": slice(0, prefill), **({"decode": slice(prefill, None)} if decode else {})}
+    compared = {name: compare_logits(expected[at], given[at], demands.accepted) for name, at in phases.items()}
+    return ParityReport(
         engine=str(engine_path),
         provider=engine.provider,
         reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}",
         prefill_tokens=prefill,
         decode_tokens=decode,
         chunk_boundaries=chunk_boundaries(engine.config, prefill + decode),
-        prefill=compare_logits(expected[:prefill], given[:prefill], accepted),
-        decode=compare_logits(expected[prefill:], given[prefill:], accepted) if decode else None,
+        prefill=compared["prefill"],
+        decode=compared.get("decode"),
         routing_ties=ties,
         greedy_tokens=decode,
-        greedy_prefix=matched / decode if decode else 1.0,
-        greedy_ended_at_near_tie=tied,
-        thresholds=limits,
-        failures=(),
+        greedy_prefix=greedy.share,
+        greedy_ended_at_near_tie=greedy.near_tie,
+        thresholds=demands.thresholds,
+        failures=tuple(_failures(compared, greedy, demands.thresholds)),
     )
-    return dataclasses.replace(report, failures=tuple(_failures(report)))
 
 
 def _engine_logits(engine: Engine, ids: NDArray[np.int64], prefill: int) -> NDArray[np.float32]:
@@ -152,48 +142,56 @@ def _engine_logits(engine: Engine, ids: NDArray[np.int64], prefill: int) -> NDAr
 
 @dataclass(frozen=True)
 class _Following:
-    """The reference's logits, following the engine where experts are nearly `tied`; None: nowhere, for a quantised
-    engine's other choices are part of what its quality is judged by."""
+    """The reference's logits, following the engine where experts are nearly tied (`Demands.tied`)."""
 
     reference: HFReference
-    limits: Mapping[str, float]
-    accepted: float
-    tied: float | None
+    demands: Demands
     say: Callable[[str], None]
 
     def __call__(
         self, ids: NDArray[np.int64], given: NDArray[np.float32], prefill: int
     ) -> tuple[NDArray[np.float32], int]:
         """Logits [T, vocab] for ids [T] of which the engine made `given`, and the number of ties."""
-        if self.tied is None:
+        if self.demands.tied is None:
             return self.reference.logits(ids[None])[0], 0
 
         def departs(expected: NDArray[np.float32]) -> NDArray[np.bool_]:
             phases = [slice(0, prefill), slice(prefill, None)][: 1 + (prefill < len(ids))]
-            return np.concatenate([departing(expected[phase], given[phase], self.limits) for phase in phases])
+            limits = self.demands.thresholds
+            return np.concatenate([departing(expected[phase], given[phase], limits) for phase in phases])
 
         count = self.reference.config.num_experts_per_tok
-        found = follow_ties(self.reference, ids, departs, count, self.tied, self._tell)
+        found = follow_ties(self.reference, ids, departs, count, self.demands.tied, self._tell)
         return found.logits, len(found.swapped)
 
     def _tell(self, ties: int) -> None:
         self.say(f"running the reference, with {ties} nearly tied choices of experts as in the engine")
 
 
-def _greedy_prefix(
-    engine: Engine, reference: HFReference, prompt: list[int], count: int, follow: _Following
-) -> tuple[int, bool]:
-    """How many greedy tokens agree before the first that does not, and whether that one was a near tie."""
+@dataclass(frozen=True)
+class _Greedy:
+    """The share of a greedy continuation before the first departure, and whether that was between nearly tied tokens.
+
+    Nothing can be said of the tokens after it.
+    """
+
+    share: float
+    near_tie: bool
+
+
+def _compare_greedy(engine: Engine, prompt: list[int], count: int, follow: _Following) -> _Greedy:
+    """Greedy continuations of `count` tokens, the engine's and the reference's."""
     if count == 0:
-        return 0, False
-    expected = reference.greedy(prompt, count)
+        return _Greedy(1.0, near_tie=False)
+    expected = follow.reference.greedy(prompt, count)
     given = list(engine.generate(prompt, max_new_tokens=count, stop_token_ids=()))
     for at, (want, got) in enumerate(zip(expected, given, strict=True)):
         if want != got:
             ids = np.asarray(prompt + expected[:at])
             logits = follow(ids, _engine_logits(engine, ids, len(prompt)), len(prompt))[0][-1]
-            return at, bool(logits[want] - logits[got] <= 2 * follow.accepted * np.abs(logits).max())
-    return count, False
+            near = logits[want] - logits[got] <= 2 * follow.demands.accepted * np.abs(logits).max()
+            return _Greedy(at / count, bool(near))
+    return _Greedy(1.0, near_tie=False)
 
 
 def chunk_boundaries(config: ModelConfig, tokens: int) -> int:
@@ -202,11 +200,6 @@ def chunk_boundaries(config: ModelConfig, tokens: int) -> int:
     return (tokens - 1) // size if size and any(config.chunked_layers) else 0
 
 
-def _failures(report: ParityReport) -> list[str]:
-    failures = failures_of("prefill", report.prefill, report.thresholds)
-    if report.decode is not None:
-        failures += failures_of("decode", report.decode, report.thresholds)
-    wanted = report.thresholds.get("greedy_prefix", 0.0)
-    if report.greedy_prefix < wanted and not report.greedy_ended_at_near_tie:
-        failures.append(f"greedy_prefix {report.greedy_prefix:.3g}, threshold {wanted:g}")
-    return failures
+def _failures(phases: Mapping[str, LogitComparison], greedy: _Greedy, thresholds: Mapping[str, float]) -> list[str]:
+    failures = [words for name, figures in phases.items() for words in failures_of(name, figures, thresholds)]
+    return failures if greedy.near_tie else failures + missed({"greedy_prefix": greedy.share}, thresholds)

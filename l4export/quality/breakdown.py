@@ -21,7 +21,8 @@ from l4export.engine.manifest import Manifest
 from l4export.graph.contents import LayerValue, layer_value_of
 from l4export.graph.matching import nodes_of, producer
 from l4export.inspection.dequantized_weights import DequantizedWeights
-from l4export.inspection.weight_bytes import load_graph, weight_bytes, weight_shapes
+from l4export.inspection.weight_bytes import load_graph, weight_bytes
+from l4export.model.tensors import tensors
 from l4export.model.weight_names import KINDS, kind_of, layer_of
 from l4export.reference.streamed_layer import Store
 from l4export.reference.variants import Variant
@@ -55,7 +56,7 @@ def parts_of(engine: Path, manifest: Manifest, first_layer: int) -> list[Measure
     """
     weights, graph = DequantizedWeights(engine), load_graph(engine)
     stores = _stores(graph, manifest)
-    stored, shapes = weight_bytes(graph, manifest.model), weight_shapes(manifest.model)
+    stored, shapes = weight_bytes(graph, manifest.model), tensors(manifest.model)
 
     def part(group: str, name: str, names: Sequence[str]) -> MeasuredPart:
         bits = 8 * sum(stored[each] for each in names) / sum(int(np.prod(shapes[each])) for each in names)

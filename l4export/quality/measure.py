@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from l4export.calibration.text import CalibrationText, TextReader
 from l4export.engine.manifest import Manifest
 from l4export.errors import CheckFailed, InputError
 from l4export.inspection.weight_bytes import bits_per_weight, load_graph
+from l4export.model.tensors import parameter_count
 from l4export.reference.of_engine import sliced_layers
 from l4export.reference.token_scores import TokenScores, log_probabilities
 from l4export.reference.transformers_model import check_reference_packages
 from l4export.reports.confidence import BlockBootstrap, Interval
-from l4export.reports.verdict import Verdict, check_thresholds, misses
+from l4export.reports.verdict import Verdict, check_thresholds, missed
 
 if TYPE_CHECKING:
     from l4export.quality.breakdown import MeasuredPart
@@ -216,7 +216,12 @@ class _Run:
         groups: dict[str, list[Damage]] = {"all": [], "layer": [], "kind": []}
         for part, kl in zip(self.parts, damage, strict=True):
             groups[part.group].append(Damage(part.name, part.bits_per_weight, kl))
-        report = QualityReport(
+        judged = {
+            "kl": bootstrap.mean(scores.kl),
+            "perplexity_ratio": bootstrap.mean(scores.engine_loss - scores.reference_loss, np.exp),
+            "top1_agreement": bootstrap.mean(scores.agrees),
+        }
+        return QualityReport(
             engine=str(self.engine.directory),
             reference=reference,
             facts=_facts(self.engine.directory, self.engine.manifest),
@@ -225,19 +230,16 @@ class _Run:
             window=window,
             perplexity=bootstrap.mean(scores.engine_loss, np.exp),
             reference_perplexity=bootstrap.mean(scores.reference_loss, np.exp),
-            perplexity_ratio=bootstrap.mean(scores.engine_loss - scores.reference_loss, np.exp),
-            kl=bootstrap.mean(scores.kl),
             kl_max=float(scores.kl.max()),
-            top1_agreement=bootstrap.mean(scores.agrees),
             together=groups["all"][0].kl if groups["all"] else None,
             layers=tuple(groups["layer"]),
             kinds=tuple(groups["kind"]),
             kl_by_position=_by_position(np.concatenate(self.positions), scores.kl),
             worst=tuple(self.worst),
             thresholds=limits,
-            failures=(),
+            failures=tuple(missed({name: figure.value for name, figure in judged.items()}, limits)),
+            **judged,
         )
-        return dataclasses.replace(report, failures=tuple(_failures(report)))
 
 
 def _by_position(positions: NDArray[np.int64], kl: NDArray[np.float64]) -> tuple[tuple[int, float], ...]:
@@ -250,7 +252,7 @@ def _by_position(positions: NDArray[np.int64], kl: NDArray[np.float64]) -> tuple
 def _facts(engine: Path, manifest: Manifest) -> dict[str, Any]:
     return {
         "target": manifest.target,
-        "parameters": manifest.model.parameter_count().total,
+        "parameters": parameter_count(manifest.model).total,
         "layers": manifest.model.num_hidden_layers,
         **manifest.precision,
         "calibrated": "calibration" in manifest.options,
@@ -259,13 +261,3 @@ def _facts(engine: Path, manifest: Manifest) -> dict[str, Any]:
         "kv_layout": manifest.kv_layout,
         "max_context": manifest.max_context,
     }
-
-
-def _failures(report: QualityReport) -> list[str]:
-    """Which thresholds are missed, in words."""
-    failures = []
-    for name, limit in report.thresholds.items():
-        value = getattr(report, name).value
-        if misses(name, value, limit):
-            failures.append(f"{name} {value:.4g}, threshold {limit:g}")
-    return failures

@@ -1,9 +1,8 @@
 """The compiled quantisation kernels: one pass over the source, in pieces that stay in the cache.
 
-The kernels take the source as its bits (uint16 for bfloat16 and float16, uint32 for float32), flat, with the distance
-`stride` between rows. `transposed` means that the source is [K, N]. They release the GIL and compile on first use; the
-machine code is cached on disk. Everything compiled is in this one file, because Numba's cache watches only the file of
-the function that it stores. Helpers take whole arrays and offsets and do many blocks at a time, because slices and
+The kernels take a `Source`, a `Format` and the `Outputs`. They release the GIL and compile on first use; the machine
+code is cached on disk. Everything compiled is in this one file, because Numba's cache watches only the file of the
+function that it stores. Helpers take whole arrays and offsets and do many blocks at a time, because slices and
 arguments cost atomic reference counts; they index with `np.uintp`, because signed indices may be negative, which keeps
 loops from being vectorised.
 
@@ -15,14 +14,14 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["kernel"]
+__all__ = ["Format", "Outputs", "Source", "kernel"]
 
 _ROW_PIECE = 2048  # elements of a row that are worked on at a time
 _TILE = 1 << 17  # elements of a [K, N] source that are worked on at a time
@@ -37,6 +36,62 @@ _MAGIC = np.float32(1.5 * 2.0**23)  # x + _MAGIC holds round(x) in its low bits,
 _MAGIC_BITS = np.int32(0x4B400000)
 _FRACTIONS = np.array([1, 0.93, 0.86, 0.79], np.float32)  # of a scale, that are tried
 _ZERO, _ONE = np.int64(0), np.int64(1)  # Numba compiles a helper anew for each number that is written as an argument
+
+
+class Source(NamedTuple):
+    """A matrix to be quantised: [n, k], or [k, n] for a kernel that takes it transposed."""
+
+    bits: Any
+    """Flat: uint16 for bfloat16 and float16, uint32 for float32."""
+    half: bool
+    """Whether 16 bits are float16."""
+    stride: int
+    """The distance between rows, in elements."""
+    n: int
+    k: int
+
+
+class Format(NamedTuple):
+    """An integer scheme, as `l4export.quantization.schemes.Scheme` describes it."""
+
+    number: int
+    """Bits of a code: 4 or 8."""
+    block: int
+    """Elements that share a scale."""
+    symmetric: bool
+    positive: bool
+    fitted: bool
+
+
+class Outputs(NamedTuple):
+    """Where results go: row r of the result to row `row_start + row_step * r`, its first column to `column_start`."""
+
+    codes: Any
+    """uint8, or uint32 for the words of codes of a transposed source."""
+    wide: Any
+    """Scales in float32. Of `wide` and `narrow` the one that is not used has no columns."""
+    narrow: Any
+    """Scales as the bits of float16."""
+    zero_points: Any
+    row_start: int
+    row_step: int
+    column_start: int
+
+
+class _Blocks(NamedTuple):
+    """Blocks in hand: they begin `apart` from one another in `bits`, and their elements are `step` apart."""
+
+    bits: Any
+    apart: int
+    step: int
+    signed: Any
+    """What `_ends` finds, of each block."""
+    unsigned: Any
+    scales: Any
+    inverse: Any
+    """Of each block's scale as it is stored."""
+    shift: Any
+    """What `_code` adds."""
 
 
 def _jit(function: Callable[..., Any], signature: Any = None) -> Any:
@@ -131,11 +186,16 @@ def _settle(scale: np.float32, half: bool, positive: bool) -> Any:
 
 
 @_jit
-def _fit(
-    bits: Any, at: int, step: int, block: int, scale: np.float32, low: np.float32, top: int, symmetric: bool,
-    half: bool, positive: bool,
-) -> Any:  # fmt: skip
+def _lowest(unsigned: Any) -> Any:
+    """The magnitude of the smallest element of a block, as bits: 0 if none is negative."""
+    return np.uint32(unsigned & _MAGNITUDE) if unsigned > _MAGNITUDE else np.uint32(0)
+
+
+@_jit
+def _fit(bits: Any, at: int, step: int, scale: np.float32, low: np.float32, form: Format, half: bool) -> Any:
     """The one of a few fractions of a block's scale that makes the sum of squared errors least."""
+    number, block, symmetric, positive, _ = form
+    top = (1 << number) - 1
     best, least = scale, np.float32(np.inf)
     for f in range(len(_FRACTIONS)):
         tried = scale * _FRACTIONS[f]
@@ -155,22 +215,17 @@ def _fit(
 
 
 @_jit
-def _settle_blocks(
-    bits: Any, apart: int, step: int, block: int, number: int, symmetric: bool,
-    positive: bool, fitted: bool,
-    signed: Any, unsigned: Any, wide: Any, narrow: Any, zero_points: Any, row: int, row_step: int, column: int,
-    column_step: int, count: int, inverse: Any, shift: Any,
-) -> int:  # fmt: skip
-    """Stores scales and zero points of `count` blocks, whose ends (`_ends`) are `signed` and `unsigned`.
+def _find_scales(form: Format, blocks: _Blocks, half: bool, count: int) -> int:
+    """Sets the `scales` of the first `count` blocks, whose ends are known; `half`: for storing in float16.
 
-    The blocks begin `apart` from one another in `bits`, their elements are `step` apart. Sets the inverses, and what
-    `_code` adds. Returns -1, or the first block that could not be done.
+    Returns -1, or the first block with an element that is not finite.
     """
+    bits, apart, step, signed, unsigned, scales, _, _ = blocks
+    number, _, symmetric, positive, fitted = form
     middle, top = np.int32(1 << (number - 1)), np.int32((1 << number) - 1)
     for index in range(count):
         b = np.uintp(index)
-        high = signed[b]  # the magnitudes of the largest and the smallest element
-        low = np.uint32(unsigned[b] & _MAGNITUDE) if unsigned[b] > _MAGNITUDE else np.uint32(0)
+        high, low = signed[b], _lowest(unsigned[b])
         if high >= _INFINITE or low >= _INFINITE:
             return index
         if positive:
@@ -184,9 +239,27 @@ def _settle_blocks(
             span = np.float64(_as_float(high)) + np.float64(_as_float(low))
             scale = np.float32(span / np.float64(top))
         if fitted:
-            half = wide.size == 0
-            scale = _fit(bits, index * apart, step, block, scale, _as_float(low), top, symmetric, half, positive)
-        scale, code, inverse[b] = _settle(scale, wide.size == 0, positive)
+            scale = _fit(bits, index * apart, step, scale, _as_float(low), form, half)
+        scales[b] = scale
+    return -1
+
+
+@_jit
+def _store_scales(
+    form: Format, blocks: _Blocks, out: Outputs, row: int, row_step: int, column: int, column_step: int, count: int
+) -> int:
+    """Stores scales and zero points of the first `count` blocks, and sets their `inverse` and `shift`.
+
+    Those of block i go to row `row + row_step * i` and column `column + column_step * i`. Returns -1, or the first
+    block whose scale is too large to be stored.
+    """
+    _, _, _, _, unsigned, scales, inverse, shift = blocks
+    number, _, symmetric, positive, _ = form
+    wide, narrow, zero_points = out.wide, out.narrow, out.zero_points
+    middle, top = np.int32(1 << (number - 1)), np.int32((1 << number) - 1)
+    for index in range(count):
+        b = np.uintp(index)
+        scale, code, inverse[b] = _settle(scales[b], wide.size == 0, positive)
         if abs(scale) == np.inf:
             return index
         at_row, at_column = np.uintp(row + index * row_step), np.uintp(column + index * column_step)
@@ -196,7 +269,8 @@ def _settle_blocks(
             wide[at_row, at_column] = scale
         zero = middle
         if not symmetric:
-            zero = np.int32(min(max(np.int32(np.rint(_as_float(low) * inverse[b])), np.int32(0)), top))
+            low = _as_float(_lowest(unsigned[b]))
+            zero = np.int32(min(max(np.int32(np.rint(low * inverse[b])), np.int32(0)), top))
             byte, place = (at_column * np.uintp(number)) >> np.uintp(3), (at_column * np.uintp(number)) & np.uintp(7)
             held = zero_points[at_row, byte] if place else np.uint8(0)
             zero_points[at_row, byte] = held | np.uint8(np.uint32(zero) << place)
@@ -212,29 +286,39 @@ def _code(value: Any, inverse: Any, shift: Any, top: Any, flip: Any) -> Any:
     return np.uint32(code if code < top else top) ^ flip
 
 
-def _quantize_rows(
-    source: Any, half: bool, stride: int, n: int, k: int, number: int, block: int, symmetric: bool,
-    positive: bool, fitted: bool,
-    codes: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int, column_start: int,
-) -> int:  # fmt: skip
+@_jit
+def _flip(form: Format) -> Any:
+    """The upper bit of a code, which two's complement turns."""
+    return np.uint32(1 << (form.number - 1)) if form.positive else np.uint32(0)
+
+
+@_jit
+def _new_blocks(elements: int, apart: int, step: int, count: int) -> _Blocks:
+    """Room for `count` blocks of some elements together."""
+    return _Blocks(
+        np.empty(elements, np.uint32), apart, step, np.empty(count, np.uint32), np.empty(count, np.uint32),
+        np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count, np.int32),
+    )  # fmt: skip
+
+
+def _quantize_rows(source: Source, form: Format, out: Outputs) -> int:
     """Blockwise 4 and 8 bits of an [N, K] source."""
-    top = np.int32((1 << number) - 1)
-    flip = np.uint32(1 << (number - 1)) if positive else np.uint32(0)  # of the upper bit: two's complement
-    bits = np.empty(_ROW_PIECE, np.uint32)
+    elements, half, stride, n, k = source
+    codes, number, block = out.codes, form.number, form.block
+    top, flip = np.int32((1 << number) - 1), _flip(form)
+    blocks = _new_blocks(_ROW_PIECE, block, _ONE, _ROW_PIECE // block)
+    bits, _, _, signed, unsigned, _, inverse, shift = blocks
     pairs = bits.view(np.uint64)
-    signed, unsigned = np.empty(_ROW_PIECE // block, np.uint32), np.empty(_ROW_PIECE // block, np.uint32)
-    inverse, shift = np.empty(_ROW_PIECE // block, np.float32), np.empty(_ROW_PIECE // block, np.int32)
     for r in range(n):
-        row = row_start + row_step * r
+        row = out.row_start + out.row_step * r
         for start in range(0, k, _ROW_PIECE):
-            length, column = min(_ROW_PIECE, k - start), column_start + start
-            _widen(source, r * stride + start, half, bits, _ZERO, length)
+            length, column = min(_ROW_PIECE, k - start), out.column_start + start
+            _widen(elements, r * stride + start, half, bits, _ZERO, length)
             for b in range(length // block):
                 signed[b], unsigned[b] = _ends(bits, b * block, block)
-            failed: int = _settle_blocks(
-                bits, block, _ONE, block, number, symmetric, positive, fitted, signed, unsigned,
-                wide, narrow, zero_points, row, _ZERO, column // block, _ONE, length // block, inverse, shift,
-            )  # fmt: skip
+            failed: int = _find_scales(form, blocks, out.wide.size == 0, length // block)
+            if failed < 0:
+                failed = _store_scales(form, blocks, out, row, _ZERO, column // block, _ONE, length // block)
             if failed >= 0:
                 return r * k + start + failed * block
             for b in range(length // block):
@@ -250,48 +334,55 @@ def _quantize_rows(
     return -1
 
 
-def _quantize_columns(
-    source: Any, half: bool, stride: int, n: int, k: int, number: int, block: int, symmetric: bool,
-    positive: bool, fitted: bool,
-    words: Any, wide: Any, narrow: Any, zero_points: Any, row_start: int, row_step: int, column_start: int,
-) -> int:  # fmt: skip
-    """Blockwise 4 and 8 bits of a [K, N] source; `words` are the codes as uint32.
+@_jit
+def _widen_lanes(source: Source, start: int, lanes: int, pitch: int, blocks: _Blocks, block: int) -> None:
+    """Blocks that lie side by side: row i of them to `blocks.bits[i * pitch :]`, and the ends of each."""
+    bits, signed, unsigned = blocks.bits, blocks.signed, blocks.unsigned
+    for r in range(lanes):
+        signed[r] = unsigned[r] = 0
+    for i in range(block):
+        at = i * pitch
+        _widen(source.bits, start + i * source.stride, source.half, bits, at, lanes)
+        for r in range(lanes):
+            value = bits[np.uintp(at + r)]
+            signed[r] = max(np.int32(value), np.int32(signed[r]))
+            unsigned[r] = max(value, unsigned[r])
+
+
+@_jit
+def _pack_lanes(blocks: _Blocks, lanes: int, pitch: int, form: Format, packed: Any) -> None:
+    """The codes of blocks that lie side by side, as words: word w of lane r to `packed[w * pitch + r]`."""
+    bits, inverse, shift, number = blocks.bits, blocks.inverse, blocks.shift, form.number
+    top, flip, count = np.int32((1 << number) - 1), _flip(form), 32 // number
+    for i in range(form.block):
+        at, word = i * pitch, i // count * pitch
+        place = np.uint32(i % count * number) & np.uint32(31)  # so that 32-bit shifts will do
+        for r in range(lanes):
+            code = np.uint32(_code(bits[np.uintp(at + r)], inverse[r], shift[r], top, flip) << place)
+            packed[np.uintp(word + r)] = packed[np.uintp(word + r)] | code if place else code
+
+
+def _quantize_columns(source: Source, form: Format, out: Outputs) -> int:
+    """Blockwise 4 and 8 bits of a [K, N] source; the codes of `out` are words, uint32.
 
     Columns of the source lie side by side in vectors all the way to the words of codes; only words are transposed.
     """
-    top = np.int32((1 << number) - 1)
-    flip = np.uint32(1 << (number - 1)) if positive else np.uint32(0)  # of the upper bit: two's complement
-    count = 32 // number  # codes of a word
+    n, k, block, words, row_step = source.n, source.k, form.block, out.codes, out.row_step
+    count = 32 // form.number  # codes of a word
     width = min(n, _TILE // block)
     pitch = width + _PAD
-    bits = np.empty(block * pitch, np.uint32)
+    blocks = _new_blocks(block * pitch, _ONE, pitch, width)
     packed = np.empty(block // count * pitch, np.uint32)
-    signed, unsigned = np.empty(width, np.uint32), np.empty(width, np.uint32)
-    inverse, shift = np.empty(width, np.float32), np.empty(width, np.int32)
     for k0 in range(0, k, block):
         for n0 in range(0, n, width):
-            lanes, row, column = min(width, n - n0), row_start + row_step * n0, column_start + k0
-            for r in range(lanes):
-                signed[r] = unsigned[r] = 0
-            for i in range(block):
-                at = i * pitch
-                _widen(source, (k0 + i) * stride + n0, half, bits, at, lanes)
-                for r in range(lanes):
-                    value = bits[np.uintp(at + r)]
-                    signed[r] = max(np.int32(value), np.int32(signed[r]))
-                    unsigned[r] = max(value, unsigned[r])
-            failed: int = _settle_blocks(
-                bits, _ONE, pitch, block, number, symmetric, positive, fitted, signed, unsigned,
-                wide, narrow, zero_points, row, row_step, column // block, _ZERO, lanes, inverse, shift,
-            )  # fmt: skip
+            lanes, row, column = min(width, n - n0), out.row_start + row_step * n0, out.column_start + k0
+            _widen_lanes(source, k0 * source.stride + n0, lanes, pitch, blocks, block)
+            failed: int = _find_scales(form, blocks, out.wide.size == 0, lanes)
+            if failed < 0:
+                failed = _store_scales(form, blocks, out, row, row_step, column // block, _ZERO, lanes)
             if failed >= 0:
                 return (n0 + failed) * k + k0
-            for i in range(block):
-                at, word = i * pitch, i // count * pitch
-                place = np.uint32(i % count * number) & np.uint32(31)  # so that 32-bit shifts will do
-                for r in range(lanes):
-                    code = np.uint32(_code(bits[np.uintp(at + r)], inverse[r], shift[r], top, flip) << place)
-                    packed[np.uintp(word + r)] = packed[np.uintp(word + r)] | code if place else code
+            _pack_lanes(blocks, lanes, pitch, form, packed)
             for r in range(lanes):
                 for word in range(block // count):
                     at = word * pitch + r
@@ -315,6 +406,19 @@ def _gather(
 
 
 @_jit
+def _largest(tile: Any, start: int, width: int, rows: int, length: int, half: bool, bits: Any) -> Any:
+    """The largest magnitude, as bits, of some rows of a tile from `start` on; `bits` is room for a piece of a row."""
+    largest = np.uint32(0)
+    for r in range(rows):
+        for i in range(0, length, len(bits)):
+            count = min(len(bits), length - i)
+            _widen(tile, start + r * width + i, half, bits, _ZERO, count)
+            for j in range(count):
+                largest = max(largest, np.uint32(bits[np.uintp(j)] & _MAGNITUDE))
+    return largest
+
+
+@_jit
 def _encode_fp8(bits: Any, length: int, inverse: np.float32, codes: Any, row: int, start: int) -> None:
     for i in range(length):
         value = _as_float(bits[i]) * inverse
@@ -328,31 +432,24 @@ def _encode_fp8(bits: Any, length: int, inverse: np.float32, codes: Any, row: in
         codes[np.uintp(row), np.uintp(start + i)] = np.uint8(code | sign)
 
 
-def _quantize_fp8(
-    source: Any, half: bool, stride: int, transposed: bool, n: int, k: int, square: bool,
-    positive: bool, codes: Any, wide: Any, narrow: Any, row_start: int, row_step: int,
-) -> int:  # fmt: skip
-    """E4M3FN: one scale for a row, or for a square block of result rows (then `row_step` is 1)."""
+def _quantize_fp8(source: Source, transposed: bool, square: bool, positive: bool, out: Outputs) -> int:
+    """E4M3FN: one scale for a row, or for a square block of result rows (then `out.row_step` is 1)."""
+    elements, half, stride, n, k = source
+    codes, wide, narrow, _, row_start, row_step, _ = out
     tile_n = _BLOCK if square else (_FP8_TILE_N if transposed else 1)
     tile_k = _BLOCK if square else k
     width = (tile_k + 63) // 64 * 64 + _PAD
-    tile = np.empty(tile_n * width, source.dtype)
+    tile = np.empty(tile_n * width, elements.dtype)
     piece = min(tile_k, _ROW_PIECE)
     bits = np.empty(piece, np.uint32)
     for k0 in range(0, k, tile_k):
         for n0 in range(0, n, tile_n):
             rows, length = min(tile_n, n - n0), min(tile_k, k - k0)
             start = k0 * stride + n0 if transposed else n0 * stride + k0
-            _gather(source, start, stride, transposed, rows, length, tile, width)
+            _gather(elements, start, stride, transposed, rows, length, tile, width)
             group = rows if square else 1  # rows that share a scale
             for first in range(0, rows, group):
-                largest = np.uint32(0)
-                for r in range(first, first + group):
-                    for i in range(0, length, piece):
-                        count = min(piece, length - i)
-                        _widen(tile, r * width + i, half, bits, _ZERO, count)
-                        signed, unsigned = _ends(bits, _ZERO, count)
-                        largest = max(largest, signed, np.uint32(unsigned & _MAGNITUDE))
+                largest = _largest(tile, first * width, width, group, length, half, bits)
                 if largest >= _INFINITE:
                     return (n0 + first) * k + k0
                 row = row_start + row_step * (n0 + first)
@@ -385,14 +482,16 @@ def kernel(name: str, itemsize: int) -> Callable[..., int]:
 @functools.cache
 def _compiled(name: str, itemsize: int) -> Callable[..., int]:
     i, flag = types.int64, types.boolean
-    source = types.Array(types.uint16 if itemsize == 2 else types.uint32, 1, "C", readonly=True)
+    bits = types.Array(types.uint16 if itemsize == 2 else types.uint32, 1, "C", readonly=True)
     u8, u16, u32, f32 = (types.Array(t, 2, "C") for t in (types.uint8, types.uint16, types.uint32, types.float32))
-    function: Any
-    if name == "fp8":
-        signature = types.int64(source, flag, i, flag, i, i, flag, flag, u8, f32, u16, i, i)
-        function = _quantize_fp8
-    else:
-        codes, function = (u32, _quantize_columns) if name == "columns" else (u8, _quantize_rows)
-        signature = types.int64(source, flag, i, i, i, i, i, flag, flag, flag, codes, f32, u16, u8, i, i, i)
-    compiled: Callable[..., int] = _jit(function, signature)
+    codes = u32 if name == "columns" else u8
+    named: Any = types.NamedTuple
+    source, form = named([bits, flag, i, i, i], Source), named([i, i, flag, flag, flag], Format)
+    out = named([codes, f32, u16, u8, i, i, i], Outputs)
+    kernels: dict[str, tuple[Any, Any]] = {
+        "rows": (_quantize_rows, i(source, form, out)),
+        "columns": (_quantize_columns, i(source, form, out)),
+        "fp8": (_quantize_fp8, i(source, flag, flag, flag, out)),
+    }
+    compiled: Callable[..., int] = _jit(*kernels[name])
     return compiled

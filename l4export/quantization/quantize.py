@@ -46,20 +46,19 @@ def quantize_rows(
     if 0 in {n, k}:
         return
     _check_outputs(scheme, (n, k), (codes, scales, zero_points), row_start, row_step, column_start)
+    from l4export.quantization.kernels import Format, Outputs, Source, kernel
+
     flat, stride = _flat_bits(source)
-    wide, narrow = _scale_arrays(scales)
-    if scheme.kind == "fp8":
-        failed = _kernel("fp8", source)(
-            flat, half, stride, transposed, n, k, scheme.block_size > 0, scheme.positive,
-            codes.view(np.uint8), wide, narrow, row_start, row_step,
-        )  # fmt: skip
+    matrix = Source(flat, half, stride, n, k)
+    fp8 = scheme.kind == "fp8"
+    numbers = codes.view(np.uint32 if transposed and not fp8 else np.uint8)
+    zeros = np.empty((codes.shape[0], 0), np.uint8) if zero_points is None else zero_points
+    out = Outputs(numbers, *_scale_arrays(scales), zeros, row_start, row_step, column_start)
+    if fp8:
+        failed = kernel("fp8", source.itemsize)(matrix, transposed, scheme.block_size > 0, scheme.positive, out)
     else:
-        zeros = np.empty((codes.shape[0], 0), np.uint8) if zero_points is None else zero_points
-        failed = _kernel("columns" if transposed else "rows", source)(
-            flat, half, stride, n, k,
-            scheme.bits, scheme.block_size, scheme.symmetric, scheme.positive, scheme.fitted,
-            codes.view(np.uint32) if transposed else codes, wide, narrow, zeros, row_start, row_step, column_start,
-        )  # fmt: skip
+        form = Format(scheme.bits, scheme.block_size, scheme.symmetric, scheme.positive, scheme.fitted)
+        failed = kernel("columns" if transposed else "rows", source.itemsize)(matrix, form, out)
     if failed >= 0:
         _explain(source, failed // k, failed % k, transposed)
 
@@ -139,12 +138,6 @@ def _scale_arrays(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if scales.dtype == np.float32:
         return scales, np.empty((rows, 0), np.uint16)
     return np.empty((rows, 0), np.float32), scales.view(np.uint16)
-
-
-def _kernel(name: str, source: np.ndarray):  # type: ignore[no-untyped-def]
-    from l4export.quantization.kernels import kernel
-
-    return kernel(name, source.itemsize)
 
 
 def _explain(source: np.ndarray, n: int, k: int, transposed: bool) -> None:

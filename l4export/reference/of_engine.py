@@ -7,30 +7,17 @@ from pathlib import Path
 from l4export.checkpoint import open_checkpoint
 from l4export.engine.manifest import Manifest
 from l4export.errors import InputError
+from l4export.inspection.dequantized_weights import dequantized_weights, input_scales
 from l4export.model.config import ModelConfig
 from l4export.reference.streamed_model import Replacement, StreamedReference
+from l4export.reference.transformers_model import HFReference
 
-__all__ = ["check_same_model", "open_reference", "sliced_layers"]
+__all__ = ["load_reference", "open_reference", "sliced_layers"]
 
 _MAY_DIFFER = frozenset(
     {"max_position_embeddings", "tie_word_embeddings", "bos_token_id", "eos_token_ids", "pad_token_id"}
 )
 """Fields of a config that change no logit: limits, names of tokens, and whether a head is stored once or twice."""
-
-
-def check_same_model(checkpoint: Path, reference: ModelConfig, engine: ModelConfig) -> None:
-    """Refuse a reference of another architecture: where no threshold is set, nothing else would tell.
-
-    Raises:
-        InputError: it is; the first field that differs is named.
-    """
-    theirs = reference.to_dict()
-    for name, value in engine.to_dict().items():
-        if name not in _MAY_DIFFER and theirs[name] != value:
-            raise InputError(
-                f"{checkpoint}: another model than the engine's ({name} differs); name the checkpoint that it was "
-                "built from"
-            )
 
 
 def sliced_layers(manifest: Manifest) -> tuple[int, int] | None:
@@ -51,5 +38,34 @@ def open_reference(manifest: Manifest, checkpoint: Path, replaced: Replacement |
         EnvironmentLacks: torch or transformers is missing.
     """
     reference = StreamedReference(open_checkpoint(checkpoint), sliced_layers(manifest), replaced)
-    check_same_model(checkpoint, reference.config, manifest.model)
+    _check_same_model(checkpoint, reference.config, manifest.model)
     return reference
+
+
+def load_reference(manifest: Manifest, checkpoint: Path, dequantized: Path | None = None) -> HFReference:
+    """The whole reference of an engine, in transformers: the same layers of the checkpoint that it was built from.
+
+    With `dequantized`, the engine's directory, it has the engine's own weights, dequantised, and rounds what they are
+    multiplied by as the engine does.
+
+    Raises:
+        InputError: a checkpoint of another architecture.
+        EnvironmentLacks: torch or transformers is missing.
+    """
+    reference = HFReference(checkpoint, sliced_layers(manifest))
+    _check_same_model(checkpoint, reference.config, manifest.model)
+    if dequantized is not None:
+        reference.replace(dequantized_weights(dequantized))
+        reference.round_inputs(input_scales(dequantized))
+    return reference
+
+
+def _check_same_model(checkpoint: Path, reference: ModelConfig, engine: ModelConfig) -> None:
+    """Refuse a reference of another architecture: where no threshold is set, nothing else would tell."""
+    theirs = reference.to_dict()
+    for name, value in engine.to_dict().items():
+        if name not in _MAY_DIFFER and theirs[name] != value:
+            raise InputError(
+                f"{checkpoint}: another model than the engine's ({name} differs); name the checkpoint that it was "
+                "built from"
+            )

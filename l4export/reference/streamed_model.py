@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from l4export.checkpoint import Checkpoint
 from l4export.errors import InputError
+from l4export.model.tensors import tensors
+from l4export.model.weight_names import ROUTER
 from l4export.reference.transformers_model import reference_config
 from l4export.weights.recipes import Cast, Source, whole
 
@@ -56,6 +58,7 @@ class StreamedReference:
         self._replaced = replaced or (lambda name, rows: None)
         config = self._checkpoint.config
         self.config = config if layers is None else config.slice_layers(*layers)
+        self._shapes = tensors(self.config)
 
     def with_weights(self, replaced: Replacement) -> StreamedReference:
         """The same model with other values for weights, those that `replaced` gives."""
@@ -65,32 +68,25 @@ class StreamedReference:
 
     def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """token_ids int64 [B, T] -> the residual stream before the first layer, float32 [B, T, D]."""
-        shape = (self.config.vocab_size, self.config.hidden_size)
         ids, places = np.unique(token_ids, return_inverse=True)
-        rows = [self.weight("model.embed_tokens.weight", shape, slice(i, i + 1)) for i in ids.tolist()]
+        rows = [self.weight("model.embed_tokens.weight", slice(i, i + 1)) for i in ids.tolist()]
         return np.concatenate(rows)[places.reshape(token_ids.shape)]
 
     def layer(self, index: int) -> StreamedLayer:
         """Read a layer, all but its routed experts."""
         from l4export.reference.streamed_layer import StreamedLayer
 
-        shapes = _layer_shapes(self.config, index)
-
         def read(name: str, expert: int | None) -> torch.Tensor:
-            rows = slice(0, shapes[name][0]) if expert is None else slice(expert, expert + 1)
-            return _tensor(self.weight(f"model.layers.{index}.{name}", shapes[name], rows))
+            rows = None if expert is None else slice(expert, expert + 1)
+            return _tensor(self.weight(f"model.layers.{index}.{name}", rows))
 
         return StreamedLayer(self._hf_config, index, read)
 
     def router_rows(self, index: int) -> NDArray[np.float32]:
         """What the router of layer `index` reads of a normed residual stream: R diag(g), float32 [E, D], for the router
         R and the weights g of the norm before it."""
-        shapes, prefix = _layer_shapes(self.config, index), f"model.layers.{index}."
-        router, norm = (
-            self.weight(prefix + name, shapes[name], slice(0, shapes[name][0]))
-            for name in ("feed_forward.router.weight", "post_attention_layernorm.weight")
-        )
-        return router * norm
+        prefix = f"model.layers.{index}."
+        return self.weight(prefix + ROUTER) * self.weight(f"{prefix}post_attention_layernorm.weight")
 
     def call(self, index: int, hidden: torch.Tensor) -> dict[str, Any]:
         """Mask, positions and rotation of layer `index` for hidden [B, T, D], as transformers' model makes them."""
@@ -134,20 +130,20 @@ class StreamedReference:
 
         config = self.config
         norm = Llama4TextRMSNorm(config.hidden_size, config.rms_norm_eps)
-        scale = self.weight("model.norm.weight", (config.hidden_size,), slice(0, config.hidden_size))
-        norm.load_state_dict({"weight": _tensor(scale)}, assign=True)
+        norm.load_state_dict({"weight": _tensor(self.weight("model.norm.weight"))}, assign=True)
         name = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-        shape = (config.vocab_size, config.hidden_size)
         step = max(1, _HEAD_BYTES // (4 * config.hidden_size))
-        pieces = [slice(at, min(at + step, shape[0])) for at in range(0, shape[0], step)]
+        pieces = [slice(at, min(at + step, config.vocab_size)) for at in range(0, config.vocab_size, step)]
         with torch.inference_mode():
             rows = norm(_tensor(hidden))
-            logits = [rows @ _tensor(self.weight(name, shape, piece)).T for piece in pieces]
+            logits = [rows @ _tensor(self.weight(name, piece)).T for piece in pieces]
             result: NDArray[np.float32] = torch.cat(logits, dim=-1).numpy()
         return result
 
-    def weight(self, name: str, shape: tuple[int, ...], rows: slice) -> NDArray[np.float32]:
-        """Rows of the first axis of a weight of this `shape`, as they were replaced or as the checkpoint has them."""
+    def weight(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+        """A weight, or `rows` of its first axis: float32, replaced or as the checkpoint has it."""
+        shape = self._shapes[name]
+        rows = slice(0, shape[0]) if rows is None else rows
         if (other := self._replaced(name, rows)) is not None:
             return other
         first = self._first
@@ -157,32 +153,6 @@ class StreamedReference:
             return Cast(tensor, ir.DataType.FLOAT).read((rows, *whole(shape[1:])))
         except ValueError as error:
             raise InputError(f"{stored}: {error}; check the checkpoint") from error
-
-
-def _layer_shapes(config: Any, index: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of a layer, by its name within the layer."""
-    d, heads = config.hidden_size, config.num_attention_heads * config.head_dim
-    kv = config.num_key_value_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (d,),
-        "post_attention_layernorm.weight": (d,),
-        "self_attn.q_proj.weight": (heads, d),
-        "self_attn.k_proj.weight": (kv, d),
-        "self_attn.v_proj.weight": (kv, d),
-        "self_attn.o_proj.weight": (d, heads),
-    }
-    experts, width = config.num_local_experts, config.intermediate_size
-    prefix = "feed_forward."
-    if config.is_moe(index):
-        shapes["feed_forward.router.weight"] = (experts, d)
-        shapes["feed_forward.experts.gate_up_proj"] = (experts, d, 2 * width)
-        shapes["feed_forward.experts.down_proj"] = (experts, width, d)
-        prefix = "feed_forward.shared_expert."
-    else:
-        width = config.intermediate_size_mlp
-    for name, shape in (("gate_proj", (width, d)), ("up_proj", (width, d)), ("down_proj", (d, width))):
-        shapes[f"{prefix}{name}.weight"] = shape
-    return shapes
 
 
 def _tensor(values: NDArray[np.float32]) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from l4export.errors import InputError
 
-__all__ = ["Verdict", "check_thresholds", "misses"]
+__all__ = ["Verdict", "check_thresholds", "missed"]
 
 _AT_LEAST = frozenset({"top1_agreement", "top5_overlap", "greedy_prefix"})
 """Shares of what agrees; every other figure is one of what does not, and limited from above."""
@@ -57,6 +57,17 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def misses(name: str, value: float, limit: float) -> bool:
-    """Whether a figure misses its threshold; NaN misses any."""
+def missed(figures: Mapping[str, float], thresholds: Mapping[str, float]) -> list[str]:
+    """The figures that miss their thresholds, in words, in the order of the thresholds; NaN misses any.
+
+    A figure without a threshold misses none, and a threshold without a figure is not missed.
+    """
+    return [
+        f"{name} {figures[name]:.4g}, threshold {limit:g}"
+        for name, limit in thresholds.items()
+        if name in figures and _misses(name, figures[name], limit)
+    ]
+
+
+def _misses(name: str, value: float, limit: float) -> bool:
     return not (value >= limit if name in _AT_LEAST else value <= limit)

@@ -14,6 +14,7 @@ from l4export.checkpoint import read_config
 from l4export.engine.kv_cache import kv_bytes
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
+from l4export.model.tensors import parameter_count
 from l4export.sizing.devices import device_memory
 from l4export.sizing.engine_size import EngineSize, EngineSizes
 from l4export.sizing.working_memory import working_bytes
@@ -89,7 +90,7 @@ class MemoryPlan:
     @property
     def parameters(self) -> int:
         """Parameters of the model."""
-        return self.config.parameter_count().total
+        return parameter_count(self.config).total
 
     @property
     def fits(self) -> bool:

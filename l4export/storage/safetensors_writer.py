@@ -12,23 +12,21 @@ import numpy as np
 from l4export.errors import StorageError
 from l4export.storage.safetensors import DTYPE_BITS
 
-__all__ = ["write_safetensors"]
+__all__ = ["safetensors_header", "write_safetensors"]
+
+Entry = tuple[str, str, tuple[int, ...]]
+"""A tensor's name, dtype as in `DTYPE_BITS`, and shape."""
 
 Chunk = bytes | bytearray | memoryview | np.ndarray
 
 
-def write_safetensors(
-    path: Path,
-    entries: Iterable[tuple[str, str, tuple[int, ...]]],
-    chunks: Callable[[str], Iterable[Chunk]],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Writes tensors (name, dtype as in `DTYPE_BITS`, shape), in order, as a new file at `path`.
+def safetensors_header(
+    entries: Iterable[Entry], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """What precedes the bytes of tensors that follow one another, padded with spaces to 8 bytes, and their sizes in
+    bytes by name.
 
-    `chunks(name)` yields the tensor's bytes, row-major and little-endian, in contiguous pieces of any size; it is
-    called when its turn comes, and one piece is held at a time. The header is padded with spaces to 8 bytes.
-    Raises `StorageError` when writing fails and `ValueError` (a bug of the caller) for a name given twice or pieces
-    that do not add up to the tensor; in both cases no file is left behind.
+    Raises `ValueError` for a name that is given twice.
     """
     sizes: dict[str, int] = {}
     header: dict[str, object] = {"__metadata__": dict(metadata or {"format": "pt"})}
@@ -41,10 +39,27 @@ def write_safetensors(
         offset += sizes[name]
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, sizes
+
+
+def write_safetensors(
+    path: Path,
+    entries: Iterable[Entry],
+    chunks: Callable[[str], Iterable[Chunk]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes tensors, in order, as a new file at `path`.
+
+    `chunks(name)` yields the tensor's bytes, row-major and little-endian, in contiguous pieces of any size; it is
+    called when its turn comes, and one piece is held at a time.
+    Raises `StorageError` when writing fails and `ValueError` (a bug of the caller) for a name given twice or pieces
+    that do not add up to the tensor; in both cases no file is left behind.
+    """
+    header, sizes = safetensors_header(entries, metadata)
     try:
         with path.open("xb") as file:
             try:
-                file.write(len(text).to_bytes(8, "little") + text)
+                file.write(header)
                 for name, size in sizes.items():
                     written = 0
                     for chunk in chunks(name):

@@ -94,10 +94,7 @@ def emit_data(
         intact: set[int] = set()
         if journal and journal.entries:
             _clear_gaps(files, descriptors)
-            known = [unit for unit in work if unit.number in journal.entries]
-            checks = {unit.number: workers.submit(writer.is_intact, unit, journal.entries) for unit in known}
-            _finish(workers, list(checks.values()))
-            intact = {number for number, check in checks.items() if check.result()}
+            intact = _intact(work, journal.entries, writer, workers)
         if on_resume:
             on_resume(sum(unit.nbytes for unit in work if unit.number in intact))
         running = {unit.number: workers.submit(writer.write, unit) for unit in work if unit.number not in intact}
@@ -227,6 +224,16 @@ def _clear_gaps(files: Sequence[DataFile], descriptors: Mapping[str, int]) -> No
         ends = [placed.offset + placed.recipe.nbytes for placed in file.placements]
         for end, start in zip(ends[:-1], starts[1:], strict=True):
             _write_all(descriptors[file.name], memoryview(bytes(start - end)), end)
+
+
+def _intact(
+    work: Sequence[Unit], entries: Mapping[int, tuple[int, ...]], writer: _Writer, workers: ThreadPoolExecutor
+) -> set[int]:
+    """The numbers of the units that an earlier run has written, as the journal's entries say."""
+    known = [unit for unit in work if unit.number in entries]
+    checks = {unit.number: workers.submit(writer.is_intact, unit, entries) for unit in known}
+    _finish(workers, list(checks.values()))
+    return {number for number, check in checks.items() if check.result()}
 
 
 def _finish(workers: ThreadPoolExecutor, tasks: Sequence[Future[Any]]) -> None:

@@ -17,6 +17,7 @@ from l4export.benchmark.memory import read_bandwidth
 from l4export.checkpoint.hf_config import config_from_hf
 from l4export.checkpoint.sample import hf_config
 from l4export.errors import InputError
+from l4export.model.tensors import parameter_count
 from workshop import Workshop
 
 BANDWIDTH = 12e9
@@ -54,7 +55,7 @@ def test_decode_weight_bytes_are_those_of_active_parameters(workshop: Workshop) 
         model = ir.load(workshop.engine_path(variant, "static") / "decoder.onnx")
         config = workshop.engine(variant, "static").config
         rows = 0 if config.tie_word_embeddings else (config.vocab_size - 1) * config.hidden_size
-        expected = 4 * (config.parameter_count().active - rows)
+        expected = 4 * (parameter_count(config).active - rows)
         counted = decode_weight_bytes(model, config)
         # constants of the graph: counters, one row of RoPE's angles
         assert expected <= counted <= expected + 2000, variant

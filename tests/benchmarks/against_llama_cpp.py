@@ -31,6 +31,7 @@ from llama_cpp_peer import Peer, build_peer
 from l4export import runtimes
 from l4export.benchmark.decode_weights import decode_weight_bytes
 from l4export.benchmark.memory import read_bandwidth
+from l4export.model.tensors import parameter_count
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.onnxruntime.huge_pages import restart_with_huge_pages
 
@@ -114,7 +115,7 @@ def compare(peer: Peer, checkpoint: Path, work: Path, rounds: int, threads: int,
         "our_bytes_a_token": needed,
         "theirs build": timings["total_s"],
         **middle,
-        "our_bits_per_weight": 8 * size / engine.config.parameter_count().total,
+        "our_bits_per_weight": 8 * size / parameter_count(engine.config).total,
         "their_bits_per_weight": timings["bits_per_weight"],
     }
 

@@ -20,6 +20,7 @@ from l4export import runtimes
 from l4export.calibration.text import DEFAULT_TEXT
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
+from l4export.model.tensors import parameter_count
 from l4export.quantization.policy import Policy, Rule, standard_policy
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +128,7 @@ def main() -> None:
         size = sum(record.bytes for file, record in manifest.files.items() if file.endswith(".data"))
         if options.target == "ort-cpu":
             size -= 2 * 4096 * manifest.model.head_dim // 2 * 4  # rotation tables are no weights
-        bits = 8 * size / manifest.model.parameter_count().total
+        bits = 8 * size / parameter_count(manifest.model).total
         change = 100 * (perplexity / base - 1)
         row = f"| {name} | {bits:.2f} | {perplexity:.3f} | {change:+.2f} % | {score.kl / score.tokens:.5f} |"
         lines.append(row)

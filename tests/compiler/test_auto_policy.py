@@ -24,7 +24,8 @@ from l4export.compiler.plan import plan_build
 from l4export.engine.manifest import load_manifest
 from l4export.errors import InputError
 from l4export.inspection.dequantized_weights import dequantized_weights
-from l4export.inspection.weight_bytes import bits_per_weight, load_graph, weight_bytes, weight_shapes
+from l4export.inspection.weight_bytes import bits_per_weight, load_graph, weight_bytes
+from l4export.model.tensors import tensors
 from l4export.model.weight_names import kind_of
 from l4export.quality.measure import measure_quality
 from l4export.quantization.policy import Policy, Rule, load_policy
@@ -88,7 +89,7 @@ def test_groups_hold_every_matrix_and_know_their_bytes(
     found = weight_groups(config, dtype != "fp32", target != "ort-cpu")
     names = [name for group in found for name in group.shapes]
     assert len(names) == len(set(names))
-    assert {n for n in weight_shapes(config) if kind_of(n) not in ("router", "norm")} == set(names)
+    assert {n for n in tensors(config) if kind_of(n) not in ("router", "norm")} == set(names)
     for at in (0, -1):
         schemes = [group.choices[at] for group in found]
         planned = plan_build(

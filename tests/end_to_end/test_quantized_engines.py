@@ -18,7 +18,8 @@ from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import plan_build
 from l4export.errors import InputError
 from l4export.inspection.dequantized_weights import dequantized_weights
-from l4export.parity.whole_model import check_parity, thresholds_for
+from l4export.parity.thresholds import Demands
+from l4export.parity.whole_model import check_parity
 from l4export.quantization import Scheme, dequantize
 from l4export.quantization.policy import Policy, Rule, standard_policy
 from l4export.quantization.weights import QuantizedWeight
@@ -67,7 +68,7 @@ def test_rounded_activations_are_judged_as_such_in_every_float_type(
     demanded = {}
     for quant, policy in made.items():
         manifest = build(workshop.checkpoint("scout"), tmp_path / quant, BuildOptions(policy=policy, **options))  # type: ignore[arg-type]
-        demanded[quant] = thresholds_for(manifest, {}, 50, 4, dequantized=True)
+        demanded[quant] = Demands.of(manifest, {}, 50, 4, dequantized=True).thresholds
     assert demanded["int4"] == {"kl_mean": 5e-2}
     assert demanded["fp8"]["max_relative_difference"] == (3e-2 if options else 1e-4)
 

@@ -10,7 +10,8 @@ import pytest
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import load_manifest
-from l4export.inspection.weight_bytes import bits_per_weight, load_graph, weight_bytes, weight_shapes
+from l4export.inspection.weight_bytes import bits_per_weight, load_graph, weight_bytes
+from l4export.model.tensors import parameter_count, tensors
 from l4export.model.weight_names import KINDS, kind_of, layer_of
 from l4export.quantization.policy import Policy, Rule, standard_policy
 from workshop import VARIANTS, Workshop
@@ -21,8 +22,8 @@ def test_a_float_engine_has_32_bits_a_weight(workshop: Workshop, variant: str) -
     path = workshop.engine_path(variant, "static")
     config = load_manifest(path).model
     assert bits_per_weight(load_graph(path), config) == 32
-    shapes = weight_shapes(config)
-    assert sum(map(math.prod, shapes.values())) == config.parameter_count().total
+    shapes = tensors(config)
+    assert sum(map(math.prod, shapes.values())) == parameter_count(config).total
     assert {kind_of(name) for name in shapes} <= set(KINDS)
 
 
@@ -31,7 +32,7 @@ def test_codes_and_scales_of_packed_projections_are_shared_out(workshop: Worksho
     policy = Policy((Rule(("*_proj.weight", "*.experts.*"), "int4", 32), Rule(("lm_head.weight",), "int8", 64)))
     build(workshop.checkpoint("scout"), tmp_path / "e", BuildOptions(policy=policy, target=target, max_context=64))
     config = load_manifest(tmp_path / "e").model
-    found, shapes = weight_bytes(load_graph(tmp_path / "e"), config), weight_shapes(config)
+    found, shapes = weight_bytes(load_graph(tmp_path / "e"), config), tensors(config)
     bits = {name: 8 * found[name] / math.prod(shape) for name, shape in shapes.items()}
     for name, value in bits.items():
         if name.endswith("_proj.weight") or "experts.gate_up" in name or "experts.down" in name:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from l4export.errors import InputError
-from l4export.reports.verdict import Verdict, check_thresholds, misses
+from l4export.reports.verdict import Verdict, check_thresholds, missed
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,16 @@ def test_json_has_no_word_for_what_is_not_finite(value: float) -> None:
 
 
 def test_agreement_is_limited_from_below_and_differences_from_above() -> None:
-    assert misses("kl", 0.2, 0.1) and not misses("kl", 0.1, 0.1)
-    assert misses("top1_agreement", 0.9, 0.95) and not misses("top1_agreement", 0.95, 0.95)
-    assert misses("kl", math.nan, 1) and misses("greedy_prefix", math.nan, 0)
+    assert missed({"kl": 0.2}, {"kl": 0.1}) == ["kl 0.2, threshold 0.1"] and not missed({"kl": 0.1}, {"kl": 0.1})
+    assert missed({"top1_agreement": 0.9}, {"top1_agreement": 0.95})
+    assert not missed({"top1_agreement": 0.95}, {"top1_agreement": 0.95})
+    assert missed({"kl": math.nan}, {"kl": 1}) and missed({"greedy_prefix": math.nan}, {"greedy_prefix": 0})
+
+
+def test_every_miss_is_told_and_what_has_no_threshold_or_no_figure_is_none() -> None:
+    thresholds = {"kl": 0.1, "greedy_prefix": 1.0, "top1_agreement": 1.0}
+    figures = {"top1_agreement": 0.98765, "other": 5.0, "kl": 0.5}
+    assert missed(figures, thresholds) == ["kl 0.5, threshold 0.1", "top1_agreement 0.9877, threshold 1"]
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
