@@ -85,11 +85,12 @@ def test_devices_that_are_none(workshop: Workshop, device: str | int, words: str
 
 
 def test_a_plan_says_whether_anything_fits(workshop: Workshop) -> None:
-    """The same devices by name and by size; without a device, nothing can be too large."""
-    checkpoint = workshop.checkpoint("scout")
-    assert l4export.plan(checkpoint, device="h100") == l4export.plan(checkpoint, device=80 * 10**9)
-    assert l4export.plan(checkpoint).fits and l4export.plan(checkpoint).choice is None
-    assert not l4export.plan(checkpoint, device=10**6).fits
-    tight = l4export.plan(checkpoint, device=135_900_000, context=4096)
+    """Without a device, nothing can be too large."""
+    checkpoint = workshop.checkpoint("guard")
+    assert l4export.plan(checkpoint, device="h100").device_bytes == 80 * 10**9
+    anywhere = l4export.plan(checkpoint)
+    assert anywhere.fits and anywhere.choice is None
+    memory = min(need.total for need in anywhere.needs) - 1
+    tight = l4export.plan(checkpoint, device=memory, context=anywhere.config.max_position_embeddings)
     assert tight.choice is not None and not tight.fits
-    assert l4export.plan(checkpoint, device=135_900_000, context=tight.choice.max_context).fits
+    assert l4export.plan(checkpoint, device=memory, context=tight.choice.max_context).fits

@@ -112,7 +112,7 @@ def test_a_missing_weight_is_named(workshop: Workshop, tmp_path: Path) -> None:
 def test_layers_of_a_manifest_are_checked(workshop: Workshop, tmp_path: Path) -> None:
     engine = copy_checkpoint(workshop.engine_path("scout", "static"), tmp_path / "engine")
     manifest = load_manifest(engine)
-    bad = dataclasses.replace(manifest, options={**manifest.options, "layers": [1, "x"]})
+    bad = dataclasses.replace(manifest, options={**manifest.options, "weights": {"layers": [1, "x"]}})
     (engine / "manifest.json").write_text(bad.to_json())
     with pytest.raises(InputError, match="'layers'"):
         check_parity(engine, workshop.checkpoint("scout"), 4, 2)
@@ -135,7 +135,7 @@ def test_an_engine_of_a_slice_is_at_parity(
 def test_an_engine_of_another_slice_is_not_at_parity(workshop: Workshop, tmp_path: Path) -> None:
     checkpoint = workshop.checkpoint("scout")
     manifest = build(checkpoint, tmp_path / "engine", BuildOptions(max_context=256, layers=(1, 3)))
-    lie = dataclasses.replace(manifest, options={**manifest.options, "layers": [0, 2]})
+    lie = dataclasses.replace(manifest, options={**manifest.options, "weights": {"layers": [0, 2]}})
     (tmp_path / "engine" / "manifest.json").write_text(lie.to_json())
     assert not check_parity(tmp_path / "engine", checkpoint, prefill=20, decode=2).passed
 

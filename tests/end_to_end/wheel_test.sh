@@ -36,4 +36,8 @@ l4export=$work/venv/bin/l4export
 "$l4export" inspect engine --json >/dev/null
 "$l4export" run engine --token-ids 1,2,3 --max-new-tokens 8
 "$work/venv/bin/python" use.py
+digest='from l4export.compiler.provenance import program_digest; print(program_digest())'
+installed=$("$work/venv/bin/python" -c "$digest")
+checkout=$(cd "$repository" && "${VENV:-.venv}/bin/python" -c "$digest")
+test "$installed" = "$checkout" || { echo "program digest: wheel $installed, checkout $checkout"; exit 1; }
 echo "wheel: installed and used without torch"

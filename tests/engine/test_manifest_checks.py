@@ -59,9 +59,14 @@ CONTRADICTIONS = [
     ("static", "precision/kv_cache", "fp16", "kv_cache.storage is not that of precision.kv_cache fp16"),
     # precision
     ("static", "precision/activations", "fp16", "precision.activations is fp16; expected precision.compute (fp32)"),
-    ("static", "precision/quant", "int4", "precision.quant is 'int4'; by options.policy it is 'none'"),
-    ("onnx", "precision/quant", "none", "precision.quant is 'none'; by options.policy it is 'int4"),
-    ("onnx", "options/policy/rules/0/kind", None, "options.policy does not have rules and accuracy_level"),
+    ("static", "precision/quant", "int4", "precision.quant is 'int4'; by options.weights it is 'none'"),
+    ("onnx", "precision/quant", "none", "precision.quant is 'none'; by options.weights it is 'int4"),
+    (
+        "onnx",
+        "options/weights/policy/rules/0/kind",
+        None,
+        "options.weights.policy does not have rules and accuracy_level",
+    ),
     # files
     ("static", "files", {}, "graphs.decoder.file is 'decoder.onnx', which is not among the files"),
     ("static", "graphs/decoder/file", "other.onnx", "graphs.decoder.file is 'other.onnx', which is not among"),
