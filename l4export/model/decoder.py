@@ -171,7 +171,13 @@ class _Decoder:
         return q, k
 
     def rotate(self, x: ir.Value, heads: int, step: _Step, name: str) -> ir.Value:
-        """RoPE over adjacent pairs of each head."""
+        """RoPE over adjacent pairs of each head.
+
+        YaRN multiplies what is rotated by a factor; here it is multiplied before, which is the same, so that angles
+        stay angles and norms may change places with rotations.
+        """
+        if (factor := self.config.rope_attention_factor) != 1:
+            x = self.b.op("Mul", x, self.b.constant(np.asarray(factor, self.dtype.numpy()), f"{name}/factor"))
         return self.b.op("RotaryEmbedding", x, step.cos, step.sin, name=name, interleaved=1, num_heads=heads)
 
     def qk_norm(self, x: ir.Value, heads: int, name: str) -> ir.Value:

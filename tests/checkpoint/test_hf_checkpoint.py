@@ -161,7 +161,7 @@ INDICES: list[Any] = [
 def test_read_equals_numpy_indexing(dtype: type, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     array = np.random.default_rng(0).standard_normal((5, 7, 11)).astype(dtype)
     checkpoint = open_checkpoint(single(tmp_path, {"pad": np.ones(3, np.int8), "x": array}))  # unaligned on purpose
-    monkeypatch.setattr("l4export.checkpoint.hf_checkpoint._PIECE", piece)
+    monkeypatch.setattr("l4export.checkpoint.source_tensor._PIECE", piece)
     for index in INDICES:
         found = checkpoint.tensors["x"].read(index)
         expected = np.asarray(array[index])
@@ -184,7 +184,7 @@ def test_rows_are_the_matrix_in_pieces(
 ) -> None:
     array = np.random.default_rng(0).standard_normal((5, 7, 11)).astype(dtype)
     checkpoint = open_checkpoint(single(tmp_path, {"pad": np.ones(3, np.int8), "x": array}))  # unaligned on purpose
-    monkeypatch.setattr("l4export.checkpoint.hf_checkpoint._PIECE", piece)
+    monkeypatch.setattr("l4export.checkpoint.source_tensor._PIECE", piece)
     for rows in (slice(0, 7), slice(2, 7), slice(3, 4), slice(5, 5)):
         expected, next_row = array[3, rows, 2:10], 0
         for first, found in checkpoint.tensors["x"].rows((3, rows, slice(2, 10)), multiple):
@@ -197,7 +197,7 @@ def test_rows_are_the_matrix_in_pieces(
 
 def test_rows_of_a_file_that_shrinks_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(single(tmp_path, {"x": np.ones((4, 2**12), np.float32)}))
-    monkeypatch.setattr("l4export.checkpoint.hf_checkpoint._PIECE", 2**14)
+    monkeypatch.setattr("l4export.checkpoint.source_tensor._PIECE", 2**14)
     rows = checkpoint.tensors["x"].rows((slice(0, 4), slice(0, 2**12)))
     next(rows)
     os.truncate(tmp_path / "model.safetensors", 2**14)
