@@ -48,9 +48,7 @@ def rope_from_hf(text: Fields, max_positions: int, head_dim: int) -> tuple[float
         InputError: a type that is not supported, parameters that are missing or out of range, settings for each type
             of layer (transformers' Llama 4 knows none), or settings that transformers 4 and 5 read differently.
     """
-    name = "rope_scaling" if text.raw.get("rope_scaling") else "rope_parameters"
-    given = text.raw.get(name)
-    rope = Fields({} if given is None else given, f"{text.where}: {name}")
+    rope = _chosen(text)
     if nested := [key for key, value in rope.raw.items() if isinstance(value, Mapping) or key.endswith("_attention")]:
         raise rope.refuse(f"rope_type of {show(nested[0])}", "is set apart; Llama 4 has one for all layers")
     theta = (rope if "rope_theta" in rope.raw else text).number("rope_theta", _DEFAULT_THETA)
@@ -73,6 +71,13 @@ def rope_from_hf(text: Fields, max_positions: int, head_dim: int) -> tuple[float
     if kind == "yarn":
         rope.raw |= _yarn(rope, max_positions)
     return theta, read_scaling(rope)
+
+
+def _chosen(text: Fields) -> Fields:
+    """A copy of the object that counts."""
+    new, old = text.raw.get("rope_parameters"), text.raw.get("rope_scaling")
+    parameters = Fields({} if new is None else new, f"{text.where}: rope_parameters")
+    return Fields(old, f"{text.where}: rope_scaling") if old else parameters
 
 
 def _check_whole_heads_rotate(rope: Fields, text: Fields) -> None:

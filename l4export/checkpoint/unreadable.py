@@ -51,10 +51,10 @@ def absent_directory(path: Path) -> str:
     hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)) and not path.parent.exists()
     if hub:
         return (
-            f"{path}: not a directory; a model of the Hugging Face hub must be downloaded first: "
+            f"{path}: no such file or directory; a model of the Hugging Face hub must be downloaded first: "
             f"hf download {path} --local-dir {path.name}"
         )
-    return f"{path}: not a directory; expected a checkpoint in Hugging Face layout"
+    return f"{path}: no such file or directory; give a checkpoint in Hugging Face layout"
 
 
 def absent_weights(path: Path, lacks: str) -> str:
@@ -69,9 +69,10 @@ def absent_weights(path: Path, lacks: str) -> str:
         return f"{path}: is a cache of the Hugging Face hub; give the directory in {path / 'snapshots'}"
     if "params.json" in names or any(name.startswith("consolidated.") for name in names):
         found = next(name for name in names if name == "params.json" or name.startswith("consolidated."))
+        pickle = ", and a pickle, which is never read" if found.endswith(_PICKLES) else ""
         return (
-            f"{path}: {lacks} is missing; {found!r} is of Meta's own layout: take the repository without -Original in "
-            "its name, or convert with transformers' convert_llama4_weights_to_hf.py"
+            f"{path}: {lacks} is missing; {found!r} is of Meta's own layout{pickle}: take the repository without "
+            "-Original in its name, or convert with transformers' convert_llama4_weights_to_hf.py"
         )
     for name in names:
         if name.endswith(_PICKLES):

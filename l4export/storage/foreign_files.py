@@ -4,10 +4,12 @@ from __future__ import annotations
 
 __all__ = ["foreign_kind"]
 
+_PICKLE = "looks like a pickle, which is never read (it can run code); convert it to safetensors"
+
 _KINDS = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself; fetch it with git lfs pull"),
     (b"PK\x03\x04", "is a zip archive, perhaps of torch.save, whose pickle is never read; convert it to safetensors"),
-    (b"\x80", "looks like a pickle, which is never read (it can run code); convert it to safetensors"),
+    *((b"\x80" + bytes([protocol]), _PICKLE) for protocol in (2, 3, 4, 5)),
     (b"GGUF", "is a GGUF file, which is not read; use the checkpoint in Hugging Face layout"),
     (b"<", "is a web page, perhaps an error message; download the file again"),
 )

@@ -112,14 +112,22 @@ def test_malformed_json(text: str, tmp_path: Path) -> None:
 
 def test_contradictory_shards(tmp_path: Path) -> None:
     refused(sharded(tmp_path / "1", {"a": "one.safetensors", "b": "three.safetensors"}), "missing shard", "three")
-    refused(sharded(tmp_path / "2", {"a": "two.safetensors", "b": "two.safetensors"}), "'a'", "two.safetensors")
     path = sharded(tmp_path / "3")
     safetensors.numpy.save_file({"a": np.zeros(2, np.float32), "b": np.zeros(3)}, path / "two.safetensors")
     refused(path, "'a'", "one.safetensors", "two.safetensors")
 
 
+def test_an_index_is_only_asked_for_its_shards(tmp_path: Path) -> None:
+    """Entries without a tensor and tensors without an entry are as in transformers, until such a tensor is needed."""
+    extra = {"a": "two.safetensors", "b": "two.safetensors", "c": "one.safetensors"}
+    checkpoint = open_checkpoint(sharded(tmp_path / "1", extra))
+    assert set(checkpoint.tensors) == {"a", "b"} and checkpoint.tensors["a"].file_name == "one.safetensors"
+    with pytest.raises(InputError, match=rf"{INDEX}: tensor 'c' is not in one.safetensors; download"):
+        checkpoint.tensor("c", (2,))
+
+
 def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
-    refused(tmp_path / "none", "not a directory")
+    refused(tmp_path / "none", "no such file or directory")
     refused(tmp_path, "config.json is missing")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     refused(tmp_path, "model.safetensors")

@@ -145,6 +145,7 @@ def test_types(rope: dict[str, Any], head_dim: int, theta: float) -> None:
         ({"rope_scaling": YARN, "rope_theta": 1}, "rope_theta is 1"),
         ({"rope_scaling": {"rope_type": "llama3", **LLAMA3}, "original_max_position_embeddings": None}, "is null"),
         ({"rope_theta": None}, "rope_theta is null"),
+        ({"rope_parameters": [], "rope_scaling": {"rope_type": "linear", "factor": 2}}, "rope_parameters: expected"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
         ({"rope_scaling": {"partial_rotary_factor": None}}, "partial_rotary_factor is null"),
     ],

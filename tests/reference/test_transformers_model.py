@@ -1,4 +1,4 @@
-"""The reference's config: what transformers makes of any config.json that l4export reads, and l4export makes the same."""
+"""The reference's config: of any config.json that l4export reads, transformers and l4export make the same model."""
 
 from __future__ import annotations
 
