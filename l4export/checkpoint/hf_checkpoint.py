@@ -42,7 +42,7 @@ class Checkpoint:
     raw_config: dict[str, Any]
     tensors: Mapping[str, SourceTensor]
     prefix: str
-    """What precedes the text model's tensor names: "language_model." in a multimodal checkpoint, else nothing."""
+    """The prefix of the text model's tensor names: "language_model." in a multimodal checkpoint, else nothing."""
     files: tuple[TensorFile, ...]
     _config_bytes: bytes = field(repr=False)
     _index: Mapping[str, str] = field(repr=False)
@@ -68,8 +68,8 @@ class Checkpoint:
     def check_all_known(self, used: Collection[str]) -> None:
         """Refuse tensors of the text model whose names (without prefix) are not among those `used`.
 
-        Rotary frequencies, which old checkpoints carry and config.json decides, do not count, nor do the scales of
-        another program's cache.
+        Two kinds do not count: rotary frequencies, which old checkpoints carry although config.json decides them, and
+        the scales of another program's cache.
 
         Raises:
             InputError: there is such a tensor.
@@ -81,7 +81,7 @@ class Checkpoint:
                 )
 
     def notes(self) -> list[str]:
-        """What was left out of account and may surprise: a line each."""
+        """One line for each thing that is ignored and that a user should know about."""
         found = []
         if method := quantization_method(self.raw_config):
             found.append(f"{self.path / _CONFIG}: its quantization_config ({method}) is ignored: all weights are float")
@@ -133,7 +133,7 @@ def _open(path: Path) -> Checkpoint:
                 raise InputError(f"{file.path}: tensor {entry.name!r} is in {other} too; remove one of the shards")
             tensors[entry.name] = SourceTensor(entry, file)
         if len(tensors) > _MAX_TENSORS:
-            raise InputError(f"{path}: holds more than {_MAX_TENSORS} tensors, which no checkpoint needs")
+            raise InputError(f"{path}: has more than {_MAX_TENSORS} tensors, more than any Llama 4 checkpoint needs")
     prefix = "language_model." if any(name.startswith("language_model.") for name in tensors) else ""
     if config.tie_word_embeddings and f"{prefix}lm_head.weight" in tensors:
         config = dataclasses.replace(config, tie_word_embeddings=False)  # a stored head wins, as in transformers
@@ -181,7 +181,7 @@ def _with_generation_config(config: ModelConfig, path: Path) -> ModelConfig:
 def _weight_map(path: Path) -> dict[str, str]:
     """The index's map from tensor to shard; empty for a single file, which wins over an index as in transformers.
 
-    It only says which shards to open: merging and quantising leave entries behind for tensors that are in none of them.
+    It only says which shards to open: merging and quantising leave entries for tensors that are in none of them.
     """
     if (path / "adapter_config.json").exists():
         raise InputError(absent_weights(path, _SINGLE))

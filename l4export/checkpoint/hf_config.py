@@ -1,7 +1,7 @@
-"""What the config.json files of transformers 4 and 5 say of a Llama 4 text model, in `ModelConfig`'s terms.
+"""Reads the config.json files of transformers 4 and 5 for Llama 4 text models into a `ModelConfig`.
 
-What a model computes is read as transformers reads it. Its other fields do not matter: names of classes, quantisation
-(the tensors tell), tokens that the vocabulary does not have.
+Fields that decide what is computed are read as transformers reads them. Others do not matter: names of classes,
+quantisation (the tensors decide), tokens that the vocabulary does not have.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def text_config(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def possible_tokens(fields: Fields, name: str, ids: Sequence[Any], vocab_size: int) -> list[int]:
-    """Those of the token ids `ids` of a field that a vocabulary has; the others cannot occur, as -1 for "none".
+    """The token ids of a field that a vocabulary has. Other ids, such as -1 for "none", cannot occur.
 
     Raises:
         InputError: one is no integer.
@@ -64,7 +64,7 @@ def _text_fields(raw: object, where: str) -> Fields:
         raise text.refuse("model_type", f"is {show(kind)}; only llama4 and llama4_text can be compiled")
     if (act := text.value("hidden_act", "silu")) not in ("silu", "swish"):  # two names of one function
         raise text.refuse("hidden_act", f"is {show(act)}; only 'silu' is supported")
-    # No checkpoint is known that has biases; with them every projection would need another form in every lowering.
+    # No checkpoint with biases is known, and every lowering would need a second form of every projection.
     if (bias := text.value("attention_bias", False)) is not False and bias is not None:
         raise text.refuse("attention_bias", f"is {show(bias)}; projections with biases are not supported")
     if text.value("per_layer_config", None):
@@ -101,7 +101,7 @@ def _read_tokens(text: Fields, top: Fields) -> None:
 
 
 def _forget_unused(text: Fields, rope: Sequence[bool], chunked: Sequence[bool], moe: Sequence[int]) -> None:
-    """Take null and 0 for "as usual" in fields that no layer uses."""
+    """Treat null and 0 as absent in fields that no layer uses."""
     no_temperature = all(rope) or text.raw.get("attn_temperature_tuning") is False
     unused = {
         "intermediate_size": not moe,
@@ -119,7 +119,7 @@ def _forget_unused(text: Fields, rope: Sequence[bool], chunked: Sequence[bool], 
 def _moe_layers(text: Fields, layers: int) -> tuple[int, ...]:
     """`moe_layers` where given, else every `interleave_moe_layer_step`-th layer; a step of 0 means none.
 
-    Layers may be named twice, and some that the model does not have: one that was cut keeps its list.
+    A list may name layers twice, and layers that the model does not have: a model that was cut keeps its list.
     """
     if text.value("moe_layers", None) is not None:
         return tuple(sorted({layer for layer in text.array("moe_layers", int) if layer < layers}))

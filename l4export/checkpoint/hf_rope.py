@@ -27,13 +27,13 @@ _ORIGINAL = "original_max_position_embeddings"
 _DEFAULT_THETA = 500000.0
 
 _LARGEST_DYNAMIC_FACTOR = 2.0**20
-"""transformers forms (factor - (factor - 1)), which must remain 1."""
+"""transformers computes factor - (factor - 1), which must remain 1."""
 
 _REFUSED = {
-    # Keys that lie in a cache were rotated with the frequencies of a shorter text: what comes out depends on how the
-    # text was cut into calls.
+    # The keys in a cache were rotated with the frequencies of a shorter text, so the result depends on how the text
+    # was cut into calls.
     "longrope": "is 'longrope', whose frequencies change with the length of the text; it cannot be compiled",
-    # It leaves part of each head as it is. No Llama 4 checkpoint is known that does.
+    # It leaves part of each head as it is. No Llama 4 checkpoint is known that uses it.
     "proportional": "is 'proportional', which rotates part of each head; it is not supported",
 }
 
@@ -74,7 +74,7 @@ def rope_from_hf(text: Fields, max_positions: int, head_dim: int) -> tuple[float
 
 
 def _chosen(text: Fields) -> Fields:
-    """A copy of the object that counts."""
+    """A copy of the object that decides."""
     new, old = text.raw.get("rope_parameters"), text.raw.get("rope_scaling")
     parameters = Fields({} if new is None else new, f"{text.where}: rope_parameters")
     return Fields(old, f"{text.where}: rope_scaling") if old else parameters
@@ -89,7 +89,8 @@ def _check_whole_heads_rotate(rope: Fields, text: Fields) -> None:
 
 
 def _check_dynamic(rope: Fields, head_dim: int) -> None:
-    """Refuse what transformers cannot compute: it divides by head_dim - 2, and by nothing but the factor's rounding."""
+    """Refuse what transformers cannot compute: it divides by head_dim - 2, and the factor must not be lost in
+    rounding."""
     rope.required = True
     if rope.number("factor", 0.0) > _LARGEST_DYNAMIC_FACTOR or head_dim == 2:
         raise rope.refuse(
@@ -98,7 +99,7 @@ def _check_dynamic(rope: Fields, head_dim: int) -> None:
 
 
 def _yarn(rope: Fields, max_positions: int) -> dict[str, Any]:
-    """YaRN's parameters with what transformers puts in the place of those that are left out."""
+    """YaRN's parameters, with transformers' values for those that are left out."""
     ratio = max_positions / rope.raw[_ORIGINAL]
     factor = ratio if rope.value("factor", None) is None else rope.number("factor", 0.0)
     attention = rope.raw.get("attention_factor")

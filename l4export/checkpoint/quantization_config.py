@@ -1,7 +1,7 @@
-"""What a config.json says of quantisation, held against the tensors.
+"""What a config.json says about quantisation, compared with the tensors.
 
-Merging adapters and dequantising leave `quantization_config` behind over float weights (unsloth#1601,
-open-instruct#149), and some writers leave an empty one. The tensors tell what is so.
+Merging adapters and dequantising leave a `quantization_config` beside float weights (unsloth#1601, open-instruct#149),
+and some programs write an empty one. So the tensors decide.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from l4export.storage.safetensors import HANDLED_DTYPES
 __all__ = ["check_weights_are_plain", "quantization_method"]
 
 _ROUND = ("awq", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq", "modelopt")
-"""Methods that round weights and leave what is computed with them as it is: over float weights they say nothing."""
+"""Methods that only round weights and compute the same with them. Beside float weights they mean nothing."""
 
 
 def quantization_method(raw: Mapping[str, Any]) -> str | None:
@@ -31,7 +31,7 @@ def quantization_method(raw: Mapping[str, Any]) -> str | None:
 
 
 def check_weights_are_plain(raw: Mapping[str, Any], tensors: Iterable[SourceTensor], where: Path) -> None:
-    """Refuse a `quantization_config` (of the config.json `where`) that is true, or may be.
+    """Refuse a `quantization_config` (of the config.json `where`) that is true or may be true.
 
     Raises:
         InputError: a decoder layer has tensors of integers or FP8, or scales; or the method is one that computes

@@ -1,4 +1,4 @@
-"""Says what a directory or a tensor is that cannot be read as a checkpoint's, and what to do about it."""
+"""Messages for what cannot be read as a checkpoint: what a directory or a tensor is, and what to do about it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _QUANTISED = re.compile(
 _CACHE_SCALE = re.compile(r"\.self_attn\.([qkv]_proj\.([qkv]_scale|output_scale)|(attn\.)?(q|k|v|kv|prob)_scale)$")
 
 MAKE_TOKENIZER = "as transformers writes with AutoTokenizer.from_pretrained(CHECKPOINT).save_pretrained(CHECKPOINT)"
-"""How to come by a tokenizer.json."""
+"""How to get a tokenizer.json."""
 
 _DO_NOT_MATCH = "config.json and the weights do not match"
 
@@ -103,7 +103,7 @@ def missing_tensor(name: str, names: Iterable[str]) -> str:
     if other := _first(names, lambda other: _unwrapped(other).endswith(tail) and not other.startswith("vision_")):
         return f"is missing: it is called {other!r}; rename the tensors to transformers' names"
     if "tok_embeddings.weight" in names or "layers.0.attention.wq.weight" in names:
-        return "is missing: names are those of Meta; convert with transformers' convert_llama4_weights_to_hf.py"
+        return "is missing: the names are those of Meta; convert with transformers' convert_llama4_weights_to_hf.py"
     return f"is missing; {_DO_NOT_MATCH}"
 
 

@@ -53,7 +53,7 @@ class Fields:
     def typed(self, name: str, value: Any, kind: type, low: int = 0, high: int = 2**24) -> Any:
         """`value`, if it is an integer from `low` to `high`, or a boolean (`kind`); `InputError` otherwise.
 
-        JSON does not tell 64.0 from 64, and some writers make one of the other.
+        JSON does not distinguish 64.0 from 64, and some programs write one for the other.
         """
         if kind is int and type(value) is float and value.is_integer():
             value = int(value)

@@ -54,7 +54,7 @@ class Llama3Scaling:
 class YarnScaling:
     """YaRN [Peng et al. 2023, arXiv:2309.00071], as transformers computes it.
 
-    Of the d/2 frequencies the first keep their value, the last are divided by `factor`, and a linear ramp lies between
+    The first of the d/2 frequencies keep their value, the last are divided by `factor`, and a linear ramp lies between
     the two that turn `beta_fast` and `beta_slow` times within the original context. The ramp's ends are whole numbers
     with `truncate`. Rotated queries and keys are multiplied by `attention_factor`.
     """

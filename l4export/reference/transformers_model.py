@@ -67,16 +67,16 @@ class HFReference:
         self.model: Any = model.eval()
 
     def replace(self, weights: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
-        """Put other values in the place of weights, by their checkpoint names (without prefix) and layout."""
+        """Replace weights, given by their checkpoint names (without prefix) and in the checkpoint's layout."""
         parameters = dict(self.model.named_parameters())
         with self._torch.no_grad():
             for name, values in weights:
                 parameters[name].copy_(self._torch.from_numpy(np.ascontiguousarray(values)))
 
     def round_inputs(self, scales: Mapping[str, float]) -> None:
-        """Round what weights are multiplied by to FP8, as `QuantizeActivations` does; `scales` by the weights' name.
+        """Round the inputs of weights to FP8, as `QuantizeActivations` does; `scales` are by the weights' names.
 
-        The experts' forward is written out again, because their second product has its input inside of it.
+        The experts' forward is written out again, because the input of their second product is inside of it.
         """
         torch = self._torch
 
@@ -135,7 +135,7 @@ class HFReference:
                 hook.remove()
 
     def greedy(self, token_ids: Sequence[int], count: int) -> list[int]:
-        """The next `count` tokens, each the likeliest one, with transformers' own cache and no stop token."""
+        """The next `count` tokens with transformers' own cache. Each is the likeliest one; no token stops."""
         ids = self._torch.tensor([list(token_ids)])
         with self._torch.inference_mode():
             output = self.model(input_ids=ids, use_cache=True)
@@ -148,7 +148,7 @@ class HFReference:
 
 
 def check_reference_packages() -> None:
-    """Whether the reference can run here.
+    """Check that the reference can run here.
 
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
@@ -166,8 +166,8 @@ def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = No
     """The `Llama4TextConfig` of a checkpoint's text model, or of its layers A .. B - 1, as transformers can run it.
 
     It has the fields that decide what is computed. They are as config.json has them, so that transformers reads them
-    itself and a misreading of ours shows, but for what it refuses (a number of another kind such as 64.0, null, 0 or
-    lists that are too long): there stands what l4export read.
+    itself and a misreading of ours shows. Only what transformers refuses (a number of another kind such as 64.0, null,
+    0, lists that are too long) is replaced by what l4export read.
 
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
@@ -184,7 +184,7 @@ def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = No
         fields |= _by_layer(config.slice_layers(*layers))  # refuses what is no slice of this model
     try:
         return transformers.Llama4TextConfig.from_dict(fields)
-    except Exception as error:  # of a kind that these checks know nothing about
+    except Exception as error:  # a check of transformers that is not known here
         path, detail = checkpoint.path / "config.json", " ".join(str(error).split())[:300]
         raise InputError(f"{path}: transformers refuses it ({detail}); correct it") from error
 
@@ -205,7 +205,7 @@ def _runnable(text: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
 
 
 def _are_lists_plain(text: Mapping[str, Any], layers: int) -> bool:
-    """Whether transformers takes what a text config says of each layer."""
+    """Whether transformers accepts what a text config says about each layer."""
     for name in ("no_rope_layer_interval", "interleave_moe_layer_step"):
         if type(text.get(name, 1)) is not int or text.get(name) == 0:
             return False
@@ -218,14 +218,14 @@ def _are_lists_plain(text: Mapping[str, Any], layers: int) -> bool:
 
 
 def _by_layer(config: ModelConfig) -> dict[str, Any]:
-    """What transformers has for each layer, spelled out."""
+    """The fields for every layer, spelled out as transformers has them."""
     kinds = {True: "chunked_attention", False: "full_attention"}
     return {
         "num_hidden_layers": config.num_hidden_layers,
         "moe_layers": list(config.moe_layers),
         "no_rope_layers": [int(flag) for flag in config.rope_layers],
         "layer_types": [kinds[flag] for flag in config.chunked_layers],
-        "no_rope_layer_interval": 1,  # neither is looked at beside the lists, and both must divide
+        "no_rope_layer_interval": 1,  # unused beside the lists, but transformers divides by both
         "interleave_moe_layer_step": 1,
     }
 
@@ -244,7 +244,7 @@ def _slice_weights(checkpoint: Checkpoint, start: int, stop: int) -> dict[str, A
 
 
 def _slice_name(name: str, start: int, stop: int) -> str | None:
-    """What a tensor of the text model is called in the slice; None for one that is not in it."""
+    """The name in the slice of a tensor of the text model; None for a tensor that is not in it."""
     if not (match := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)):
         return name if name.startswith(("model.", "lm_head.")) else None
     layer = int(match[1])

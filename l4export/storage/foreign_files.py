@@ -1,4 +1,4 @@
-"""What a file is that is not the file it is called."""
+"""Recognises files that are not what their names say."""
 
 from __future__ import annotations
 

@@ -75,10 +75,10 @@ class TensorEntry:
 
 
 def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
-    """Strict JSON: UTF-8, an object, no key twice, no NaN or Infinity, and of a bounded size as Python objects.
+    """Parse strict JSON: UTF-8, an object, no key twice, no NaN or Infinity, and few enough values.
 
-    Python takes up to a hundred bytes for a value that is two bytes of text, so values are counted before they are
-    made: at most 1,000,000 commas, colons and opening brackets, 64 levels deep.
+    A value of two bytes of text can take a hundred bytes in Python, so values are counted before they are made: at most
+    1,000,000 commas, colons and opening brackets, 64 levels deep.
 
     Raises:
         InputError: anything else; the message begins with `where`.
