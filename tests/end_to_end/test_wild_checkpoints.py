@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from l4export import runtimes
 from l4export.checkpoint import open_checkpoint
+from l4export.cli import main
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import plan_build
@@ -238,3 +239,11 @@ def test_a_generation_config_without_stop_tokens_leaves_those_of_the_config(
     edit_config(checkpoint, eos_token_id=[2, 7])
     (checkpoint / "generation_config.json").write_text(json.dumps(generation))
     assert open_checkpoint(checkpoint).config.eos_token_ids == (2, 7)
+
+
+def test_text_for_an_engine_without_a_tokenizer(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    """Meta's own folders have a tokenizer.model alone: the message says where a tokenizer.json comes from."""
+    with pytest.raises(SystemExit) as caught:
+        main(["run", str(workshop.engine_path("scout", "static")), "--prompt", "hi"])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and "give --token-ids, or put one into the checkpoint, as transformers'" in error
