@@ -5,123 +5,32 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from l4export.checkpoint.hf_config import config_from_hf
+from l4export.checkpoint.hf_config import config_from_hf, possible_tokens
+from l4export.checkpoint.quantization_config import check_weights_are_plain, quantization_method
+from l4export.checkpoint.source_tensor import SourceTensor
+from l4export.checkpoint.unreadable import (
+    MAKE_TOKENIZER,
+    absent_directory,
+    absent_weights,
+    extra_tensor,
+    is_cache_scale,
+    missing_tensor,
+)
 from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
-from l4export.storage.safetensors import HANDLED_DTYPES, TensorEntry, TensorFile, parse_json_object
+from l4export.model.config_fields import Fields
+from l4export.storage.safetensors import TensorFile, parse_json_object
 
 __all__ = ["Checkpoint", "SourceTensor", "open_checkpoint", "read_config"]
 
-_PIECE = 32 * 2**20  # bytes of mapped source that one read may make resident at a time
 _MAX_JSON = 64 * 2**20
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-
-Index = tuple[int | slice, ...]
-
-
-@dataclass(frozen=True)
-class SourceTensor:
-    """A tensor of a checkpoint: its description now, its values when `read` asks for them."""
-
-    entry: TensorEntry
-    file: TensorFile = field(repr=False, compare=False)
-
-    @property
-    def name(self) -> str:
-        """The name in the checkpoint, prefix included."""
-        return self.entry.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The stored shape."""
-        return self.entry.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """float32, float16 or `ml_dtypes.bfloat16`; raises `InputError` for others (`entry.dtype` names any)."""
-        if self.entry.dtype not in HANDLED_DTYPES:
-            known = ", ".join(HANDLED_DTYPES)
-            raise InputError(
-                f"{self.file.path}: tensor {self.name!r} has dtype {self.entry.dtype}; only {known} are supported"
-            )
-        return HANDLED_DTYPES[self.entry.dtype]
-
-    @property
-    def nbytes(self) -> int:
-        """The stored size in bytes."""
-        return self.entry.stop - self.entry.start
-
-    @property
-    def file_name(self) -> str:
-        """The name of the file, in the checkpoint's directory, that holds the tensor."""
-        return self.file.path.name
-
-    def read(self, index: Index = ()) -> np.ndarray:
-        """A C-contiguous copy of `tensor[index]`, where `index` is a tuple of integers and slices as in numpy.
-
-        Beyond the copy, at most 32 MiB of mapped pages are resident at a time. Raises `InputError` if the file shrank,
-        `IndexError` or `TypeError` for an index that numpy's basic indexing would not take.
-        """
-        if len(index) > len(self.shape):
-            raise IndexError(f"{len(index)} indices for a tensor of {len(self.shape)} dimensions")
-        if not all(isinstance(i, int | slice) for i in index):
-            raise TypeError("an index is a tuple of integers and slices")
-        # Bits instead of floats: copies between strided bfloat16 arrays are slow.
-        bits = self.file.array(self.entry).view(f"u{self.dtype.itemsize}")
-        full = index + (slice(None),) * (len(self.shape) - len(index))
-        shape = [len(range(*i.indices(size))) for i, size in zip(full, self.shape, strict=True) if isinstance(i, slice)]
-        out = np.empty(shape, bits.dtype)
-        self._copy(bits, full, out)
-        return out.view(self.dtype)
-
-    def rows(self, index: Index, multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
-        """The matrix `tensor[index]` where it lies in the mapped file: pieces of its rows, each with its first row.
-
-        `index` has integers, and slices of step 1, in bounds, for the last two axes. Pieces are cut at multiples of
-        `multiple` rows so that at most about 32 MiB of mapped pages are resident; one is there until the next is asked
-        for, and need not be aligned. Raises `InputError` if the file shrank.
-        """
-        rows, columns = index[-2:]
-        assert isinstance(rows, slice)
-        row_bytes = self.shape[-1] * self.dtype.itemsize
-        batch = max(1, _PIECE // max(1, row_bytes * multiple)) * multiple
-        for start in range(rows.start, rows.stop, batch):
-            piece = self.file.array(self.entry)[index[:-2]][start : min(start + batch, rows.stop)]
-            yield start - rows.start, piece[:, columns]
-            if piece.size:
-                self.file.release(piece)
-
-    def _copy(self, source: np.ndarray, index: Index, out: np.ndarray) -> None:
-        """`out[...] = source[index]`, releasing the pages of each piece of `source` once it is copied."""
-        if source.nbytes <= _PIECE:
-            out[...] = source[index]
-            if source.size:
-                self.file.release(source)
-            return
-        first, rest = index[0], index[1:]
-        if isinstance(first, int):
-            return self._copy(source[first, ...], rest, out)
-        rows = range(*first.indices(len(source)))
-        row_bytes = source.nbytes // len(source)
-        if row_bytes > _PIECE:
-            for i, row in enumerate(rows):
-                self._copy(source[row, ...], rest, out[i, ...])
-            return None
-        batch = max(1, _PIECE // (row_bytes * abs(rows.step)))
-        for i in range(0, len(rows), batch):
-            part = rows[i : i + batch]
-            low, high = min(part[0], part[-1]), max(part[0], part[-1])
-            piece = source[low : high + 1]
-            out[i : i + len(part)] = piece[(slice(None, None, rows.step), *rest)]
-            self.file.release(piece)
-        return None
+_MAX_TENSORS = 2**18  # Maverick's experts one by one, each in four parts, are 80,000
+_CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -133,32 +42,61 @@ class Checkpoint:
     raw_config: dict[str, Any]
     tensors: Mapping[str, SourceTensor]
     prefix: str
-    """What precedes the text model's tensor names: "language_model." in a multimodal checkpoint, else nothing."""
+    """The prefix of the text model's tensor names: "language_model." in a multimodal checkpoint, else nothing."""
     files: tuple[TensorFile, ...]
     _config_bytes: bytes = field(repr=False)
+    _index: Mapping[str, str] = field(repr=False)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> SourceTensor:
         """The text model's tensor `name` (without prefix); `InputError` unless it has that shape and a float dtype."""
         full = self.prefix + name
         if full not in self.tensors:
-            raise InputError(f"{self.path}: tensor {full!r} is missing; config.json and the weights do not match")
+            if file_name := self._index.get(full):
+                raise InputError(
+                    f"{self.path / _INDEX}: tensor {full!r} is not in {file_name}; download the checkpoint again"
+                )
+            raise InputError(f"{self.path}: tensor {full!r} {missing_tensor(full, self.tensors)}")
         tensor = self.tensors[full]
+        _ = tensor.dtype
         if tensor.shape != tuple(shape):
             raise InputError(
                 f"{tensor.file.path}: tensor {full!r} has shape {list(tensor.shape)}, expected {list(shape)}; "
                 "config.json and the weights do not match"
             )
-        _ = tensor.dtype
         return tensor
 
-    def unexpected(self, used: Collection[str]) -> list[str]:
-        """Tensors of the text model whose names (without prefix) are not among those `used`, in order.
+    def check_all_known(self, used: Collection[str]) -> None:
+        """Refuse tensors of the text model whose names (without prefix) are not among those `used`.
 
-        Rotary frequencies, which old checkpoints carry and config.json decides, do not count.
+        Two kinds do not count: rotary frequencies, which old checkpoints carry although config.json decides them, and
+        the scales of another program's cache.
+
+        Raises:
+            InputError: there is such a tensor.
         """
+        for name in self._text_names():
+            if name not in used and not name.endswith("rotary_emb.inv_freq") and not is_cache_scale(name):
+                raise InputError(
+                    f"{self.path}: tensor {self.prefix + name!r} {extra_tensor(name, self.config.num_hidden_layers)}"
+                )
+
+    def notes(self) -> list[str]:
+        """One line for each thing that is ignored and that a user should know about."""
+        found = []
+        if method := quantization_method(self.raw_config):
+            found.append(f"{self.path / _CONFIG}: its quantization_config ({method}) is ignored: all weights are float")
+        if scales := [name for name in self._text_names() if is_cache_scale(name)]:
+            found.append(
+                f"{self.path}: {len(scales)} scales of a quantised KV cache are ignored, such as {scales[0]!r}"
+            )
+        if (self.path / "tokenizer.model").exists() and not (self.path / "tokenizer.json").exists():
+            found.append(f"{self.path}: tokenizer.model is not read; text needs a tokenizer.json, {MAKE_TOKENIZER}")
+        return found
+
+    def _text_names(self) -> list[str]:
+        """The text model's tensors, without prefix, in order."""
         text = (f"{self.prefix}model.", f"{self.prefix}lm_head.")
-        names = [name.removeprefix(self.prefix) for name in self.tensors if name.startswith(text)]
-        return [name for name in names if name not in used and not name.endswith("rotary_emb.inv_freq")]
+        return [name.removeprefix(self.prefix) for name in self.tensors if name.startswith(text)]
 
     def header_digest(self) -> str:
         """sha256 (hex) over config.json and every header: names, dtypes, shapes, offsets, file sizes; no weights."""
@@ -182,25 +120,26 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _open(path: Path) -> Checkpoint:
     if not path.is_dir():
-        raise InputError(f"{path}: not a directory; expected a checkpoint in Hugging Face layout")
-    config_bytes, raw, config = _config(path / "config.json")
+        raise InputError(absent_directory(path))
+    config_bytes, raw, config = _config(path / _CONFIG)
     weight_map = _weight_map(path)
-    files = tuple(TensorFile(path / name) for name in sorted(set(weight_map.values()) or {_SINGLE}))
+    files: list[TensorFile] = []
     tensors: dict[str, SourceTensor] = {}
-    for file in files:
+    for name in sorted(set(weight_map.values()) or {_SINGLE}):
+        files.append(file := TensorFile(path / name))
         for entry in file.entries.values():
             if entry.name in tensors:
                 other = tensors[entry.name].file_name
                 raise InputError(f"{file.path}: tensor {entry.name!r} is in {other} too; remove one of the shards")
             tensors[entry.name] = SourceTensor(entry, file)
-    for name, file_name in weight_map.items():
-        if name not in tensors or tensors[name].file_name != file_name:
-            raise InputError(f"{path / _INDEX}: tensor {name!r} is not in {file_name}; download the checkpoint again")
+        if len(tensors) > _MAX_TENSORS:
+            raise InputError(f"{path}: has more than {_MAX_TENSORS} tensors, more than any Llama 4 checkpoint needs")
     prefix = "language_model." if any(name.startswith("language_model.") for name in tensors) else ""
     if config.tie_word_embeddings and f"{prefix}lm_head.weight" in tensors:
         config = dataclasses.replace(config, tie_word_embeddings=False)  # a stored head wins, as in transformers
     config = _with_generation_config(config, path / "generation_config.json")
-    return Checkpoint(path, config, raw, tensors, prefix, files, config_bytes)
+    check_weights_are_plain(raw, tensors.values(), path / _CONFIG)
+    return Checkpoint(path, config, raw, tensors, prefix, tuple(files), config_bytes, weight_map)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -211,8 +150,8 @@ def read_config(path: Path) -> ModelConfig:
     path = Path(path)
     try:
         if not path.exists():
-            raise InputError(f"{path}: no such file or directory; give a checkpoint directory or its config.json")
-        return _config(path / "config.json" if path.is_dir() else path)[2]
+            raise InputError(absent_directory(path))
+        return _config(path / _CONFIG if path.is_dir() else path)[2]
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from None
 
@@ -220,7 +159,7 @@ def read_config(path: Path) -> ModelConfig:
 def _config(path: Path) -> tuple[bytes, dict[str, Any], ModelConfig]:
     """The file's bytes, the JSON object that they hold, and what it says."""
     if not path.exists():
-        raise InputError(f"{path.parent}: config.json is missing; expected a checkpoint in Hugging Face layout")
+        raise InputError(absent_weights(path.parent, _CONFIG))
     data = _read_small(path)
     raw = parse_json_object(data, str(path))
     return data, raw, config_from_hf(raw, str(path))
@@ -231,23 +170,25 @@ def _with_generation_config(config: ModelConfig, path: Path) -> ModelConfig:
     if not path.is_file():
         return config
     eos = parse_json_object(_read_small(path), str(path)).get("eos_token_id")
-    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if any(type(token) is not int or not 0 <= token < config.vocab_size for token in ids):
-        raise InputError(f"{path}: eos_token_id must hold ids from 0 to {config.vocab_size - 1}")
-    return dataclasses.replace(config, eos_token_ids=tuple(ids)) if ids else config
+    if eos is None:
+        return config
+    ids = possible_tokens(
+        Fields({}, str(path)), "eos_token_id", eos if isinstance(eos, list) else [eos], config.vocab_size
+    )
+    return dataclasses.replace(config, eos_token_ids=tuple(ids))
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """The index's map from tensor to shard; empty for a single file, which wins over an index as in transformers."""
+    """The index's map from tensor to shard; empty for a single file, which wins over an index as in transformers.
+
+    It only says which shards to open: merging and quantising leave entries for tensors that are in none of them.
+    """
+    if (path / "adapter_config.json").exists():
+        raise InputError(absent_weights(path, _SINGLE))
     if (path / _SINGLE).exists():
         return {}
     if not (path / _INDEX).exists():
-        if pickles := sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pth", ".pt", ".ckpt")):
-            raise InputError(
-                f"{path}: {pickles[0]!r} is a pickle file, which is never read (it can run code); "
-                "convert the checkpoint to safetensors"
-            )
-        raise InputError(f"{path}: neither {_SINGLE} nor {_INDEX}; expected a checkpoint in Hugging Face layout")
+        raise InputError(absent_weights(path, _SINGLE))
     where = path / _INDEX
     weight_map = parse_json_object(_read_small(where), str(where)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):

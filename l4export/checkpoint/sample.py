@@ -30,15 +30,15 @@ FULL_VARIANTS = ("scout", "maverick")
 """Variants of size `full`: the released shapes, without weights."""
 
 _SHARD_BYTES = 10**9
-_FULL_SHARD_BYTES = 5 * 10**9  # as the released checkpoints have them
+_FULL_SHARD_BYTES = 5 * 10**9  # as in the released checkpoints
 _PROBE_BYTES = 64 * 2**20  # large enough to tell a hole from a block, small enough to be no harm where it is filled
 _BLOCK = 8 * 2**20  # elements drawn at a time: 32 MiB of float32
 _GAINS = {
-    "router": 2.5,  # scores from 0.1 to 0.99, experts clearly told apart
+    "router": 2.5,  # scores from 0.1 to 0.99, so that experts differ clearly
     "head": 2.5,
     "embedding": 2.5,  # where it is the head too
 }
-"""Standard deviations of what a weight makes of inputs of order one, where it is not 1."""
+"""Standard deviations of a weight's outputs for inputs of order one, where they are not 1."""
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,8 @@ def command(
     directory.check(options.dump_ir)
     with step_progress() as tell:
         planned = plan_build(checkpoint, options, directory.calibration, tell)
+    for note in planned.inputs.checkpoint.notes():
+        _notice(note)
     _tell_choice(planned.options.policy)
     if write_policy is not None:
         _write_policy(planned.options.policy, write_policy)

@@ -43,7 +43,7 @@ def command(
 
     if device is not None and device_memory is not None:
         raise InputError("--device and --device-memory: give one of them")
-    memory = device if device_memory is None else parse_size("--device-memory", device_memory)
+    memory = device if device_memory is None else _memory(device_memory)
     planned = plan(checkpoint, memory, context, batch)
     if as_json:
         click.echo(json.dumps({"checkpoint": str(checkpoint), "device": device, **planned.to_dict()}))
@@ -51,6 +51,14 @@ def command(
         _show(str(checkpoint), device, planned)
     if not planned.fits:
         raise CheckFailed(_shortfall(planned))
+
+
+def _memory(text: str) -> int:
+    """The bytes of --device-memory; a small number alone is not in bytes, whatever it is in."""
+    size = parse_size("--device-memory", text)
+    if text.strip().replace(".", "").isdigit() and 0 < size < 2**20:
+        raise InputError(f"--device-memory {text}: of which unit? write {text}GB or {text}GiB")
+    return size
 
 
 def _shortfall(plan: MemoryPlan) -> str:

@@ -114,7 +114,10 @@ def _sentence(record: GenerationRecord) -> str:
 def _encode(engine: Engine, prompt: str, raw: bool) -> list[int]:
     codec = engine.text
     if codec is None:
-        raise InputError(f"{engine.directory}: has no tokenizer.json; give --token-ids")
+        raise InputError(
+            f"{engine.directory}: has no tokenizer.json; give --token-ids, or put one into the checkpoint, as "
+            "transformers' AutoTokenizer writes with save_pretrained, and build again"
+        )
     if codec.has_chat_template and not raw:
         return codec.encode_chat([{"role": "user", "content": prompt}])
     return codec.encode(prompt)

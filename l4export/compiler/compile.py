@@ -102,11 +102,8 @@ class _SourceWeights:
 
     def check_all_known(self) -> None:
         """Refuse tensors that the decoder has no place for, unless only some layers are built."""
-        if self.layers is None and (unexpected := self.checkpoint.unexpected(self.names)):
-            raise InputError(
-                f"{self.checkpoint.path}: tensor {unexpected[0]!r} is no part of the model that config.json describes; "
-                "config.json and the weights do not match"
-            )
+        if self.layers is None:
+            self.checkpoint.check_all_known(self.names)
 
     def files(self) -> tuple[str, ...]:
         """config.json and the files with weights: all of them, or those of the layers that are built."""

@@ -140,7 +140,9 @@ def _with_chosen_policy(
     inputs: BuildInputs, options: BuildOptions, on_step: Callable[[str], None] | None
 ) -> BuildOptions:
     from l4export.compiler.auto_policy import PolicyChooser
+    from l4export.reference.transformers_model import check_reference_packages
 
+    check_reference_packages()
     assert options.bits_per_weight is not None
     chosen = PolicyChooser(inputs, options, on_step).choose(options.bits_per_weight)
     return dataclasses.replace(options, policy=chosen.policy, bits_per_weight=None)

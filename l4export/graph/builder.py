@@ -29,12 +29,12 @@ class GraphBuilder:
 
     @classmethod
     def beside(cls, node: ir.Node) -> GraphBuilder:
-        """A builder in the scope of a node, for what takes its place or stands next to it."""
+        """A builder in the scope of a node, for nodes that replace it or stand next to it."""
         return cls(scope=str(node.name).rpartition("/")[0])
 
     @contextlib.contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Everything built inside is named below `name`."""
+        """Give everything that is built inside a name below `name`."""
         outer = self._scope
         self._scope = f"{outer}/{name}"
         try:
@@ -103,7 +103,7 @@ def own_name(node: ir.Node) -> str:
 
 
 def take_over(new: ir.Value, old: ir.Value) -> None:
-    """Declare a new value as an old one is declared: its type, its shape and what it holds."""
+    """Give a new value the type, the shape and the notes of an old one."""
     new.type, new.shape = old.type, old.shape
     new.metadata_props.update(old.metadata_props)
 
@@ -118,7 +118,7 @@ def replace_node(graph: ir.Graph, node: ir.Node, builder: GraphBuilder, outputs:
 
 
 def remove_unused_initializers(graph: ir.Graph) -> int:
-    """Drop initializers nobody reads (inputs that carry a default stay); returns how many."""
+    """Remove initializers that nothing reads, except inputs that carry a default; returns how many."""
     unused = [
         name
         for name, value in graph.initializers.items()

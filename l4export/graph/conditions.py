@@ -12,7 +12,7 @@ __all__ = ["require_codes", "require_constant_experts", "require_dialect", "requ
 
 
 def require_none(model: ir.Model, op_type: str, domain: str, remedy: str) -> None:
-    """A graph in which an operator must not be (any more).
+    """Require that an operator is not in the graph (any more).
 
     Raises:
         onnx_ir.passes.PreconditionError: a node has it; `remedy` says what to run when.
@@ -23,7 +23,7 @@ def require_none(model: ir.Model, op_type: str, domain: str, remedy: str) -> Non
 
 
 def require_dialect(model: ir.Model) -> None:
-    """A graph whose dialect is not inlined.
+    """Require that the dialect is not inlined.
 
     Raises:
         onnx_ir.passes.PreconditionError: the dialect's functions are gone.
@@ -33,7 +33,7 @@ def require_dialect(model: ir.Model) -> None:
 
 
 def require_constant_experts(model: ir.Model) -> None:
-    """What lowering a mixture of experts needs.
+    """Require what lowering a mixture of experts needs.
 
     Raises:
         onnx_ir.passes.PreconditionError: when an expert weight is not an initializer.
@@ -45,7 +45,7 @@ def require_constant_experts(model: ir.Model) -> None:
 
 
 def require_codes(model: ir.Model, first: str) -> None:
-    """A graph with quantised weights.
+    """Require quantised weights.
 
     Raises:
         onnx_ir.passes.PreconditionError: no initializer holds codes; `first` is the pass that makes them.

@@ -50,7 +50,7 @@ _ROLE, _LAYER = "l4export.role", "l4export.layer"
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the checkpoint: `names`, or rows of several weights one below the other.
+    """Weights of the checkpoint: `names`, or the rows of several weights one below the other.
 
     `layout` compares each with the checkpoint's tensor: `stored` is as it is there, `transposed` has the last two axes
     exchanged, and `interleaved` is [E, 2I, D] for a tensor [E, D, 2I] = [gate | up], transposed with the rows of gate
@@ -75,7 +75,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class LayerValue:
-    """What a layer reads or makes.
+    """A value that a layer reads or makes.
 
     `residual` is the residual stream [B, S, D] after the layer, `router_logits` [B, S, E] what its router says, and the
     others are the inputs (`past`) and outputs (`present`) that carry its cache.
@@ -86,7 +86,7 @@ class LayerValue:
 
 
 def note(value: ir.Value, held: Weights | LayerValue | None) -> ir.Value:
-    """Write down on a value what it holds, and return the value; None writes nothing."""
+    """Note on a value what it holds (None: nothing), and return the value."""
     match held:
         case Weights(names, layout, part):
             value.metadata_props.update({_WEIGHTS: json.dumps(names), _LAYOUT: layout, _PART: part})
@@ -122,7 +122,7 @@ def relaid(value: ir.Value, layout: Layout) -> Weights | None:
 
 
 def layer_value_of(value: ir.Value) -> LayerValue | None:
-    """Which layer's value this is, and which of them; None for any other value.
+    """The layer that a value belongs to, and its role there; None for any other value.
 
     Raises:
         InputError: the notes of a graph file make no sense.

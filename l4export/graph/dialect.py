@@ -26,7 +26,7 @@ __all__ = [
 DOMAIN = "l4"
 OPSET_VERSION = 24
 NO_LIMIT = 2**62
-"""A number no position reaches: as a chunk size it means plain causal attention."""
+"""A number that no position reaches. As a chunk size it means plain causal attention."""
 
 REFUSALS = frozenset(
     {
@@ -36,7 +36,7 @@ REFUSALS = frozenset(
         "token_ids_must_be_in_the_vocabulary",
     }
 )
-"""Nodes, by the last part of their names, that stop a run on bad input, a Gather out of bounds; else they are 0."""
+"""Nodes that stop a run on bad input with a Gather out of bounds, by the last part of their names; else they give 0."""
 
 _SOURCES: dict[str, tuple[str, str]] = {
     "SequenceLengths": (
@@ -45,7 +45,7 @@ _SOURCES: dict[str, tuple[str, str]] = {
         "mask_start int64 [B] or [1] (tokens in the cache before the mask's first column), cache_start int64 [B] or "
         "[1] (position of the token in slot 0) -> past_length int64 [B] = max(mask_start + sum(mask) - S, 0), "
         "new_length int64 [B] real tokens of this call, total_length int64 [1] = max(longest row, S). A mask of "
-        "another form, an empty row, padding behind mask_start, or a negative start stops the run in the node "
+        "another form, an empty row, padding after mask_start, or a negative start stops the run in the node "
         "rows_must_be_padded_on_the_right (a Gather out of bounds), a position from max_context on in "
         "sequence_must_fit_max_context: a wrong answer would be silent.",
     ),

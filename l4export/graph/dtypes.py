@@ -1,4 +1,4 @@
-"""Float types by the names that options and manifests have for them."""
+"""Float types by the names that options and manifests use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How passes find the nodes they speak of."""
+"""How passes find nodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def moe_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def producer(value: ir.Value | None, *operators: tuple[str, str]) -> ir.Node | None:
-    """The node that makes a value, if it is one of the `operators` (type, domain) when these are given."""
+    """The node that makes a value; with `operators` (type, domain), only if it is one of them."""
     node = None if value is None else value.producer()
     if node is None or (operators and (node.op_type, node.domain) not in operators):
         return None

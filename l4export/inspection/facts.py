@@ -26,7 +26,7 @@ class ModelFacts:
 
     `parameters` counts all of them, `active_parameters` those that one token uses. `heads` are (query heads, key and
     value heads, width of a head). `rope_layers` and `chunked_layers` count layers; `attention_chunk_size` is in tokens,
-    None where no layer is chunked. `rope_scaling` is the factor of llama3 scaling, None without it.
+    None where no layer is chunked. `rope_scaling` is the factor of a scaling of RoPE's frequencies, None without it.
     """
 
     parameters: int

@@ -6,27 +6,18 @@ Both are untrusted: every value is checked for type and range, and every refusal
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from l4export.errors import InputError
 from l4export.model.config_fields import Fields
+from l4export.model.rope import RopeScaling, YarnScaling, frequencies, read_scaling
 
-__all__ = ["ModelConfig", "RopeScaling", "llama3_scaling"]
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Parameters of the `llama3` frequency scaling; see `ModelConfig.inv_freq`."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+__all__ = ["ModelConfig", "checked"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class ModelConfig:
             rope_layers=tuple(data.array("rope_layers", bool)),
             chunked_layers=tuple(data.array("chunked_layers", bool)),
             rope_theta=data.number("rope_theta", 0.0),
-            rope_scaling=None if scaling is None else llama3_scaling(Fields(scaling, f"{where}: rope_scaling", True)),
+            rope_scaling=None if scaling is None else read_scaling(Fields(scaling, f"{where}: rope_scaling", True)),
         )
         return checked(config, data)
 
@@ -108,33 +99,14 @@ class ModelConfig:
             chunked_layers=self.chunked_layers[start:stop],
         )
 
-    def inv_freq(self) -> np.ndarray:
-        """RoPE's inverse frequencies, radians per position: float64 [head_dim / 2].
+    def inv_freq(self) -> NDArray[np.float64]:
+        """RoPE's inverse frequencies, radians per position: float64 [head_dim / 2]."""
+        return frequencies(self.rope_theta, self.head_dim, self.rope_scaling)
 
-        f_i = theta^(-2i/d) [Su et al. 2021, arXiv:2104.09864]. The llama3 scaling [transformers,
-        modeling_rope_utils.py; Meta, llama-models] divides by `factor` where the wavelength 2π/f_i exceeds
-        original / low_freq_factor, keeps f_i where it is below original / high_freq_factor, and between them gives
-        f_i · ((1 - s) / factor + s) with s = (original / wavelength - low) / (high - low).
-        """
-        freq = self.rope_theta ** (-np.arange(0, self.head_dim, 2, dtype=np.float64) / self.head_dim)
-        if self.rope_scaling is None:
-            return freq
-        low, high = self.rope_scaling.low_freq_factor, self.rope_scaling.high_freq_factor
-        turns = self.rope_scaling.original_max_position_embeddings * freq / (2 * math.pi)  # original / wavelength
-        # Scout ships low == high: there is no middle band, only a step.
-        smooth = np.clip((turns - low) / (high - low), 0.0, 1.0) if high > low else (turns >= low).astype(np.float64)
-        return freq * ((1 - smooth) / self.rope_scaling.factor + smooth)
-
-
-def llama3_scaling(rope: Fields) -> RopeScaling:
-    """The `llama3` parameters of a rope object; raises `InputError` for one that is missing or out of range."""
-    original = rope.value("original_max_position_embeddings", None)
-    return RopeScaling(
-        factor=rope.number("factor", 0.0),
-        low_freq_factor=rope.number("low_freq_factor", 0.0),
-        high_freq_factor=rope.number("high_freq_factor", 0.0),
-        original_max_position_embeddings=rope.typed("original_max_position_embeddings", original, int, 1, 2**40),
-    )
+    @property
+    def rope_attention_factor(self) -> float:
+        """What rotated queries and keys are multiplied by."""
+        return self.rope_scaling.attention_factor if isinstance(self.rope_scaling, YarnScaling) else 1.0
 
 
 def checked(config: ModelConfig, fields: Fields) -> ModelConfig:
@@ -153,6 +125,11 @@ def checked(config: ModelConfig, fields: Fields) -> ModelConfig:
             moe and not 1 <= c.num_experts_per_tok <= c.num_local_experts,
             "num_experts_per_tok",
             f"is {c.num_experts_per_tok}; expected 1 to {c.num_local_experts}, the number of experts",
+        ),
+        (
+            isinstance(c.rope_scaling, YarnScaling) and c.rope_theta == 1,
+            "rope_theta",
+            "is 1, which has no frequencies for rope_type yarn to tell apart",
         ),
         (
             c.attention_chunk_size is None and any(c.chunked_layers),

@@ -51,10 +51,21 @@ class Fields:
         return self.raw.get(name, default)
 
     def typed(self, name: str, value: Any, kind: type, low: int = 0, high: int = 2**24) -> Any:
-        """`value`, if it is an integer from `low` to `high`, or a boolean (`kind`); `InputError` otherwise."""
+        """`value`, if it is an integer from `low` to `high`, or a boolean (`kind`); `InputError` otherwise.
+
+        JSON does not distinguish 64.0 from 64, and some programs write one for the other.
+        """
+        if kind is int and type(value) is float and value.is_integer():
+            value = int(value)
         if type(value) is not kind or (isinstance(value, int) and not low <= value <= high):
             wanted = f"an integer from {low} to {high}" if kind is int else "true or false"
             raise self.refuse(name, f"is {show(value)}; expected {wanted}")
+        return value
+
+    def integer(self, name: str) -> int:
+        """An integer field that every model has, or transformers' default; `InputError` unless it is in its range."""
+        default, low, high = _INTEGERS[name]
+        value: int = self.typed(name, self.value(name, default), int, low, high)
         return value
 
     def number(self, name: str, default: float) -> float:
@@ -74,11 +85,10 @@ class Fields:
 
     def common(self) -> dict[str, Any]:
         """The fields that config.json and a manifest spell in the same way."""
-        values: dict[str, Any] = {}
-        for name, (default, low, high) in (_INTEGERS | _OPTIONAL).items():
+        values: dict[str, Any] = {name: self.integer(name) for name in _INTEGERS}
+        for name, (default, low, high) in _OPTIONAL.items():
             value = self.value(name, default)
-            null = value is None and name in _OPTIONAL
-            values[name] = None if null else self.typed(name, value, int, low, high)
+            values[name] = None if value is None else self.typed(name, value, int, low, high)
         values |= {name: self.number(name, default) for name, default in _NUMBERS.items()}
         values |= {name: self.typed(name, self.value(name, default), bool) for name, default in _FLAGS.items()}
         return values | {"eos_token_ids": tuple(self.array("eos_token_ids", int))}

@@ -95,7 +95,7 @@ class _Decoder:
         return self.model(inputs, [logits, *presents])
 
     def start(self, name: str) -> ir.Value:
-        """An input of one number, or of one a row, that is 0 unless a client gives it."""
+        """An input of one number, or of one number for each row. It is 0 unless a client gives it."""
         value = self.b.initializer(ir.tensor(np.zeros(1, dtype=np.int64)), name)
         value.shape = ir.Shape(["batch_or_1"])
         return value
@@ -158,7 +158,7 @@ class _Decoder:
         return y, self.cache_output(key), self.cache_output(value)
 
     def positioned(self, layer: int, q: ir.Value, k: ir.Value, step: _Step) -> tuple[ir.Value, ir.Value]:
-        """What a layer makes queries and keys know of their positions: RoPE, with QK norm behind it, or temperature."""
+        """Queries and keys with their positions: RoPE followed by QK norm, or temperature."""
         config = self.config
         if config.rope_layers[layer]:
             heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -171,7 +171,13 @@ class _Decoder:
         return q, k
 
     def rotate(self, x: ir.Value, heads: int, step: _Step, name: str) -> ir.Value:
-        """RoPE over adjacent pairs of each head."""
+        """RoPE over adjacent pairs of each head.
+
+        YaRN multiplies rotated vectors by a factor. Here the factor is applied before the rotation, which gives the
+        same, so that norms may still change places with rotations.
+        """
+        if (factor := self.config.rope_attention_factor) != 1:
+            x = self.b.op("Mul", x, self.b.constant(np.asarray(factor, self.dtype.numpy()), f"{name}/factor"))
         return self.b.op("RotaryEmbedding", x, step.cos, step.sin, name=name, interleaved=1, num_heads=heads)
 
     def qk_norm(self, x: ir.Value, heads: int, name: str) -> ir.Value:

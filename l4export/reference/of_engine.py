@@ -45,8 +45,8 @@ def open_reference(manifest: Manifest, checkpoint: Path, replaced: Replacement |
 def load_reference(manifest: Manifest, checkpoint: Path, dequantized: Path | None = None) -> HFReference:
     """The whole reference of an engine, in transformers: the same layers of the checkpoint that it was built from.
 
-    With `dequantized`, the engine's directory, it has the engine's own weights, dequantised, and rounds what they are
-    multiplied by as the engine does.
+    With `dequantized`, the engine's directory, the reference has the engine's own weights, dequantised, and rounds
+    their inputs as the engine does.
 
     Raises:
         InputError: a checkpoint of another architecture.
@@ -61,7 +61,7 @@ def load_reference(manifest: Manifest, checkpoint: Path, dequantized: Path | Non
 
 
 def _check_same_model(checkpoint: Path, reference: ModelConfig, engine: ModelConfig) -> None:
-    """Refuse a reference of another architecture: where no threshold is set, nothing else would tell."""
+    """Refuse a reference of another architecture: without a threshold, nothing else would show it."""
     theirs = reference.to_dict()
     for name, value in engine.to_dict().items():
         if name not in _MAY_DIFFER and theirs[name] != value:

@@ -1,9 +1,9 @@
-"""Where two experts are nearly tied, either may be chosen without a fault: the reference is then made to follow.
+"""Where two experts are nearly tied, either choice is right. The reference is then made to follow the engine.
 
-A token that takes another expert has other logits, and so have, a little, the tokens that see it. No threshold on
-logits can tell that from a wrong operation; but the reference, with that one choice made the other way, gives the
-engine's logits again. So at the first position that departs, the choices that are nearly tied there are tried, and then
-those before it. Each that explains the departure is kept, and the search goes on behind it.
+A token that takes another expert has other logits, and the logits of the tokens that see it change a little too. No
+threshold on logits can tell this from a wrong operation. But the reference gives the engine's logits again when that
+one choice is made the other way. So at the first position that departs, the choices that are nearly tied there are
+tried, and then those before it. Each that explains the departure is kept, and the search continues after it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST = 0.05
 """Share of all choices in which the reference follows; an engine that needs more has another fault."""
 
 _SINGLES, _PAIRS = 8, 4
-"""So many of the nearest ties are tried for one departure, by themselves and then two at a time."""
+"""How many of the nearest ties are tried for one departure: one at a time, and then two at a time."""
 
 
 class RoutedReference(Protocol):
@@ -59,9 +59,10 @@ def follow_ties(
 ) -> Followed:
     """Make the reference follow an engine in choices of `count` experts each that are nearly tied.
 
-    `departs` says of the reference's logits [T, vocab] which positions [T] depart from the engine's. A choice is nearly
-    tied when the logits of the least likely expert chosen and of the likeliest one left out lie within twice `accepted`
-    of the layer's largest |router logit|: each may move by as much. `on_tie` is told how many were found so far.
+    `departs` says for the reference's logits [T, vocab] which positions [T] depart from the engine's. A choice is
+    nearly tied when the logits of the least likely expert chosen and of the likeliest one left out differ by at most
+    twice `accepted` times the layer's largest |router logit|: each may move by as much. `on_tie` is told how many were
+    found so far.
     """
     swapped: frozenset[Choice] = frozenset()
     logits, routers = reference.routed(token_ids, swapped)
@@ -83,8 +84,8 @@ def follow_ties(
 def followed_choices(
     reference: NDArray[np.float32], theirs: NDArray[np.int64], accepted: float
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
-    """The experts [T, k] that a reference takes which follows an engine in near ties, from its router logits [T, E] and
-    the engine's choice [T, k]; where the two choose differently [T], and where of that it is a near tie [T].
+    """The experts [T, k] of a reference that follows an engine in near ties, where the two choose differently [T], and
+    where that is a near tie [T]. The inputs are the reference's router logits [T, E] and the engine's choice [T, k].
 
     Experts are nearly tied when the reference's logits of those that only one side chose lie within twice `accepted` of
     the largest |logit|.

@@ -1,4 +1,4 @@
-"""One decoder layer of transformers' Llama 4 by itself, its routed experts in memory one at a time."""
+"""One decoder layer of transformers' Llama 4 by itself, with one routed expert at a time in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers.models.llama4.modeling_llama4 import (
 __all__ = ["Choose", "LayerTaps", "Store", "StreamedLayer", "StreamedMoe"]
 
 Store = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values [B, K, T, d] -> what attention reads of them: a cache of fewer bits."""
+"""Keys and values [B, K, T, d] -> the keys and values that attention reads. It stands for a cache of fewer bits."""
 
 Choose = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 """Router logits [B * T, E] -> the experts [B * T, k] that are taken."""
@@ -28,9 +28,9 @@ Choose = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class LayerTaps:
-    """What a layer made of T positions of B sequences.
+    """The results of a layer for T positions of B sequences.
 
-    `hidden` float32 [B, T, D] is the residual stream behind the layer. `keys` and `values` float32 [B, K, T, d] are
+    `hidden` float32 [B, T, D] is the residual stream after the layer. `keys` and `values` float32 [B, K, T, d] are
     what a cache holds: keys after rotation and norm. `router_logits` is float32 [B, T, E], None in a dense layer.
     """
 
@@ -41,8 +41,8 @@ class LayerTaps:
 
 
 class StreamedMoe(torch.nn.Module):  # type: ignore[misc]
-    """transformers' `Llama4TextMoe` with its own router, shared expert and experts, each of these read when rows chose
-    it and dropped behind it: y = shared(h) + sum over chosen e of expert_e(sigmoid(z_e) h).
+    """transformers' `Llama4TextMoe` with its own router, shared expert and experts. An expert is read when rows have
+    chosen it, and dropped afterwards: y = shared(h) + sum over chosen e of expert_e(sigmoid(z_e) h).
 
     `read(e)` gives an expert's `gate_up_proj` [1, D, 2I] and `down_proj` [1, I, D]. transformers evaluates every
     expert on every row, on zeros where it was not chosen, which gives zero: the same sum. `choose`, if it is set, says
@@ -112,7 +112,7 @@ class StreamedLayer:
         store: Store | None = None,
         choose: Choose | None = None,
     ) -> LayerTaps:
-        """hidden [B, T, D], and what `StreamedReference.call` says of it, through transformers' own forward.
+        """Run hidden [B, T, D], with the arguments from `StreamedReference.call`, through transformers' own forward.
 
         Attention reads keys and values as `store` returns them; None: as they are. Experts are those that `choose`
         says; None: the likeliest.
@@ -129,7 +129,7 @@ class StreamedLayer:
 
 
 class _Recorder:
-    """Stands where transformers has its cache, empty, and keeps what the layer puts into it."""
+    """Takes the place of transformers' cache. It is empty at first and keeps what the layer puts into it."""
 
     keys: torch.Tensor
     values: torch.Tensor

@@ -1,4 +1,4 @@
-"""The reference for models bigger than memory: transformers' own layers, one at a time.
+"""The reference for models that are larger than memory: transformers' own layers, one at a time.
 
 Attention is causal, so one pass over a text gives what every position gives when tokens are fed one by one: there is
 no path for decoding. Memory: a layer's attention and dense part, one expert, and the activations.
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["Replacement", "StreamedReference"]
 
 _HEAD_BYTES = 64 << 20
-"""Rows of the head are multiplied in pieces of this size: the whole of it is the largest matrix of a model."""
+"""The head is multiplied in pieces of this many bytes, because it is the largest matrix of a model."""
 
 Replacement = Callable[[str, slice], "NDArray[np.float32] | None"]
 """(name, rows) -> other values for these rows of a weight's first axis, or None where the checkpoint's are right."""
 
 
 class StreamedReference:
-    """`Llama4ForCausalLM` in float32 on the CPU, computed layer by layer from weights that l4export's readers read.
+    """`Llama4ForCausalLM` in float32 on the CPU, computed layer by layer. Weights are read by l4export itself.
 
     With `layers` (A, B) it is the model of these layers alone, as `HFReference` has it. `replaced` may give other
     values for weights (named as in the model that is run), such as an engine's dequantised ones.
@@ -73,7 +73,7 @@ class StreamedReference:
         return np.concatenate(rows)[places.reshape(token_ids.shape)]
 
     def layer(self, index: int) -> StreamedLayer:
-        """Read a layer, all but its routed experts."""
+        """Read a layer except its routed experts."""
         from l4export.reference.streamed_layer import StreamedLayer
 
         def read(name: str, expert: int | None) -> torch.Tensor:
@@ -83,8 +83,8 @@ class StreamedReference:
         return StreamedLayer(self._hf_config, index, read)
 
     def router_rows(self, index: int) -> NDArray[np.float32]:
-        """What the router of layer `index` reads of a normed residual stream: R diag(g), float32 [E, D], for the router
-        R and the weights g of the norm before it."""
+        """The matrix that gives the router logits of layer `index` from a normed residual stream: R diag(g), float32
+        [E, D], for the router R and the weights g of the norm before it."""
         prefix = f"model.layers.{index}."
         return self.weight(prefix + ROUTER) * self.weight(f"{prefix}post_attention_layernorm.weight")
 
@@ -107,7 +107,7 @@ class StreamedReference:
         return {"attention_mask": mask, "position_ids": positions, "position_embeddings": rotation}
 
     def run(self, token_ids: NDArray[np.int64]) -> Iterator[LayerTaps]:
-        """token_ids int64 [B, T]: what each layer makes of them, in order."""
+        """Run token_ids int64 [B, T] through the layers; yields the results of each layer in order."""
         hidden = self.embed(token_ids)
         for index in range(self.config.num_hidden_layers):
             (taps,) = self.step(index, hidden)
@@ -117,14 +117,14 @@ class StreamedReference:
     def step(
         self, index: int, hidden: NDArray[np.float32], choices: Sequence[Choose | None] = (None,)
     ) -> list[LayerTaps]:
-        """What layer `index`, read once, makes of hidden [B, T, D], for each way to choose experts (None: the
+        """Run hidden [B, T, D] through layer `index`, which is read once, for each way to choose experts (None: the
         likeliest)."""
         rows = _tensor(hidden)
         layer, call = self.layer(index), self.call(index, rows)
         return [layer(rows, call, choose=choose) for choose in choices]
 
     def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The residual stream behind the last layer, float32 [B, T, D] -> logits float32 [B, T, vocab]."""
+        """The residual stream after the last layer, float32 [B, T, D] -> logits float32 [B, T, vocab]."""
         import torch
         from transformers.models.llama4.modeling_llama4 import Llama4TextRMSNorm
 
@@ -141,7 +141,7 @@ class StreamedReference:
         return result
 
     def weight(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
-        """A weight, or `rows` of its first axis: float32, replaced or as the checkpoint has it."""
+        """A weight, or `rows` of its first axis, as float32. Values are replaced ones or the checkpoint's."""
         shape = self._shapes[name]
         rows = slice(0, shape[0]) if rows is None else rows
         if (other := self._replaced(name, rows)) is not None:

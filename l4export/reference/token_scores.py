@@ -1,4 +1,4 @@
-"""Logits of two models at the same positions, as figures for every token."""
+"""Figures for every token from the logits of two models at the same positions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["TokenScores", "divergence", "log_probabilities"]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What a reference and an engine say of n positions, each [n].
+    """Scores of a reference and an engine at n positions; every array is [n].
 
     `reference_loss` and `engine_loss` are the negative log likelihoods of the token that follows, in nats; `kl` is
     KL(reference || engine) in nats; `agrees` says whether the likeliest tokens are the same.
@@ -28,7 +28,7 @@ class TokenScores:
     def of(
         cls, reference: NDArray[np.float64], engine: NDArray[np.float64], following: NDArray[np.int64]
     ) -> TokenScores:
-        """From log probabilities [n, vocab] and the tokens that follow [n]."""
+        """The scores from log probabilities [n, vocab] and the tokens that follow [n]."""
         at = np.arange(len(following))
         return cls(
             -reference[at, following],
@@ -39,7 +39,7 @@ class TokenScores:
 
     @classmethod
     def joined(cls, parts: list[TokenScores]) -> TokenScores:
-        """All of them, in order."""
+        """The scores of all parts, in order."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
 
 

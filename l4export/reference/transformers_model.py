@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l4export.checkpoint import Checkpoint, open_checkpoint
+from l4export.checkpoint.hf_config import text_config
+from l4export.checkpoint.hf_rope import KEYS
 from l4export.errors import EnvironmentLacks, InputError
+from l4export.model.config import ModelConfig
 from l4export.quantization.schemes import FP8_MAX
 from l4export.reference.routing_ties import Choice
 
 __all__ = ["HFReference", "check_reference_packages", "reference_config"]
 
 _LONGEST = 2**31 - 1
+_BY_LAYER = ("moe_layers", "interleave_moe_layer_step", "no_rope_layers", "no_rope_layer_interval", "layer_types")
 
 
 class HFReference:
@@ -29,9 +33,9 @@ class HFReference:
     embedding, final norm and head.
 
     Independent of l4export's own readers: config and weights go through `from_pretrained`, those of a slice through
-    the safetensors library first. Only what transformers cannot run is changed in the config:
-    `attn_temperature_tuning: 4` means true, an integral `floor_scale` is an integer, other numbers are floats, and an
-    `attention_chunk_size` of null (plain causal attention) becomes a chunk no sequence outgrows.
+    the safetensors library first. Only what transformers cannot run is changed in the config (see
+    `reference_config`): an `attention_chunk_size` of null (plain causal attention), for example, becomes a chunk no
+    sequence outgrows.
 
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
@@ -63,16 +67,16 @@ class HFReference:
         self.model: Any = model.eval()
 
     def replace(self, weights: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
-        """Put other values in the place of weights, by their checkpoint names (without prefix) and layout."""
+        """Replace weights, given by their checkpoint names (without prefix) and in the checkpoint's layout."""
         parameters = dict(self.model.named_parameters())
         with self._torch.no_grad():
             for name, values in weights:
                 parameters[name].copy_(self._torch.from_numpy(np.ascontiguousarray(values)))
 
     def round_inputs(self, scales: Mapping[str, float]) -> None:
-        """Round what weights are multiplied by to FP8, as `QuantizeActivations` does; `scales` by the weights' name.
+        """Round the inputs of weights to FP8, as `QuantizeActivations` does; `scales` are by the weights' names.
 
-        The experts' forward is written out again, because their second product has its input inside of it.
+        The experts' forward is written out again, because the input of their second product is inside of it.
         """
         torch = self._torch
 
@@ -131,7 +135,7 @@ class HFReference:
                 hook.remove()
 
     def greedy(self, token_ids: Sequence[int], count: int) -> list[int]:
-        """The next `count` tokens, each the likeliest one, with transformers' own cache and no stop token."""
+        """The next `count` tokens with transformers' own cache. Each is the likeliest one; no token stops."""
         ids = self._torch.tensor([list(token_ids)])
         with self._torch.inference_mode():
             output = self.model(input_ids=ids, use_cache=True)
@@ -144,7 +148,7 @@ class HFReference:
 
 
 def check_reference_packages() -> None:
-    """Whether the reference can run here.
+    """Check that the reference can run here.
 
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
@@ -161,55 +165,68 @@ def check_reference_packages() -> None:
 def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = None) -> Any:
     """The `Llama4TextConfig` of a checkpoint's text model, or of its layers A .. B - 1, as transformers can run it.
 
+    It has the fields that decide what is computed. They are as config.json has them, so that transformers reads them
+    itself and a misreading of ours shows. Only what transformers refuses (a number of another kind such as 64.0, null,
+    0, lists that are too long) is replaced by what l4export read.
+
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
         InputError: the checkpoint lacks a layer of the slice, or transformers refuses its config.
     """
-    if layers is not None:
-        checkpoint.config.slice_layers(*layers)  # refuses what is no slice of this model
     check_reference_packages()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    config = checkpoint.config
+    fields = _runnable(text_config(checkpoint.raw_config), config)
+    if layers is not None:
+        fields |= _by_layer(config.slice_layers(*layers))  # refuses what is no slice of this model
     try:
-        config = transformers.Llama4TextConfig.from_dict(_runnable(checkpoint.raw_config))
-    except Exception as error:  # its checks are strict, and of fields that the weights do not depend on too
+        return transformers.Llama4TextConfig.from_dict(fields)
+    except Exception as error:  # a check of transformers that is not known here
         path, detail = checkpoint.path / "config.json", " ".join(str(error).split())[:300]
         raise InputError(f"{path}: transformers refuses it ({detail}); correct it") from error
-    if layers is not None:
-        config = transformers.Llama4TextConfig.from_dict(_sliced(config.to_dict(), *layers))
-    return config
 
 
-def _runnable(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The text config as transformers accepts it (see `HFReference`)."""
-    text: dict[str, Any] = json.loads(json.dumps(raw.get("text_config", raw)))
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if text.get(name) is None and raw.get(name) is not None:
-            text[name] = raw[name]
-    if isinstance(text.get("attn_temperature_tuning"), int | float):
-        text["attn_temperature_tuning"] = bool(text["attn_temperature_tuning"])
-    if isinstance(scale := text.get("floor_scale"), float) and scale.is_integer():
-        text["floor_scale"] = int(scale)
-    for name in ("attn_scale", "rms_norm_eps"):
-        if type(text.get(name)) is int:
-            text[name] = float(text[name])
-    if "attention_chunk_size" in text and text["attention_chunk_size"] is None:
-        text["attention_chunk_size"] = _LONGEST
-    if text.get("num_local_experts") == 0 or text.get("interleave_moe_layer_step") == 0:
-        text["moe_layers"] = text.get("moe_layers") or []
-    return text
+def _runnable(text: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """The fields for `reference_config`."""
+    plain = {name: value for name, value in config.to_dict().items() if not isinstance(value, list | dict)}
+    plain |= {"floor_scale": int(config.floor_scale)}
+    fields = {name: text[name] for name in (*plain, *_BY_LAYER, *KEYS) if name in text}
+    for name, value in plain.items():
+        if name not in KEYS and name in fields and type(fields[name]) is not type(value):
+            fields[name] = value
+    if not _are_lists_plain(text, config.num_hidden_layers) or not config.moe_layers:
+        fields |= _by_layer(config)
+    fields |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # they change no logit
+    fields["attention_chunk_size"] = config.attention_chunk_size or _LONGEST
+    return copy.deepcopy(fields)
 
 
-def _sliced(config: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """A config whose per-layer lists transformers has filled in, cut down to layers start .. stop - 1."""
+def _are_lists_plain(text: Mapping[str, Any], layers: int) -> bool:
+    """Whether transformers accepts what a text config says about each layer."""
+    for name in ("no_rope_layer_interval", "interleave_moe_layer_step"):
+        if type(text.get(name, 1)) is not int or text.get(name) == 0:
+            return False
+    for name in ("moe_layers", "no_rope_layers", "layer_types"):
+        entries = text.get(name) or []
+        one_a_layer = name == "moe_layers" or not entries or len(entries) == layers
+        if not one_a_layer or any(type(entry) is float for entry in entries):
+            return False
+    return True
+
+
+def _by_layer(config: ModelConfig) -> dict[str, Any]:
+    """The fields for every layer, spelled out as transformers has them."""
+    kinds = {True: "chunked_attention", False: "full_attention"}
     return {
-        **config,
-        "num_hidden_layers": stop - start,
-        "moe_layers": [layer - start for layer in config["moe_layers"] if start <= layer < stop],
-        "no_rope_layers": config["no_rope_layers"][start:stop],
-        "layer_types": config["layer_types"][start:stop],
+        "num_hidden_layers": config.num_hidden_layers,
+        "moe_layers": list(config.moe_layers),
+        "no_rope_layers": [int(flag) for flag in config.rope_layers],
+        "layer_types": [kinds[flag] for flag in config.chunked_layers],
+        "no_rope_layer_interval": 1,  # unused beside the lists, but transformers divides by both
+        "interleave_moe_layer_step": 1,
     }
 
 
@@ -227,7 +244,7 @@ def _slice_weights(checkpoint: Checkpoint, start: int, stop: int) -> dict[str, A
 
 
 def _slice_name(name: str, start: int, stop: int) -> str | None:
-    """What a tensor of the text model is called in the slice; None for one that is not in it."""
+    """The name in the slice of a tensor of the text model; None for a tensor that is not in it."""
     if not (match := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)):
         return name if name.startswith(("model.", "lm_head.")) else None
     layer = int(match[1])

@@ -1,8 +1,8 @@
 """Variants of a model that differ from it in a few weights, run side by side with it, layer by layer.
 
-A variant is the model itself until the first layer in which it differs, so nothing is computed for it before; from
-there on its activations go through every layer in one batch with those of all others that have the layer's weights as
-they are.
+A variant is the model itself until the first layer in which it differs, so nothing is computed for it before. From
+there on, its activations go through every layer in one batch with those of all variants that leave the layer's weights
+unchanged.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from l4export.reference.token_scores import divergence, log_probabilities
 __all__ = ["Comparison", "Variant", "compare_variants"]
 
 _BATCH_TOKENS = 8192
-"""Tokens that go through a layer at once: attention scores and activations take memory."""
+"""The most tokens that go through a layer at once, because attention scores and activations take memory."""
 
 _LOGIT_BYTES = 32 << 20
-"""Of the float32 logits in hand."""
+"""The most bytes of float32 logits that are held at once."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class Variant:
     stores: tuple[Store, ...] = ()
 
     def replaced(self, name: str, rows: slice) -> NDArray[np.float32] | None:
-        """Rows of a weight, if it is another one here."""
+        """Rows of a weight, if this variant replaces it; None otherwise."""
         return self.values(name, rows) if name in self.names else None
 
     def within(self, layer: int) -> Variant | None:
-        """What is different in a layer: variants that have it in common share the layer's weights. None: nothing."""
+        """What differs in a layer, or None. Variants that have the same difference share the layer's weights."""
         names = frozenset(name for name in self.names if layer_of(name) == layer)
         return Variant(names, self.values, self.stores) if names or self.stores else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Some positions of a window, and how far each variant departs there.
+    """Some positions of a window, and how far each variant departs from the model there.
 
     `expected` float64 [n, vocab] are the model's log probabilities, `kl` float64 [variants, n] KL(model || variant) in
     nats.
@@ -72,7 +72,7 @@ def compare_variants(
     unknown.
 
     Memory: a layer's weights, the residual streams [T, D] of a window for each variant, and some megabytes of logits.
-    `on_layer(window, layer)` is told what is being run.
+    `on_layer(window, layer)` is called before each layer of each window.
     """
     step = max(1, _LOGIT_BYTES // (4 * reference.config.vocab_size))
     others = [reference.with_weights(variant.replaced) for variant in variants]
@@ -94,7 +94,7 @@ def _streams(
     window: Sequence[int],
     on_layer: Callable[[int], None] | None,
 ) -> list[torch.Tensor]:
-    """The residual streams [1, T, D] behind the last layer: the model's, then each variant's."""
+    """The residual streams [1, T, D] after the last layer: the model's, then each variant's."""
     ids = np.asarray([window], np.int64)
     hidden = torch.from_numpy(reference.embed(ids))
     streams: dict[int, torch.Tensor] = {}

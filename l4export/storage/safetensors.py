@@ -22,6 +22,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from l4export.errors import InputError, StorageError
+from l4export.storage.foreign_files import foreign_kind
 
 __all__ = [
     "ARRAY_DTYPES",
@@ -53,8 +54,12 @@ HANDLED_DTYPES: dict[str, np.dtype[Any]] = {
 ARRAY_DTYPES = {**HANDLED_DTYPES, "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8)}
 """The dtypes that a file is read in."""
 
-_MAX_HEADER = 100_000_000  # the limit of the reference implementation
+_MAX_HEADER = 64 * 2**20  # bytes, enough for 400,000 tensors; as text and strings of Python it may take nine times that
 _MAX_RANK = 32
+_MAX_JSON_MARKS = 1_000_000
+"""Commas, colons and opening brackets of a JSON document. An entry of a header has ten, so this is 100,000 tensors."""
+_MAX_JSON_DEPTH = 64
+_TOO_DEEP = "{}: JSON is nested too deeply; is this the right file?"
 _HINT = "; download or convert the file again"
 
 
@@ -70,7 +75,14 @@ class TensorEntry:
 
 
 def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
-    """Strict JSON: UTF-8, an object, no key twice, no NaN or Infinity; raises `InputError` naming `where`."""
+    """Parse strict JSON: UTF-8, an object, no key twice, no NaN or Infinity, and few enough values.
+
+    A value of two bytes of text can take a hundred bytes in Python, so values are counted before they are made: at most
+    1,000,000 commas, colons and opening brackets, 64 levels deep.
+
+    Raises:
+        InputError: anything else; the message begins with `where`.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -81,16 +93,32 @@ def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
     def constant(word: str) -> None:
         raise ValueError(f"{word} is not JSON")
 
+    if (marks := sum(map(data.count, (b",", b":", b"[", b"{")))) > _MAX_JSON_MARKS:
+        raise InputError(f"{where}: JSON of about {marks} values; at most {_MAX_JSON_MARKS} are read")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
     except RecursionError:
-        raise InputError(f"{where}: JSON is nested too deeply; is this the right file?") from None
+        raise InputError(_TOO_DEEP.format(where)) from None
     except ValueError as error:  # bad UTF-8, bad JSON, an integer of thousands of digits
+        if kind := foreign_kind(data):
+            raise InputError(f"{where}: {kind}") from None
         reason = "bad UTF-8" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())[:100]
         raise InputError(f"{where}: not valid JSON ({reason}); is the file complete?") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a JSON object; is this the right file?")
+    if _depth(value) > _MAX_JSON_DEPTH:
+        raise InputError(_TOO_DEEP.format(where))
     return value
+
+
+def _depth(value: Any) -> int:
+    """Levels of objects and arrays, up to one more than are allowed."""
+    level, depth = [value], 0
+    while level and depth <= _MAX_JSON_DEPTH:
+        items = (item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer))
+        level = [item for item in items if isinstance(item, dict | list)]
+        depth += 1
+    return depth
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -171,8 +199,10 @@ def _read_header(fd: int, size: int, path: Path) -> tuple[dict[str, TensorEntry]
     if size < 8:
         raise InputError(f"{path}: truncated: {size} bytes, a safetensors file has at least 8{_HINT}")
     length = int.from_bytes(_read(fd, 8, 0, path), "little")
+    if 8 + length > size and (kind := foreign_kind(_read(fd, min(size, 64), 0, path))):
+        raise InputError(f"{path}: {kind}")
     if length > _MAX_HEADER:
-        raise InputError(f"{path}: header of {length} bytes; the format allows {_MAX_HEADER}{_HINT}")
+        raise InputError(f"{path}: header of {length} bytes; at most {_MAX_HEADER} are read{_HINT}")
     if 8 + length > size:
         raise InputError(f"{path}: truncated: header describes {8 + length} bytes, file has {size}{_HINT}")
     text = _read(fd, length, 8, path)

@@ -112,14 +112,22 @@ def test_malformed_json(text: str, tmp_path: Path) -> None:
 
 def test_contradictory_shards(tmp_path: Path) -> None:
     refused(sharded(tmp_path / "1", {"a": "one.safetensors", "b": "three.safetensors"}), "missing shard", "three")
-    refused(sharded(tmp_path / "2", {"a": "two.safetensors", "b": "two.safetensors"}), "'a'", "two.safetensors")
     path = sharded(tmp_path / "3")
     safetensors.numpy.save_file({"a": np.zeros(2, np.float32), "b": np.zeros(3)}, path / "two.safetensors")
     refused(path, "'a'", "one.safetensors", "two.safetensors")
 
 
+def test_an_index_is_only_asked_for_its_shards(tmp_path: Path) -> None:
+    """Entries without a tensor and tensors without an entry are as in transformers, until such a tensor is needed."""
+    extra = {"a": "two.safetensors", "b": "two.safetensors", "c": "one.safetensors"}
+    checkpoint = open_checkpoint(sharded(tmp_path / "1", extra))
+    assert set(checkpoint.tensors) == {"a", "b"} and checkpoint.tensors["a"].file_name == "one.safetensors"
+    with pytest.raises(InputError, match=rf"{INDEX}: tensor 'c' is not in one.safetensors; download"):
+        checkpoint.tensor("c", (2,))
+
+
 def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
-    refused(tmp_path / "none", "not a directory")
+    refused(tmp_path / "none", "no such file or directory")
     refused(tmp_path, "config.json is missing")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     refused(tmp_path, "model.safetensors")
@@ -161,7 +169,7 @@ INDICES: list[Any] = [
 def test_read_equals_numpy_indexing(dtype: type, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     array = np.random.default_rng(0).standard_normal((5, 7, 11)).astype(dtype)
     checkpoint = open_checkpoint(single(tmp_path, {"pad": np.ones(3, np.int8), "x": array}))  # unaligned on purpose
-    monkeypatch.setattr("l4export.checkpoint.hf_checkpoint._PIECE", piece)
+    monkeypatch.setattr("l4export.checkpoint.source_tensor._PIECE", piece)
     for index in INDICES:
         found = checkpoint.tensors["x"].read(index)
         expected = np.asarray(array[index])
@@ -184,7 +192,7 @@ def test_rows_are_the_matrix_in_pieces(
 ) -> None:
     array = np.random.default_rng(0).standard_normal((5, 7, 11)).astype(dtype)
     checkpoint = open_checkpoint(single(tmp_path, {"pad": np.ones(3, np.int8), "x": array}))  # unaligned on purpose
-    monkeypatch.setattr("l4export.checkpoint.hf_checkpoint._PIECE", piece)
+    monkeypatch.setattr("l4export.checkpoint.source_tensor._PIECE", piece)
     for rows in (slice(0, 7), slice(2, 7), slice(3, 4), slice(5, 5)):
         expected, next_row = array[3, rows, 2:10], 0
         for first, found in checkpoint.tensors["x"].rows((3, rows, slice(2, 10)), multiple):
@@ -197,7 +205,7 @@ def test_rows_are_the_matrix_in_pieces(
 
 def test_rows_of_a_file_that_shrinks_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(single(tmp_path, {"x": np.ones((4, 2**12), np.float32)}))
-    monkeypatch.setattr("l4export.checkpoint.hf_checkpoint._PIECE", 2**14)
+    monkeypatch.setattr("l4export.checkpoint.source_tensor._PIECE", 2**14)
     rows = checkpoint.tensors["x"].rows((slice(0, 4), slice(0, 2**12)))
     next(rows)
     os.truncate(tmp_path / "model.safetensors", 2**14)

@@ -77,26 +77,6 @@ def test_released_configs() -> None:
     assert scout.is_moe(0) and not maverick.is_moe(0)
 
 
-@pytest.mark.parametrize(
-    "scaling",
-    [None, (16.0, 1.0, 1.0, 8192), (8.0, 1.0, 4.0, 8192), (32.0, 0.5, 4.0, 1024)],
-)
-@pytest.mark.parametrize("head_dim", [16, 128])
-def test_inv_freq_equals_transformers(scaling: tuple[float, ...] | None, head_dim: int) -> None:
-    from transformers import Llama4TextConfig
-    from transformers.models.llama4.modeling_llama4 import Llama4TextRotaryEmbedding
-
-    rope: dict[str, object] = {"rope_type": "default", "rope_theta": 500000.0}
-    if scaling is not None:
-        keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        rope |= {"rope_type": "llama3", **dict(zip(keys, scaling, strict=True))}
-    raw = {**TINY, "head_dim": head_dim, "rope_parameters": rope}
-    expected = Llama4TextRotaryEmbedding(Llama4TextConfig(**raw)).inv_freq.numpy()
-    found = config_from_hf(raw, "c").inv_freq()
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
 def test_scout_divides_29_of_64_frequencies() -> None:
     scout = config_from_hf(SCOUT, "s")
     plain = dataclasses.replace(scout, rope_scaling=None).inv_freq()
@@ -148,6 +128,59 @@ def test_old_spellings() -> None:
     assert tiny(num_key_value_heads=None).num_key_value_heads == 4
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["LlamaForCausalLM"]},
+        {"architectures": []},
+        {"architectures": "LlamaForCausalLM"},
+        {"pad_token_id": -1},
+        {"eos_token_id": -1},
+        {"bos_token_id": 200000, "eos_token_id": [200001, 200007], "pad_token_id": 200018},
+        {"hidden_act": "swish"},
+        {"attention_bias": None},
+        {"quantization_config": {}},
+        {"quantization_config": None},
+        {"hidden_size": 64.0, "num_hidden_layers": 4.0, "vocab_size": 256.0, "attention_chunk_size": 8192.0},
+        {"num_attention_heads": 4.0, "num_key_value_heads": 2.0, "head_dim": 16.0, "max_position_embeddings": 131072.0},
+        {"moe_layers": [0, 1, 1, 2, 3, 3]},
+        {"moe_layers": [3.0, 2.0, 1.0, 0.0]},
+        {"moe_layers": list(range(8)), "no_rope_layers": [1, 1, 1, 0] * 2},
+        {"layer_types": ["chunked_attention"] * 3 + ["full_attention"] * 5},
+        {"no_rope_layers": [1, 1, 1, 0], "no_rope_layer_interval": 0},
+        {"no_rope_layers": [1.0, 1.0, 1.0, 0.0], "no_rope_layer_interval": None},
+        {"moe_layers": [0, 1, 2, 3], "interleave_moe_layer_step": None, "intermediate_size_mlp": 0},
+        {"intermediate_size_mlp": None},
+        {"rope_scaling": []},
+        {"floor_scale": 8192},
+        {"initializer_range": "wide", "use_cache": "often", "id2label": {"a": "b"}},
+    ],
+)
+def test_what_does_not_touch_the_computation_does_not_matter(changes: dict[str, object]) -> None:
+    """Each of these was refused, and each means the same model to transformers as no change."""
+    assert tiny(**changes) == tiny()
+
+
+def test_special_tokens_that_the_vocabulary_has_are_kept() -> None:
+    config = tiny(bos_token_id=1.0, eos_token_id=[-1, 2, 300, 7], pad_token_id=255)
+    assert (config.bos_token_id, config.eos_token_ids, config.pad_token_id) == (1, (2, 7), 255)
+
+
+@pytest.mark.parametrize("unused", [0, None])
+def test_fields_that_no_layer_uses(unused: int | None) -> None:
+    dense = tiny(moe_layers=[], intermediate_size=unused, num_local_experts=unused, num_experts_per_tok=unused)
+    assert dense == dataclasses.replace(tiny(moe_layers=[]), num_local_experts=0, num_experts_per_tok=0)
+    cold = {"attn_temperature_tuning": False, "floor_scale": unused, "attn_scale": unused}
+    assert tiny(**cold).attn_temperature_tuning is False
+    assert tiny(no_rope_layers=[1] * 4, floor_scale=unused) == tiny(no_rope_layers=[1] * 4)
+    full = {"layer_types": ["full_attention"] * 4}
+    assert tiny(**full, attention_chunk_size=unused).attention_chunk_size is None
+    for used in ("intermediate_size", "floor_scale", "attention_chunk_size"):
+        if unused == 0 or used != "attention_chunk_size":
+            with pytest.raises(InputError, match=used):
+                tiny(**{used: unused})
+
+
 def test_dense_models() -> None:
     guard = tiny(moe_layers=[], interleave_moe_layer_step=0, num_local_experts=0, attention_chunk_size=None)
     assert guard.moe_layers == () and guard.attention_chunk_size is None and not any(guard.chunked_layers)
@@ -170,17 +203,16 @@ def one_line(error: pytest.ExceptionInfo[InputError], *words: str) -> None:
         ("model_type", "mixtral"),
         ("model_type", None),
         ("model_type", ["llama4_text\n"]),
-        ("architectures", ["LlamaForCausalLM"]),
-        ("architectures", []),
-        ("quantization_config", {"quant_method": "compressed-tensors"}),
         ("hidden_act", "gelu"),
         ("attention_bias", True),
         ("attention_bias", 1),
+        ("attention_bias", 0.0),
+        ("per_layer_config", {"0": {"head_dim": 32}}),
         ("hidden_size", 0),
+        ("hidden_size", 64.5),
         ("hidden_size", -64),
         ("hidden_size", True),
         ("hidden_size", "64\n"),
-        ("hidden_size", 64.0),
         ("hidden_size", None),
         ("hidden_size", 10**400),
         ("hidden_size", [64]),
@@ -197,32 +229,30 @@ def one_line(error: pytest.ExceptionInfo[InputError], *words: str) -> None:
         ("layer_types", ["chunked_attention"]),
         ("layer_types", ["sliding_attention"] * 4),
         ("layer_types", [["chunked_attention"]] * 4),
-        ("moe_layers", [4]),
         ("moe_layers", [-1]),
-        ("moe_layers", [1, 1]),
         ("moe_layers", {"0": 1}),
         ("interleave_moe_layer_step", -1),
         ("num_experts_per_tok", 5),
         ("num_experts_per_tok", 0),
         ("attention_chunk_size", 0),
-        ("attention_chunk_size", 8192.0),
         ("rms_norm_eps", 0),
         ("rms_norm_eps", float("nan")),
         ("rms_norm_eps", float("inf")),
         ("rms_norm_eps", "1e-5"),
         ("floor_scale", 0),
+        ("floor_scale", 2.5),
         ("floor_scale", 10**400),
         ("attn_scale", -0.1),
         ("attn_temperature_tuning", "yes"),
         ("use_qk_norm", 1),
         ("rope_theta", 0),
         ("rope_theta", -1.0),
-        ("bos_token_id", 256),
-        ("eos_token_id", [1, 256]),
         ("eos_token_id", "2"),
-        ("pad_token_id", -1),
-        ("rope_scaling", []),
-        ("rope_type", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}),
+        ("eos_token_id", [1, None]),
+        ("bos_token_id", [1]),
+        ("pad_token_id", 1.5),
+        ("rope_scaling", "linear"),
+        ("rope_parameters", []),
         ("rope_type", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
         ("rope_type", {"rope_scaling": {"factor": 2.0}}),
         ("factor", {"rope_scaling": {**SCOUT["rope_scaling"], "factor": 0}}),  # type: ignore[dict-item]

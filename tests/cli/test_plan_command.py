@@ -87,6 +87,8 @@ def test_a_context_that_fits_nowhere_is_exit_code_1(config: Path, capsys: pytest
         (["--device-memory", "80 gigs"], "is not a size"),
         (["--device-memory", "-1GB"], "is not a size"),
         (["--device-memory", "0GB"], "at least one byte"),
+        (["--device-memory", "24"], "--device-memory 24: of which unit? write 24GB or 24GiB"),
+        (["--device-memory", "1.5"], "write 1.5GB"),
         (["--device-memory", "80GB", "--device", "h100"], "give one of them"),
     ],
 )

@@ -214,7 +214,7 @@ class TestQuantizedWeight:
         ).encode()
         path = tmp_path / "x.safetensors"
         path.write_bytes(len(header).to_bytes(8, "little") + header + b"".join(t.tobytes() for t in tensors.values()))
-        monkeypatch.setattr("l4export.checkpoint.hf_checkpoint._PIECE", piece)
+        monkeypatch.setattr("l4export.checkpoint.source_tensor._PIECE", piece)
         file = TensorFile(path)
         mapped = Source(SourceTensor(file.entries["x"], file))
         weight = QuantizedWeight(self.fused(mapped), scheme)

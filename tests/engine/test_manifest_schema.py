@@ -35,8 +35,10 @@ def required(schema: Schema, value: Any, parent: Any = None) -> Iterator[tuple[d
     """Objects within `value` and the names of the fields that they must have."""
     for part in alternatives(schema):
         if isinstance(value, dict):
-            yield from ((value, name) for name in part.get("required", ()))
             known = part.get("properties", {})
+            if any("const" in rule and value.get(name) != rule["const"] for name, rule in known.items()):
+                continue  # one of several kinds of an object, and this one is of another
+            yield from ((value, name) for name in part.get("required", ()))
             for name, item in value.items():
                 if isinstance(other := known.get(name, part.get("additionalProperties")), dict):
                     yield from required(other, item)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from l4export.errors import InputError, StorageError
-from l4export.storage.safetensors import TensorFile, read_header
+from l4export.storage.safetensors import TensorFile, parse_json_object, read_header
 from l4export.storage.safetensors_writer import write_safetensors
 
 NAMES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -82,6 +84,42 @@ def test_hostile_headers(case: str, tmp_path: Path) -> None:
             reader(path)
         message = str(error.value)
         assert words in message and str(path) in message and "\n" not in message and len(message) < 500
+
+
+@pytest.mark.parametrize(
+    ("unit", "words"),
+    [(b"[" * 60 + b"]" * 60 + b",", "values"), (b"[],", "values"), (b"1,", "values"), (b'{"a":', "values")],
+)
+def test_many_values_are_counted_before_they_are_made(unit: bytes, words: str, tmp_path: Path) -> None:
+    """Of such a header of 64 MiB Python's objects would take 2 GB, and most of a minute."""
+    text = b'{"a":[' + unit * (2**25 // len(unit)) + b"0]}"
+    path = raw_file(tmp_path / "x.safetensors", text)
+    tracemalloc.start()
+    began = time.perf_counter()
+    with pytest.raises(InputError, match=words):
+        read_header(path)
+    assert time.perf_counter() - began < 5
+    assert tracemalloc.get_traced_memory()[1] < 4 * len(text)
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("depth", "fine"), [(64, True), (65, False), (900, False), (100_000, False)])
+def test_json_has_a_depth(depth: int, fine: bool) -> None:
+    text = b'{"a":' * (depth - 1) + b"{}" + b"}" * (depth - 1)
+    if fine:
+        assert parse_json_object(text, "w")
+    else:
+        with pytest.raises(InputError, match=r"w: JSON is nested too deeply"):
+            parse_json_object(text, "w")
+
+
+def test_a_header_of_the_most_tensors_is_read(tmp_path: Path) -> None:
+    """Eighty thousand: Maverick's experts one by one, in four parts each."""
+    header = {
+        f"model.layers.{n // 1000}.experts.{n % 1000}.gate_proj.weight": entry(4 * n, 4 * n + 4) for n in range(80_000)
+    }
+    file = TensorFile(raw_file(tmp_path / "x.safetensors", header, bytes(4 * len(header))))
+    assert len(file.entries) == 80_000
 
 
 @pytest.mark.parametrize("size", [0, 7])

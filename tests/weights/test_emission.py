@@ -337,7 +337,7 @@ import os, sys
 from pathlib import Path
 import onnx_ir as ir
 from l4export.storage.safetensors import TensorFile
-from l4export.checkpoint.hf_checkpoint import SourceTensor
+from l4export.checkpoint import SourceTensor
 from l4export.weights.emission import emit
 from l4export.weights.recipes import Cast, Interleave, Slice, Source, Transpose
 from measured_process import own_peak
