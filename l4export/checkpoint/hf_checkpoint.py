@@ -15,6 +15,7 @@ import numpy as np
 from l4export.checkpoint.hf_config import config_from_hf
 from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
+from l4export.storage.opened_file import OpenedFile
 from l4export.storage.safetensors import HANDLED_DTYPES, TensorEntry, TensorFile, parse_json_object
 
 __all__ = ["Checkpoint", "SourceTensor", "open_checkpoint", "read_config"]
@@ -135,6 +136,8 @@ class Checkpoint:
     prefix: str
     """What precedes the text model's tensor names: "language_model." in a multimodal checkpoint, else nothing."""
     files: tuple[TensorFile, ...]
+    config_file: OpenedFile
+    """config.json, as it was opened to be read."""
     _config_bytes: bytes = field(repr=False)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> SourceTensor:
@@ -183,7 +186,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _open(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise InputError(f"{path}: not a directory; expected a checkpoint in Hugging Face layout")
-    config_bytes, raw, config = _config(path / "config.json")
+    config_file, config_bytes, raw, config = _config(path / "config.json")
     weight_map = _weight_map(path)
     files = tuple(TensorFile(path / name) for name in sorted(set(weight_map.values()) or {_SINGLE}))
     tensors: dict[str, SourceTensor] = {}
@@ -200,7 +203,7 @@ def _open(path: Path) -> Checkpoint:
     if config.tie_word_embeddings and f"{prefix}lm_head.weight" in tensors:
         config = dataclasses.replace(config, tie_word_embeddings=False)  # a stored head wins, as in transformers
     config = _with_generation_config(config, path / "generation_config.json")
-    return Checkpoint(path, config, raw, tensors, prefix, files, config_bytes)
+    return Checkpoint(path, config, raw, tensors, prefix, files, config_file, config_bytes)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -212,18 +215,19 @@ def read_config(path: Path) -> ModelConfig:
     try:
         if not path.exists():
             raise InputError(f"{path}: no such file or directory; give a checkpoint directory or its config.json")
-        return _config(path / "config.json" if path.is_dir() else path)[2]
+        return _config(path / "config.json" if path.is_dir() else path)[3]
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from None
 
 
-def _config(path: Path) -> tuple[bytes, dict[str, Any], ModelConfig]:
-    """The file's bytes, the JSON object that they hold, and what it says."""
+def _config(path: Path) -> tuple[OpenedFile, bytes, dict[str, Any], ModelConfig]:
+    """The file, its bytes, the JSON object that they hold, and what it says."""
     if not path.exists():
         raise InputError(f"{path.parent}: config.json is missing; expected a checkpoint in Hugging Face layout")
-    data = _read_small(path)
+    file = _open_small(path)
+    data = file.read()
     raw = parse_json_object(data, str(path))
-    return data, raw, config_from_hf(raw, str(path))
+    return file, data, raw, config_from_hf(raw, str(path))
 
 
 def _with_generation_config(config: ModelConfig, path: Path) -> ModelConfig:
@@ -263,6 +267,10 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 def _read_small(path: Path) -> bytes:
     """A JSON file of bounded size."""
-    if not path.is_file() or path.stat().st_size > _MAX_JSON:
+    return _open_small(path).read()
+
+
+def _open_small(path: Path) -> OpenedFile:
+    if not path.is_file() or (file := OpenedFile(path)).size > _MAX_JSON:
         raise InputError(f"{path}: not a regular file of at most {_MAX_JSON // 2**20} MiB; download it again")
-    return path.read_bytes()
+    return file
