@@ -81,12 +81,15 @@ class EngineDirectory:
                 raise InputError(f"{place}: {inside}, which the build reads, lies there; choose another place")
             if inside := next((path for path in writes if lies_in(path, place)), None):
                 raise InputError(f"{inside}: lies inside the engine {place}; choose another place")
-        if os.path.lexists(self.path):
-            self._check_replaceable()
-        check_unfinished(self.partial)
         parent = self.path.parent
         if not parent.is_dir():
             raise StorageError(f"{parent}: no such directory; create it first")
+        try:
+            if os.path.lexists(self.path):
+                self._check_replaceable()
+            check_unfinished(self.partial)
+        except OSError as error:
+            raise StorageError(f"{error.filename}: {error.strerror}; choose another place") from error
         if not os.access(parent, os.W_OK | os.X_OK):
             raise StorageError(f"{parent}: not writable; choose another place or change its permissions")
 
@@ -128,7 +131,8 @@ class EngineDirectory:
                 raise
             finally:
                 if not keep and self._is_partial(lock):
-                    remove_unfinished(self.partial)
+                    with contextlib.suppress(OSError):  # the error that led here is the one to be told
+                        remove_unfinished(self.partial)
         finally:
             os.close(lock)
 
@@ -173,7 +177,8 @@ class EngineDirectory:
         _sync(self.partial)
         if replaced:
             _exchange(self.partial, self.path)
-            remove_engine(self.partial)
+            with contextlib.suppress(OSError):  # the new engine is in its place; the next build clears up
+                remove_engine(self.partial)
         else:
             os.rename(self.partial, self.path)
         _sync(self.path.parent)

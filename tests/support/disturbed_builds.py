@@ -213,14 +213,14 @@ def check_kill(work: Workplace, rng: random.Random, case: str) -> str:
         assert code in (0, -signal.SIGKILL), f"exit code {code}: {work.log()}"
         whole = [None, old, expected, work.undisturbed(options, "a")]
         assert (contents(engine) if engine.exists() else None) in whole, "an engine that is not whole"
-    resumed = "journal" in contents(work.place / ".e.partial") if (work.place / ".e.partial").exists() else False
+    left = (work.place / ".e.partial" / "journal").exists()
     code = Build(work, case, "--force").wait()
     assert code == 0, f"exit code {code}: {work.log()}"
     assert contents(engine) == expected, (
         f"other bytes: {[n for n in expected if contents(engine).get(n) != expected[n]]}"
     )
     assert sorted(os.listdir(work.place)) == ["ck", "e"], f"left behind: {os.listdir(work.place)}"
-    return f"killed {killed} times" + (", over an engine" if old else "") + (", something was left" if resumed else "")
+    return f"killed {killed} times" + (", over an engine" if old else "") + (", something was left" if left else "")
 
 
 def check_swap(work: Workplace, rng: random.Random, case: str) -> str:
@@ -282,6 +282,7 @@ def run(
                 done[check(work, random.Random(f"{seed} {check.__name__} {number}"), case)] += 1
             except AssertionError as error:
                 faults.append(f"{check.__name__} {number} ({case}), seed {seed}: {error}")
+                print(faults[-1], flush=True)
     return done, faults
 
 
