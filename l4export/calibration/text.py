@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 
 from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
+from l4export.storage.opened_file import OpenedFile
 
 if TYPE_CHECKING:
     from l4export.runtimes.text.codec import TextCodec
@@ -177,12 +179,15 @@ def _files(path: Path, where: str) -> list[tuple[Path, str]]:
 
 
 def _read(file: Path, where: str) -> str:
+    if not file.exists():
+        raise InputError(f"{where}: no such file; give a text, or token ids")
+    if not file.is_file():
+        raise InputError(f"{where}: not a regular file; give a text, or token ids")
+    opened = OpenedFile(file)
+    if opened.size > _MOST_BYTES:
+        raise InputError(f"{where}: larger than {_MOST_BYTES >> 20} MiB; a few hundred KB of text are enough")
     try:
-        if file.stat().st_size > _MOST_BYTES:
-            raise InputError(f"{where}: larger than {_MOST_BYTES >> 20} MiB; a few hundred KB of text are enough")
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{where}: no such file; give a text, or token ids") from None
+        return io.TextIOWrapper(io.BytesIO(opened.read()), encoding="utf-8").read()
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: byte {error.start} is not UTF-8; give plain text or token ids") from None
     except OSError as error:

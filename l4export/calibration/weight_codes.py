@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from l4export.calibration.text import CalibrationText
 from l4export.model.weight_names import ROUTER
 from l4export.quantization.schemes import Scheme
-from l4export.storage.journal import Journal
+from l4export.storage.journal import Journal, SourceFiles
 from l4export.weights.recipes import Recipe, Region
 
 if TYPE_CHECKING:
@@ -114,9 +114,11 @@ class CalibrationPlan:
         return np.memmap(path, dtype, mode, at, shape)  # type: ignore[call-overload, no-any-return]
 
     def create(self, layer: int) -> Path:
-        """An empty file for a layer, of its final size."""
+        """A new file of a layer's final size; what an earlier build left of the layer is removed."""
+        for path in _files(self.directory, layer):
+            path.unlink(missing_ok=True)
         path = self.directory / f"layer-{layer:05d}.codes"
-        with open(path, "wb") as file:
+        with open(path, "xb") as file:
             file.truncate(self._sizes.get(layer, 0))
         return path
 
@@ -151,17 +153,25 @@ class StoredPart(Recipe):
 
 
 def calibrate(
-    plan: CalibrationPlan, reference: StreamedReference, head: dict[str, str], on_notice: Callable[[str], None]
+    plan: CalibrationPlan,
+    reference: StreamedReference,
+    head: dict[str, str],
+    sources: SourceFiles,
+    on_notice: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Calibrate every layer, going on where an earlier build with the same `head` was cut short; returns the report.
+    """Calibrate every layer, continuing an earlier build with the same `head` and sources; returns the report.
+
+    Every layer is made of all `sources`: layers before it decide its inputs, and routers after it what matters.
 
     Raises:
         InputError: a weight that cannot be quantised.
+        SourceChanged: a source is no longer what it was when it was opened.
         OSError: when writing fails.
     """
     directory = plan.directory
     directory.mkdir(exist_ok=True)
-    with Journal(directory, head) as journal:
+    reads = dict.fromkeys(range(reference.config.num_hidden_layers), sources.names)
+    with Journal(directory, head, sources, reads) as journal:
         done = _intact_layers(directory, journal, reference.config.num_hidden_layers)
         journal.start()
         if done:

@@ -24,6 +24,7 @@ from l4export.checkpoint.unreadable import (
 from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
 from l4export.model.config_fields import Fields
+from l4export.storage.opened_file import OpenedFile
 from l4export.storage.safetensors import TensorFile, parse_json_object
 
 __all__ = ["Checkpoint", "SourceTensor", "open_checkpoint", "read_config"]
@@ -44,6 +45,8 @@ class Checkpoint:
     prefix: str
     """The prefix of the text model's tensor names: "language_model." in a multimodal checkpoint, else nothing."""
     files: tuple[TensorFile, ...]
+    config_file: OpenedFile
+    """config.json, as it was opened to be read."""
     _config_bytes: bytes = field(repr=False)
     _index: Mapping[str, str] = field(repr=False)
 
@@ -121,7 +124,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _open(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise InputError(absent_directory(path))
-    config_bytes, raw, config = _config(path / _CONFIG)
+    config_file, config_bytes, raw, config = _config(path / _CONFIG)
     weight_map = _weight_map(path)
     files: list[TensorFile] = []
     tensors: dict[str, SourceTensor] = {}
@@ -139,7 +142,7 @@ def _open(path: Path) -> Checkpoint:
         config = dataclasses.replace(config, tie_word_embeddings=False)  # a stored head wins, as in transformers
     config = _with_generation_config(config, path / "generation_config.json")
     check_weights_are_plain(raw, tensors.values(), path / _CONFIG)
-    return Checkpoint(path, config, raw, tensors, prefix, tuple(files), config_bytes, weight_map)
+    return Checkpoint(path, config, raw, tensors, prefix, tuple(files), config_file, config_bytes, weight_map)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -151,18 +154,19 @@ def read_config(path: Path) -> ModelConfig:
     try:
         if not path.exists():
             raise InputError(absent_directory(path))
-        return _config(path / _CONFIG if path.is_dir() else path)[2]
+        return _config(path / _CONFIG if path.is_dir() else path)[3]
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from None
 
 
-def _config(path: Path) -> tuple[bytes, dict[str, Any], ModelConfig]:
-    """The file's bytes, the JSON object that they hold, and what it says."""
+def _config(path: Path) -> tuple[OpenedFile, bytes, dict[str, Any], ModelConfig]:
+    """The file, its bytes, the JSON object that they hold, and what it says."""
     if not path.exists():
         raise InputError(absent_weights(path.parent, _CONFIG))
-    data = _read_small(path)
+    file = _open_small(path)
+    data = file.read()
     raw = parse_json_object(data, str(path))
-    return data, raw, config_from_hf(raw, str(path))
+    return file, data, raw, config_from_hf(raw, str(path))
 
 
 def _with_generation_config(config: ModelConfig, path: Path) -> ModelConfig:
@@ -204,6 +208,10 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 def _read_small(path: Path) -> bytes:
     """A JSON file of bounded size."""
-    if not path.is_file() or path.stat().st_size > _MAX_JSON:
+    return _open_small(path).read()
+
+
+def _open_small(path: Path) -> OpenedFile:
+    if not path.is_file() or (file := OpenedFile(path)).size > _MAX_JSON:
         raise InputError(f"{path}: not a regular file of at most {_MAX_JSON // 2**20} MiB; download it again")
-    return path.read_bytes()
+    return file

@@ -162,9 +162,13 @@ def command(
     from l4export.compiler.directory import EngineDirectory
     from l4export.compiler.plan import plan_build
 
+    policy_file: Path | None = asked["policy_file"]
     options = _options(**asked)
     directory = EngineDirectory(engine, replace=options.force)
-    directory.check(options.dump_ir)
+    if write_policy is not None:
+        _check_policy_path(write_policy, policy_file)
+    writes = [path for path in (options.dump_ir, write_policy) if path is not None]
+    directory.check([checkpoint, *options.texts, *([policy_file] if policy_file else [])], writes)
     with step_progress() as tell:
         planned = plan_build(checkpoint, options, directory.calibration, tell)
     for note in planned.inputs.checkpoint.notes():
@@ -189,8 +193,7 @@ def _build(planned: BuildPlan, engine: Path, as_json: bool) -> None:
             manifest = run_build(planned, directory, advance, _notice)
     except KeyboardInterrupt:
         click.echo(err=True)  # ends the line on which the terminal shows ^C
-        kept = directory.partial.exists()
-        raise _Interrupted(f"interrupted; {KEPT if kept else 'nothing was built'}") from None
+        raise _Interrupted(f"interrupted; {KEPT if directory.begun else 'nothing was built'}") from None
     seconds = time.monotonic() - started
     size = sum(record.bytes for record in manifest.files.values())
     if as_json:
@@ -248,6 +251,21 @@ def _write_policy(policy: Policy | None, path: Path) -> None:
     if policy is None:
         raise InputError("--write-policy: nothing is quantised; give --quant")
     path.write_text(policy.to_toml(), encoding="utf-8")
+
+
+def _check_policy_path(path: Path, policy_file: Path | None) -> None:
+    """A file that is there may be replaced only if it is a policy, and not the one that is read."""
+    from l4export.quantization.policy import load_policy
+
+    if not path.is_file():
+        return
+    try:
+        load_policy(path)
+        lost = policy_file is not None and path.samefile(policy_file)
+    except (L4Error, OSError):
+        lost = True
+    if lost:
+        raise InputError(f"--write-policy {path}: exists already, and would be lost; choose another file")
 
 
 def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import onnx_ir as ir
 
 from l4export.calibration.weight_codes import StoredPart, calibrate
-from l4export.compiler.directory import CALIBRATION_REPORT, EngineDirectory
+from l4export.checkpoint import SourceTensor
+from l4export.compiler.directory import EngineDirectory
 from l4export.compiler.manifest import engine_manifest
 from l4export.compiler.measure import check_can_measure, measure_scales
 from l4export.compiler.options import BuildOptions
+from l4export.compiler.ownership import CALIBRATION, CALIBRATION_REPORT
 from l4export.compiler.plan import BuildPlan, plan_build
 from l4export.compiler.provenance import generator
 from l4export.compiler.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
@@ -23,12 +23,12 @@ from l4export.engine.manifest import DECODER, Manifest
 from l4export.errors import StorageError
 from l4export.quantization.weights import CalibratedWeight
 from l4export.storage.file_records import FileRecord, file_record
-from l4export.storage.journal import JOURNAL, Journal
+from l4export.storage.journal import Journal
 from l4export.targets import UnfinishedEngine
 from l4export.weights.emission import emit_data, emit_graph
-from l4export.weights.evaluation import Output, Stack
-from l4export.weights.placement import INLINE_BYTES, plan_digest
-from l4export.weights.recipes import Cast
+from l4export.weights.evaluation import Output, Stack, leaves
+from l4export.weights.placement import INLINE_BYTES, plan_digest, units
+from l4export.weights.recipes import Cast, Constant, Recipe, Source
 
 __all__ = ["KEPT", "OnProgress", "Say", "build", "run_build"]
 
@@ -69,7 +69,7 @@ def build(
     """
     options = options or BuildOptions()
     directory = EngineDirectory(Path(engine_path), replace=options.force)
-    directory.check(options.dump_ir)
+    directory.check([Path(checkpoint_path), *options.texts], [options.dump_ir] if options.dump_ir else [])
     planned = plan_build(Path(checkpoint_path), options, directory.calibration, on_notice)
     return run_build(planned, directory, on_progress, on_notice)
 
@@ -87,7 +87,7 @@ def run_build(
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
     except OSError as error:
-        outcome = KEPT if directory.partial.exists() else "nothing was built"
+        outcome = KEPT if directory.begun else "nothing was built"
         raise StorageError(f"{error.filename or directory.path}: {error.strerror or error}; {outcome}") from error
 
 
@@ -105,39 +105,53 @@ class _Build:
     def run(self) -> Manifest:
         """Everything that reads or writes weights."""
         planned, directory = self.planned, self.directory
-        with planned.sources.reader() as reader:  # along with the workers
-            weights = None
+        with planned.sources.reading():  # along with the workers
             old = previous_engine(directory.path)
-            if old and may_have_weights(old, self._draft({}), self.files):
-                draft = self._draft(reader.records())
-                if is_up_to_date(directory.path, old, draft, self._companions()):
-                    self.on_notice(f"{directory.path.name} is up to date; every file was checked, none was written")
-                    return old
-                if not self._graph_holds_codes():
-                    weights = reusable_weights(directory.path, old, draft, self.files, f"{DECODER}.onnx")
-            with directory.writing(0 if weights else self._room()) as partial:
-                if weights:
-                    self._take_over(partial, weights)
-                else:
-                    weights = self._emit(partial)
-                names = self._write_graph(partial)
-                records = weights | {name: file_record(partial / name) for name in names}
-                manifest = engine_manifest(planned, dict(sorted(records.items())), reader.records())
-                planned.sources.check_unchanged()
+            if old and self._is_up_to_date(old):
+                self.on_notice(f"{directory.path.name} is up to date; every file was checked, none was written")
+                return old
+            with directory.writing() as partial:
+                weights = self._taken_over(partial) or self._emit(partial)
+                records = weights | self._write_graph(partial)
+                manifest = engine_manifest(planned, dict(sorted(records.items())), planned.sources.records())
+                planned.sources.check_in_place()
                 directory.finish(manifest.to_json())
         return manifest
 
-    def _draft(self, source: dict[str, FileRecord]) -> Manifest:
-        """The manifest that the engine will have, without files."""
-        return engine_manifest(self.planned, {}, source)
+    def _is_up_to_date(self, old: Manifest) -> bool:
+        """Whether the engine that is there is what this build would write."""
+        planned = self.planned
+        if not may_have_weights(old, self._draft(), self.files):
+            return False
+        copied = {name: file.record() for name, file in planned.inputs.companions.items()}
+        draft = engine_manifest(planned, {}, planned.sources.records())
+        if not is_up_to_date(self.directory.path, old, draft, copied):
+            return False
+        planned.sources.check_in_place()
+        return True
 
-    def _take_over(self, partial: Path, weights: dict[str, FileRecord]) -> None:
+    def _taken_over(self, partial: Path) -> dict[str, FileRecord] | None:
+        """The records of the data files of the engine that is there, which are now in `partial` too; None if they are
+        not what is to be written. The lock on `partial` keeps other builds from replacing the engine meanwhile."""
+        engine = self.directory.path
+        old = previous_engine(engine)
+        if old is None or self._graph_holds_codes() or not may_have_weights(old, self._draft(), self.files):
+            return None
+        draft = engine_manifest(self.planned, {}, self.planned.sources.records())
+        weights = reusable_weights(engine, old, draft, self.files, f"{DECODER}.onnx")
+        if weights is None:
+            return None
         self.on_notice("the weights have not changed; they are taken over from the engine that is there")
         self.directory.clear()
-        take_over(self.directory.path, partial, [*weights, *self._reports()])
+        take_over(engine, partial, [*weights, *self._reports()])
+        return weights
 
-    def _write_graph(self, partial: Path) -> list[str]:
-        """The graph, with measured scales, and every other file beside the weights; the names of all these files."""
+    def _draft(self) -> Manifest:
+        """The manifest that the engine will have, without files and sources."""
+        return engine_manifest(self.planned, {}, {})
+
+    def _write_graph(self, partial: Path) -> dict[str, FileRecord]:
+        """The graph, with measured scales, and every other file beside the weights; the records of all these files."""
         planned = self.planned
         if scales := measure_scales(planned, partial, self.on_notice):
             scales(planned.model)
@@ -145,10 +159,8 @@ class _Build:
                 planned.dump(len(planned.passes), planned.passes[-1], planned.model)
         name = emit_graph(planned.model, self.files, partial, DECODER)
         finishing = planned.target.finish(self._unfinished(partial, name))
-        companions = planned.inputs.companions
-        for companion in companions:
-            shutil.copyfile(planned.inputs.checkpoint.path / companion, partial / companion)
-        return [name, *finishing, *companions, *self._reports()]
+        copied = {name: file.copy_to(partial / name) for name, file in planned.inputs.companions.items()}
+        return copied | {name: file_record(partial / name) for name in (name, *finishing, *self._reports())}
 
     def _unfinished(self, partial: Path, graph: str) -> UnfinishedEngine:
         planned, options = self.planned, self.planned.options
@@ -168,13 +180,14 @@ class _Build:
         )
 
     def _emit(self, partial: Path) -> dict[str, FileRecord]:
+        self.directory.check_room(self._room())
         options, head = self.planned.options, _journal_head(self.planned)
-        with Journal(partial, head) as journal:
+        with Journal(partial, head, self.planned.sources, _sources_of_units(self.planned)) as journal:
             if journal.changed:
                 changed = _listed(journal.changed)
                 self.on_notice(f"starting afresh: {changed} changed since the build that was cut short")
-            written = [JOURNAL, *(file.name for file in self.files)] if journal.entries else []
-            kept = [self.directory.calibration.name] if self.planned.graph.calibration else []
+            written = [file.name for file in self.files] if journal.entries else []
+            kept = [CALIBRATION] if self.planned.graph.calibration else []
             self.directory.clear(keep=[*written, *kept])
             journal.start()
             self._calibrate(partial, head)
@@ -191,13 +204,8 @@ class _Build:
 
         head = {name: head[name] for name in ("l4export", "checkpoint", "calibration")}
         reference = StreamedReference(self.planned.inputs.checkpoint, self.planned.options.layers)
-        report = calibrate(plan, reference, head, self.on_notice)
+        report = calibrate(plan, reference, head, self.planned.sources, self.on_notice)
         (partial / CALIBRATION_REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-    def _companions(self) -> dict[str, FileRecord]:
-        """Tokenizer, chat template and generation defaults as the checkpoint has them."""
-        inputs = self.planned.inputs
-        return {name: file_record(inputs.checkpoint.path / name) for name in inputs.companions}
 
     def _graph_holds_codes(self) -> bool:
         """Whether calibrated tensors are so small that they lie in the graph: then it cannot be made without them."""
@@ -242,9 +250,8 @@ def _is_calibrated(tensor: ir.TensorProtocol) -> bool:
 
 
 def _journal_head(planned: BuildPlan) -> dict[str, str]:
-    """Everything that decides the bytes of the data files. Options of the decoder do so by the plan alone."""
-    stamps = [[path.name, size, time] for path, size, time in planned.sources.stamps]
-    checkpoint = f"{planned.inputs.checkpoint.header_digest()} {stamps}"
+    """Everything that decides the bytes of the data files, but the checkpoint's weights, whose digests the journal has.
+    Options of the decoder do so by the plan alone."""
     calibration, policy = planned.graph.calibration, planned.options.policy
     options = {
         "target": planned.options.target,
@@ -254,11 +261,35 @@ def _journal_head(planned: BuildPlan) -> dict[str, str]:
     }
     return {
         "l4export": generator(),
-        "checkpoint": hashlib.sha256(checkpoint.encode()).hexdigest(),
+        "checkpoint": planned.inputs.checkpoint.header_digest(),
         "options": json.dumps(options),
         "plan": plan_digest(planned.graph.files),
         **({"calibration": calibration.digest()} if calibration else {}),
     }
+
+
+def _sources_of_units(planned: BuildPlan) -> dict[int, Collection[str]]:
+    """The names of the files that each unit is made of. config.json is in the journal's head."""
+    everything = frozenset(planned.sources.names)
+    found: dict[int, Collection[str]] = {}  # by evaluation: many units have one in common
+    sources: dict[int, Collection[str]] = {}
+    for unit in units(planned.graph.files):
+        key = id(unit.evaluation.outputs[0])
+        if key not in found:
+            found[key] = _files_read(unit.evaluation.outputs[0], everything)
+        sources[unit.number] = found[key]
+    return sources
+
+
+def _files_read(recipe: Recipe, everything: Collection[str]) -> Collection[str]:
+    """The checkpoint's files that a tensor is made of: all, if it has been calibrated."""
+    names = set()
+    for leaf in leaves(recipe):
+        if isinstance(leaf, Source) and isinstance(leaf.data, SourceTensor):
+            names.add(leaf.data.file_name)
+        elif not isinstance(leaf, Constant):
+            return everything
+    return names
 
 
 def _listed(changed: list[str]) -> str:

@@ -13,22 +13,27 @@ import ctypes
 import fcntl
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from l4export.engine.companions import COMPANIONS
-from l4export.engine.manifest import DECODER, MANIFEST, load_manifest
+from l4export.compiler.ownership import (
+    CALIBRATION,
+    STAGED_MANIFEST,
+    check_engine,
+    check_unfinished,
+    clear_unfinished,
+    lies_in,
+    remove_calibration,
+    remove_engine,
+    remove_unfinished,
+)
+from l4export.compiler.provenance import generator
+from l4export.engine.manifest import MANIFEST
 from l4export.errors import InputError, StorageError
-from l4export.storage.journal import JOURNAL, has_progress
+from l4export.storage.journal import JOURNAL, begin_journal, has_progress, is_journal
+from l4export.storage.opened_file import SourceChanged
 
-__all__ = ["CALIBRATION", "CALIBRATION_REPORT", "EngineDirectory"]
-
-CALIBRATION = "calibration"
-"""The work directory of a calibration, which ends with the build."""
-
-CALIBRATION_REPORT = "calibration.json"
-"""The file of an engine that tells how its calibration went."""
-
+__all__ = ["EngineDirectory"]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -52,54 +57,61 @@ class EngineDirectory:
         self.partial = self.path.parent / f".{self.path.name}.partial"
         self.calibration = self.partial / CALIBRATION
 
-    def check(self, dump_ir: Path | None = None) -> None:
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything that the next build can continue with."""
+        return has_progress(self.partial) or has_progress(self.calibration)
+
+    def check(self, reads: Iterable[Path] = (), writes: Iterable[Path] = ()) -> None:
         """Refuse what can be refused before any work is done.
 
         Args:
-            dump_ir: Where graphs are to be dumped, which may not be the engine itself.
+            reads: Files and directories that the build reads.
+            writes: Files and directories that it writes beside the engine.
 
         Raises:
-            InputError: the directory exists and may not be replaced, or is not an engine.
+            InputError: the directory exists and may not be replaced, or is not an engine; what is read or written lies
+                in it.
             StorageError: the parent is missing or not writable.
         """
         if not self.path.name:
             raise InputError(f"{self.path}: cannot be an engine directory; name a new one")
-        if os.path.lexists(self.path):
-            self._check_replaceable()
-        if dump_ir is not None and self.path in [dump_ir.absolute(), *dump_ir.absolute().parents]:
-            raise InputError(f"--dump-ir {dump_ir}: lies inside the engine; choose another directory")
+        for place in (self.path, self.partial):
+            if os.path.lexists(place) and (inside := next((p for p in _entries(reads) if lies_in(p, place)), None)):
+                raise InputError(f"{place}: {inside}, which the build reads, lies there; choose another place")
+            if inside := next((path for path in writes if lies_in(path, place)), None):
+                raise InputError(f"{inside}: lies inside the engine {place}; choose another place")
         parent = self.path.parent
         if not parent.is_dir():
             raise StorageError(f"{parent}: no such directory; create it first")
+        try:
+            if os.path.lexists(self.path):
+                self._check_replaceable()
+            check_unfinished(self.partial)
+        except OSError as error:
+            raise StorageError(f"{error.filename}: {error.strerror}; choose another place") from error
         if not os.access(parent, os.W_OK | os.X_OK):
             raise StorageError(f"{parent}: not writable; choose another place or change its permissions")
 
     def _check_replaceable(self) -> None:
         """What exists must be an engine, with nothing beside it that replacing would lose."""
-        if self.path.is_symlink() or not (self.path / MANIFEST).is_file():
-            raise InputError(f"{self.path}: exists already and is not an engine directory; choose another name")
+        check_engine(self.path)
         if not self.replace:
             raise InputError(f"{self.path}: exists already; choose another directory or pass --force")
-        try:
-            known = {MANIFEST, *load_manifest(self.path).files}
-        except InputError:
-            return  # damaged, or of another version: replacing it is what mends it
-        foreign = sorted(set(os.listdir(self.path)) - known)
-        if foreign:
-            raise InputError(f"{self.path}: {foreign[0]} is no part of the engine and would be lost; move it away")
 
     @contextlib.contextmanager
-    def writing(self, expected_bytes: int) -> Iterator[Path]:
+    def writing(self) -> Iterator[Path]:
         """Yield the directory to write into, with what an earlier build left there.
 
         At the end it is gone, finished or not. After an error it stays if its journal tells of weights that were
-        written; not after bad input, because what mends that changes the bytes.
+        written; not after bad input, because what mends that changes the bytes, but for a source that changed: the
+        journal knows which of the bytes are not of that.
 
         Raises:
-            InputError: another build is writing to the same place.
-            StorageError: less than `expected_bytes` are free.
+            InputError: another build is writing to the same place, or something else lies there.
         """
-        self.partial.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            self.partial.mkdir()
         lock = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             try:
@@ -108,72 +120,82 @@ class EngineDirectory:
                 raise InputError(f"{self.path}: another build is writing it; wait for it to end") from None
             if not self._is_partial(lock):
                 raise InputError(f"{self.path}: another build has just ended; build again")
-            self._check_ours()
+            check_unfinished(self.partial)
             keep = False
             try:
-                self._check_room(expected_bytes)
+                if not is_journal(self.partial / JOURNAL):
+                    begin_journal(self.partial, generator())
                 yield self.partial
             except BaseException as error:
-                begun = has_progress(self.partial) or has_progress(self.calibration)
-                keep = not isinstance(error, InputError) and begun
+                keep = self.begun and (isinstance(error, SourceChanged) or not isinstance(error, InputError))
                 raise
             finally:
                 if not keep and self._is_partial(lock):
-                    shutil.rmtree(self.partial, ignore_errors=True)
+                    with contextlib.suppress(OSError):  # the error that led here is the one to be told
+                        remove_unfinished(self.partial)
         finally:
             os.close(lock)
 
     def clear(self, keep: Collection[str] = ()) -> None:
-        """Remove what an earlier build left in the partial directory, but for regular files of the names in `keep`, and
-        the directory of a calibration if it is named there."""
-        for entry in os.scandir(self.partial):
-            if entry.is_dir(follow_symlinks=False):
-                if entry.name != CALIBRATION or CALIBRATION not in keep:
-                    shutil.rmtree(entry.path)
-            elif entry.name not in keep or not entry.is_file(follow_symlinks=False):
-                os.unlink(entry.path)
-
-    def _check_ours(self) -> None:
-        """Only what a build writes may be in the partial directory: it is emptied without asking."""
-        ours = {JOURNAL, MANIFEST, f"{MANIFEST}.partial", "genai_config.json", *COMPANIONS}
-        ours |= {CALIBRATION, CALIBRATION_REPORT}
-        foreign = sorted(n for n in os.listdir(self.partial) if n not in ours and not n.startswith(DECODER))
-        if foreign:
-            raise InputError(f"{self.partial}: {foreign[0]} was not written by a build; move the directory away")
+        """Remove what an earlier build left in the partial directory, but for the journal and the files that `keep`
+        names, and the directory of a calibration if it is named there."""
+        clear_unfinished(self.partial, [JOURNAL, *keep])
 
     def _is_partial(self, lock: int) -> bool:
         """Whether the directory that is locked still has the partial directory's name."""
         return self.partial.exists() and os.path.samestat(os.fstat(lock), os.lstat(self.partial))
 
-    def _check_room(self, expected_bytes: int) -> None:
-        """What an earlier build left counts as room: it is gone on with, or removed."""
+    def check_room(self, expected_bytes: int) -> None:
+        """Raise `StorageError` if less is free. What an earlier build left counts as room: the next one continues with
+        it, or removes it."""
         free = shutil.disk_usage(self.partial).free
         left = [entry for folder in (self.partial, self.calibration) if folder.is_dir() for entry in os.scandir(folder)]
-        taken = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in left)
+        taken = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in left if entry.name != JOURNAL)
         if free + taken < expected_bytes:
             raise StorageError(
                 f"{self.path.parent}: {expected_bytes - taken:,} bytes are needed and {free:,} are free; make room"
             )
 
     def finish(self, manifest: str) -> None:
-        """Write the manifest, force everything to disk and move the directory to its name."""
+        """Write the manifest, force everything to disk and move the directory to its name.
+
+        Raises:
+            StorageError: something has come into the engine's place that would be lost.
+        """
         for name in os.listdir(self.partial):
             if name not in (JOURNAL, CALIBRATION):
                 _sync(self.partial / name)
-        staged = self.partial / f"{MANIFEST}.partial"
+        replaced = self.replace and os.path.lexists(self.path)
+        if replaced:
+            self._check_still_replaceable()
+        staged = self.partial / STAGED_MANIFEST
         staged.write_text(manifest, encoding="utf-8")
         _sync(staged)
-        shutil.rmtree(self.calibration, ignore_errors=True)
-        (self.partial / JOURNAL).unlink(missing_ok=True)  # as late as can be: from here on a kill costs all the work
+        remove_calibration(self.partial)
+        (self.partial / JOURNAL).unlink()  # as late as can be: from here on a kill costs all the work
         staged.rename(self.partial / MANIFEST)
         _sync(self.partial)
-        if self.replace and self.path.exists():
+        if replaced:
             _exchange(self.partial, self.path)
-            (self.partial / MANIFEST).unlink()  # from here on the old engine no longer looks like one
-            shutil.rmtree(self.partial, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the new engine is in its place; the next build clears up
+                remove_engine(self.partial)
         else:
             os.rename(self.partial, self.path)
         _sync(self.path.parent)
+
+    def _check_still_replaceable(self) -> None:
+        try:
+            self._check_replaceable()
+        except InputError as error:
+            raise StorageError(str(error)) from error
+
+
+def _entries(paths: Iterable[Path]) -> Iterator[Path]:
+    """The paths, and the files in those that are directories: any of them may be a link to somewhere else."""
+    for path in paths:
+        yield path
+        with contextlib.suppress(OSError):  # no directory; what cannot be read is told of by who reads it
+            yield from (entry for entry in path.iterdir() if entry.is_file())
 
 
 def _exchange(a: Path, b: Path) -> None:

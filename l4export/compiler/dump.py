@@ -36,7 +36,11 @@ class Dump:
         tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
         small = sum(tensor.nbytes for tensor in tensors) <= _WEIGHTS_BYTES
         proto = ir.to_proto(model if small else _without_weights(model))
-        (self.directory / f"{index:02d}-{name}.onnx").write_bytes(proto.SerializeToString(deterministic=True))
+        path = self.directory / f"{index:02d}-{name}.onnx"
+        staged = path.with_suffix(".partial")
+        staged.unlink(missing_ok=True)
+        staged.write_bytes(proto.SerializeToString(deterministic=True))
+        staged.replace(path)  # of a link the link itself, not what it leads to
 
 
 def _without_weights(model: ir.Model) -> ir.Model:

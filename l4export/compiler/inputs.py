@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from l4export.calibration.text import CalibrationText, TextReader
 from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.compiler.options import DEFAULT_MAX_CONTEXT, BuildOptions
-from l4export.engine.companions import check_companions
+from l4export.engine.companions import open_companions
 from l4export.engine.kv_cache import KV_BITS
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
+from l4export.storage.opened_file import OpenedFile
 
 __all__ = ["BuildInputs", "Texts", "open_inputs"]
 
@@ -41,30 +43,40 @@ class BuildInputs:
         checkpoint: All of it.
         config: The model that is built: the checkpoint's, or that of the layers in `options.layers`.
         max_context: The longest sequence in tokens that the engine is for.
-        companions: Names of the small files that are copied into the engine.
+        companions: The small files that are copied into the engine, by name.
         texts: What is measured on.
     """
 
     checkpoint: Checkpoint
     config: ModelConfig
     max_context: int
-    companions: tuple[str, ...]
+    companions: Mapping[str, OpenedFile]
     texts: Texts
+
+    def source_files(self, names: Iterable[str]) -> dict[str, OpenedFile]:
+        """config.json and files with weights, by name, as they were opened to be read."""
+        opened = {file.path.name: file.opened for file in self.checkpoint.files}
+        opened["config.json"] = self.checkpoint.config_file
+        return {name: opened[name] for name in names}
 
 
 def open_inputs(checkpoint_path: Path, options: BuildOptions) -> BuildInputs:
     """Open a checkpoint and read the texts that `options` need. Reads no weights.
 
     Raises:
-        InputError: a checkpoint, a text or an option that cannot be used; by name.
+        InputError: a checkpoint, a text or an option that cannot be used, or a file that was replaced meanwhile; by
+            name.
         EnvironmentLacks: there is text, and the package tokenizers is missing.
         StorageError: reading failed.
     """
+    companions = open_companions(checkpoint_path)
     checkpoint = open_checkpoint(checkpoint_path)
     config = checkpoint.config if options.layers is None else checkpoint.config.slice_layers(*options.layers)
     max_context = _max_context(config, options.max_context)
-    companions = tuple(check_companions(checkpoint.path))
-    return BuildInputs(checkpoint, config, max_context, companions, _texts(checkpoint, options))
+    texts = _texts(checkpoint, options)
+    for file in companions.values():  # the tokenizer, and the stop tokens, were read by their paths meanwhile
+        file.check_in_place()
+    return BuildInputs(checkpoint, config, max_context, companions, texts)
 
 
 def _max_context(config: ModelConfig, asked: int | None) -> int:

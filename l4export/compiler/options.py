@@ -120,6 +120,11 @@ class BuildOptions(WeightOptions, DecoderOptions, CalibrationTexts, BuildResourc
     """Everything that `l4export build` is asked for; see the groups for each option."""
 
     @property
+    def texts(self) -> list[Path]:
+        """Files and directories with text that are read."""
+        return [path for path in (self.calibrate, self.kv_calibrate) if path is not None]
+
+    @property
     def cache_dtype(self) -> str:
         """`kv_dtype`, or what is computed in."""
         return self.kv_dtype or self.float_dtype

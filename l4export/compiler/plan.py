@@ -37,7 +37,7 @@ class BuildPlan:
         inputs: What is read.
         options: What was asked for, with the policy that `--quant auto` chose.
         graph: The engine's decoder.
-        sources: The checkpoint's files that it reads, as they are now.
+        sources: The checkpoint's files that it reads, opened.
         parts: The layers of each engine to be compiled; empty where nothing is compiled.
         calibration_directory: Where a calibration keeps the codes of weights.
         dump: Is given the graph after every pass; None: nobody is.
@@ -129,7 +129,7 @@ def plan_build(
         options = _with_chosen_policy(inputs, options, on_step)
     dump = Dump(options.dump_ir) if options.dump_ir else None
     graph = compile_graph(inputs, options, calibration_directory, dump)
-    sources = Sources.of([inputs.checkpoint.path / name for name in graph.source_files])
+    sources = Sources(inputs.source_files(graph.source_files), inputs.companions)
     check_budget(graph.files, options.workers, options.weights_budget)
     cut = TARGETS[options.target].cut
     parts = cut(graph.model.graph, options.memory_budget) if cut else ()

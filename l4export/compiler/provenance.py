@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 from l4export._version import __version__
 from l4export.engine.manifest import FORMAT_VERSION
-from l4export.errors import InputError
-from l4export.storage.file_records import FileReader
+from l4export.storage.file_records import FileReader, FileRecord
+from l4export.storage.opened_file import OpenedFile
 
 __all__ = ["PROGRAM", "Sources", "generator", "program_digest"]
 
@@ -64,31 +64,54 @@ def _module(path: Path, root: Path) -> str:
     return ".".join(path.relative_to(root).with_suffix("").parts)
 
 
-@dataclass(frozen=True)
 class Sources:
-    """Files that an engine is made from, as they were when the build began: path, size in bytes, time in ns."""
+    """The files that an engine is made from. What was read of them is what is recorded, checked and copied.
 
-    stamps: tuple[tuple[Path, int, int], ...]
+    Args:
+        files: config.json and the files with weights, by name; they stand in the manifest.
+        companions: The files that are copied into the engine, by name.
+    """
 
-    @staticmethod
-    def of(paths: Sequence[Path]) -> Sources:
-        """The files as they are now; `InputError` for one that is missing."""
-        return Sources(tuple((path, *_stamp(path)) for path in paths))
+    def __init__(self, files: Mapping[str, OpenedFile], companions: Mapping[str, OpenedFile]) -> None:
+        self.names = tuple(files)
+        self._files, self._companions = dict(files), dict(companions)
+        self._reader: FileReader | None = None
 
-    def check_unchanged(self) -> None:
-        """Raise `InputError` for the first file that is no longer what it was."""
-        for path, *stamp in self.stamps:
-            if _stamp(path) != tuple(stamp):
-                raise InputError(f"{path}: changed during the build; build again when it is complete")
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Reads the files for their digests meanwhile, from the descriptors that the weights are read through."""
+        with FileReader({name: file.record for name, file in self._files.items()}, _READERS) as self._reader:
+            yield
 
-    def reader(self) -> FileReader:
-        """Begins to read all of them: by their digests a service can tell which checkpoint it serves."""
-        return FileReader([path for path, *_ in self.stamps], _READERS)
+    def records(self) -> dict[str, FileRecord]:
+        """Size and digest of each file, when all have been read; by these a service can tell which checkpoint it
+        serves.
 
+        Raises:
+            SourceChanged: one changed while it was read.
+            OSError: reading failed.
+        """
+        return self._begun.records()
 
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise InputError(f"{path}: has gone during the build; build again when the checkpoint is complete") from None
-    return status.st_size, status.st_mtime_ns
+    def known(self) -> dict[str, str]:
+        """The SHA-256 (hex) of every file that has been read to its end by now, by name."""
+        return {name: record.sha256 for name, record in self._begun.finished().items()}
+
+    def sha256(self, name: str) -> str | None:
+        """One file's digest, when it has been read; None if it is not among the files. Raises as `records`."""
+        return self._begun.record(name).sha256 if name in self._files else None
+
+    def check_open(self) -> None:
+        """Raise `SourceChanged` for the first file that is no longer what it was when it was opened."""
+        for file in self._files.values():
+            file.check_open()
+
+    def check_in_place(self) -> None:
+        """As `check_open`, for companions too, and for files that are no longer where they were opened."""
+        for file in (*self._files.values(), *self._companions.values()):
+            file.check_in_place()
+
+    @property
+    def _begun(self) -> FileReader:
+        assert self._reader is not None, "within `reading` alone"
+        return self._reader

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import stat
+from functools import partial
 from pathlib import Path
 
 from l4export.engine.manifest_checks import check_manifest
 from l4export.engine.manifest_reader import read_manifest
 from l4export.engine.manifest_types import (
     DECODER,
+    FORMAT,
     FORMAT_VERSION,
     EnginePart,
     Graph,
@@ -18,7 +21,7 @@ from l4export.engine.manifest_types import (
     TensorSpec,
 )
 from l4export.errors import CheckFailed, InputError, StorageError
-from l4export.storage.file_records import FileReader
+from l4export.storage.file_records import FileReader, file_record
 from l4export.storage.safetensors import parse_json_object
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "Manifest",
     "Runtime",
     "TensorSpec",
+    "listed_files",
     "load_manifest",
     "verify_files",
 ]
@@ -64,6 +68,24 @@ def load_manifest(engine: Path) -> Manifest:
     return manifest
 
 
+def listed_files(path: Path) -> dict[str, int] | None:
+    """Names and sizes in bytes of the files that a manifest lists, whatever its format version, and else unchecked.
+
+    None where `path` is no regular file that l4export wrote.
+    """
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size > _MAX_MANIFEST_BYTES:
+            return None
+        raw = parse_json_object(path.read_bytes(), str(path))
+    except (InputError, OSError):
+        return None
+    version, files = raw.get("format_version"), raw.get("files")
+    if raw.get("format") != FORMAT or type(version) is not int or version < 1 or not isinstance(files, dict):
+        return None
+    sizes = {name: record.get("bytes") for name, record in files.items() if isinstance(record, dict)}
+    return {name: size for name, size in sizes.items() if type(size) is int}
+
+
 def verify_files(engine: Path) -> Manifest:
     """Check every file of an engine against its manifest.
 
@@ -73,7 +95,8 @@ def verify_files(engine: Path) -> Manifest:
     """
     manifest = load_manifest(engine)
     faults = {name: _size_fault(engine / name, record.bytes) for name, record in manifest.files.items()}
-    with FileReader([engine / name for name, fault in faults.items() if fault is None]) as reader:
+    reads = {name: partial(file_record, engine / name) for name, fault in faults.items() if fault is None}
+    with FileReader(reads) as reader:
         for name, record in reader.records().items():
             if record != manifest.files[name]:
                 faults[name] = f"{name} has been changed"

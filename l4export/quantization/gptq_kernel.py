@@ -9,30 +9,23 @@ Arguments in common: float32 `scales` and `zeros` (the code that stands for 0) a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
+
+from l4export.quantization.jit import jit
 
 __all__ = ["block_products", "choose_scales", "descend", "round_columns"]
 
 
-def _jit(function: Callable[..., Any]) -> Any:
-    try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # nowhere to keep a cache: compile in each process
-        return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-@_jit
+@jit
 def _nearest(value: np.float32, scale: np.float32, zero: np.float32, top: np.float32) -> Any:
     """The code of a value; that of 0 where the scale is 0."""
     code = np.rint(value / scale) + zero if scale != np.float32(0) else zero
     return min(max(code, np.float32(0)), top)
 
 
-@_jit
+@jit
 def choose_scales(weight: Any, cost: Any, block: int, factors: Any, scales: Any, zeros: Any, top: np.float32) -> None:
     """Multiply each block's scale by the one of `factors` that makes sum_i cost_i (w_i - w'_i)^2 least.
 
@@ -52,7 +45,7 @@ def choose_scales(weight: Any, cost: Any, block: int, factors: Any, scales: Any,
                     least, scales[r, group] = error, scale
 
 
-@_jit
+@jit
 def round_columns(
     left: Any, factor: Any, groups: Any, scales: Any, zeros: Any, top: np.float32, codes: Any, errors: Any,
     start: int, stop: int,
@@ -75,7 +68,7 @@ def round_columns(
                 left[np.uintp(r), np.uintp(j)] -= error * factor[np.uintp(i), np.uintp(j)]
 
 
-@_jit
+@jit
 def descend(
     away: Any, slope: Any, moments: Any, block: int, scales: Any, zeros: Any, top: np.float32, codes: Any
 ) -> None:  # fmt: skip
@@ -101,7 +94,7 @@ def descend(
                     slope[np.uintp(r), np.uintp(j)] -= change * moments[np.uintp(i), np.uintp(j)]
 
 
-@_jit
+@jit
 def block_products(left: Any, right: Any, block: int, sums: Any) -> None:
     """Row by row, the scalar product of each block of two matrices.
 

@@ -16,10 +16,11 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
+
+from l4export.quantization.jit import jit
 
 __all__ = ["Format", "Outputs", "Source", "kernel"]
 
@@ -94,13 +95,6 @@ class _Blocks(NamedTuple):
     """What `_code` adds."""
 
 
-def _jit(function: Callable[..., Any], signature: Any = None) -> Any:
-    try:
-        return numba.njit(signature, nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # nowhere to keep a cache: compile in each process
-        return numba.njit(signature, nogil=True, error_model="numpy")(function)
-
-
 def _bitcast(source: Any, target: Any) -> Any:
     """A function (for compiled code only) that reads the bits of one 32-bit type as another."""
 
@@ -117,7 +111,7 @@ _as_float = _bitcast(types.uint32, types.float32)
 _as_bits = _bitcast(types.float32, types.uint32)
 
 
-@_jit
+@jit
 def _widen(source: Any, at: int, half: bool, bits: Any, to: int, length: int) -> None:
     """`bits[to : to + length]` = the float32 bits of the source's elements from `at` on."""
     if source.itemsize == 4:
@@ -137,7 +131,7 @@ def _widen(source: Any, at: int, half: bool, bits: Any, to: int, length: int) ->
             bits[np.uintp(to + i)] = np.uint32(source[np.uintp(at + i)]) << np.uint32(16)
 
 
-@_jit
+@jit
 def _ends(bits: Any, at: int, length: int) -> Any:
     """The largest of the bits as signed numbers (0 if all are negative) and as unsigned ones."""
     signed, unsigned = np.int32(0), np.uint32(0)
@@ -148,7 +142,7 @@ def _ends(bits: Any, at: int, length: int) -> Any:
     return np.uint32(signed), np.uint32(unsigned)
 
 
-@_jit
+@jit
 def _first(bits: Any, at: int, step: int, magnitude: Any) -> Any:
     """The first element of that magnitude, from `at` on."""
     while np.uint32(bits[np.uintp(at)] & _MAGNITUDE) != magnitude:
@@ -156,7 +150,7 @@ def _first(bits: Any, at: int, step: int, magnitude: Any) -> Any:
     return _as_float(bits[np.uintp(at)])
 
 
-@_jit
+@jit
 def _to_float16(scale: np.float32) -> Any:
     """Rounded to float16: the value, and its float16 bits; infinite when float16 cannot hold it."""
     bits = _as_bits(scale)
@@ -174,7 +168,7 @@ def _to_float16(scale: np.float32) -> Any:
     return (-value if sign else value), np.uint16(sign | ((magnitude - np.uint32(112 << 23)) >> np.uint32(13)))
 
 
-@_jit
+@jit
 def _settle(scale: np.float32, half: bool, positive: bool) -> Any:
     """A scale as it is stored (rounded to float16 if `half`), its float16 bits, and its inverse."""
     code = np.uint16(0)
@@ -185,13 +179,13 @@ def _settle(scale: np.float32, half: bool, positive: bool) -> Any:
     return scale, code, np.float32(1) / scale
 
 
-@_jit
+@jit
 def _lowest(unsigned: Any) -> Any:
     """The magnitude of the smallest element of a block, as bits: 0 if none is negative."""
     return np.uint32(unsigned & _MAGNITUDE) if unsigned > _MAGNITUDE else np.uint32(0)
 
 
-@_jit
+@jit
 def _fit(bits: Any, at: int, step: int, scale: np.float32, low: np.float32, form: Format, half: bool) -> Any:
     """The one of a few fractions of a block's scale that makes the sum of squared errors least."""
     number, block, symmetric, positive, _ = form
@@ -214,7 +208,7 @@ def _fit(bits: Any, at: int, step: int, scale: np.float32, low: np.float32, form
     return best
 
 
-@_jit
+@jit
 def _find_scales(form: Format, blocks: _Blocks, half: bool, count: int) -> int:
     """Sets the `scales` of the first `count` blocks, whose ends are known; `half`: for storing in float16.
 
@@ -244,7 +238,7 @@ def _find_scales(form: Format, blocks: _Blocks, half: bool, count: int) -> int:
     return -1
 
 
-@_jit
+@jit
 def _store_scales(
     form: Format, blocks: _Blocks, out: Outputs, row: int, row_step: int, column: int, column_step: int, count: int
 ) -> int:
@@ -278,7 +272,7 @@ def _store_scales(
     return -1
 
 
-@_jit
+@jit
 def _code(value: Any, inverse: Any, shift: Any, top: Any, flip: Any) -> Any:
     """Of an element, given its bits."""
     code = np.int32(np.int32(_as_bits(_as_float(value) * inverse + _MAGIC)) + shift)
@@ -286,13 +280,13 @@ def _code(value: Any, inverse: Any, shift: Any, top: Any, flip: Any) -> Any:
     return np.uint32(code if code < top else top) ^ flip
 
 
-@_jit
+@jit
 def _flip(form: Format) -> Any:
     """The upper bit of a code, which two's complement turns."""
     return np.uint32(1 << (form.number - 1)) if form.positive else np.uint32(0)
 
 
-@_jit
+@jit
 def _new_blocks(elements: int, apart: int, step: int, count: int) -> _Blocks:
     """Room for `count` blocks of some elements together."""
     return _Blocks(
@@ -334,7 +328,7 @@ def _quantize_rows(source: Source, form: Format, out: Outputs) -> int:
     return -1
 
 
-@_jit
+@jit
 def _widen_lanes(source: Source, start: int, lanes: int, pitch: int, blocks: _Blocks, block: int) -> None:
     """Blocks that lie side by side: row i of them to `blocks.bits[i * pitch :]`, and the ends of each."""
     bits, signed, unsigned = blocks.bits, blocks.signed, blocks.unsigned
@@ -349,7 +343,7 @@ def _widen_lanes(source: Source, start: int, lanes: int, pitch: int, blocks: _Bl
             unsigned[r] = max(value, unsigned[r])
 
 
-@_jit
+@jit
 def _pack_lanes(blocks: _Blocks, lanes: int, pitch: int, form: Format, packed: Any) -> None:
     """The codes of blocks that lie side by side, as words: word w of lane r to `packed[w * pitch + r]`."""
     bits, inverse, shift, number = blocks.bits, blocks.inverse, blocks.shift, form.number
@@ -390,7 +384,7 @@ def _quantize_columns(source: Source, form: Format, out: Outputs) -> int:
     return -1
 
 
-@_jit
+@jit
 def _gather(
     source: Any, start: int, stride: int, transposed: bool, rows: int, length: int, tile: Any, width: int
 ) -> None:
@@ -405,7 +399,7 @@ def _gather(
                 tile[np.uintp(r * width + i)] = source[np.uintp(start + r * stride + i)]
 
 
-@_jit
+@jit
 def _largest(tile: Any, start: int, width: int, rows: int, length: int, half: bool, bits: Any) -> Any:
     """The largest magnitude, as bits, of some rows of a tile from `start` on; `bits` is room for a piece of a row."""
     largest = np.uint32(0)
@@ -418,7 +412,7 @@ def _largest(tile: Any, start: int, width: int, rows: int, length: int, half: bo
     return largest
 
 
-@_jit
+@jit
 def _encode_fp8(bits: Any, length: int, inverse: np.float32, codes: Any, row: int, start: int) -> None:
     for i in range(length):
         value = _as_float(bits[i]) * inverse
@@ -493,5 +487,5 @@ def _compiled(name: str, itemsize: int) -> Callable[..., int]:
         "columns": (_quantize_columns, i(source, form, out)),
         "fp8": (_quantize_fp8, i(source, flag, flag, flag, out)),
     }
-    compiled: Callable[..., int] = _jit(*kernels[name])
+    compiled: Callable[..., int] = jit(*kernels[name])
     return compiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,15 +37,21 @@ def file_record(path: Path, given_up: threading.Event | None = None) -> FileReco
 
 
 class FileReader:
-    """Reads files of different names for their records, from the start on, `threads` at a time (None: one a core).
+    """Reads files for their records, from the start on, `threads` at a time (None: one a core).
 
     Leaving it as a context, as an error or Ctrl-C does, ends the reading that is not done.
+
+    Args:
+        reads: By name, what reads a file until an event is set, such as `OpenedFile.record`.
+        threads: Files that are read at a time.
     """
 
-    def __init__(self, paths: Sequence[Path], threads: int | None = None) -> None:
+    def __init__(
+        self, reads: Mapping[str, Callable[[threading.Event], FileRecord]], threads: int | None = None
+    ) -> None:
         self._given_up = threading.Event()
         self._threads = ThreadPoolExecutor(threads or os.cpu_count())
-        self._records = {path.name: self._threads.submit(file_record, path, self._given_up) for path in paths}
+        self._records = {name: self._threads.submit(read, self._given_up) for name, read in reads.items()}
 
     def __enter__(self) -> FileReader:
         return self
@@ -54,6 +60,15 @@ class FileReader:
         self._given_up.set()
         self._threads.shutdown(cancel_futures=True)
 
+    def record(self, name: str) -> FileRecord:
+        """One file's, when it has been read; raises what its reading raised, such as `OSError`."""
+        return self._records[name].result()
+
     def records(self) -> dict[str, FileRecord]:
-        """By the files' names, when all have been read; raises `OSError` for one that cannot be."""
-        return {name: record.result() for name, record in self._records.items()}
+        """All files', when all have been read; raises as `record`."""
+        return {name: self.record(name) for name in self._records}
+
+    def finished(self) -> dict[str, FileRecord]:
+        """Of the files that have been read by now."""
+        done = {name: future for name, future in self._records.items() if future.done()}
+        return {name: future.result() for name, future in done.items() if not future.exception()}

@@ -1,12 +1,20 @@
-"""A build's memory of what it has written, so that the next one goes on where it was killed.
+"""A build's memory of what it has written, so that the next one can continue after a kill.
 
 A text file beside the data. Its first line is a JSON object that names everything which decides the bytes to be
-written, each as a string. Every further line stands for a unit of work whose bytes are in the data files: the unit's
-number and the CRC-32 of each of its parts, in hexadecimal, separated by spaces.
+written, but for the contents of the source files, each as a string. Every further line is one of two kinds.
+
+`source` stands for a source file: the SHA-256 of what the builds that noted the units have read of it, and its name.
+It is written once the file has been read to its end. Any other line stands for a unit of work whose bytes are in the
+data files: the unit's number and the CRC-32 of each of its parts, in hexadecimal, separated by spaces.
 
     {"l4export": "0.1.0 ...", "checkpoint": "5c1f...", "options": "...", "plan": "09ab..."}
+    source 77f5f8d9...33 config.json
     0 1c291ca3
     2 9e83486d 00f1ab34
+
+A unit is believed only if a digest is noted for every source file that it was made of, and each is the digest of the
+file that is there now. A source that was replaced by one of the same size and times makes it count for nothing, and so
+does a build that was killed before it had read the sources to their end.
 
 A line counts once it has its newline. It is appended after the bytes were written, but nothing says that the disk kept
 them in that order: whoever resumes compares the bytes with the CRCs.
@@ -17,47 +25,101 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
-__all__ = ["JOURNAL", "Journal", "has_progress"]
+__all__ = ["JOURNAL", "Journal", "SourceFiles", "begin_journal", "has_progress", "is_journal"]
 
 JOURNAL = "journal"
-_ENTRY = re.compile(rb"(\d{1,9})((?: [0-9a-f]{8})+)")
+_MOST_BYTES = 64 << 20
+_UNIT = re.compile(rb"(\d{1,9})((?: [0-9a-f]{8})+)")
+_SOURCE = re.compile(rb"source ([0-9a-f]{64}) ([^\n]+)")
+
+
+class SourceFiles(Protocol):
+    """What a journal needs to know of the source files."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """All of them."""
+
+    def known(self) -> Mapping[str, str]:
+        """The SHA-256 (hex) of every file that has been read to its end by now, by name."""
+
+    def sha256(self, name: str) -> str | None:
+        """One file's digest, when it has been read; None if it is not among the sources."""
+
+    def check_open(self) -> None:
+        """Raises `SourceChanged` if a file is no longer what it was when it was opened."""
 
 
 class Journal:
     """The journal of one directory, opened for a build that `head` describes; closes as a context manager.
 
+    Opening it waits until the source files that it names have been read.
+
+    Args:
+        directory: Where it lies.
+        head: What decides the bytes of all units, but for the sources.
+        sources: The files that this build reads.
+        reads: The names of the source files that each unit of the build is made of.
+
     Attributes:
-        entries: Unit number -> CRC-32 of each part, as an earlier build with the same head left them.
-        changed: The names of what differs from the head of the journal that was found; it is not gone on with.
+        entries: Unit number -> CRC-32 of each part, as an earlier build with the same head and sources left them.
+        changed: What differs from what the journal that was found says: names of the head, or "checkpoint".
 
     Raises:
+        SourceChanged: a source file changed while it was read.
         OSError: when it cannot be read or written.
     """
 
-    def __init__(self, directory: Path, head: dict[str, str]) -> None:
+    def __init__(
+        self, directory: Path, head: Mapping[str, str], sources: SourceFiles, reads: Mapping[int, Collection[str]]
+    ) -> None:
+        self._path, self._head, self._sources = directory / JOURNAL, dict(head), sources
+        self._descriptor, self._lock = -1, threading.Lock()
+        self._noted: dict[str, str] = {}
         self.entries: dict[int, tuple[int, ...]] = {}
-        self._path = directory / JOURNAL
-        found, entries, length = _read(self._path)
-        self.changed = [name for name in head if found.get(name) != head[name]] if found else []
-        self._head = None if found == head else json.dumps(head).encode() + b"\n"
-        if self._head is None:
-            self.entries = entries
-        self._length = length
-        self._descriptor = -1
+        self.changed: list[str] = []
+        if (found := _read(self._path)) and found.units:
+            self.changed = [name for name in head if found.head.get(name) != head[name]]
+            if found.head == head:
+                self._believe(found, reads)
+
+    def _believe(self, found: _Found, reads: Mapping[int, Collection[str]]) -> None:
+        """Take over the units whose sources are proven to be the same."""
+        self._noted = {name: digest for name, digest in found.sources.items() if self._sources.sha256(name) == digest}
+        if len(self._noted) < len(found.sources):
+            self.changed = ["checkpoint"]
+        self.entries = {
+            unit: checksums
+            for unit, checksums in found.units.items()
+            if unit in reads and self._noted.keys() >= set(reads[unit])
+        }
 
     def start(self) -> None:
-        """Begin to write: after what was found, less a torn line; or anew."""
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        os.ftruncate(self._descriptor, self._length if self._head is None else 0)
-        if self._head is not None:
-            _append(self._descriptor, self._head)
+        """Begin to write: the head and what is believed first, in place of what was found, in one step."""
+        sources = [_source_line(name, digest) for name, digest in self._noted.items()]
+        units = [_unit_line(unit, checksums) for unit, checksums in self.entries.items()]
+        self._descriptor = _create(self._path, b"".join([_head_line(self._head), *sources, *units]))
 
     def add(self, unit: int, checksums: tuple[int, ...]) -> None:
-        """Note that a unit's bytes have been written. One call to the system, so several threads may."""
-        _append(self._descriptor, " ".join([str(unit), *(f"{crc:08x}" for crc in checksums)]).encode() + b"\n")
+        """Note that a unit's bytes have been written; any thread may.
+
+        Raises:
+            SourceChanged: nobody can say what it was made of.
+        """
+        with self._lock:
+            known = self._sources.known()
+            self._sources.check_open()
+            new = {name: digest for name, digest in known.items() if name not in self._noted}
+            lines = [_source_line(name, digest) for name, digest in new.items()]
+            _append(self._descriptor, b"".join([*lines, _unit_line(unit, checksums)]))
+            self._noted |= new
 
     def __enter__(self) -> Journal:
         return self
@@ -67,32 +129,81 @@ class Journal:
             os.close(self._descriptor)
 
 
+def begin_journal(directory: Path, program: str) -> None:
+    """Write a journal that tells of nothing but the program that writes here: by it `is_journal` knows the place."""
+    os.close(_create(directory / JOURNAL, _head_line({"l4export": program})))
+
+
+def is_journal(path: Path) -> bool:
+    """Whether a build of l4export, of this version or another, wrote this file."""
+    found = _read(path)
+    return found is not None and "l4export" in found.head
+
+
 def has_progress(directory: Path) -> bool:
     """Whether a journal in `directory` tells of any unit."""
-    return bool(_read(directory / JOURNAL)[1])
+    found = _read(directory / JOURNAL)
+    return found is not None and bool(found.units)
 
 
-def _read(path: Path) -> tuple[dict[str, object], dict[int, tuple[int, ...]], int]:
-    """Head, entries and the bytes they take; nothing where there is no journal or its head is no head."""
-    if path.is_symlink() or not path.is_file():
-        return {}, {}, 0
+@dataclass
+class _Found:
+    """What a journal says."""
+
+    head: dict[str, object]
+    sources: dict[str, str] = field(default_factory=dict)
+    units: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+def _read(path: Path) -> _Found | None:
+    """What a journal says up to the first line that is damaged; None where there is none or its head is no head."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        return None
     first, *lines = path.read_bytes().split(b"\n")[:-1] or [b""]  # what follows the last newline is torn
     try:
         head = json.loads(first)
-    except ValueError:
-        return {}, {}, 0
+    except (ValueError, RecursionError):
+        return None
     if not isinstance(head, dict):
-        return {}, {}, 0
-    entries, length = {}, len(first) + 1
+        return None
+    found = _Found(head)
     for line in lines:
-        entry = _ENTRY.fullmatch(line)
-        if not entry:  # blocks that a power loss left empty
+        if source := _SOURCE.fullmatch(line):
+            found.sources[os.fsdecode(source[2])] = source[1].decode()
+        elif unit := _UNIT.fullmatch(line):
+            found.units[int(unit[1])] = tuple(int(crc, 16) for crc in unit[2].split())
+        else:  # blocks that a power loss left empty
             break
-        entries[int(entry[1])] = tuple(int(crc, 16) for crc in entry[2].split())
-        length += len(line) + 1
-    return head, entries, length
+    return found
 
 
-def _append(descriptor: int, line: bytes) -> None:
-    if (written := os.write(descriptor, line)) < len(line):  # room for half a line: the disk is full
-        os.write(descriptor, line[written:])
+def _head_line(head: Mapping[str, str]) -> bytes:
+    return json.dumps(head).encode() + b"\n"
+
+
+def _source_line(name: str, digest: str) -> bytes:
+    return b"source " + digest.encode() + b" " + os.fsencode(name) + b"\n"
+
+
+def _unit_line(unit: int, checksums: tuple[int, ...]) -> bytes:
+    return " ".join([str(unit), *(f"{crc:08x}" for crc in checksums)]).encode() + b"\n"
+
+
+def _create(path: Path, lines: bytes) -> int:
+    """Put a file of these lines in the place of what is there, in one step; returns its descriptor, to append to."""
+    staged = path.with_name(f"{path.name}.partial")
+    staged.unlink(missing_ok=True)
+    descriptor = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    try:
+        _append(descriptor, lines)
+        os.fsync(descriptor)
+        os.replace(staged, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _append(descriptor: int, lines: bytes) -> None:
+    while lines:  # room for a part of them: the disk is full, and the next call says so
+        lines = lines[os.write(descriptor, lines) :]

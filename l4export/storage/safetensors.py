@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from numpy.lib.array_utils import byte_bounds
 
 from l4export.errors import InputError, StorageError
 from l4export.storage.foreign_files import foreign_kind
+from l4export.storage.opened_file import OpenedFile
 
 __all__ = [
     "ARRAY_DTYPES",
@@ -123,32 +123,40 @@ def _depth(value: Any) -> int:
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of a file by name, in the order of their bytes; raises `InputError` or `StorageError`."""
-    fd, size = _open(path)
-    try:
-        return _read_header(fd, size, path)[0]
-    finally:
-        os.close(fd)
+    file = OpenedFile(path)
+    return _read_header(file.descriptor, file.size, path)[0]
 
 
 class TensorFile:
     """A safetensors file, mapped into memory read-only.
 
     Mapped pages that were read count in the process's resident memory until `release` gives them back.
+
+    Attributes:
+        opened: The file: what is mapped is what it reads.
+        entries: The tensors by name, in the order of their bytes.
+        metadata: The header's strings.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fd, self.size = _open(path)
+        self.opened = OpenedFile(path)
+        descriptor = self.opened.descriptor
+        self.entries, self.metadata = _read_header(descriptor, self.size, path)
         try:
-            self.entries, self.metadata = _read_header(self._fd, self.size, path)
-            self._map = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
+            self._map = mmap.mmap(descriptor, self.size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: the file shrank a moment ago
-            os.close(self._fd)
             raise StorageError(f"{path}: cannot be mapped ({error}); check the file system") from None
-        except InputError:
-            os.close(self._fd)
-            raise
         self._bytes = np.frombuffer(self._map, np.uint8)
+
+    @property
+    def path(self) -> Path:
+        """Where it was opened."""
+        return self.opened.path
+
+    @property
+    def size(self) -> int:
+        """In bytes, when it was opened."""
+        return self.opened.size
 
     def array(self, entry: TensorEntry) -> np.ndarray:
         """A read-only view of the tensor, in one of `ARRAY_DTYPES`, that copies nothing.
@@ -161,7 +169,7 @@ class TensorFile:
             raise InputError(
                 f"{self.path}: tensor {entry.name!r} has dtype {entry.dtype}; only {known} are supported, convert it"
             )
-        if (now := os.fstat(self._fd).st_size) < self.size:
+        if (now := os.fstat(self.opened.descriptor).st_size) < self.size:
             raise InputError(f"{self.path}: shrank from {self.size} to {now} bytes while open{_HINT}")
         # The start of a tensor need not be aligned to its elements: numpy copes, on x86 at no cost.
         return self._bytes[entry.start : entry.stop].view(ARRAY_DTYPES[entry.dtype]).reshape(entry.shape)
@@ -172,26 +180,6 @@ class TensorFile:
         low -= low % mmap.PAGESIZE
         if high > low:
             self._map.madvise(mmap.MADV_DONTNEED, low, high - low)
-
-    def __del__(self) -> None:
-        # The map lives as long as views of it do; the descriptor is only there to notice a shrinking file.
-        if (fd := getattr(self, "_fd", -1)) >= 0 and hasattr(self, "_map"):
-            os.close(fd)
-
-
-def _open(path: Path) -> tuple[int, int]:
-    """Descriptor and size of a regular file (a symbolic link to one is fine)."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not hang us
-        status = os.fstat(fd)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; is the download complete?") from None
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from None
-    if not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        raise InputError(f"{path}: not a regular file")
-    return fd, status.st_size
 
 
 def _read_header(fd: int, size: int, path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:

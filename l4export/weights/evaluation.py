@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from l4export.weights.recipes import Constant, Recipe, Region
 
-__all__ = ["Evaluation", "Output", "Stack", "evaluation_of", "is_constant"]
+__all__ = ["Evaluation", "Output", "Stack", "evaluation_of", "is_constant", "leaves"]
 
 
 class Evaluation(abc.ABC):
@@ -97,16 +97,17 @@ class Stack(Evaluation):
 
 def is_constant(recipe: Recipe) -> bool:
     """Whether a recipe is made of arrays in memory alone, such as tables of rotations, and reads no file."""
-    return all(isinstance(leaf, Constant) for leaf in _leaves(recipe))
+    return all(isinstance(leaf, Constant) for leaf in leaves(recipe))
 
 
-def _leaves(expression: object) -> Iterator[Recipe]:
-    """The recipes at the bottom of a recipe or an evaluation, found among its attributes."""
+def leaves(expression: object) -> Iterator[Recipe]:
+    """The recipes at the bottom of a recipe or of an evaluation of others, found among its attributes: tensors of a
+    checkpoint, arrays in memory."""
     if isinstance(expression, list | tuple):
         for part in expression:
-            yield from _leaves(part)
+            yield from leaves(part)
     elif isinstance(expression, Recipe | Evaluation):
-        inner = [leaf for name, held in vars(expression).items() if name != "outputs" for leaf in _leaves(held)]
+        inner = [leaf for name, held in vars(expression).items() if name != "outputs" for leaf in leaves(held)]
         yield from inner or ([expression] if isinstance(expression, Recipe) else [])
 
 

@@ -25,6 +25,7 @@ from l4export.compiler.directory import EngineDirectory
 from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import verify_files
 from l4export.errors import InputError, StorageError
+from l4export.storage.journal import begin_journal
 from l4export.weights import emission
 
 FORCE = BuildOptions(force=True)
@@ -65,6 +66,12 @@ def incomplete(checkpoint: Path, tmp_path: Path) -> Path:
 
 def contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def begun(partial: Path) -> None:
+    """The directory of a build that has not written anything yet."""
+    partial.mkdir()
+    begin_journal(partial, "l4export 0")
 
 
 def left(directory: Path) -> list[str]:
@@ -143,7 +150,7 @@ def test_an_unwritable_parent_is_refused(checkpoint: Path, place: Path) -> None:
 
 def test_a_second_build_of_the_same_place_is_refused(checkpoint: Path, place: Path) -> None:
     """The lock is held by another process, as it would be."""
-    (place / ".e.partial").mkdir()
+    begun(place / ".e.partial")
     (place / ".e.partial" / "decoder.onnx").write_text("half of another build")
     hold = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); print(flush=True); "
     hold += "sys.stdin.read()"
@@ -154,19 +161,19 @@ def test_a_second_build_of_the_same_place_is_refused(checkpoint: Path, place: Pa
         with pytest.raises(InputError, match="another build is writing it; wait for it to end"):
             build(checkpoint, place / "e")
         holder.stdin.close()
-    assert left(place / ".e.partial") == ["decoder.onnx"]
+    assert left(place / ".e.partial") == ["decoder.onnx", "journal"]
 
 
 def test_two_writers_exclude_each_other(place: Path) -> None:
     first, second = (EngineDirectory(place / "e", replace=False) for _ in "12")
-    with first.writing(0), pytest.raises(InputError, match="another build is writing it"), second.writing(0):
+    with first.writing(), pytest.raises(InputError, match="another build is writing it"), second.writing():
         pass
 
 
 def test_what_a_killed_build_left_is_cleared(checkpoint: Path, place: Path, expected: dict[str, bytes]) -> None:
-    (place / ".e.partial").mkdir()
+    begun(place / ".e.partial")
     (place / ".e.partial" / "decoder-00001-of-00009.data").write_bytes(b"?")
-    (place / ".e.partial" / "decoder.onnx").symlink_to(place)
+    (place / ".e.partial" / "decoder.onnx").write_bytes(b"?")
     build(checkpoint, place / "e")
     assert contents(place / "e") == expected and left(place) == ["e"]
 
@@ -320,9 +327,9 @@ def test_too_little_room_is_told_before_writing(checkpoint: Path, place: Path, m
 def test_the_manifest_is_the_last_file(checkpoint: Path, place: Path) -> None:
     """Until everything else is on disk, nothing in the partial directory says that it is an engine."""
     directory = EngineDirectory(place / "e", replace=False)
-    with directory.writing(0) as partial:
+    with directory.writing() as partial:
         (partial / "data").write_text("weights")
-        assert left(partial) == ["data"]
+        assert left(partial) == ["data", "journal"]
         directory.finish("{}")
     assert contents(place / "e") == {"data": b"weights", "manifest.json": b"{}"}
 
@@ -337,7 +344,7 @@ def test_everything_is_on_disk_before_it_has_its_name(place: Path, monkeypatch: 
 
     monkeypatch.setattr(module, "_sync", recording)
     directory = EngineDirectory(place / "e", replace=False)
-    with directory.writing(0) as partial:
+    with directory.writing() as partial:
         (partial / "data").write_text("weights")
         directory.finish("{}")
     before = [("data", False), ("manifest.json.partial", False), (".e.partial", False)]

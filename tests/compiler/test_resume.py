@@ -218,13 +218,70 @@ def test_a_changed_option_starts_afresh(checkpoint: Path, place: Path, tmp_path:
     assert contents(place / "e") == contents(tmp_path / "fp16")
 
 
-def test_a_changed_source_starts_afresh(checkpoint: Path, place: Path, expected: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("change", ["the file's time", "a copy in its place"])
+def test_a_source_with_the_same_bytes_is_the_same_source(
+    checkpoint: Path, place: Path, expected: dict[str, bytes], change: str
+) -> None:
     cut_short(checkpoint, place / "e")
-    os.utime(checkpoint / "model.safetensors", ns=(0, 0))
-    assert Watched(checkpoint, place / "e").notices == [
-        "starting afresh: the checkpoint changed since the build that was cut short"
-    ]
+    path = checkpoint / "model.safetensors"
+    if change == "a copy in its place":
+        path.write_bytes(path.rename(checkpoint / "old").read_bytes())
+    os.utime(path, ns=(0, 0))
+    assert Watched(checkpoint, place / "e").resumed > 0
     assert contents(place / "e") == expected
+
+
+@pytest.mark.parametrize("how", ["renamed", "in place"])
+def test_a_source_that_only_looks_the_same_starts_afresh(
+    checkpoint: Path, place: Path, tmp_path: Path, expected: dict[str, bytes], how: str
+) -> None:
+    """Another checkpoint of the same shapes, sizes and times, as stores and archives make them that set all times."""
+    cut_short(checkpoint, place / "e")
+    put_other(checkpoint, tmp_path, how)
+    again = Watched(checkpoint, place / "e")
+    assert again.notices == ["starting afresh: the checkpoint changed since the build that was cut short"]
+    assert again.resumed == 0 and contents(place / "e") != expected
+    build(checkpoint, tmp_path / "new")
+    assert contents(place / "e") == contents(tmp_path / "new")
+
+
+def test_units_of_a_build_that_never_knew_its_sources_do_not_count(
+    checkpoint: Path, place: Path, expected: dict[str, bytes]
+) -> None:
+    """As after a kill before the source was read to its end: nobody can say what the units were made of."""
+    cut_short(checkpoint, place / "e")
+    journal = place / ".e.partial" / "journal"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(line for line in lines if "model.safetensors" not in line))
+    again = Watched(checkpoint, place / "e")
+    assert again.resumed == 0 and not again.notices
+    assert contents(place / "e") == expected
+
+
+def test_a_rebuild_from_a_source_that_only_looks_the_same(checkpoint: Path, place: Path, tmp_path: Path) -> None:
+    for name in ("e", "f"):
+        build(checkpoint, place / name)
+    put_other(checkpoint, tmp_path, "in place")
+    for name, layout in (("e", "static"), ("f", "concat")):  # neither is up to date, nor are weights taken over
+        options = BuildOptions(kv_layout=layout, force=True)
+        assert not Watched(checkpoint, place / name, options).notices
+        build(checkpoint, tmp_path / layout, options)
+        assert contents(place / name) == contents(tmp_path / layout)
+
+
+def put_other(checkpoint: Path, directory: Path, how: str) -> None:
+    """Other weights in the place of a checkpoint's, with the same header, size and times."""
+    write_sample(directory / "other", "scout", "tiny", seed=1)
+    new, path = directory / "other" / "model.safetensors", checkpoint / "model.safetensors"
+    status = path.stat()
+    if how == "renamed":
+        shutil.copyfile(new, checkpoint / "incoming")
+        os.replace(checkpoint / "incoming", path)
+    else:
+        with open(path, "r+b") as file:
+            file.write(new.read_bytes())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size and path.stat().st_mtime_ns == status.st_mtime_ns
 
 
 def test_another_version_starts_afresh(checkpoint: Path, place: Path, expected: dict[str, bytes]) -> None:
@@ -241,8 +298,10 @@ def test_another_version_starts_afresh(checkpoint: Path, place: Path, expected: 
 # A source that changes
 
 
-@pytest.mark.parametrize("change", ["touch", "grow", "replace", "remove", "config"])
-def test_a_source_that_changes_during_the_build_is_named(checkpoint: Path, place: Path, change: str) -> None:
+@pytest.mark.parametrize("change", ["touch", "grow", "replace", "remove", "config", "in place", "renamed"])
+def test_a_source_that_changes_during_the_build_is_named(
+    checkpoint: Path, place: Path, tmp_path: Path, change: str
+) -> None:
     path = checkpoint / ("config.json" if change == "config" else "model.safetensors")
 
     def disturb(_written: int, _total: int) -> None:
@@ -254,6 +313,9 @@ def test_a_source_that_changes_during_the_build_is_named(checkpoint: Path, place
             os.replace(f"{path}.new", path)
         elif change == "remove":
             path.unlink(missing_ok=True)
+        elif change in ("in place", "renamed"):
+            if not (tmp_path / "other").exists():
+                put_other(checkpoint, tmp_path, change)
         else:
             os.utime(path, ns=(0, 0))
 

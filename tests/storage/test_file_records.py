@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,13 +34,19 @@ def test_a_reader_gives_the_records_of_all_files(tmp_path: Path) -> None:
     paths = [tmp_path / f"f{i}" for i in range(5)]
     for i, path in enumerate(paths):
         path.write_bytes(bytes([i]) * i)
-    with FileReader(paths, 2) as reader:
-        assert reader.records() == {path.name: file_record(path) for path in paths}
+    expected = {path.name: file_record(path) for path in paths}
+    with FileReader(reads(paths), 2) as reader:
+        assert reader.records() == expected == reader.finished()
+        assert reader.record("f3") == expected["f3"]
 
 
 def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
-    with FileReader([tmp_path / "missing"]) as reader, pytest.raises(FileNotFoundError):
-        reader.records()
+    (tmp_path / "there").touch()
+    with FileReader(reads([tmp_path / "missing", tmp_path / "there"])) as reader:
+        with pytest.raises(FileNotFoundError):
+            reader.records()
+        reader.record("there")
+        assert list(reader.finished()) == ["there"]
 
 
 def test_reading_that_is_given_up_ends_before_the_file_does(tmp_path: Path) -> None:
@@ -54,7 +62,7 @@ def test_leaving_the_reader_ends_the_reading(tmp_path: Path) -> None:
     for path in paths:
         holes(path, MINUTES_OF_READING)
     began = time.monotonic()
-    with pytest.raises(KeyError), FileReader(paths, 2):
+    with pytest.raises(KeyError), FileReader(reads(paths), 2):
         raise KeyError
     assert time.monotonic() - began < AT_ONCE
 
@@ -79,6 +87,10 @@ def test_ctrl_c_does_not_wait_for_files_that_are_being_read(tmp_path: Path, what
         process.communicate(timeout=120)
     assert process.returncode == 130
     assert time.monotonic() - began < AT_ONCE
+
+
+def reads(paths: list[Path]) -> dict[str, Callable[[threading.Event], FileRecord]]:
+    return {path.name: partial(file_record, path) for path in paths}
 
 
 def run(*words: object) -> None:

@@ -1,0 +1,145 @@
+"""A file that is opened once: everything that is read of it is read through one descriptor, and it is known by that.
+
+A path may lead to another file from one moment to the next, and sizes and times of two files may be made equal. So a
+file's stamp is taken from its descriptor before anything is read, and holds the device, the inode and the time of the
+last change of status (ctime), which no program can set. As long as the stamp is the same, so are the bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from pathlib import Path
+
+from l4export.errors import InputError, StorageError
+from l4export.storage.file_records import FileRecord
+
+__all__ = ["OpenedFile", "SourceChanged"]
+
+_PIECE_BYTES = 1 << 20
+
+_TICK_NS = 10_000_000
+"""The longest tick of the clock that the kernel stamps files with: two changes within one have the same ctime."""
+
+
+class SourceChanged(InputError):
+    """A file is no longer what it was when it was opened."""
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> _Stamp:
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+class OpenedFile:
+    """A regular file, opened to be read; a symbolic link to one is fine.
+
+    Attributes:
+        path: Where it was opened.
+        descriptor: For `mmap` and `pread`; closed when the object goes.
+        size: In bytes, when it was opened.
+
+    Raises:
+        InputError: there is no such file, or it is not a regular one.
+        StorageError: it may not be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.descriptor = path, -1
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not hang us
+            status = os.fstat(self.descriptor)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; is the download complete?") from None
+        except OSError as error:
+            raise StorageError(
+                f"{path}: cannot be read ({error.strerror}); check its permissions and the disk"
+            ) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: not a regular file")
+        _settle(status)
+        self._stamp, self.size = _Stamp.of(status), status.st_size
+
+    def read(self) -> bytes:
+        """All bytes; raises as `check_open`."""
+        data = b"".join(bytes(piece) for piece in self._pieces())
+        self.check_open()
+        return data
+
+    def record(self, given_up: threading.Event | None = None) -> FileRecord:
+        """Size and digest, read in a stream.
+
+        Raises:
+            SourceChanged: the file changed meanwhile.
+            CancelledError: it was `given_up`.
+            OSError: reading failed.
+        """
+        digest, size = hashlib.sha256(), 0
+        for piece in self._pieces():
+            if given_up is not None and given_up.is_set():
+                raise CancelledError
+            digest.update(piece)
+            size += len(piece)
+        self.check_open()
+        return FileRecord(size, digest.hexdigest())
+
+    def copy_to(self, target: Path) -> FileRecord:
+        """Write its bytes as the new file `target`; returns their size and digest. Raises as `record`."""
+        digest, size = hashlib.sha256(), 0
+        with target.open("xb") as file:
+            for piece in self._pieces():
+                file.write(piece)
+                digest.update(piece)
+                size += len(piece)
+        self.check_open()
+        return FileRecord(size, digest.hexdigest())
+
+    def check_open(self) -> None:
+        """Raise `SourceChanged` unless the file that is open is as it was when it was opened."""
+        if _Stamp.of(os.fstat(self.descriptor)) != self._stamp:
+            raise self._changed()
+
+    def check_in_place(self) -> None:
+        """Raise `SourceChanged` unless it is as it was, and its path still leads to it."""
+        self.check_open()
+        try:
+            found = _Stamp.of(self.path.stat())
+        except FileNotFoundError:
+            raise SourceChanged(f"{self.path}: has gone since it was opened; build again when it is there") from None
+        if found != self._stamp:
+            raise self._changed()
+
+    def _changed(self) -> SourceChanged:
+        return SourceChanged(f"{self.path}: changed since it was opened; build again when it is complete")
+
+    def _pieces(self) -> Iterator[memoryview]:
+        """Its bytes, in pieces that are valid until the next is asked for."""
+        buffer, at = memoryview(bytearray(min(_PIECE_BYTES, self.size + 1))), 0
+        while count := os.preadv(self.descriptor, [buffer], at):
+            yield buffer[:count]
+            at += count
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+def _settle(status: os.stat_result) -> None:
+    """Wait until the tick in which a file was last changed is over, so that a further change has another ctime."""
+    left = status.st_ctime_ns + _TICK_NS - time.time_ns()
+    if 0 < left <= _TICK_NS:
+        time.sleep(left / 1e9)
