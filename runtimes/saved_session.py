@@ -98,8 +98,7 @@ def _state(
     ):
         raise _damaged(path, "its state is not that of a session")
     lengths, starts, held = (np.asarray(numbers, dtype=np.int64) for numbers in rows)
-    ends, chunks = starts + lengths, Chunks(manifest.prefill_cut, starts)
-    chunks.held[:] = held
+    ends, chunks = starts + lengths, Chunks(manifest.prefill_cut, starts, held)
     if (
         not 1 <= raw["capacity"] <= manifest.max_context
         or lengths.max() > raw["capacity"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ __all__ = ["OnnxRuntimeEngine", "check_cuda_provider", "cuda_plan", "open_sessio
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDERS = {"cpu": _CPU, "cuda": _CUDA}
+_PRELOADING = threading.Lock()
 _DTYPES = {"float32": "float"}
 """NumPy's name of a dtype -> ONNX Runtime's, where they differ."""
 
@@ -100,7 +102,8 @@ def check_cuda_provider(directory: Path) -> None:
             "pip install 'l4export[cuda]'"
         )
     ort.set_default_logger_severity(4)  # what is missing is told in one line
-    with contextlib.redirect_stdout(io.StringIO()):
+    # One thread at a time: two that redirect the output side by side would leave it redirected.
+    with _PRELOADING, contextlib.redirect_stdout(io.StringIO()):
         ort.preload_dlls()  # CUDA and cuDNN, where they are Python packages
 
 
