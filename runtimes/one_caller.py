@@ -51,8 +51,13 @@ def exclusive(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S,
                 where = "this" if other.thread == call.thread else "another"
                 raise InputError(f"{self._what} is in use: {other.method} runs in {where} thread; {self._remedy}")
             return method(self, *args, **kwargs)
-        finally:  # also if an interruption came between entering and running
-            if running.get("now") is call:
-                del running["now"]
+        finally:
+            # Also after an interruption that came between entering and running. And no interruption comes in here:
+            # Python looks for signals when a call returns, and there is none.
+            try:
+                if running["now"] is call:
+                    del running["now"]
+            except KeyError:
+                pass
 
     return guarded
