@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from l4export.engine.file_checks import check_files
 from l4export.engine.manifest import Manifest
 from l4export.errors import InputError
 from l4export.runtimes.arguments import a_path, a_whole_number, is_sequence, shown
@@ -16,11 +17,8 @@ from l4export.runtimes.sampling import Sampler
 from l4export.runtimes.saved_session import read_session
 from l4export.runtimes.session import Session
 from l4export.runtimes.text.codec import TextCodec
-from l4export.storage.file_records import file_record
 
 __all__ = ["Engine"]
-
-_DIGEST_LIMIT = 64 << 20
 
 
 class Engine(ABC):
@@ -30,7 +28,7 @@ class Engine(ABC):
         self.directory = directory
         self.manifest = manifest
         self.config = manifest.model
-        _check_files(directory, manifest)
+        check_files(directory, manifest)
 
     @property
     @abstractmethod
@@ -149,16 +147,3 @@ class Engine(ABC):
             raise InputError(f"stop_token_ids is {shown(token_ids)}: give a collection of token ids")
         most = self.config.vocab_size - 1
         return frozenset(a_whole_number(token, "a token of stop_token_ids", 0, most) for token in token_ids)
-
-
-def _check_files(directory: Path, manifest: Manifest) -> None:
-    """Sizes of all files, digests of the small ones (the graph and the tokenizer among them)."""
-    for name, record in manifest.files.items():
-        path = directory / name
-        if not path.is_file():
-            raise InputError(f"{directory}: {name} is missing; build or copy the engine again")
-        size = path.stat().st_size
-        if size != record.bytes:
-            raise InputError(f"{path}: {size} bytes instead of {record.bytes}; build or copy the engine again")
-        if size <= _DIGEST_LIMIT and file_record(path).sha256 != record.sha256:
-            raise InputError(f"{directory}: {name} has been changed; build or copy the engine again")

@@ -194,8 +194,8 @@ def _run(session: Session, ids: NDArray[np.int64], prefill: int) -> tuple[float,
 
 def _weight_bytes(engine: Engine) -> tuple[int, int]:
     """Bytes of all weights, and of those that a decode step must read; from the graph alone."""
-    from l4export.inspection.weight_bytes import load_graph
+    from l4export.inspection.graph_file import load_graph
 
-    model = load_graph(engine.directory)
+    model = load_graph(engine.directory, engine.manifest)
     tensors = [value.const_value for value in model.graph.initializers.values()]
     return sum(tensor.nbytes for tensor in tensors if tensor is not None), decode_weight_bytes(model, engine.config)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from l4export.engine.manifest import load_manifest
 from l4export.graph.contents import weights_of
+from l4export.inspection.graph_file import load_graph
 from l4export.model.weight_names import kind_of
 from l4export.passes.quantize_activations import fp8_products
 from l4export.quantization import Scheme, dequantize
@@ -33,7 +34,7 @@ def dequantized_weights(engine: Path) -> Iterator[tuple[str, np.ndarray]]:
 def input_scales(engine: Path) -> dict[str, float]:
     """By the names of FP8 weights, the scales by which an engine rounds their inputs; none if it rounds none."""
     found: dict[str, float] = {}
-    for product in fp8_products(ir.load(engine / load_manifest(engine).decoder.file).graph):
+    for product in fp8_products(load_graph(engine).graph):
         rounding = product.x.producer()
         if rounding is not None and rounding.op_type == "DequantizeLinear":
             found[product.weight] = float(_array(rounding.inputs[1]))
@@ -51,7 +52,7 @@ class DequantizedWeights:
     def __init__(self, engine: Path) -> None:
         self._operands: dict[str, tuple[ir.Node, int, range]] = {}
         manifest = load_manifest(engine)
-        graph = ir.load(engine / manifest.decoder.file).graph
+        graph = load_graph(engine, manifest).graph
         self._routers = _routers(graph) if "calibration" in manifest.options["weights"] else {}
         for node in graph:
             for operand in _FIRST_OPERANDS.get(node.op_type, ()):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from l4export.engine.manifest import Manifest
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.graph.contents import LayerValue, Role, layer_values
+from l4export.inspection.graph_file import load_graph
 from l4export.model.routing import likeliest
 from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.onnxruntime.engine import session_options
@@ -54,7 +55,7 @@ def tap_engine(engine: Path, manifest: Manifest, pieces: Sequence[NDArray[np.int
         EnvironmentLacks: onnxruntime is not installed.
         InputError: a graph without these values, or one that ONNX Runtime cannot load.
     """
-    config, model = manifest.model, ir.load(engine / manifest.decoder.file)
+    config, model = manifest.model, load_graph(engine, manifest)
     layers, values = range(config.num_hidden_layers), layer_values(model.graph)
 
     def name(role: Role, layer: int) -> str:
