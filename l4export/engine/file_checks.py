@@ -7,18 +7,19 @@ from pathlib import Path
 
 from l4export.engine.manifest_types import Manifest
 from l4export.errors import InputError
-from l4export.storage.file_records import FileRecord
 from l4export.storage.regular_files import read_small, regular_sha256, regular_size
 
-__all__ = ["check_files", "read_file"]
+__all__ = ["check_files", "read_graph"]
 
 _DIGEST_LIMIT = 64 << 20
+_GRAPH_LIMIT = 16 << 20
+"""Largest file of a graph. Without weights, that of 48 layers and 128 experts has 1.2 MB."""
 _REMEDY = "build or copy the engine again"
 
 
 def check_files(engine: Path, manifest: Manifest) -> None:
-    """All are regular files of the right size; those of up to 64 MiB, the graph and the tokenizer among them, are those
-    that were built.
+    """All are regular files of the right size, and graphs of at most 16 MiB. Those of up to 64 MiB, the graphs and the
+    tokenizer among them, are those that were built.
 
     Raises:
         InputError: one is missing, of another kind or size, or has been changed.
@@ -30,26 +31,30 @@ def check_files(engine: Path, manifest: Manifest) -> None:
             raise InputError(f"{engine}: {name} is missing or not a regular file; {_REMEDY}")
         if size != record.bytes:
             raise InputError(f"{engine / name}: {size} bytes instead of {record.bytes}; {_REMEDY}")
+    for graph in manifest.graphs.values():
+        for name in (graph.file, *(part.graph for part in graph.parts)):
+            if (size := manifest.files[name].bytes) > _GRAPH_LIMIT:
+                raise InputError(f"{engine / name}: {size} bytes, and a graph has at most {_GRAPH_LIMIT}; {_REMEDY}")
     for name, record in manifest.files.items():
-        if record.bytes <= _DIGEST_LIMIT:
-            _compare(regular_sha256(engine / name, _REMEDY), engine, name, record)
+        if record.bytes <= _DIGEST_LIMIT and regular_sha256(engine / name, _REMEDY) != record.sha256:
+            raise _changed(engine, name)
 
 
-def read_file(engine: Path, manifest: Manifest, name: str) -> bytes:
-    """The bytes of one of the engine's files, such as a graph, which has at most 64 MiB and is as it was built.
+def read_graph(engine: Path, manifest: Manifest) -> bytes:
+    """The decoder's graph as it was built, once all files have been checked.
 
     Raises:
-        InputError: it is missing, larger, of another kind or size, or has been changed.
+        InputError: as `check_files`.
         StorageError: reading failed.
     """
+    check_files(engine, manifest)
+    name = manifest.decoder.file
     record = manifest.files[name]
-    if record.bytes > _DIGEST_LIMIT:
-        raise InputError(f"{engine / name}: {record.bytes} bytes, and at most {_DIGEST_LIMIT} are read; {_REMEDY}")
     data = read_small(engine / name, record.bytes, _REMEDY)
-    _compare(hashlib.sha256(data).hexdigest(), engine, name, record)
+    if hashlib.sha256(data).hexdigest() != record.sha256:  # exchanged a moment ago
+        raise _changed(engine, name)
     return data
 
 
-def _compare(sha256: str, engine: Path, name: str, record: FileRecord) -> None:
-    if sha256 != record.sha256:
-        raise InputError(f"{engine}: {name} has been changed; {_REMEDY}")
+def _changed(engine: Path, name: str) -> InputError:
+    return InputError(f"{engine}: {name} has been changed; {_REMEDY}")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from l4export.engine.file_checks import check_files, read_file
+from l4export.engine.file_checks import read_graph
 from l4export.engine.manifest import load_manifest
 from l4export.engine.manifest_types import Manifest
 from l4export.errors import InputError
 
 __all__ = ["load_graph"]
+
+_MOST_PARTS = 250_000
+"""The graph of 48 layers and 128 experts has 65 thousand."""
 
 
 def load_graph(engine: Path, manifest: Manifest | None = None) -> ir.Model:
@@ -30,18 +35,36 @@ def load_graph(engine: Path, manifest: Manifest | None = None) -> ir.Model:
         StorageError: reading failed.
     """
     manifest = load_manifest(engine) if manifest is None else manifest
-    check_files(engine, manifest)
-    name = manifest.decoder.file
-    data = read_file(engine, manifest, name)
+    data, path = read_graph(engine, manifest), engine / manifest.decoder.file
     try:
-        model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(data))
+        proto = onnx.ModelProto.FromString(data)
+        if not _is_of_usual_size(proto):
+            raise InputError(f"{path}: a graph of more than {_MOST_PARTS} parts; build the engine again")
+        model: ir.Model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, engine)
         misplaced = _misplaced(model, manifest)
+    except InputError:
+        raise
     except Exception as error:  # protobuf has exceptions of its own, and a graph can break any rule
-        raise InputError(f"{engine / name}: not a graph ({type(error).__name__}); build the engine again") from error
+        raise InputError(f"{path}: not a graph ({type(error).__name__}); build the engine again") from error
     if misplaced:
-        raise InputError(f"{engine / name}: {misplaced}; build the engine again")
+        raise InputError(f"{path}: {misplaced}; build the engine again")
     return model
+
+
+def _is_of_usual_size(proto: onnx.ModelProto) -> bool:
+    """Whether it has fewer parts than would take a gigabyte as objects: nodes, attributes, tensors, dimensions."""
+    parts, left = 0, deque[Any]([proto])
+    while left and parts <= _MOST_PARTS:
+        for _, value in left.pop().ListFields():
+            if hasattr(value, "ListFields"):
+                parts += 1
+                left.append(value)
+            elif not isinstance(value, str | bytes | int | float):  # a list
+                parts += len(value)
+                if parts <= _MOST_PARTS and hasattr(value[0], "ListFields"):
+                    left += value
+    return parts <= _MOST_PARTS
 
 
 def _misplaced(model: ir.Model, manifest: Manifest) -> str | None:
