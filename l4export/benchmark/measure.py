@@ -19,6 +19,7 @@ from l4export.benchmark.decode_weights import decode_weight_bytes
 from l4export.benchmark.memory import forget_peak, process_memory, read_bandwidth
 from l4export.engine.manifest import Manifest, load_manifest
 from l4export.errors import InputError
+from l4export.runtimes.arguments import a_path, shown
 
 if TYPE_CHECKING:
     from l4export.runtimes.engine import Engine
@@ -95,7 +96,7 @@ def bench(
         InputError: not an engine; a count below 1; prompt and continuation beyond the engine's context.
         EnvironmentLacks: onnxruntime is missing, or what else the engine's target needs.
     """
-    path, say = Path(engine_path), on_step or (lambda _: None)
+    path, say = a_path(engine_path, "engine_path"), on_step or (lambda _: None)
     _check(load_manifest(path), prefill=prefill, decode=decode, repeats=repeats, threads=threads)
     engine, measured = _measure(path, prefill, decode, repeats, threads, say)
     bandwidth = None
@@ -131,8 +132,10 @@ def bench(
 
 def _check(manifest: Manifest, **counts: int | None) -> None:
     for name, count in counts.items():
-        if count is not None and count < 1:
-            raise InputError(f"--{name} {count}: give at least 1")
+        if name == "threads" and count is None:
+            continue
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+            raise InputError(f"--{name} {shown(count)}: give at least 1")
     prefill, decode = counts["prefill"] or 0, counts["decode"] or 0
     if prefill + decode > manifest.max_context:
         raise InputError(

@@ -17,6 +17,7 @@ from l4export.inspection.graph_file import load_graph
 from l4export.inspection.weight_bytes import bits_per_weight
 from l4export.model.config import ModelConfig
 from l4export.model.tensors import parameter_count
+from l4export.runtimes.arguments import a_path
 
 __all__ = ["CheckpointFacts", "EngineFacts", "ModelFacts", "inspect"]
 
@@ -149,7 +150,7 @@ def inspect(path: str | os.PathLike[str]) -> CheckpointFacts | EngineFacts:
         InputError: neither a checkpoint nor an engine, or a damaged one.
         StorageError: reading failed.
     """
-    directory = Path(path)
+    directory = a_path(path, "path")
     return _engine(directory) if (directory / MANIFEST).is_file() else _checkpoint(directory)
 
 
