@@ -32,8 +32,8 @@ def load(path: str | Path, threads: int | None = None, verify: bool = False, pro
     `threads` is the number of threads of one call on a CPU; None means one a core. The sizes of all files are checked,
     and the digests of those up to 64 MiB; with `verify` every byte is, which takes as long as reading the engine.
 
-    An engine is executed by what it was built for, or not at all. `provider="cpu"` is for the numbers of an `ort-cuda`
-    engine where there is no GPU.
+    An engine runs only on what it was built for. The exception is `provider="cpu"`, which gives the numbers of an
+    `ort-cuda` engine where there is no GPU.
 
     Raises:
         CheckFailed: with `verify`, a file that differs from the manifest.

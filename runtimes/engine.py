@@ -22,7 +22,7 @@ __all__ = ["Engine"]
 
 
 class Engine(ABC):
-    """A decoder that is loaded once and shared by any number of sessions. Made by `l4export.runtimes.load`."""
+    """A decoder, loaded once and shared by any number of sessions and threads. Made by `l4export.runtimes.load`."""
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.directory = directory
@@ -52,8 +52,8 @@ class Engine(ABC):
     def session(self, batch: int = 1, capacity: int | None = None, start: int | Sequence[int] = 0) -> Session:
         """A fresh session of `batch` rows that can hold up to `capacity` tokens each (default: `max_context`).
 
-        `start` is the position of the first token, of all rows or of each: the tokens before it are in no cache and
-        nobody sees them, but chunks, temperature and the limit of `max_context` count from position 0.
+        `start` is the position of the first token, for all rows or for each: the tokens before it are in no cache and
+        no token sees them, but chunks, temperature and the limit of `max_context` count from position 0.
 
         Raises:
             InputError: a batch below 1, a capacity outside 1 .. `max_context`, a start outside 0 .. `max_context` - 1,
@@ -62,7 +62,7 @@ class Engine(ABC):
         return Session(self.new_cache, self.manifest, batch, capacity, start)
 
     def load_session(self, path: str | Path) -> Session:
-        """The session that `Session.save` wrote, to go on with.
+        """Open the session that `Session.save` wrote, to continue it.
 
         Raises:
             InputError: no such file, one that is damaged, or one that another engine has saved.

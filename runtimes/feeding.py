@@ -35,7 +35,7 @@ class Limits:
 class Feeding:
     """New tokens of every row on their way through the decoder.
 
-    The session is not told before all calls have succeeded: `lengths` and `chunks` are this object's own.
+    `lengths` and `chunks` are this object's own; the session takes them over when all calls have succeeded.
 
     Attributes:
         lengths: int64 [batch], tokens that each row holds; grows from call to call.

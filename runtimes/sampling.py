@@ -63,7 +63,7 @@ class Sampler(OneCaller):
         return np.array(tokens, dtype=np.int64)
 
     def _random(self, rows: int) -> list[np.random.Generator]:
-        """The streams of the first `rows` rows; `spawn` goes on where it stopped, so late rows change no early one."""
+        """The streams of the first `rows` rows; `spawn` continues where it stopped: no row changes an earlier one."""
         for child in self._seeds.spawn(max(0, rows - len(self._streams))):
             self._streams.append(np.random.Generator(np.random.PCG64(child)))
         return self._streams[:rows]

@@ -82,7 +82,7 @@ class Session(OneCaller):
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """int64 [batch], positions of each row's first token: 0, unless `Engine.session` was told otherwise."""
+        """int64 [batch], positions of each row's first token: 0, unless `Engine.session` was given others."""
         return self._state.starts
 
     @property
@@ -110,7 +110,7 @@ class Session(OneCaller):
         Args:
             token_ids: For one row a sequence of ids; for several rows one sequence each, of any lengths. An empty one
                 leaves its row as it is.
-            last_only: Compute the logits of each row's last new token only; the head is then paid once.
+            last_only: Compute the logits of each row's last new token only, so the head is computed once a row.
 
         Returns:
             float32 [batch, n, vocab], n the longest row's new tokens, or 1 with `last_only`. Entries that belong to no
@@ -143,7 +143,7 @@ class Session(OneCaller):
 
     @exclusive
     def rewind(self, tokens: int | Sequence[int]) -> None:
-        """Forget the last `tokens` tokens of every row, or so many of each row.
+        """Forget the last `tokens` tokens of every row, or another number for each row.
 
         In layout `chunked` the keys of a chunk are gone when the next one has begun: a row can go back within its
         chunk, and to any chunk's beginning.
@@ -168,7 +168,7 @@ class Session(OneCaller):
 
     @exclusive
     def fork(self, rows: Sequence[int] | None = None) -> Session:
-        """A new session that goes on from here, independent of this one: all rows, or copies of the `rows` named.
+        """Make a new session that continues from here, independent of this one, with all rows or with copies of `rows`.
 
         `session.fork([0] * 8)` gives eight rows that begin alike, such as with a system prompt.
 
@@ -270,7 +270,7 @@ class Session(OneCaller):
         return Chunks(self.manifest.prefill_cut, self.starts, self._state.held)
 
     def _set_state(self, state: SessionState) -> None:
-        """Take over a state, in one step that nobody can see half done."""
+        """Replace the state in one step, so that nobody sees it half done."""
         for array in (state.lengths, state.starts, state.held):
             array.flags.writeable = False
         self._state = state

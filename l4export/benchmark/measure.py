@@ -38,7 +38,7 @@ class BenchReport:
     beginning of loading to the first token of the first prompt: what is mapped and not yet read is read then.
     `first_token_seconds` is the same prompt on a loaded and warm engine. `resident_*` is the memory of the process:
     weights that are mapped from the files count when they have been touched, and the system may take them back;
-    `private` is what it may not. They are None where the system does not tell.
+    `private` is what it may not. They are None where the system does not report them.
 
     `decode_bandwidth_share` is `decode_tokens_per_second` x `decode_weight_bytes` / `read_bandwidth`; see
     `l4export.benchmark` for the last two. `threads`, `read_bandwidth` and the share are of this machine's CPU, and
@@ -90,7 +90,7 @@ def bench(
         decode: Tokens fed after it, one a call.
         repeats: Runs of both; the report has medians.
         threads: Threads of one call on a CPU; None means one a core.
-        on_step: Is told in words what is done next.
+        on_step: Called with a few words about what is done next.
 
     Raises:
         InputError: not an engine; a count below 1; prompt and continuation beyond the engine's context.
@@ -146,7 +146,7 @@ def _check(manifest: Manifest, **counts: int | None) -> None:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Seconds, those of `first_token` and `decoding` of every run, and what `process_memory` told."""
+    """Times in seconds, `first_token` and `decoding` of every run, and memory as `process_memory` gives it."""
 
     load: float
     cold_first_token: float
@@ -159,7 +159,7 @@ class _Measured:
 def _measure(
     path: Path, prefill: int, decode: int, repeats: int, threads: int | None, say: Callable[[str], None]
 ) -> tuple[Engine, _Measured]:
-    """Load, warm up, run; nothing else is imported or computed on the way, because it would count as memory."""
+    """Load, warm up and run. Nothing else is imported or computed meanwhile, because it would count as memory."""
     from l4export import runtimes
 
     forget_peak()
@@ -196,7 +196,7 @@ def _run(session: Session, ids: NDArray[np.int64], prefill: int) -> tuple[float,
 
 
 def _weight_bytes(engine: Engine) -> tuple[int, int]:
-    """Bytes of all weights, and of those that a decode step must read; from the graph alone."""
+    """Bytes of all weights, and of those that a decode step must read, computed from the graph alone."""
     from l4export.inspection.graph_file import load_graph
 
     model = load_graph(engine.directory, engine.manifest)

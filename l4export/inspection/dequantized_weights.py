@@ -46,7 +46,7 @@ class DequantizedWeights:
     checkpoint's names (without prefix) and layout.
 
     The values follow from the engine's codes, scales and zero points by the formulas of
-    `l4export.quantization.schemes`, and from the operators' attributes; the build is not asked.
+    `l4export.quantization.schemes`, and from the operators' attributes. Nothing that the build knew is used.
     """
 
     def __init__(self, engine: Path) -> None:
@@ -95,7 +95,7 @@ def _routers(graph: ir.Graph) -> dict[str, ir.Value]:
 
 
 def _row_ranges(node: ir.Node, operand: int, parts: int) -> list[range]:
-    """Rows of each weight that `PackProjections` put one below the other, as the `Split` of their product tells."""
+    """Rows of each weight that `PackProjections` put one below the other, which the `Split` of their product shows."""
     if parts == 1:
         return [range(len(_array(node.inputs[operand])))]
     split = next(use.node for use in node.outputs[0].uses() if use.node.op_type == "Split")
@@ -104,7 +104,7 @@ def _row_ranges(node: ir.Node, operand: int, parts: int) -> list[range]:
 
 
 def _matrices(node: ir.Node, operand: int, rows: slice) -> np.ndarray:
-    """Rows of the float32 weight [N, K] or [E, N, K] behind one operand."""
+    """Rows of the float32 weight [N, K] or [E, N, K] that one operand holds."""
     codes = _array(node.inputs[operand])[rows]
     if node.op_type == "DequantizeLinear":
         scales = _scales(node.inputs[1])[rows].astype(np.float32)
@@ -130,7 +130,7 @@ def _gate_up(fc1: np.ndarray) -> np.ndarray:
 
 
 def _scales(value: ir.Value | None) -> np.ndarray:
-    """A constant, or one behind a `Cast`."""
+    """A constant, or one that goes through a `Cast`."""
     cast = None if value is None else value.producer()
     return _array(value) if cast is None else _array(cast.inputs[0]).astype(_dtype(cast).numpy())
 
