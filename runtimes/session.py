@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -243,6 +243,10 @@ class Session(OneCaller):
         for index, row in enumerate(rows):
             self._check_row(index, row)
         return [row.astype(np.int64) for row in rows]
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse `copy` and `pickle`: two sessions would write into one cache."""
+        raise InputError("a session cannot be copied or pickled: use fork for a copy, save for a file")
 
     def _check_row(self, index: int, row: NDArray[Any]) -> None:
         """Whether the ids are those of tokens, and whether there is room for them."""

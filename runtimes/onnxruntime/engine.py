@@ -119,7 +119,7 @@ def _check_interface(inference: onnxruntime.InferenceSession, graph: Graph, deco
         told = {value.name: (f"tensor({_DTYPES.get(value.dtype, value.dtype)})", value.shape) for value in declared}
         if told != {value.name: (value.type, tuple(value.shape)) for value in values}:
             raise InputError(
-                f"{decoder}: its inputs and outputs are not those of manifest.json; build the engine again"
+                f"{decoder}: has other inputs or outputs than manifest.json declares; build the engine again"
             )
 
 

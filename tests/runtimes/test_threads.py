@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -208,6 +210,13 @@ def test_whatever_is_raised_in_an_append_leaves_the_session_as_it_was(
     logits = session.append([ids[0, 20:60], ids[1, 32:70]])
     assert_close(logits[0], expected[0, 20:60])
     assert_close(logits[1, :38], expected[1, 32:70])
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps], ids=lambda call: call.__name__)
+def test_a_session_is_copied_by_fork_alone(workshop: Workshop, duplicate: Callable[[Session], object]) -> None:
+    """Two objects on one cache would write over each other's tokens."""
+    with pytest.raises(InputError, match="use fork"):
+        duplicate(workshop.engine("scout", "static").session())
 
 
 def test_a_session_that_cannot_be_restored_says_so(
