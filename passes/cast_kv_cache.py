@@ -34,7 +34,7 @@ class CastKVCache(ir.passes.InPlacePass):
         self.dtype = dtype
 
     def requires(self, model: ir.Model) -> None:
-        """Attention is the dialect's where caches have another type."""
+        """Check that attention is the dialect's where caches have another type."""
         require_dialect(model)
         for node in filter(self._differs, nodes_of(model, "GroupQueryAttention", "com.microsoft")):
             raise ir.passes.PreconditionError(f"{node.name}: run CastKVCache before FuseAttention")

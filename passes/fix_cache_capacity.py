@@ -12,7 +12,7 @@ __all__ = ["FixCacheCapacity"]
 
 
 class FixCacheCapacity(ir.passes.InPlacePass):
-    """Gives every cache its number of slots: `max_context`, or one chunk where that is shorter and all it holds.
+    """Gives every cache its number of slots: `max_context`, or one chunk where the cache holds no more.
 
     TensorRT updates a cache in place only if its slots do not depend on the call. A session then has the capacity that
     the engine was built with, no smaller one.

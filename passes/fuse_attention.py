@@ -34,9 +34,9 @@ class FuseAttention(ir.passes.InPlacePass):
       negative elsewhere, built once per chunk size C. A chunk that is no shorter than `max_context` needs none.
 
     The operator takes head widths that are multiples of 16, of 8 where nothing is rotated; a layer with another width
-    keeps its `l4.Attention`, whose body is then what runs.
+    keeps its `l4.Attention`, and the body of that function runs.
 
-    Afterwards a call with several rows, several tokens and a cache that is not empty is refused by the operator.
+    Afterwards the operator refuses a call with several rows, several tokens and a cache that is not empty.
 
     Raises:
         onnx_ir.passes.PreconditionError: when the dialect is inlined already, the graph takes sequences beyond

@@ -1,4 +1,4 @@
-"""What is left of the dialect becomes standard operators."""
+"""Turns what is left of the dialect into standard operators."""
 
 from __future__ import annotations
 

@@ -18,13 +18,13 @@ class LayOutKVCache(ir.passes.InPlacePass):
     """Decides where the caches keep a token, and declares their inputs and outputs accordingly.
 
     * `concat` (as the reference graph has it): past [B, K, past, d] -> present [B, K, present, d], which is past with
-      the new tokens behind it: present = max(past, total).
+      the new tokens after it: present = max(past, total).
     * `static`: past and present are both [B, K, capacity, d] and may be one buffer, updated in place; slots from
       `total` on are not read. A client chooses the capacity, up to the engine's `max_context`.
     * `chunked`: `static`, but a layer with attention in chunks of C tokens has a cache of one chunk, [B, K,
       chunk_capacity, d] with min(C, capacity) slots. The token at position p lies in its slot p mod C, so that the
-      cache empties itself at every boundary: all that lies before the query's slot is its own chunk, and plain causal
-      attention is what the chunk mask was. With `l4.ChunkLengths` in the place of `l4.SequenceLengths`
+      cache is as good as empty at every boundary: all slots before the query's hold its own chunk, and plain causal
+      attention does what the chunk mask did. With `l4.ChunkLengths` in the place of `l4.SequenceLengths`
 
           past' = min((cache_start + past) mod C, past),  slots' = past' + 0, 1, ..., S - 1,  chunk_size' = NO_LIMIT
 

@@ -1,4 +1,4 @@
-"""What a graph for TensorRT cannot refuse is left to the runtime."""
+"""Leaves to the runtime what a graph for TensorRT cannot refuse."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class LeaveChecksToRuntime(ir.passes.InPlacePass):
     """Takes the refusals of bad input out of the graph.
 
     A refusal is a Gather that is out of bounds when the input is bad, and gives 0 otherwise; ONNX calls that an error,
-    TensorRT reads what it finds. Its 0 becomes a constant. What the graph refused the runtime has to: ids outside the
-    vocabulary, masks that are not padded on the right, sequences that do not fit, calls across a chunk's end
-    (`l4export.runtimes.session`).
+    TensorRT reads what it finds. Its 0 becomes a constant. The runtime (`l4export.runtimes.session`) must refuse what
+    the graph refused: ids outside the vocabulary, masks that are not padded on the right, sequences that do not fit,
+    calls across a chunk's end.
 
     Raises:
         onnx_ir.passes.PreconditionError: the dialect's functions are inlined already.

@@ -16,7 +16,7 @@ __all__ = ["LowerExperts"]
 
 
 class LowerExperts(ir.passes.InPlacePass):
-    """Two exact forms of the same sum behind an `If`, over the same weights.
+    """Two exact forms of the same sum, of which an `If` chooses one, over the same weights.
 
     y = sum_j f_{e_j}(s_j x), f_e(x) = (silu(g) * u) down_e, [g | u] = x gate_up_e, s_j = sigmoid(z_{e_j}), e_1..e_k the
     top k of the router's logits z. For T tokens and E experts:

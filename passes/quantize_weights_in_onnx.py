@@ -31,7 +31,7 @@ class QuantizeWeightsInONNX(ir.passes.InPlacePass):
 
     w' = code * scale in blocks along the contraction, codes INT4, INT8 or FLOAT8E4M3FN around zero, scales above zero
     and of the weight's own dtype (`positive` schemes of `l4export.quantization.schemes`; those of bfloat16 are float32
-    constants behind a `Cast`, up to 0.2 % away from what the codes were rounded for). Codes lie as the kernels
+    constants that go through a `Cast`, up to 0.2 % away from what the codes were rounded for). Codes lie as the kernels
     write them, contraction last: [N, K], [E, N, K]. A right operand of `MatMul`, [.., K, N], is their transpose; a
     table that `Gather` reads, [V, K], is as they lie. A matrix with one block a row has a scale per channel, [N].
     The whole weight is dequantised and only then gathered from: TensorRT takes codes nowhere else.

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 
 from l4export.engine.manifest import load_manifest, verify_files
 from l4export.errors import InputError
+from l4export.runtimes.arguments import a_flag, a_path, a_whole_number
 
 if TYPE_CHECKING:
     from l4export.runtimes.engine import Engine
 
 __all__ = ["load"]
+
+_MOST_THREADS = 1024
 
 
 def load(path: str | Path, threads: int | None = None, verify: bool = False, provider: str | None = None) -> Engine:
@@ -29,18 +32,21 @@ def load(path: str | Path, threads: int | None = None, verify: bool = False, pro
     `threads` is the number of threads of one call on a CPU; None means one a core. The sizes of all files are checked,
     and the digests of those up to 64 MiB; with `verify` every byte is, which takes as long as reading the engine.
 
-    An engine is executed by what it was built for, or not at all. `provider="cpu"` is for the numbers of an `ort-cuda`
-    engine where there is no GPU.
+    An engine runs only on what it was built for. The exception is `provider="cpu"`, which gives the numbers of an
+    `ort-cuda` engine where there is no GPU.
 
     Raises:
         CheckFailed: with `verify`, a file that differs from the manifest.
-        InputError: not an engine, a file that is missing or damaged, a runtime that this version does not have.
+        InputError: an argument of a wrong type, not an engine, a file that is missing or damaged, a runtime that this
+            version does not have.
         EnvironmentLacks: a package, an execution provider, a driver or a GPU is missing.
     """
-    directory = Path(path)
+    directory, verify = a_path(path, "path"), a_flag(verify, "verify")
+    if threads is not None:
+        threads = a_whole_number(threads, "threads", 1, _MOST_THREADS)
     manifest = verify_files(directory) if verify else load_manifest(directory)
     runtime = manifest.decoder.runtime
-    if provider not in {None, "cpu"} or (provider == "cpu" and runtime.name != "onnxruntime"):
+    if provider is not None and (provider != "cpu" or runtime.name != "onnxruntime"):
         raise InputError(f"{directory}: cannot be executed by {provider!r}: it is for {manifest.target}")
     match runtime.name, runtime.provider:
         case "onnxruntime", "cpu" | "cuda":

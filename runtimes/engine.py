@@ -7,30 +7,28 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
+from l4export.engine.file_checks import check_files
 from l4export.engine.manifest import Manifest
 from l4export.errors import InputError
+from l4export.runtimes.arguments import a_path, a_whole_number, is_sequence, shown
 from l4export.runtimes.cache.kv_cache import KVCache
+from l4export.runtimes.generation import Steps, continuations
 from l4export.runtimes.sampling import Sampler
 from l4export.runtimes.saved_session import read_session
 from l4export.runtimes.session import Session
 from l4export.runtimes.text.codec import TextCodec
-from l4export.storage.file_records import file_record
 
 __all__ = ["Engine"]
 
-_DIGEST_LIMIT = 64 << 20
-
 
 class Engine(ABC):
-    """A decoder that is loaded once and shared by any number of sessions. Made by `l4export.runtimes.load`."""
+    """A decoder, loaded once and shared by any number of sessions and threads. Made by `l4export.runtimes.load`."""
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.directory = directory
         self.manifest = manifest
         self.config = manifest.model
-        _check_files(directory, manifest)
+        check_files(directory, manifest)
 
     @property
     @abstractmethod
@@ -54,8 +52,8 @@ class Engine(ABC):
     def session(self, batch: int = 1, capacity: int | None = None, start: int | Sequence[int] = 0) -> Session:
         """A fresh session of `batch` rows that can hold up to `capacity` tokens each (default: `max_context`).
 
-        `start` is the position of the first token, of all rows or of each: the tokens before it are in no cache and
-        nobody sees them, but chunks, temperature and the limit of `max_context` count from position 0.
+        `start` is the position of the first token, for all rows or for each: the tokens before it are in no cache and
+        no token sees them, but chunks, temperature and the limit of `max_context` count from position 0.
 
         Raises:
             InputError: a batch below 1, a capacity outside 1 .. `max_context`, a start outside 0 .. `max_context` - 1,
@@ -64,13 +62,13 @@ class Engine(ABC):
         return Session(self.new_cache, self.manifest, batch, capacity, start)
 
     def load_session(self, path: str | Path) -> Session:
-        """The session that `Session.save` wrote, to go on with.
+        """Open the session that `Session.save` wrote, to continue it.
 
         Raises:
             InputError: no such file, one that is damaged, or one that another engine has saved.
             StorageError: reading failed.
         """
-        return Session.restored(self.new_cache, self.manifest, *read_session(Path(path), self.manifest))
+        return Session.restored(self.new_cache, self.manifest, *read_session(a_path(path, "path"), self.manifest))
 
     def generate(
         self,
@@ -83,16 +81,18 @@ class Engine(ABC):
     ) -> Iterator[int]:
         """Continue one prompt; yields each new token as it is chosen, a stop token last.
 
+        Everything is checked when this is called; tokens are computed as they are asked for, by one caller at a time.
         Stops after `max_new_tokens`, at a token of `stop_token_ids` (default: the model's end-of-sequence tokens), or
         when `max_context` is reached. Sampling is that of `l4export.runtimes.sampling.Sampler`.
 
         Raises:
-            InputError: an empty prompt, one longer than `max_context`, ids out of range, bad sampling settings.
+            InputError: at the call, an empty prompt, one longer than `max_context`, ids out of range, bad settings;
+                while tokens are asked for, another thread that asks too, or an engine that refuses a call.
         """
-        for step in self.generate_batch([token_ids], max_new_tokens, temperature, top_p, seed, stop_token_ids):
-            token = step[0]
-            assert token is not None
-            yield token
+        if not is_sequence(token_ids):
+            raise InputError(f"token ids must be a sequence of integers, not {type(token_ids).__name__}")
+        steps = self._continuations([token_ids], max_new_tokens, temperature, top_p, seed, stop_token_ids)
+        return Steps(token for (token,) in steps if token is not None)
 
     def generate_batch(
         self,
@@ -105,43 +105,45 @@ class Engine(ABC):
     ) -> Iterator[list[int | None]]:
         """Continue several prompts of any lengths; yields one list a step, None where a row has ended.
 
-        Greedy, every row yields what `generate` yields for its prompt alone. Sampling, row r draws from a random
-        stream of its own, so what it says does not depend on the other rows, and row 0 says what `generate` says.
+        Rows share the decoder calls, which is what makes a batch faster than its prompts one by one. A row's logits are
+        those of `generate` up to the engine's rounding, because kernels add up in another order when rows are fed
+        together. Where nothing is rounded below float32 that is a millionth of the largest logit. Where activations are
+        rounded to int8 (int4 and int8 weights of `ort-cpu` with `accuracy_level` 4, int8 experts with any), or float16
+        or a quantised KV cache is used, such a rounding can go the other way, which changes logits by up to a few per
+        cent of the largest. So a row says what `generate` says unless two tokens are nearly equally likely.
+        docs/guide/threads.md has what was measured; call `generate` for each prompt where that matters.
 
-        Raises as `generate`.
+        Sampling, row r draws from a random stream of its own, so what it says does not depend on what the other rows
+        draw, and row 0 draws what `generate` draws.
+
+        Raises as `generate`, at the call.
         """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens}: give 1 or more")
-        stops = frozenset(self.config.eos_token_ids if stop_token_ids is None else stop_token_ids)
-        sampler = Sampler(temperature, top_p, seed)
-        limit = self.manifest.max_context
-        longest = max((len(prompt) for prompt in prompts), default=0)
-        session = self.session(len(prompts), min(limit, max(longest + max_new_tokens, 1)) if longest <= limit else None)
-        if any(len(prompt) == 0 for prompt in prompts):
+        return Steps(self._continuations(prompts, max_new_tokens, temperature, top_p, seed, stop_token_ids))
+
+    def _continuations(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int | None,
+        stop_token_ids: Iterable[int] | None,
+    ) -> Iterator[list[int | None]]:
+        """Check everything; compute nothing yet."""
+        count = a_whole_number(max_new_tokens, "max_new_tokens", 1)
+        stops, sampler = self._stops(stop_token_ids), Sampler(temperature, top_p, seed)
+        if not is_sequence(prompts) or not all(map(is_sequence, prompts)):
+            raise InputError("prompts must be a sequence that has a sequence of token ids for each row")
+        if not all(map(len, prompts)):
             raise InputError("a prompt is empty: give at least one token")
-        step: list[list[int]] = [list(prompt) for prompt in prompts]
-        running = [True] * len(prompts)
-        for count in range(max_new_tokens):
-            logits = session.append(step, last_only=True)[:, 0]
-            chosen = sampler(np.where(np.asarray(running)[:, None], logits, 0))
-            tokens = [int(token) if on else None for token, on in zip(chosen, running, strict=True)]
-            yield list(tokens)  # what the caller does to it changes nothing here
-            for row, token in enumerate(tokens):
-                full = session.lengths[row] >= session.capacity
-                running[row] = token is not None and token not in stops and not full
-            if not any(running) or count + 1 == max_new_tokens:
-                return
-            step = [[token] if on and token is not None else [] for token, on in zip(tokens, running, strict=True)]
+        limit, longest = self.manifest.max_context, max(map(len, prompts), default=0)
+        session = self.session(len(prompts), min(limit, longest + count) if longest <= limit else None)
+        return continuations(session, session.checked(list(prompts)), sampler, stops, count)
 
-
-def _check_files(directory: Path, manifest: Manifest) -> None:
-    """Sizes of all files, digests of the small ones (the graph and the tokenizer among them)."""
-    for name, record in manifest.files.items():
-        path = directory / name
-        if not path.is_file():
-            raise InputError(f"{directory}: {name} is missing; build or copy the engine again")
-        size = path.stat().st_size
-        if size != record.bytes:
-            raise InputError(f"{path}: {size} bytes instead of {record.bytes}; build or copy the engine again")
-        if size <= _DIGEST_LIMIT and file_record(path).sha256 != record.sha256:
-            raise InputError(f"{directory}: {name} has been changed; build or copy the engine again")
+    def _stops(self, token_ids: Iterable[int] | None) -> frozenset[int]:
+        if token_ids is None:
+            return frozenset(self.config.eos_token_ids)
+        if isinstance(token_ids, str | bytes) or not isinstance(token_ids, Iterable):
+            raise InputError(f"stop_token_ids is {shown(token_ids)}: give a collection of token ids")
+        most = self.config.vocab_size - 1
+        return frozenset(a_whole_number(token, "a token of stop_token_ids", 0, most) for token in token_ids)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from l4export.errors import InputError
+from l4export.runtimes.arguments import a_number, a_whole_number, shown
+from l4export.runtimes.one_caller import OneCaller, exclusive
 
 __all__ = ["Sampler"]
 
 
-class Sampler:
+class Sampler(OneCaller):
     """Turns logits into tokens; the same settings, seed and logits always give the same tokens.
 
     Temperature 0 is greedy: the likeliest token, of equal ones the lowest. Otherwise a token is drawn from
@@ -23,21 +24,30 @@ class Sampler:
     Row r draws from a random stream of its own, the r-th child of `seed`, once a call: what a row says depends
     neither on the other rows nor on how many there are. Without a seed the streams are fresh ones.
 
-    Raises `InputError` for a temperature that is negative or not finite, a `top_p` outside (0, 1] or a negative seed.
+    It is for one generation, and for one caller at a time: a second one is refused.
+
+    Raises `InputError` for a temperature that is negative or not finite, a `top_p` outside (0, 1], a negative seed, and
+    whatever is no number.
     """
 
+    _what = "the sampler"
+    _remedy = "give each generation a sampler of its own"
+
     def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None) -> None:
-        if not (math.isfinite(temperature) and temperature >= 0):
-            raise InputError(f"temperature is {temperature}: give a finite number, 0 (greedy) or more")
-        if not 0 < top_p <= 1:
-            raise InputError(f"top_p is {top_p}: give a number above 0 and up to 1 (1 keeps every token)")
-        if seed is not None and seed < 0:
-            raise InputError(f"seed is {seed}: give an integer of 0 or more, or none for fresh randomness")
-        self.temperature = float(temperature)
-        self.top_p = float(top_p)
+        super().__init__()
+        wanted = "a finite number, 0 (greedy) or more", "a number above 0 and up to 1 (1 keeps every token)"
+        self.temperature = a_number(temperature, "temperature", wanted[0])
+        self.top_p = a_number(top_p, "top_p", wanted[1])
+        if self.temperature < 0:
+            raise InputError(f"temperature is {shown(temperature)}: give {wanted[0]}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {shown(top_p)}: give {wanted[1]}")
+        if seed is not None:
+            seed = a_whole_number(seed, "seed", 0)
         self._seeds = np.random.SeedSequence(seed)
         self._streams: list[np.random.Generator] = []
 
+    @exclusive
     def __call__(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
         """Return one token a row, int64 [batch], for logits float32 [batch, vocab].
 
@@ -53,7 +63,7 @@ class Sampler:
         return np.array(tokens, dtype=np.int64)
 
     def _random(self, rows: int) -> list[np.random.Generator]:
-        """The streams of the first `rows` rows; `spawn` goes on where it stopped, so late rows change no early one."""
+        """The streams of the first `rows` rows; `spawn` continues where it stopped: no row changes an earlier one."""
         for child in self._seeds.spawn(max(0, rows - len(self._streams))):
             self._streams.append(np.random.Generator(np.random.PCG64(child)))
         return self._streams[:rows]
@@ -85,6 +95,8 @@ def _nucleus(mass: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
 
 def _check(logits: NDArray[np.floating[Any]]) -> None:
     """Refuse logits that are not [batch, vocab] or whose largest value in a row is not finite."""
+    if not isinstance(logits, np.ndarray) or logits.dtype.kind not in "fiuV":  # V: bfloat16
+        raise InputError(f"logits are a {type(logits).__name__}, not an array of floats: give what `append` returns")
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise InputError(f"logits have the shape {list(logits.shape)}: give [batch, vocab], the last position's only")
     peaks = logits.max(axis=1)  # NaN wins every comparison here, +inf all others; -inf only when alone

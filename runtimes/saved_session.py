@@ -2,7 +2,8 @@
 
 Tensors are called `{row}.{layer}.key` and `.value`, [kv_heads, tokens, width]. The metadata hold
 `format`; `engine`, the SHA-256 of the manifest; `state`, JSON of a `SessionState`; and `sha256`, the digest of the
-state and of all tensors' bytes in their order. A file is untrusted: nothing of it is taken before all of that is right.
+state and of all tensors' bytes in their order. A file is untrusted: nothing in it is used
+before all of this has been checked.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def read_session(path: Path, manifest: Manifest) -> tuple[SessionState, list[lis
         raise _damaged(path, "it does not hold the keys and values of its tokens")
     arrays = [file.array(entry) for entry in file.entries.values()]
     if _digest(text, arrays) != file.metadata.get("sha256"):
-        raise _damaged(path, "its digest is another")
+        raise _damaged(path, "its digest differs")
     tokens = [arrays[at : at + len(spec.names)] for at in range(0, len(arrays), len(spec.names))]
     return state, tokens
 
@@ -98,8 +99,7 @@ def _state(
     ):
         raise _damaged(path, "its state is not that of a session")
     lengths, starts, held = (np.asarray(numbers, dtype=np.int64) for numbers in rows)
-    ends, chunks = starts + lengths, Chunks(manifest.prefill_cut, starts)
-    chunks.held[:] = held
+    ends, chunks = starts + lengths, Chunks(manifest.prefill_cut, starts, held)
     if (
         not 1 <= raw["capacity"] <= manifest.max_context
         or lengths.max() > raw["capacity"]
@@ -107,7 +107,7 @@ def _state(
         or ends.max() > manifest.max_context
         or not all(chunks.complete(row, int(end)) for row, end in enumerate(ends))
     ):
-        raise _damaged(path, "its state is none of this engine's")
+        raise _damaged(path, "its state does not fit this engine")
     shapes = [spec.shapes(int(lengths[row]), chunks.used(row, int(end))) for row, end in enumerate(ends)]
     return SessionState(raw["capacity"], lengths, starts, held), shapes
 

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from l4export.engine.manifest import Manifest
-from l4export.errors import InputError, L4Error
+from l4export.errors import InputError, L4Error, one_line
+from l4export.runtimes.arguments import a_flag, a_path, a_whole_number, integers, rows_of_ids, shown
 from l4export.runtimes.cache.chunks import Chunks
-from l4export.runtimes.cache.kv_cache import Call, NewCache
+from l4export.runtimes.cache.kv_cache import NewCache
+from l4export.runtimes.feeding import Feeding, Limits
+from l4export.runtimes.one_caller import OneCaller, exclusive
 from l4export.runtimes.saved_session import write_session
 from l4export.runtimes.session_state import SessionState
 
 __all__ = ["Session", "TokenIds"]
 
+_MOST_ROWS = 1 << 20
+
 TokenIds = Sequence[int] | Sequence[Sequence[int]] | NDArray[Any]
 
 
-class Session:
+class Session(OneCaller):
     """`batch` rows of tokens, each at its own length. Made by `Engine.session`.
 
+    One caller at a time: while a method runs, any other call of a method is refused with `InputError`, from whichever
+    thread it comes. The attributes can be read at any time; they change at once, when a method has done its work.
+
     Attributes:
-        lengths: int64 [batch], tokens that each row holds.
-        starts: int64 [batch], positions of each row's first token: 0, unless `Engine.session` was told otherwise.
-        capacity: Tokens that a row can hold.
+        batch: Rows.
         manifest: The engine's.
     """
+
+    _what = "the session"
+    _remedy = "use a session for each thread, or wait for that call to end"
 
     def __init__(
         self,
@@ -39,112 +49,151 @@ class Session:
         capacity: int | None = None,
         start: int | Sequence[int] = 0,
     ) -> None:
+        super().__init__()
         limit = manifest.max_context
-        if batch < 1:
-            raise InputError(f"a session of {batch} rows: give at least one")
-        if capacity is not None and not 1 <= capacity <= limit:
-            raise InputError(f"a capacity of {capacity} tokens: this engine was built for 1 to {limit} (--max-context)")
-        self.batch = batch
-        self.starts = self._per_row(start, "start")
-        if self.starts.min() < 0 or self.starts.max() >= limit:
-            raise InputError(f"a start of {start}: this engine has positions 0 to {limit - 1} (--max-context)")
-        self.capacity = capacity or limit - int(self.starts.min())
-        self.lengths = np.zeros(batch, dtype=np.int64)
+        self.batch = a_whole_number(batch, "batch", 1, _MOST_ROWS)
+        if capacity is not None and a_whole_number(capacity, "capacity", 1) > limit:
+            raise InputError(f"capacity is {capacity}: this engine was built for 1 to {limit} tokens (--max-context)")
+        starts = self._per_row(start, "start")
+        if starts.min() < 0 or starts.max() >= limit:
+            raise InputError(f"start is {shown(start)}: this engine has positions 0 to {limit - 1} (--max-context)")
+        room = limit - int(starts.min()) if capacity is None else int(capacity)
         self._new_cache = new_cache
         self.manifest = manifest
-        self._limit = limit
-        self._vocab = manifest.model.vocab_size
         self._piece = manifest.prefill_max_tokens
-        self._chunks = Chunks(manifest.prefill_cut, self.starts)
+        self._set_state(SessionState.empty(room, starts, manifest.prefill_cut))
+        self._is_whole = True
         try:
-            self._cache = new_cache(manifest, batch, self.capacity)
+            self._cache = new_cache(manifest, self.batch, room)
         except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address has bits
             raise InputError(
-                f"no memory for {batch} x {self.capacity} tokens of keys and values; give a smaller capacity or batch"
+                f"no memory for {batch} x {room} tokens of keys and values; give a smaller capacity or batch"
             ) from error
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a row can hold."""
+        return self._state.capacity
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [batch], tokens that each row holds; read only."""
+        return self._state.lengths
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """int64 [batch], positions of each row's first token: 0, unless `Engine.session` was given others."""
+        return self._state.starts
 
     @property
     def positions(self) -> NDArray[np.int64]:
         """int64 [batch], the position of each row's next token."""
-        return self.starts + self.lengths
+        return self._state.ends
+
+    @property
+    def state(self) -> SessionState:
+        """Everything but the keys and values; it never changes, the session gets another one."""
+        return self._state
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of the buffers that hold keys and values."""
         return self._cache.nbytes
 
+    @exclusive
     def append(self, token_ids: TokenIds, last_only: bool = False) -> NDArray[np.float32]:
         """Feed new tokens and return their logits.
+
+        An append that fails or is interrupted leaves the session as it was. If even that fails, as it may on a lost
+        GPU, all further calls are refused but `reset`.
 
         Args:
             token_ids: For one row a sequence of ids; for several rows one sequence each, of any lengths. An empty one
                 leaves its row as it is.
-            last_only: Compute the logits of each row's last new token only; the head is then paid once.
+            last_only: Compute the logits of each row's last new token only, so the head is computed once a row.
 
         Returns:
             float32 [batch, n, vocab], n the longest row's new tokens, or 1 with `last_only`. Entries that belong to no
             token (a shorter row's tail, a row without new tokens) are NaN.
 
         Raises:
-            InputError: ids out of range, nothing to feed, or more tokens than `capacity`. The session is as before.
+            InputError: ids out of range, nothing to feed, more tokens than `capacity`, a session in use, or an engine
+                that refuses the call.
         """
-        rows = self._rows(token_ids)
-        lengths, held, ends = self.lengths.copy(), self._chunks.held.copy(), self.positions
-        losing = [row for row in range(self.batch) if self._chunks.loses(row, int(ends[row]), len(rows[row]))]
-        mark = self._cache.mark((row, self._chunks.used(row, int(ends[row]))) for row in losing)
+        self._check_whole()
+        rows, last_only = self.checked(token_ids), a_flag(last_only, "last_only")
+        before, chunks = self._state, self._chunks()
+        losing = [row for row in range(self.batch) if chunks.loses(row, int(before.ends[row]), len(rows[row]))]
+        limits = Limits(self._piece, self.capacity, self.manifest.max_context, self.manifest.model.vocab_size)
+        feeding = Feeding(self._cache, limits, before.lengths.copy(), chunks)
+        mark = self._cache.mark([(row, chunks.used(row, int(before.ends[row]))) for row in losing])
+        self._is_whole = False
         try:
-            return self._feed(rows, last_only)
+            logits = feeding.logits(rows, last_only)
+            self._set_state(replace(before, lengths=feeding.lengths, held=chunks.held))
         except BaseException as error:
-            self.lengths[:] = lengths
-            self._chunks.held[losing] = held[losing]
-            self._cache.restore(mark)
+            held = chunks.held.copy()  # of rows whose chunk was over, that chunk is written over
+            held[losing] = before.held[losing]
+            self._undo(replace(before, held=held), mark, error)
             if isinstance(error, Exception) and not isinstance(error, L4Error):
-                raise InputError(f"the engine refused the call: {' '.join(str(error).split())[:300]}") from error
+                raise InputError(f"the engine refused the call: {one_line(error)}") from error
             raise
+        self._is_whole = True
+        return logits
 
+    @exclusive
     def rewind(self, tokens: int | Sequence[int]) -> None:
-        """Forget the last `tokens` tokens of every row, or so many of each row.
+        """Forget the last `tokens` tokens of every row, or another number for each row.
 
         In layout `chunked` the keys of a chunk are gone when the next one has begun: a row can go back within its
         chunk, and to any chunk's beginning.
 
         Raises:
-            InputError: fewer tokens than that, a negative number, or keys that are gone. The session is as before.
+            InputError: fewer tokens than that, a negative number, keys that are gone, or a session in use. The session
+                is as before.
         """
-        counts = self._per_row(tokens, "tokens to go back")
+        self._check_whole()
+        counts, chunks = self._per_row(tokens, "tokens"), self._chunks()
         for row, (count, length) in enumerate(zip(counts.tolist(), self.lengths.tolist(), strict=True)):
             if not 0 <= count <= length:
                 raise InputError(f"row {row}: cannot go back {count} tokens, it has {length}")
             end = int(self.positions[row]) - count
-            if not self._chunks.complete(row, end):
-                begin, size = end - end % self._chunks.size, self._chunks.size
+            if not chunks.complete(row, end):
+                begin, size = end - end % chunks.size, chunks.size
                 raise InputError(
                     f"row {row}: cannot go back to position {end}, the keys of its chunk are gone; go back to position "
                     f"{max(begin, self.starts[row])} or {begin + size} and append from there"
                 )
-        self.lengths -= counts
+        self._set_state(replace(self._state, lengths=self.lengths - counts))
 
+    @exclusive
     def fork(self, rows: Sequence[int] | None = None) -> Session:
-        """A new session that goes on from here, independent of this one: all rows, or copies of the `rows` named.
+        """Make a new session that continues from here, independent of this one, with all rows or with copies of `rows`.
 
         `session.fork([0] * 8)` gives eight rows that begin alike, such as with a system prompt.
 
         Raises:
-            InputError: no rows, a row that is not there, or no memory for another session.
+            InputError: no rows, a row that is not there, no memory for another session, or a session in use.
         """
-        chosen = range(self.batch) if rows is None else rows
-        if not len(chosen) or not all(row in range(self.batch) for row in chosen):
-            raise InputError(f"rows {list(chosen)}: give rows of 0 to {self.batch - 1}")
-        state, tokens = self.state.of([int(row) for row in chosen]), [self.tokens(int(row)) for row in chosen]
-        return Session.restored(self._new_cache, self.manifest, state, tokens)
+        self._check_whole()
+        chosen = integers(range(self.batch) if rows is None else rows)
+        if chosen is None or chosen.ndim != 1 or not all(0 <= row < self.batch for row in chosen) or not len(chosen):
+            raise InputError(f"rows are {shown(rows)}: give rows of 0 to {self.batch - 1}")
+        numbers = [int(row) for row in chosen]
+        tokens = [self._tokens(row) for row in numbers]
+        return Session.restored(self._new_cache, self.manifest, self._state.of(numbers), tokens)
 
+    @exclusive
     def save(self, path: str | Path) -> None:
         """Write the session to a file, which `Engine.load_session` opens; only the slots in use take room there.
 
         Raises:
+            InputError: a session in use.
             StorageError: writing failed; a file that was there before is as it was.
         """
-        write_session(Path(path), self.manifest, self.state, [self.tokens(row) for row in range(self.batch)])
+        self._check_whole()
+        tokens = [self._tokens(row) for row in range(self.batch)]
+        write_session(a_path(path, "path"), self.manifest, self._state, tokens)
 
     @classmethod
     def restored(
@@ -156,136 +205,101 @@ class Session:
     ) -> Session:
         """A session in a given state; `tokens` holds for each row what `Session.tokens` gives. They are copied."""
         session = cls(new_cache, manifest, len(state.lengths), state.capacity, state.starts.tolist())
-        session.lengths[:] = state.lengths
-        session._chunks.held[:] = state.held
+        session._set_state(state)
         session._cache.fill(tokens)
         return session
 
-    @property
-    def state(self) -> SessionState:
-        """A copy of everything but the keys and values."""
-        return SessionState(self.capacity, self.lengths.copy(), self.starts.copy(), self._chunks.held.copy())
-
+    @exclusive
     def reset(self) -> None:
-        """Forget every token; the buffers stay."""
-        self.lengths[:] = 0
+        """Forget every token; the buffers stay. Raises `InputError` for a session in use."""
+        self._is_whole = False
         self._cache.reset()
+        self._set_state(SessionState.empty(self.capacity, self.starts, self.manifest.prefill_cut))
+        self._is_whole = True
 
+    @exclusive
     def tokens(self, row: int) -> Sequence[NDArray[Any]]:
-        """A row's keys and values [kv_heads, tokens, width] in every layer, those that are still there: read only."""
-        end = int(self.positions[row])
-        return self._cache.tokens(row, int(self.lengths[row]), self._chunks.used(row, end))
+        """A row's keys and values [kv_heads, tokens, width] in every layer, those that are still there: read only.
 
-    def _feed(self, rows: list[NDArray[np.int64]], last_only: bool) -> NDArray[np.float32]:
-        """As few calls as are exact: together where the decoder can, else row by row."""
-        counts = np.asarray([len(row) for row in rows])
-        if self.batch == 1 and counts[0] <= self._at_most(0):
-            logits = self._run(0, rows[0][None], counts, last_only)
-            self.lengths += counts
-            return logits
-        width = 1 if last_only else int(counts.max())
-        logits = np.full((self.batch, width, self._vocab), np.nan, dtype=np.float32)
-        done = np.zeros(self.batch, dtype=np.int64)
-        if self.batch > 1:
-            if counts.max() == 1 and (self.lengths < self.capacity).all() and (self.positions < self._limit).all():
-                self._step(rows, counts, logits)
-                return logits
-            if counts.min() > 0 and not self.lengths.any():
-                done = self._first_piece(rows, counts, logits, last_only)
-        for row in range(self.batch):
-            while done[row] < counts[row]:
-                piece = rows[row][done[row] : done[row] + self._at_most(row)]
-                out = self._run(row, piece[None], np.asarray([len(piece)]), last_only)
-                self.lengths[row] += len(piece)
-                at = 0 if last_only else done[row]
-                logits[row, at : at + out.shape[1]] = out[0]
-                done[row] += len(piece)
-        return logits
+        They are good until the next call of a method.
 
-    def _step(self, rows: list[NDArray[np.int64]], counts: NDArray[Any], logits: NDArray[np.float32]) -> None:
-        """One token a row. A row without one is fed a placeholder whose slot its next token overwrites."""
-        ids = np.asarray([[row[0] if len(row) else 0] for row in rows], dtype=np.int64)
-        out = self._run(None, ids, np.ones(self.batch, dtype=np.int64), True)
-        self.lengths += counts
-        fed = counts > 0
-        logits[fed] = out[fed]
+        Raises:
+            InputError: no such row, or a session in use.
+        """
+        self._check_whole()
+        return self._tokens(a_whole_number(row, "row", 0, self.batch - 1))
 
-    def _first_piece(
-        self, rows: list[NDArray[np.int64]], counts: NDArray[Any], logits: NDArray[np.float32], last_only: bool
-    ) -> NDArray[np.int64]:
-        """The beginnings of all rows in one call, padded on the right; returns how many tokens each row was fed."""
-        most = [self._at_most(row) for row in range(self.batch)]
-        done: NDArray[np.int64] = np.minimum(counts, most)
-        ids = np.zeros((self.batch, int(done.max())), dtype=np.int64)
-        for row, tokens in enumerate(rows):
-            ids[row, : done[row]] = tokens[: done[row]]
-        out = self._run(None, ids, done, last_only)
-        self.lengths += done
-        for row in range(self.batch):
-            n = 1 if last_only else done[row]
-            logits[row, :n] = out[row, :n]
-        return done
+    def checked(self, token_ids: TokenIds) -> list[NDArray[np.int64]]:
+        """The new tokens of each row, int64 [n], as `append` would feed them now.
 
-    def _at_most(self, row: int) -> int:
-        """How many tokens of a row one call may take: none of the next chunk."""
-        return min(self._piece, self._chunks.room(int(self.positions[row])))
-
-    def _run(
-        self, row: int | None, ids: NDArray[np.int64], counts: NDArray[np.int64], last_only: bool
-    ) -> NDArray[np.float32]:
-        """One decoder call on one row, or on all of them."""
-        rows = range(self.batch) if row is None else range(row, row + 1)
-        for each in rows:
-            self._chunks.write(each, int(self.positions[each]))
-        part = slice(rows.start, rows.stop)
-        return self._cache.run(Call(row, ids, counts, self.lengths[part], self.starts[part], last_only))
-
-    def _per_row(self, value: int | Sequence[int], what: str) -> NDArray[np.int64]:
-        """One whole number for every row, or one each."""
-        try:
-            given = np.asarray(value)
-        except ValueError:  # rows of different lengths
-            given = np.zeros((0, 0))
-        if given.dtype.kind not in "iu" or given.shape not in ((), (self.batch,)):
-            raise InputError(f"{what}: give a whole number, or one for each of {self.batch} rows")
-        return np.broadcast_to(given, self.batch).astype(np.int64)
-
-    def _rows(self, token_ids: TokenIds) -> list[NDArray[np.int64]]:
-        """The new tokens of each row, checked."""
-        if not isinstance(token_ids, Sequence | np.ndarray) or isinstance(token_ids, str | bytes):
-            raise InputError(f"token ids must be a sequence of integers, not {type(token_ids).__name__}")
-        items: list[Any] = list(token_ids)
-        nested = bool(items) and isinstance(items[0], Sequence | np.ndarray)
-        rows = [_as_array(index, item) for index, item in enumerate(items if nested else [items])]
+        Raises:
+            InputError: `append` would refuse them.
+        """
+        rows = rows_of_ids(token_ids)
         if len(rows) != self.batch:
             raise InputError(f"{len(rows)} rows of token ids for a session of {self.batch}: give one sequence a row")
         if not any(row.size for row in rows):
             raise InputError("no token ids to append: give at least one")
         for index, row in enumerate(rows):
-            if row.size and (row.min() < 0 or row.max() >= self._vocab):
-                bad = row[(row < 0) | (row >= self._vocab)][0]
-                raise InputError(f"row {index}: token id {bad} is outside the vocabulary (0 to {self._vocab - 1})")
-            if self.lengths[index] + row.size > self.capacity:
-                raise InputError(
-                    f"row {index}: {self.lengths[index]} + {row.size} tokens are more than the session's capacity of "
-                    f"{self.capacity}; shorten the prompt or build with a larger --max-context"
-                )
-            if self.positions[index] + row.size > self._limit:
-                raise InputError(
-                    f"row {index}: {row.size} tokens from position {self.positions[index]} on go beyond the engine's "
-                    f"context of {self._limit}; shorten the prompt or build with a larger --max-context"
-                )
+            self._check_row(index, row)
         return [row.astype(np.int64) for row in rows]
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse `copy` and `pickle`: two sessions would write into one cache."""
+        raise InputError("a session cannot be copied or pickled: use fork for a copy, save for a file")
 
-def _as_array(index: int, item: Any) -> NDArray[Any]:
-    """One row's ids as a flat integer array."""
-    try:
-        row = np.asarray(item)
-    except (TypeError, ValueError):
-        row = np.zeros((0, 0))
-    if row.dtype == object and row.ndim == 1 and all(type(token) is int for token in row):
-        raise InputError(f"row {index}: token id {max(row, key=abs)} is outside the vocabulary")
-    if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
-        raise InputError(f"row {index}: token ids must be a flat sequence of integers")
-    return row
+    def _check_row(self, index: int, row: NDArray[Any]) -> None:
+        """Whether the ids are those of tokens, and whether there is room for them."""
+        vocab, limit, state = self.manifest.model.vocab_size, self.manifest.max_context, self._state
+        if row.size and (row.min() < 0 or row.max() >= vocab):
+            bad = row[(row < 0) | (row >= vocab)][0]
+            raise InputError(f"row {index}: token id {shown(bad)} is outside the vocabulary (0 to {vocab - 1})")
+        if state.lengths[index] + row.size > state.capacity:
+            raise InputError(
+                f"row {index}: {state.lengths[index]} + {row.size} tokens are more than the session's capacity of "
+                f"{state.capacity}; shorten the prompt or build with a larger --max-context"
+            )
+        if state.ends[index] + row.size > limit:
+            raise InputError(
+                f"row {index}: {row.size} tokens from position {state.ends[index]} on go beyond the engine's "
+                f"context of {limit}; shorten the prompt or build with a larger --max-context"
+            )
+
+    def _tokens(self, row: int) -> Sequence[NDArray[Any]]:
+        used = self._chunks().used(row, int(self.positions[row]))
+        return self._cache.tokens(row, int(self.lengths[row]), used)
+
+    def _chunks(self) -> Chunks:
+        """Which chunk's keys each row holds, as the state has it: a copy that may be written."""
+        return Chunks(self.manifest.prefill_cut, self.starts, self._state.held)
+
+    def _set_state(self, state: SessionState) -> None:
+        """Replace the state in one step, so that nobody sees it half done."""
+        for array in (state.lengths, state.starts, state.held):
+            array.flags.writeable = False
+        self._state = state
+
+    def _undo(self, before: SessionState, mark: Any, error: BaseException) -> None:
+        """Go back to the state before an append that failed with `error`."""
+        try:
+            self._set_state(before)
+            self._cache.restore(mark)
+        except Exception as second:
+            raise InputError(
+                f"an append failed ({one_line(error)}) and could not be undone ({one_line(second)}); "
+                "reset the session or start a new one"
+            ) from error
+        self._is_whole = True
+
+    def _check_whole(self) -> None:
+        if not self._is_whole:
+            raise InputError("the session is unusable: an append was left half done; reset it or start a new one")
+
+    def _per_row(self, value: int | Sequence[int], name: str) -> NDArray[np.int64]:
+        """One whole number for every row, or one each."""
+        given = integers(value)
+        if given is None or given.dtype == object or given.shape not in ((), (self.batch,)):
+            raise InputError(
+                f"{name} is {shown(value)}: give a whole number, or one for each row; the session has {self.batch}"
+            )
+        return np.broadcast_to(given, self.batch).astype(np.int64)

@@ -19,6 +19,7 @@ from l4export.benchmark.decode_weights import decode_weight_bytes
 from l4export.benchmark.memory import forget_peak, process_memory, read_bandwidth
 from l4export.engine.manifest import Manifest, load_manifest
 from l4export.errors import InputError
+from l4export.runtimes.arguments import a_path, shown
 
 if TYPE_CHECKING:
     from l4export.runtimes.engine import Engine
@@ -37,7 +38,7 @@ class BenchReport:
     beginning of loading to the first token of the first prompt: what is mapped and not yet read is read then.
     `first_token_seconds` is the same prompt on a loaded and warm engine. `resident_*` is the memory of the process:
     weights that are mapped from the files count when they have been touched, and the system may take them back;
-    `private` is what it may not. They are None where the system does not tell.
+    `private` is what it may not. They are None where the system does not report them.
 
     `decode_bandwidth_share` is `decode_tokens_per_second` x `decode_weight_bytes` / `read_bandwidth`; see
     `l4export.benchmark` for the last two. `threads`, `read_bandwidth` and the share are of this machine's CPU, and
@@ -89,13 +90,13 @@ def bench(
         decode: Tokens fed after it, one a call.
         repeats: Runs of both; the report has medians.
         threads: Threads of one call on a CPU; None means one a core.
-        on_step: Is told in words what is done next.
+        on_step: Called with a few words about what is done next.
 
     Raises:
         InputError: not an engine; a count below 1; prompt and continuation beyond the engine's context.
         EnvironmentLacks: onnxruntime is missing, or what else the engine's target needs.
     """
-    path, say = Path(engine_path), on_step or (lambda _: None)
+    path, say = a_path(engine_path, "engine_path"), on_step or (lambda _: None)
     _check(load_manifest(path), prefill=prefill, decode=decode, repeats=repeats, threads=threads)
     engine, measured = _measure(path, prefill, decode, repeats, threads, say)
     bandwidth = None
@@ -131,8 +132,10 @@ def bench(
 
 def _check(manifest: Manifest, **counts: int | None) -> None:
     for name, count in counts.items():
-        if count is not None and count < 1:
-            raise InputError(f"--{name} {count}: give at least 1")
+        if name == "threads" and count is None:
+            continue
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+            raise InputError(f"--{name} {shown(count)}: give at least 1")
     prefill, decode = counts["prefill"] or 0, counts["decode"] or 0
     if prefill + decode > manifest.max_context:
         raise InputError(
@@ -143,7 +146,7 @@ def _check(manifest: Manifest, **counts: int | None) -> None:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Seconds, those of `first_token` and `decoding` of every run, and what `process_memory` told."""
+    """Times in seconds, `first_token` and `decoding` of every run, and memory as `process_memory` gives it."""
 
     load: float
     cold_first_token: float
@@ -156,7 +159,7 @@ class _Measured:
 def _measure(
     path: Path, prefill: int, decode: int, repeats: int, threads: int | None, say: Callable[[str], None]
 ) -> tuple[Engine, _Measured]:
-    """Load, warm up, run; nothing else is imported or computed on the way, because it would count as memory."""
+    """Load, warm up and run. Nothing else is imported or computed meanwhile, because it would count as memory."""
     from l4export import runtimes
 
     forget_peak()
@@ -193,9 +196,9 @@ def _run(session: Session, ids: NDArray[np.int64], prefill: int) -> tuple[float,
 
 
 def _weight_bytes(engine: Engine) -> tuple[int, int]:
-    """Bytes of all weights, and of those that a decode step must read; from the graph alone."""
-    from l4export.inspection.weight_bytes import load_graph
+    """Bytes of all weights, and of those that a decode step must read, computed from the graph alone."""
+    from l4export.inspection.graph_file import load_graph
 
-    model = load_graph(engine.directory)
+    model = load_graph(engine.directory, engine.manifest)
     tensors = [value.const_value for value in model.graph.initializers.values()]
     return sum(tensor.nbytes for tensor in tensors if tensor is not None), decode_weight_bytes(model, engine.config)

@@ -21,7 +21,7 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 def read_bandwidth(threads: int) -> float:
     """Bytes a second that `threads` threads together read from memory: the best of several passes over a large buffer.
 
-    The buffer is at least 512 MiB and twice the last-level cache. NumPy's bitwise or waits for nothing but memory (a
+    The buffer is at least 512 MiB and twice the last-level cache. NumPy's bitwise OR waits for nothing but memory (a
     sum of floats is a tenth slower) and releases the interpreter's lock. The best pass counts, because anything else
     that runs on the machine can only lower the figure.
     """
@@ -52,7 +52,7 @@ def forget_peak() -> None:
 
 
 def _cache_bytes() -> int:
-    """The last-level cache; 0 where the system does not tell."""
+    """The last-level cache; 0 where the system does not report it."""
     sizes = [0]
     for file in _CACHE.glob("index*/size"):
         with suppress(OSError, ValueError):

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from l4export.engine.manifest import load_manifest
 from l4export.graph.contents import weights_of
+from l4export.inspection.graph_file import load_graph
 from l4export.model.weight_names import kind_of
 from l4export.passes.quantize_activations import fp8_products
 from l4export.quantization import Scheme, dequantize
@@ -33,7 +34,7 @@ def dequantized_weights(engine: Path) -> Iterator[tuple[str, np.ndarray]]:
 def input_scales(engine: Path) -> dict[str, float]:
     """By the names of FP8 weights, the scales by which an engine rounds their inputs; none if it rounds none."""
     found: dict[str, float] = {}
-    for product in fp8_products(ir.load(engine / load_manifest(engine).decoder.file).graph):
+    for product in fp8_products(load_graph(engine).graph):
         rounding = product.x.producer()
         if rounding is not None and rounding.op_type == "DequantizeLinear":
             found[product.weight] = float(_array(rounding.inputs[1]))
@@ -45,13 +46,13 @@ class DequantizedWeights:
     checkpoint's names (without prefix) and layout.
 
     The values follow from the engine's codes, scales and zero points by the formulas of
-    `l4export.quantization.schemes`, and from the operators' attributes; the build is not asked.
+    `l4export.quantization.schemes`, and from the operators' attributes. Nothing that the build knew is used.
     """
 
     def __init__(self, engine: Path) -> None:
         self._operands: dict[str, tuple[ir.Node, int, range]] = {}
         manifest = load_manifest(engine)
-        graph = ir.load(engine / manifest.decoder.file).graph
+        graph = load_graph(engine, manifest).graph
         self._routers = _routers(graph) if "calibration" in manifest.options["weights"] else {}
         for node in graph:
             for operand in _FIRST_OPERANDS.get(node.op_type, ()):
@@ -94,7 +95,7 @@ def _routers(graph: ir.Graph) -> dict[str, ir.Value]:
 
 
 def _row_ranges(node: ir.Node, operand: int, parts: int) -> list[range]:
-    """Rows of each weight that `PackProjections` put one below the other, as the `Split` of their product tells."""
+    """Rows of each weight that `PackProjections` put one below the other, which the `Split` of their product shows."""
     if parts == 1:
         return [range(len(_array(node.inputs[operand])))]
     split = next(use.node for use in node.outputs[0].uses() if use.node.op_type == "Split")
@@ -103,7 +104,7 @@ def _row_ranges(node: ir.Node, operand: int, parts: int) -> list[range]:
 
 
 def _matrices(node: ir.Node, operand: int, rows: slice) -> np.ndarray:
-    """Rows of the float32 weight [N, K] or [E, N, K] behind one operand."""
+    """Rows of the float32 weight [N, K] or [E, N, K] that one operand holds."""
     codes = _array(node.inputs[operand])[rows]
     if node.op_type == "DequantizeLinear":
         scales = _scales(node.inputs[1])[rows].astype(np.float32)
@@ -129,7 +130,7 @@ def _gate_up(fc1: np.ndarray) -> np.ndarray:
 
 
 def _scales(value: ir.Value | None) -> np.ndarray:
-    """A constant, or one behind a `Cast`."""
+    """A constant, or one that goes through a `Cast`."""
     cast = None if value is None else value.producer()
     return _array(value) if cast is None else _array(cast.inputs[0]).astype(_dtype(cast).numpy())
 

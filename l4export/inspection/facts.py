@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 from l4export.checkpoint import open_checkpoint
 from l4export.engine.kv_cache import kv_bytes, layer_kv_bytes
 from l4export.engine.manifest import MANIFEST, Manifest, load_manifest
-from l4export.inspection.weight_bytes import bits_per_weight, load_graph
+from l4export.inspection.graph_file import load_graph
+from l4export.inspection.weight_bytes import bits_per_weight
 from l4export.model.config import ModelConfig
 from l4export.model.tensors import parameter_count
+from l4export.runtimes.arguments import a_path
 
 __all__ = ["CheckpointFacts", "EngineFacts", "ModelFacts", "inspect"]
 
@@ -148,7 +150,7 @@ def inspect(path: str | os.PathLike[str]) -> CheckpointFacts | EngineFacts:
         InputError: neither a checkpoint nor an engine, or a damaged one.
         StorageError: reading failed.
     """
-    directory = Path(path)
+    directory = a_path(path, "path")
     return _engine(directory) if (directory / MANIFEST).is_file() else _checkpoint(directory)
 
 
@@ -178,7 +180,7 @@ def _engine(path: Path) -> EngineFacts:
         target=manifest.target,
         model=ModelFacts.of(manifest.model),
         precision=dict(manifest.precision),
-        bits_per_weight=round(bits_per_weight(load_graph(path), manifest.model), 4),
+        bits_per_weight=round(bits_per_weight(load_graph(path, manifest), manifest.model), 4),
         max_context=manifest.max_context,
         kv_layout=manifest.kv_layout,
         kv_slots={layer.kind: layer.capacity for layer in manifest.kv_layers},

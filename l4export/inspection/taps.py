@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from l4export.engine.manifest import Manifest
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.graph.contents import LayerValue, Role, layer_values
+from l4export.inspection.graph_file import load_graph
 from l4export.model.routing import likeliest
 from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.onnxruntime.engine import session_options
@@ -30,11 +31,11 @@ __all__ = ["EngineTaps", "TappedInference", "tap_engine"]
 class EngineTaps:
     """What an engine made of T tokens of one row: float32 throughout.
 
-    `logits` [T, vocab]; by layer `hidden` [T, D], the residual stream behind it; `router_logits` [T, E], None in a
+    `logits` [T, vocab]; by layer `hidden` [T, D], the residual stream after it; `router_logits` [T, E], None in a
     dense layer, and the `experts` int64 [T, k] that were chosen by them, none there; `keys` and `values` [K, T, d] as
     the cache holds them, None where it does not hold them all in the model's own float type. Where some token has
-    equally likely experts, as float16 makes them, `experts` are two possibilities: which of the equals an operator
-    takes, only its result can tell.
+    equally likely experts, as float16 makes them, `experts` are two possibilities: only an
+    operator's result shows which of the equals it takes.
     """
 
     logits: NDArray[np.float32]
@@ -48,13 +49,13 @@ class EngineTaps:
 def tap_engine(engine: Path, manifest: Manifest, pieces: Sequence[NDArray[np.int64]]) -> EngineTaps:
     """Feed `pieces` of one row, one append each, to the engine with its residual streams and routers as outputs.
 
-    The graph is changed in memory alone; the session is the runtime's own, so caches, cuts and calls are those of use.
+    The graph is changed in memory alone. The session is the runtime's own, and so are caches, cuts and calls.
 
     Raises:
         EnvironmentLacks: onnxruntime is not installed.
         InputError: a graph without these values, or one that ONNX Runtime cannot load.
     """
-    config, model = manifest.model, ir.load(engine / manifest.decoder.file)
+    config, model = manifest.model, load_graph(engine, manifest)
     layers, values = range(config.num_hidden_layers), layer_values(model.graph)
 
     def name(role: Role, layer: int) -> str:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import onnx_ir as ir
 
-from l4export.engine.manifest import load_manifest
-from l4export.errors import InputError
 from l4export.graph.contents import weights_of
 from l4export.model.config import ModelConfig
 from l4export.model.tensors import parameter_count, tensors
 
-__all__ = ["bits_per_weight", "load_graph", "weight_bytes"]
+__all__ = ["bits_per_weight", "weight_bytes"]
 
 
 def weight_bytes(model: ir.Model, config: ModelConfig) -> dict[str, float]:
@@ -33,19 +30,6 @@ def weight_bytes(model: ir.Model, config: ModelConfig) -> dict[str, float]:
         for name, count in zip(held.names, counts, strict=True):
             found[name] += tensor.nbytes * count / sum(counts)
     return found
-
-
-def load_graph(engine: Path) -> ir.Model:
-    """An engine's graph; weights stay in their files.
-
-    Raises:
-        InputError: it is missing or damaged.
-    """
-    path = engine / load_manifest(engine).decoder.file
-    try:
-        return ir.load(path)
-    except Exception as error:  # protobuf has exceptions of its own
-        raise InputError(f"{path}: not a graph ({type(error).__name__}); build the engine again") from error
 
 
 def bits_per_weight(model: ir.Model, config: ModelConfig) -> float:

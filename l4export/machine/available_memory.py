@@ -14,7 +14,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 def available_memory() -> int:
     """Bytes that can be taken without swapping: of the machine, or of the control group where that has less.
 
-    Pages of files do not count as taken: they give way.
+    Cached pages of files count as available, because the system gives them up.
     """
     match = re.search(r"^MemAvailable: +(\d+) kB$", _MEMINFO.read_text(), re.MULTILINE)
     assert match is not None

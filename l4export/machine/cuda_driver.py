@@ -1,4 +1,4 @@
-"""NVIDIA's driver, which comes with the GPU's own installation: whether it is there, and what it finds."""
+"""NVIDIA's driver: whether it is installed, and whether it finds a GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LIBRARY = "libcuda.so.1"
 
 
 def open_driver(purpose: str, remedy: str) -> ctypes.CDLL:
-    """The driver's library, initialised. Whatever uses a GPU asks here first: TensorRT may crash where there is none.
+    """The driver's library, initialised. Everything that uses a GPU calls this first: TensorRT may crash without one.
 
     `purpose` begins the message of what is missing, such as "--target tensorrt compiles for the GPU of this machine";
     `remedy` ends it.

@@ -1,4 +1,4 @@
-"""TensorRT on this machine: which package a target wants, and whether it is there."""
+"""TensorRT on this machine: which package a target needs, and whether it is installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from l4export.errors import EnvironmentLacks
 __all__ = ["MODULES", "check_package", "check_version"]
 
 MODULES: Mapping[str, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-"""Target -> the Python module that compiles for it. The two have one interface but for compute capabilities."""
+"""Target -> the Python module that compiles for it. The two have one interface, except for compute capabilities."""
 
 _TYPED_SINCE = 11
 _INSTALL = {
@@ -21,17 +21,17 @@ _INSTALL = {
 
 
 def check_package(target: str) -> None:
-    """Whether TensorRT is installed.
+    """Check that TensorRT is installed.
 
     Raises:
-        EnvironmentLacks: it is not; and what to install.
+        EnvironmentLacks: it is not; the message says what to install.
     """
     if importlib.util.find_spec(MODULES[target]) is None:
         raise EnvironmentLacks(f"--target {target} needs the Python package {MODULES[target]}: {_INSTALL[target]}")
 
 
 def check_version(trt: Any) -> None:
-    """Whether a loaded module takes a graph's types as they are: TensorRT before 11 chooses other ones for itself.
+    """Check that a loaded module keeps a graph's types: TensorRT before 11 chooses types by itself.
 
     Raises:
         EnvironmentLacks: an older TensorRT.

@@ -21,7 +21,8 @@ from l4export.engine.manifest import Manifest
 from l4export.graph.contents import LayerValue, layer_value_of
 from l4export.graph.matching import nodes_of, producer
 from l4export.inspection.dequantized_weights import DequantizedWeights
-from l4export.inspection.weight_bytes import load_graph, weight_bytes
+from l4export.inspection.graph_file import load_graph
+from l4export.inspection.weight_bytes import weight_bytes
 from l4export.model.tensors import tensors
 from l4export.model.weight_names import KINDS, kind_of, layer_of
 from l4export.reference.streamed_layer import Store

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from l4export.calibration.text import CalibrationText, TextReader
 from l4export.engine.manifest import Manifest
 from l4export.errors import CheckFailed, InputError
-from l4export.inspection.weight_bytes import bits_per_weight, load_graph
+from l4export.inspection.graph_file import load_graph
+from l4export.inspection.weight_bytes import bits_per_weight
 from l4export.model.tensors import parameter_count
 from l4export.reference.of_engine import sliced_layers
 from l4export.reference.token_scores import TokenScores, log_probabilities

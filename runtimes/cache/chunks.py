@@ -19,10 +19,10 @@ class Chunks:
         held: int64 [batch], the chunk whose tokens lie in each row's cache.
     """
 
-    def __init__(self, size: int | None, starts: NDArray[np.int64]) -> None:
+    def __init__(self, size: int | None, starts: NDArray[np.int64], held: NDArray[np.int64] | None = None) -> None:
         self.size = size or 2**62
         self.starts = starts
-        self.held: NDArray[np.int64] = starts // self.size
+        self.held: NDArray[np.int64] = starts // self.size if held is None else held.copy()
 
     def room(self, position: int) -> int:
         """Tokens from `position` on that one call may take."""

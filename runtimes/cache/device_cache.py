@@ -87,7 +87,7 @@ class DeviceCache(KVCache):
         return {name: self._read(name) for name, local in zip(self.spec.names, self.spec.local, strict=True) if local}
 
     def restore(self, mark: dict[str, NDArray[Any]]) -> None:
-        """Put the copies back; in the other caches nothing is read behind a row's length."""
+        """Put the copies back; in the other caches nothing after a row's length is read."""
         for name, array in mark.items():
             self._buffers[name].write(array)
 

@@ -57,8 +57,8 @@ def new_host_cache(inference: onnxruntime.InferenceSession, manifest: Manifest, 
 class StaticCache(HostCache):
     """Buffers of `capacity` slots that the decoder updates in place: the same memory is its input and its output.
 
-    Slots behind a row's length hold leftovers that nobody reads and the next tokens overwrite, so undoing a call needs
-    nothing here.
+    Slots after a row's length hold leftovers. Nobody reads them, and the next tokens overwrite them, so undoing a call
+    needs nothing here.
     """
 
     def __init__(self, inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int) -> None:
@@ -96,7 +96,7 @@ class StaticCache(HostCache):
         """Nothing to clear: no slot is read before it is written."""
 
     def _binding(self, row: int | None) -> _Binding:
-        """With the caches bound, made once for each row and once for all of them."""
+        """A binding with the caches bound. It is made once for each row and once for all of them."""
         if row not in self._bindings:
             io = self.inference.io_binding()
             for past, present, buffer in zip(self.spec.past, self.spec.present, self.arrays, strict=True):
@@ -129,7 +129,7 @@ class _Binding:
 class ChunkedCache(StaticCache):
     """Static buffers, those of chunked layers with the slots of one chunk, which every chunk fills from the first on.
 
-    A call that goes on into the next chunk writes over this one; until an append has succeeded, a copy is kept.
+    A call that continues into the next chunk writes over this one. A copy is kept until the append has succeeded.
     """
 
     def slots(self, manifest: Manifest) -> list[int]:

@@ -44,7 +44,7 @@ class CacheSpec:
 
     @classmethod
     def of(cls, manifest: Manifest) -> CacheSpec:
-        """As the manifest has it."""
+        """The caches that a manifest describes."""
         model, chunked = manifest.model, manifest.kv_layout == "chunked"
         names = tuple(f"{layer}.{kind}" for layer in range(model.num_hidden_layers) for kind in ("key", "value"))
         local = tuple(chunked and layer.kind == "chunked" for layer in manifest.kv_layers for _ in ("key", "value"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ __all__ = ["OnnxRuntimeEngine", "check_cuda_provider", "cuda_plan", "open_sessio
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PROVIDERS = {"cpu": _CPU, "cuda": _CUDA}
+_PRELOADING = threading.Lock()
 _DTYPES = {"float32": "float"}
 """NumPy's name of a dtype -> ONNX Runtime's, where they differ."""
 
@@ -81,7 +83,7 @@ def cuda_plan(manifest: Manifest) -> BindingPlan:
 
 
 def check_cuda_provider(directory: Path) -> None:
-    """Whether CUDA can be asked for: the driver first, then the package, whose libraries are then loaded.
+    """Check that CUDA can be used: first the driver, then the package, whose libraries are then loaded.
 
     Raises:
         EnvironmentLacks: no driver, no GPU, or an onnxruntime without the CUDA provider.
@@ -99,13 +101,14 @@ def check_cuda_provider(directory: Path) -> None:
             f"{directory}: this onnxruntime {ort.__version__} has no {_CUDA}: pip uninstall onnxruntime, then "
             "pip install 'l4export[cuda]'"
         )
-    ort.set_default_logger_severity(4)  # what is missing is told in one line
-    with contextlib.redirect_stdout(io.StringIO()):
+    ort.set_default_logger_severity(4)  # what is missing is reported in one line
+    # One thread at a time: two that redirect the output side by side would leave it redirected.
+    with _PRELOADING, contextlib.redirect_stdout(io.StringIO()):
         ort.preload_dlls()  # CUDA and cuDNN, where they are Python packages
 
 
 def _check_interface(inference: onnxruntime.InferenceSession, graph: Graph, decoder: Path) -> None:
-    """The graph's own inputs and outputs are those that the manifest tells of."""
+    """The graph's own inputs and outputs are those that the manifest declares."""
     required = [value for value in graph.inputs if not value.optional]
     optional = [value for value in graph.inputs if value.optional]
     for declared, values in (
@@ -115,13 +118,15 @@ def _check_interface(inference: onnxruntime.InferenceSession, graph: Graph, deco
     ):
         told = {value.name: (f"tensor({_DTYPES.get(value.dtype, value.dtype)})", value.shape) for value in declared}
         if told != {value.name: (value.type, tuple(value.shape)) for value in values}:
-            raise InputError(f"{decoder}: has other inputs or outputs than manifest.json tells; build the engine again")
+            raise InputError(
+                f"{decoder}: has other inputs or outputs than manifest.json declares; build the engine again"
+            )
 
 
 def open_session(
     decoder: Path, provider: str, threads: int | None, fp8_activations: bool
 ) -> onnxruntime.InferenceSession:
-    """Load a graph on an execution provider, or not at all: ONNX Runtime itself would fall back to the CPU.
+    """Load a graph on an execution provider, or fail. ONNX Runtime itself would fall back to the CPU.
 
     Raises:
         EnvironmentLacks: no onnxruntime, or another provider than that.
@@ -146,17 +151,17 @@ def open_session(
 
 
 def session_options(threads: int | None = None, fp8_activations: bool = False) -> Any:
-    """ONNX Runtime's options for an engine's graph, whoever executes it; `threads` None means one a core."""
+    """ONNX Runtime's options for an engine's graph, on any provider; `threads` None means one a core."""
     import onnxruntime as ort
 
     options: Any = ort.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised, and told in one line by whoever asked
+    options.log_severity_level = 4  # failures are raised, and the caller reports them in one line
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-    # The rest are ONNX Runtime's defaults, each measured against its alternative. Weights stay mapped from the data
+    # The others are ONNX Runtime's defaults, each measured against its alternative. Weights stay mapped from the data
     # files; only what a kernel packs for itself is copied, and its original is then no longer resident. Without packing
     # INT4 decodes a hundred times slower; packing in parallel doubles the peak; sleeping instead of spinning costs a
     # sixth of the speed on an idle machine.
-    # The exception: should a DequantizeLinear and a product be fused, activations must stay as they are.
+    # One default is changed: if a DequantizeLinear and a product are fused, activations must stay as they are.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if fp8_activations:
         # Products between codes would be fused into operators for integers, which do not take FP8.

@@ -16,7 +16,7 @@ _SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def restart_with_huge_pages() -> None:
     """Start this process anew with `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, which the C library reads at start only.
 
-    malloc then asks for transparent huge pages (madvise). Returns without doing anything where that is in force or was
+    malloc then asks for transparent huge pages (madvise). Does nothing where this is in force or was
     decided otherwise in the environment, where the C library is not glibc, or where the system has no such pages.
     Programs that embed an engine can set the variable themselves.
     """

@@ -1,4 +1,4 @@
-"""Does an execution provider compute an engine's fused operators as the CPU does? Asked before it is trusted.
+"""Checks that an execution provider computes an engine's fused operators as the CPU does, before it is trusted.
 
 Fused attention, MoE and quantised operators have been wrong on single providers without an error, and what ONNX Runtime
 publishes for QMoE's CUDA kernel with weights in the schema's order is a test for finite numbers alone.

@@ -58,7 +58,7 @@ class Cuda:
         return buffer
 
     def free(self, address: int) -> None:
-        """Give back what `allocate` gave. Says nothing if that fails: the GPU is lost, and whoever used it was told."""
+        """Free what `allocate` gave. A failure is ignored: the GPU is lost, and the call that used it has failed."""
         with contextlib.suppress(RuntimeError):
             self._here("cuMemFree_v2", ctypes.c_uint64(address))
 

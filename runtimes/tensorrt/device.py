@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class TensorRTDevice:
         self._logger = new_logger(trt)
         self._runtime = trt.Runtime(self._logger)
         self._engines = [self._deserialized(path) for path in engines]
+        self._creating = threading.Lock()  # TensorRT wants calls on one engine one after the other
 
     def allocate(self, nbytes: int) -> Buffer:
         """As `l4export.runtimes.cache.device.Device`."""
@@ -39,12 +41,13 @@ class TensorRTDevice:
 
     def binding(self, part: int, profile: int) -> Binding:
         """An execution context in that profile, of this binding alone."""
-        context = self._engines[part].create_execution_context()
-        if context is None:
-            raise MemoryError("the GPU has no memory for an execution context")
-        if not context.set_optimization_profile_async(profile, self._cuda.stream):
-            raise RuntimeError(f"the engine has no optimisation profile {profile}")
-        self._cuda.synchronize()
+        with self._creating:
+            context = self._engines[part].create_execution_context()
+            if context is None:
+                raise MemoryError("the GPU has no memory for an execution context")
+            if not context.set_optimization_profile_async(profile, self._cuda.stream):
+                raise RuntimeError(f"the engine has no optimisation profile {profile}")
+            self._cuda.synchronize()
         return _Context(context, self._cuda)
 
     def reported(self, part: int) -> Mapping[str, Reported]:

@@ -21,8 +21,8 @@ __all__ = ["TensorRTEngine"]
 class TensorRTEngine(Engine):
     """An engine that TensorRT executes. Sessions have one row, as the engine's optimisation profiles have.
 
-    Whatever the graph of other targets refuses is refused before: token ids, lengths and the limits of one call by
-    `l4export.runtimes.session`, and an engine that is not the one of its manifest here.
+    What the graphs of other targets refuse is refused before the engine runs: token ids, lengths and the limits of one
+    call by `l4export.runtimes.session`, and an engine that does not match its manifest by this class.
 
     Raises:
         EnvironmentLacks: no driver, no GPU, no TensorRT, or one for which the engine was not built.
@@ -45,7 +45,7 @@ class TensorRTEngine(Engine):
         for index, part in enumerate(parts):
             if found := departures(self._plan, index, self._device.reported(index)):
                 raise InputError(
-                    f"{directory / part.engine} is not what manifest.json tells of: {found[0]}; build the engine again"
+                    f"{directory / part.engine} does not match manifest.json: {found[0]}; build the engine again"
                 )
 
     @property

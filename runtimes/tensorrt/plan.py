@@ -47,7 +47,7 @@ def tensorrt_plan(manifest: Manifest) -> BindingPlan:
 
 
 def departures(plan: BindingPlan, part: int, reported: Mapping[str, Reported]) -> list[str]:
-    """In what the engine of a part differs from the plan, in words; nothing if it is the one that was planned."""
+    """The differences between the engine of a part and the plan, in words; none if it is the one that was planned."""
     names = {tensor.name for tensor in plan.parts[part]}
     found = [f"{name} is {'missing' if name in names else 'not planned'}" for name in sorted(names ^ set(reported))]
     for tensor in plan.parts[part]:
@@ -63,7 +63,7 @@ def departures(plan: BindingPlan, part: int, reported: Mapping[str, Reported]) -
 
 
 def _fits(wanted: tuple[int, ...], told: tuple[int, ...]) -> bool:
-    """A dimension that differs from call to call may be told as a number: ranges say what it can be."""
+    """A dimension that differs from call to call may be reported as a number: ranges say what it can be."""
     return len(wanted) == len(told) and all(want in (-1, dim) for want, dim in zip(wanted, told, strict=True))
 
 

@@ -111,6 +111,9 @@ def test_read_bandwidth_is_plausible() -> None:
         ({"decode": -1}, "--decode -1: give at least 1"),
         ({"repeats": 0}, "--repeats 0: give at least 1"),
         ({"threads": 0}, "--threads 0: give at least 1"),
+        ({"prefill": "5"}, "--prefill '5': give at least 1"),
+        ({"decode": None}, "--decode None: give at least 1"),
+        ({"repeats": True}, "--repeats True: give at least 1"),
     ],
 )
 def test_refusals(workshop: Workshop, options: dict[str, int], words: str) -> None:

@@ -20,7 +20,8 @@ from l4export.compiler.auto_policy import PolicyChooser
 from l4export.compiler.build import build
 from l4export.compiler.inputs import open_inputs
 from l4export.compiler.options import BuildOptions
-from l4export.inspection.weight_bytes import bits_per_weight, load_graph
+from l4export.inspection.graph_file import load_graph
+from l4export.inspection.weight_bytes import bits_per_weight
 from l4export.quantization.policy import Policy, Rule, standard_policy
 from l4export.runtimes.text.codec import TextCodec
 

@@ -24,7 +24,8 @@ from l4export.compiler.plan import plan_build
 from l4export.engine.manifest import load_manifest
 from l4export.errors import InputError
 from l4export.inspection.dequantized_weights import dequantized_weights
-from l4export.inspection.weight_bytes import bits_per_weight, load_graph, weight_bytes
+from l4export.inspection.graph_file import load_graph
+from l4export.inspection.weight_bytes import bits_per_weight, weight_bytes
 from l4export.model.tensors import tensors
 from l4export.model.weight_names import kind_of
 from l4export.quality.measure import measure_quality

@@ -10,7 +10,8 @@ import pytest
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import load_manifest
-from l4export.inspection.weight_bytes import bits_per_weight, load_graph, weight_bytes
+from l4export.inspection.graph_file import load_graph
+from l4export.inspection.weight_bytes import bits_per_weight, weight_bytes
 from l4export.model.tensors import parameter_count, tensors
 from l4export.model.weight_names import KINDS, kind_of, layer_of
 from l4export.quantization.policy import Policy, Rule, standard_policy

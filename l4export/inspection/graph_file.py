@@ -1,0 +1,102 @@
+"""The graph of a built engine, read as untrusted: the file as it was built, weights only within the engine's files."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from l4export.engine.file_checks import read_graph
+from l4export.engine.manifest import load_manifest
+from l4export.engine.manifest_types import Manifest
+from l4export.errors import InputError
+
+__all__ = ["load_graph"]
+
+_MOST_PARTS = 250_000
+"""The graph of 48 layers and 128 experts has 65 thousand."""
+
+
+def load_graph(engine: Path, manifest: Manifest | None = None) -> ir.Model:
+    """An engine's graph; weights stay in their files.
+
+    All files of the engine are compared with the manifest first, as far as a runtime does before it runs it.
+
+    Args:
+        engine: The directory.
+        manifest: Its manifest; None reads it.
+
+    Raises:
+        InputError: a file is missing or damaged, the graph is none, or a weight lies outside the engine's files.
+        StorageError: reading failed.
+    """
+    manifest = load_manifest(engine) if manifest is None else manifest
+    data, path = read_graph(engine, manifest), engine / manifest.decoder.file
+    try:
+        proto = onnx.ModelProto.FromString(data)
+        if not _is_of_usual_size(proto):
+            raise InputError(f"{path}: a graph of more than {_MOST_PARTS} parts; build the engine again")
+        model: ir.Model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, engine)
+        misplaced = _misplaced(model, manifest)
+    except InputError:
+        raise
+    except Exception as error:  # protobuf has exceptions of its own, and a graph can break any rule
+        raise InputError(f"{path}: not a graph ({type(error).__name__}); build the engine again") from error
+    if misplaced:
+        raise InputError(f"{path}: {misplaced}; build the engine again")
+    return model
+
+
+def _is_of_usual_size(proto: onnx.ModelProto) -> bool:
+    """Whether it has fewer parts than would take a gigabyte as objects: nodes, attributes, tensors, dimensions."""
+    parts, left = 0, deque[Any]([proto])
+    while left and parts <= _MOST_PARTS:
+        for _, value in left.pop().ListFields():
+            if hasattr(value, "ListFields"):
+                parts += 1
+                left.append(value)
+            elif not isinstance(value, str | bytes | int | float):  # a list
+                parts += len(value)
+                if parts <= _MOST_PARTS and hasattr(value[0], "ListFields"):
+                    left += value
+    return parts <= _MOST_PARTS
+
+
+def _misplaced(model: ir.Model, manifest: Manifest) -> str | None:
+    """What is wrong with the place of the first weight that does not lie within one of the engine's files."""
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            record, offset = manifest.files.get(str(tensor.location)), tensor.offset or 0
+            if record is None:
+                return f"weight {tensor.name!r} lies in {str(tensor.location)[:100]!r}, which is no file of the engine"
+            if tensor.length not in (None, tensor.nbytes):
+                return f"weight {tensor.name!r} has {tensor.length} bytes, and its shape needs {tensor.nbytes}"
+            if offset < 0 or offset + tensor.nbytes > record.bytes:
+                return f"weight {tensor.name!r} goes beyond the end of {tensor.location}"
+    return None
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Initializers, and tensors in attributes, of the graph and of those within it."""
+    yield from _initializers(model.graph)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for attribute in node.attributes.values():
+            match attribute.type:
+                case ir.AttributeType.TENSOR:
+                    yield attribute.as_tensor()
+                case ir.AttributeType.TENSORS:
+                    yield from attribute.as_tensors()
+                case ir.AttributeType.GRAPH:
+                    yield from _initializers(attribute.as_graph())
+                case ir.AttributeType.GRAPHS:
+                    for graph in attribute.as_graphs():
+                        yield from _initializers(graph)
+
+
+def _initializers(graph: ir.Graph) -> Iterator[ir.TensorProtocol]:
+    yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
