@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 
-from l4export.errors import InputError, StorageError
+from l4export.errors import InputError
 from l4export.storage.file_records import FileRecord
+from l4export.storage.regular_files import open_descriptor
 
 __all__ = ["OpenedFile", "SourceChanged"]
 
@@ -60,17 +60,8 @@ class OpenedFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.descriptor = path, -1
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not hang us
-            status = os.fstat(self.descriptor)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; is the download complete?") from None
-        except OSError as error:
-            raise StorageError(
-                f"{path}: cannot be read ({error.strerror}); check its permissions and the disk"
-            ) from None
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: not a regular file")
+        self.descriptor = open_descriptor(path, "is the download complete?")
+        status = os.fstat(self.descriptor)
         _settle(status)
         self._stamp, self.size = _Stamp.of(status), status.st_size
 

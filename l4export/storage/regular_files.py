@@ -13,7 +13,7 @@ from pathlib import Path
 
 from l4export.errors import InputError, StorageError
 
-__all__ = ["open_regular", "read_small", "regular_sha256", "regular_size"]
+__all__ = ["open_descriptor", "open_regular", "read_small", "regular_sha256", "regular_size"]
 
 
 def regular_size(path: Path) -> int | None:
@@ -31,8 +31,8 @@ def regular_size(path: Path) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def open_regular(path: Path, remedy: str) -> io.BufferedReader:
-    """A regular file, opened for reading. Devices are not even opened, and pipes never waited for.
+def open_descriptor(path: Path, remedy: str) -> int:
+    """A descriptor of a regular file, opened for reading. Devices are not even opened, and pipes never waited for.
 
     Args:
         path: The file, or a link to it.
@@ -46,17 +46,22 @@ def open_regular(path: Path, remedy: str) -> io.BufferedReader:
         what = "not a regular file" if os.path.lexists(path) else "no such file"
         raise InputError(f"{path}: {what}; {remedy}")
     try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _unreadable(path, error) from None
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # exchanged a moment ago
-        file.close()
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # exchanged a moment ago
+        os.close(descriptor)
         raise InputError(f"{path}: not a regular file; {remedy}")
-    return file
+    return descriptor
+
+
+def open_regular(path: Path, remedy: str) -> io.BufferedReader:
+    """A regular file as a file object; arguments and errors are those of `open_descriptor`."""
+    return os.fdopen(open_descriptor(path, remedy), "rb")
 
 
 def read_small(path: Path, limit: int, remedy: str) -> bytes:
-    """The bytes of a regular file of at most `limit` bytes; `path` and `remedy` as in `open_regular`.
+    """The bytes of a regular file of at most `limit` bytes; `path` and `remedy` as in `open_descriptor`.
 
     Raises:
         InputError: not there, not a regular file, or larger.
@@ -73,7 +78,7 @@ def read_small(path: Path, limit: int, remedy: str) -> bytes:
 
 
 def regular_sha256(path: Path, remedy: str) -> str:
-    """The SHA-256 of a regular file in hexadecimal digits, read in a stream. Raises as `open_regular`."""
+    """The SHA-256 of a regular file in hexadecimal digits, read in a stream. Raises as `open_descriptor`."""
     with open_regular(path, remedy) as file:
         try:
             return hashlib.file_digest(file, "sha256").hexdigest()
