@@ -43,7 +43,7 @@ def open_descriptor(path: Path, remedy: str) -> int:
         StorageError: it cannot be opened.
     """
     if regular_size(path) is None:
-        what = "not a regular file" if os.path.lexists(path) else "no such file"
+        what = "not a regular file" if os.path.exists(path) else "no such file"
         raise InputError(f"{path}: {what}; {remedy}")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

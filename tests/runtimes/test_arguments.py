@@ -14,6 +14,7 @@ import pytest
 
 from l4export import runtimes
 from l4export.errors import InputError
+from l4export.runtimes.arguments import shown
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.sampling import Sampler
 from workshop import Workshop
