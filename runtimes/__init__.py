@@ -14,7 +14,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from l4export.engine.manifest import load_manifest, verify_files
 from l4export.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ def load(path: str | Path, threads: int | None = None, verify: bool = False, pro
         InputError: not an engine, a file that is missing or damaged, a runtime that this version does not have.
         EnvironmentLacks: a package, an execution provider, a driver or a GPU is missing.
     """
+    from l4export.engine.manifest import load_manifest, verify_files  # here, as helper processes import this package
+
     directory = Path(path)
     manifest = verify_files(directory) if verify else load_manifest(directory)
     runtime = manifest.decoder.runtime

@@ -25,6 +25,9 @@ __all__ = ["command"]
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.option("--prompt", help="The prompt as text. It is put into the chat template if the engine has one.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
+@click.option(
+    "--special-tokens-as-text", is_flag=True, help="Leave special tokens that the prompt spells out as the text they are."
+)
 @click.option("--token-ids", metavar="1,2,3", help="The prompt as token ids.")
 @click.option(
     "--max-new-tokens",
@@ -56,6 +59,7 @@ def command(
     engine: Path,
     prompt: str | None,
     raw: bool,
+    special_tokens_as_text: bool,
     token_ids: str | None,
     max_new_tokens: int,
     temperature: float,
@@ -74,7 +78,7 @@ def command(
         raise InputError("give either --prompt TEXT or --token-ids 1,2,3")
     began = time.monotonic()
     loaded = runtimes.load(engine, threads, verify)
-    ids = _encode(loaded, prompt, raw) if prompt is not None else _parse_ids(str(token_ids))
+    ids = _encode(loaded, prompt, raw, special_tokens_as_text) if prompt is not None else _parse_ids(str(token_ids))
     record = GenerationRecord(len(ids), max_new_tokens, loaded.config.eos_token_ids, time.monotonic() - began)
     tokens = record.follow(loaded.generate(ids, max_new_tokens, temperature, top_p, seed))
     if as_json:
@@ -111,13 +115,16 @@ def _sentence(record: GenerationRecord) -> str:
     )
 
 
-def _encode(engine: Engine, prompt: str, raw: bool) -> list[int]:
+def _encode(engine: Engine, prompt: str, raw: bool, special_tokens_as_text: bool) -> list[int]:
     codec = engine.text
     if codec is None:
-        raise InputError(f"{engine.directory}: has no tokenizer.json; give --token-ids")
-    if codec.has_chat_template and not raw:
-        return codec.encode_chat([{"role": "user", "content": prompt}])
-    return codec.encode(prompt)
+        raise InputError(f"{engine.directory}: has no tokenizer.json; give --token-ids, or add one and build again")
+    if raw or not codec.has_chat_template:
+        return codec.encode(prompt, special_tokens_as_text=special_tokens_as_text)
+    if not codec.writes_user_text():
+        raise InputError(f"{engine.directory}: the chat template does not write what a user says; give --raw")
+    message = {"role": "user", "content": prompt}
+    return codec.encode_chat([message], special_tokens_as_text=special_tokens_as_text)
 
 
 def _parse_ids(text: str) -> list[int]:

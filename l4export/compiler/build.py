@@ -105,6 +105,8 @@ class _Build:
     def run(self) -> Manifest:
         """Everything that reads or writes weights."""
         planned, directory = self.planned, self.directory
+        for line in planned.inputs.about_text:
+            self.on_notice(line)
         with planned.sources.reader() as reader:  # along with the workers
             weights = None
             old = previous_engine(directory.path)
@@ -146,8 +148,8 @@ class _Build:
         name = emit_graph(planned.model, self.files, partial, DECODER)
         finishing = planned.target.finish(self._unfinished(partial, name))
         companions = planned.inputs.companions
-        for companion in companions:
-            shutil.copyfile(planned.inputs.checkpoint.path / companion, partial / companion)
+        for companion, source in companions.items():
+            shutil.copyfile(source, partial / companion)
         return [name, *finishing, *companions, *self._reports()]
 
     def _unfinished(self, partial: Path, graph: str) -> UnfinishedEngine:
@@ -196,8 +198,7 @@ class _Build:
 
     def _companions(self) -> dict[str, FileRecord]:
         """Tokenizer, chat template and generation defaults as the checkpoint has them."""
-        inputs = self.planned.inputs
-        return {name: file_record(inputs.checkpoint.path / name) for name in inputs.companions}
+        return {name: file_record(source) for name, source in self.planned.inputs.companions.items()}
 
     def _graph_holds_codes(self) -> bool:
         """Whether calibrated tensors are so small that they lie in the graph: then it cannot be made without them."""

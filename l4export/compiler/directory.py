@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from l4export.engine.companions import COMPANIONS
+from l4export.engine.companions import is_companion
 from l4export.engine.manifest import DECODER, MANIFEST, load_manifest
 from l4export.errors import InputError, StorageError
 from l4export.storage.journal import JOURNAL, has_progress
@@ -135,9 +135,10 @@ class EngineDirectory:
 
     def _check_ours(self) -> None:
         """Only what a build writes may be in the partial directory: it is emptied without asking."""
-        ours = {JOURNAL, MANIFEST, f"{MANIFEST}.partial", "genai_config.json", *COMPANIONS}
+        ours = {JOURNAL, MANIFEST, f"{MANIFEST}.partial", "genai_config.json"}
         ours |= {CALIBRATION, CALIBRATION_REPORT}
-        foreign = sorted(n for n in os.listdir(self.partial) if n not in ours and not n.startswith(DECODER))
+        names = (name for name in os.listdir(self.partial) if name not in ours and not is_companion(name))
+        foreign = sorted(name for name in names if not name.startswith(DECODER))
         if foreign:
             raise InputError(f"{self.partial}: {foreign[0]} was not written by a build; move the directory away")
 

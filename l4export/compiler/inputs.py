@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from l4export.calibration.text import CalibrationText, TextReader
 from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.compiler.options import DEFAULT_MAX_CONTEXT, BuildOptions
-from l4export.engine.companions import check_companions
+from l4export.engine.companions import find_companions
 from l4export.engine.kv_cache import KV_BITS
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
+from l4export.runtimes.text.check import check_text
 
 __all__ = ["BuildInputs", "Texts", "open_inputs"]
 
@@ -41,14 +43,16 @@ class BuildInputs:
         checkpoint: All of it.
         config: The model that is built: the checkpoint's, or that of the layers in `options.layers`.
         max_context: The longest sequence in tokens that the engine is for.
-        companions: Names of the small files that are copied into the engine.
+        companions: The small files that are copied into the engine, by their names in it.
+        about_text: What a person should know about tokenizer and chat template, a line each.
         texts: What is measured on.
     """
 
     checkpoint: Checkpoint
     config: ModelConfig
     max_context: int
-    companions: tuple[str, ...]
+    companions: Mapping[str, Path]
+    about_text: tuple[str, ...]
     texts: Texts
 
 
@@ -63,8 +67,9 @@ def open_inputs(checkpoint_path: Path, options: BuildOptions) -> BuildInputs:
     checkpoint = open_checkpoint(checkpoint_path)
     config = checkpoint.config if options.layers is None else checkpoint.config.slice_layers(*options.layers)
     max_context = _max_context(config, options.max_context)
-    companions = tuple(check_companions(checkpoint.path))
-    return BuildInputs(checkpoint, config, max_context, companions, _texts(checkpoint, options))
+    companions = find_companions(checkpoint.path)
+    about_text = tuple(check_text(checkpoint.path, config.vocab_size))
+    return BuildInputs(checkpoint, config, max_context, companions, about_text, _texts(checkpoint, options))
 
 
 def _max_context(config: ModelConfig, asked: int | None) -> int:
