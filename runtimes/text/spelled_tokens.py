@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SpelledTokens"]
 
+HIGHEST_ID = 1 << 24
+"""Largest token id of a tokenizer that is copied: the library counts up to it."""
+
 _START, _END = "\U000f0000", "\U000f0001"
 """Characters for private use, which are removed from the messages first."""
 
@@ -27,11 +30,16 @@ class SpelledTokens:
     Args:
         tokenizer: The tokenizer; a copy of it is made.
         control_tokens: Ordinary added tokens that are to be text too, if they are among the tokenizer's.
+
+    Raises:
+        InputError: a token id that makes copying take too long.
     """
 
     def __init__(self, tokenizer: Tokenizer, control_tokens: Collection[str]) -> None:
         from tokenizers import Tokenizer as Copy
 
+        if (highest := max(tokenizer.get_vocab().values(), default=0)) > HIGHEST_ID:
+            raise InputError(f"tokenizer: has the token id {highest}, at most {HIGHEST_ID} is taken; correct it")
         self._tokenizer = tokenizer
         self._text = Copy.from_str(tokenizer.to_str())
         self._text.encode_special_tokens = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -28,7 +28,10 @@ LONGEST_TOKEN = 1 << 16
 """Characters of a token; Llama 4's longest has 128."""
 
 PROBE_SECONDS = 0.5
-"""Processor time that a probe of 5 thousand characters may take; Llama 4's takes 5 ms."""
+"""Processor time that a probe of at most 6 thousand characters may take; Llama 4's takes 5 ms."""
+
+MOST_LETTERS, REPEATS = 300, 100
+"""Characters of patterns that are tried by themselves, so many times in a row: it is what patterns dwell on."""
 
 PROBES = (
     "",
@@ -57,11 +60,13 @@ def answer(request: dict[str, Any], payload: bytes) -> dict[str, Any]:
     tokenizer = load_tokenizer(payload, request["added"])
     tokenizer.no_truncation()  # as `TextCodec` does
     tokenizer.no_padding()
-    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.post_processor, tokenizer.decoder)
-    for name, part in zip(("normalizer", "pre_tokenizer", "post_processor", "decoder"), parts, strict=True):
-        if part is not None:
-            _check_pipeline(name, json.loads(part.__getstate__()))
-    _use(tokenizer)
+    letters: set[str] = set()
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if (part := getattr(tokenizer, name)) is not None:
+            state = json.loads(part.__getstate__())
+            _check_pipeline(name, state)
+            letters |= _letters(state)
+    _use(tokenizer, letters)
     return _survey(tokenizer) if request["survey"] else {}
 
 
@@ -98,6 +103,12 @@ def _steps(state: Any) -> Iterator[dict[str, Any]]:
             waiting += value
 
 
+def _letters(state: Any) -> set[str]:
+    """The characters that patterns of a pipeline name."""
+    patterns = (step.get("pattern") for step in _steps(state))
+    return set("".join(str(text) for pattern in patterns if isinstance(pattern, dict) for text in pattern.values()))
+
+
 def _growth(step: dict[str, Any]) -> float:
     """How many times longer a step can make a text, or the tokens of one."""
     content = step.get("content")
@@ -115,9 +126,9 @@ def _growth(step: dict[str, Any]) -> float:
     return 1.0
 
 
-def _use(tokenizer: Tokenizer) -> None:
+def _use(tokenizer: Tokenizer, letters: Collection[str]) -> None:
     """Encode texts of all kinds, and decode what that gives."""
-    for text in PROBES:
+    for text in (*PROBES, *(letter * REPEATS for letter in sorted(letters)[:MOST_LETTERS])):
         began = time.thread_time()
         encoded = tokenizer.encode(text).ids
         tokenizer.decode(encoded)
