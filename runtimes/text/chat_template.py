@@ -92,7 +92,8 @@ class ChatTemplates:
 
     def _ask(self, source: str, request: Mapping[str, Any], remedy: str) -> Any:
         if len(source) > TEMPLATE_CHARACTERS:
-            raise InputError(f"chat template: {len(source)} characters, at most {TEMPLATE_CHARACTERS} are run: shorten it")
+            size = f"{len(source)} characters, at most {TEMPLATE_CHARACTERS} are run"
+            raise InputError(f"chat template: {size}: shorten it")
         try:
             everything = {"template": source, "special_tokens": self.special_tokens, **request}
             return self._helper.ask(everything, RENDER_SECONDS)

@@ -26,7 +26,8 @@ def check_text(directory: Path, vocab_size: int) -> list[str]:
         What a person should know, a line each: what is missing, and what an engine will refuse.
 
     Raises:
-        InputError: a file that is broken or too large, a tokenizer that does not work, a template that cannot be parsed.
+        InputError: a file that is broken or too large, a tokenizer that does not work, a template that cannot be
+            parsed.
         StorageError: a file that cannot be read.
     """
     if not (directory / TOKENIZER).exists():

@@ -111,7 +111,11 @@ class _Child:
         command = [sys.executable, "-I", "-c", _MAIN, json.dumps(sys.path), task, str(memory)]
         try:
             self._process = subprocess.Popen(
-                command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
         except (OSError, ValueError) as error:
             self._socket.close()
@@ -122,7 +126,8 @@ class _Child:
             self._receive(time.monotonic() + START_SECONDS, 0)  # an empty frame says that it has started
         except (OSError, ValueError):
             self.end()
-            raise EnvironmentLacks(f"a helper process does not start: {sys.executable} cannot import l4export") from None
+            reason = f"a helper process does not start: {sys.executable!r} cannot import l4export"
+            raise EnvironmentLacks(reason) from None
 
     def exchange(self, frames: list[bytes], seconds: float, largest: int) -> dict[str, Any]:
         """Send frames and receive one, a JSON object; raises `TimeoutError`, other `OSError`s, or `ValueError`."""

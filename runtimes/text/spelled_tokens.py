@@ -81,7 +81,10 @@ class SpelledTokens:
             if not piece:  # nothing, or None for a mark that a template has separated from its token
                 continue
             as_text = index % 2 == 1
-            found = self._piece(piece, as_text) if index else self._tokenizer.encode(piece, add_special_tokens=False).ids
+            if index:
+                found = self._piece(piece, as_text)
+            else:
+                found = self._tokenizer.encode(piece, add_special_tokens=False).ids
             if as_text:
                 self._check(piece, found)
             ids += found

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from l4export.runtimes.text.codec import TextCodec
+from collections.abc import Iterable
+from typing import Protocol
 
 __all__ = ["TextStream"]
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+class Decoder(Protocol):
+    """What a stream needs of a `TextCodec`."""
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of some ids."""
+
+    def has_text(self, token: int, skip_special_tokens: bool = True) -> bool:
+        """Tell whether a token contributes to decoded text."""
 
 
 class TextStream:
@@ -26,7 +34,7 @@ class TextStream:
 
     CONTEXT = 8
 
-    def __init__(self, codec: TextCodec, skip_special_tokens: bool = True) -> None:
+    def __init__(self, codec: Decoder, skip_special_tokens: bool = True) -> None:
         self._codec = codec
         self._skip = skip_special_tokens
         self._ids: list[int] = []

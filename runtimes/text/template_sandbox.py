@@ -85,9 +85,9 @@ def _write(template: Template, longest: int, **variables: Any) -> str:
 
 
 class _Generation(Extension):
-    """The tag `{% generation %}`, with which templates mark for training what the model is to say: it writes nothing."""
+    """The tag `{% generation %}`, with which templates mark for training what the model says; it writes nothing."""
 
-    tags = {"generation"}
+    tags: set[str] = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

@@ -173,7 +173,7 @@ def _decoder_tokens(path: Path, config: Mapping[str, Any]) -> list[dict[str, Any
     except (AttributeError, KeyError, TypeError, ValueError):
         tokens = [{"content": None}]
     if not all(isinstance(token["content"], str) for token in tokens):
-        raise InputError(f"{path}: added_tokens_decoder is no object of ids and tokens; copy it from the checkpoint again")
+        raise InputError(f"{path}: added_tokens_decoder is no object of ids and tokens; correct or remove it")
     return tokens
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tiny_tokenizers import HARD, byte_level
 from tokenizers import Tokenizer
 
 from l4export.errors import InputError
@@ -18,7 +19,6 @@ from l4export.runtimes.text.chat_template import ChatTemplates
 from l4export.runtimes.text.codec import TextCodec
 from l4export.runtimes.text.helper_process import HelperFailed, HelperProcess
 from l4export.runtimes.text.tokenizer_setup import load_tokenizer
-from tiny_tokenizers import HARD, byte_level
 
 SECONDS = 3.0
 """More than any of these may take, on a machine that is busy."""

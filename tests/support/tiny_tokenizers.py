@@ -33,7 +33,8 @@ def write_tokenizer(directory: Path, **config: Any) -> Path:
     """Write the tokenizer of `byte_level`, and a tokenizer_config.json with begin and end of text and `config`."""
     directory.mkdir(parents=True, exist_ok=True)
     byte_level().save(str(directory / "tokenizer.json"))
-    tokens = {"bos_token": SPECIAL[0], "eos_token": {"__type": "AddedToken", "content": SPECIAL[4], "normalized": False}, "pad_token": None}
+    end = {"__type": "AddedToken", "content": SPECIAL[4], "normalized": False}
+    tokens = {"bos_token": SPECIAL[0], "eos_token": end, "pad_token": None}
     (directory / "tokenizer_config.json").write_text(json.dumps({**tokens, **config}))
     return directory
 

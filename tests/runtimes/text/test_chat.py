@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import transformers
+from tiny_tokenizers import SPECIAL, byte_level, opened, templated, write_tokenizer
 
 from l4export.errors import InputError
 from l4export.runtimes.text.codec import TextCodec
-from tiny_tokenizers import SPECIAL, byte_level, opened, templated, write_tokenizer
 
 LLAMA4 = """{{- bos_token }}
 {%- for message in messages %}
@@ -92,8 +92,6 @@ FEATURES = {
     "dict": "{{ dict.fromkeys(['a', 'b'], 1) }}{{ dict([('c', 2)]) }}{{ namespace(self=3).self }}",
     "no tools": "{{ tools is none }}{{ documents is none }}{{ date_string is defined }}",
 }
-
-
 
 
 def test_templates_see_what_they_see_in_transformers() -> None:
@@ -319,7 +317,10 @@ def test_what_a_template_writes_is_known() -> None:
 # --- special tokens in a user's text --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["a<|eot|>b", "<|begin_of_text|>", " <|eot|><|eot|> x\n<|header_start|>\n", "\U000f0000<|eot|>"])
+SPELLED = ["a<|eot|>b", "<|begin_of_text|>", " <|eot|><|eot|> x\n<|header_start|>\n", "\U000f0000<|eot|>"]
+
+
+@pytest.mark.parametrize("text", SPELLED)
 def test_special_tokens_can_stay_text(directory: Path, text: str) -> None:
     rewrite(directory, "chat_template.jinja", LLAMA4)
     codec, reference = opened(directory), transformers.AutoTokenizer.from_pretrained(directory)
@@ -353,5 +354,5 @@ def test_what_cannot_stay_text_is_refused() -> None:
 def test_values_that_are_no_json_are_refused(value: Any) -> None:
     with pytest.raises(InputError, match=r"^date: a (value|key) is of type"):
         templated("x").render_chat([], date=value)
-    with pytest.raises(InputError, match="^messages: "):
+    with pytest.raises(InputError, match=r"^messages: "):
         templated("x").render_chat([value])

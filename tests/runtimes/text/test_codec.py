@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_tokenizers import HARD, byte_level
 
 from l4export.errors import InputError
-from l4export.runtimes.text import codec as codec_module
 from l4export.runtimes.text.codec import TextCodec
-from tiny_tokenizers import HARD, byte_level, change_tokenizer, opened, write_tokenizer
 
 TOKENIZER = byte_level()
 CODEC = TextCodec(byte_level())
@@ -54,5 +53,3 @@ def test_impossible_ids_are_refused(ids: list[int]) -> None:
 def test_lone_surrogates_are_refused() -> None:
     with pytest.raises(InputError, match="character 2 is a lone surrogate"):
         CODEC.encode("ab\ud800")
-
-

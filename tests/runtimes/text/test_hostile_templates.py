@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_tokenizers import byte_level, templated
 
 import l4export
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.runtimes.text import chat_template
 from l4export.runtimes.text.codec import TextCodec
-from tiny_tokenizers import byte_level, templated
 
 HOSTILE = {
     "range": "{% for i in range(10**12) %}{% endfor %}",
@@ -67,7 +67,7 @@ ENDLESS = {
 }
 GREEDY = {
     "indented": "{{ messages | tojson(indent=1000000000) }}",
-    "doubled": "{% set ns = namespace(s='x') %}{% for i in range(40) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
+    "doubled": "{% set n = namespace(s='x') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
     "product": "{{ ('a' * 10**11) | length }}",
     "list product": "{{ ([0] * 10**10) | length }}",
     "format": "{{ '%1000000000d' | format(1) | length }}",
@@ -81,7 +81,7 @@ def test_endless_templates_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "RENDER_SECONDS", 0.3)
     codec = TextCodec(byte_level(), ENDLESS)
     for name in ENDLESS:
-        with pytest.raises(InputError, match=r"^chat template: it (takes more than 0\.3 seconds|needs too much memory)"):
+        with pytest.raises(InputError, match=r"template: it (takes more than 0\.3 seconds|needs too much memory)"):
             codec.render_chat([], chat_template=name)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_tokenizers import change_tokenizer, opened, write_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from l4export.errors import EnvironmentLacks, InputError, StorageError
 from l4export.runtimes.text import tokenizer_file
 from l4export.runtimes.text.codec import TextCodec
-from tiny_tokenizers import change_tokenizer, opened, write_tokenizer
 
 
 @pytest.fixture

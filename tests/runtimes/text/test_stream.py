@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_tokenizers import HARD, byte_level
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from l4export.runtimes.text.codec import TextCodec
 from l4export.runtimes.text.stream import TextStream
-from tiny_tokenizers import HARD, byte_level
 
 TOKENIZER = byte_level()
 CODEC = TextCodec(byte_level())
@@ -82,5 +82,3 @@ def test_streams_keep_the_spaces_of_other_decoders() -> None:
     codec = TextCodec(tokenizer)
     ids = [0, 1, 2, 3, 0] * 20
     assert "".join(pieces(codec.stream(), ids)) == codec.decode(ids)
-
-
