@@ -370,7 +370,7 @@ def test_nothing_is_reused_wrongly(checkpoint: Path, place: Path, tmp_path: Path
         path = place / "e" / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"generator": "l4export 0.0.1"}))
     elif change == "tokenizer":
-        (checkpoint / "tokenizer.json").write_text("{}")
+        byte_level().save(str(checkpoint / "tokenizer.json"))
     again = Watched(checkpoint, place / "e", options)
     assert bool(again.notices) == (change == "tokenizer")  # whose engine's weights have not changed
     build(checkpoint, tmp_path / "new", options)
