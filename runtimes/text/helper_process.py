@@ -90,7 +90,7 @@ class HelperProcess:
         while self._idle:
             with contextlib.suppress(IndexError):
                 child = self._idle.pop()
-                if child.owner == os.getpid():  # a forked process leaves its parent's children alone
+                if child.is_ready():
                     return child
         return _Child(self.task, self.memory)
 
@@ -108,7 +108,7 @@ class _Child:
         self.owner = os.getpid()
         self._socket, theirs = socket.socketpair()
         # Not this program's working directory, variables or user packages: the same modules as here, and no others.
-        command = [sys.executable, "-I", "-c", _MAIN, json.dumps(sys.path), task, str(memory)]
+        command = [sys.executable, "-I", "-c", _MAIN, json.dumps([str(path) for path in sys.path]), task, str(memory)]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -128,6 +128,10 @@ class _Child:
             self.end()
             reason = f"a helper process does not start: {sys.executable!r} cannot import l4export"
             raise EnvironmentLacks(reason) from None
+
+    def is_ready(self) -> bool:
+        """Tell whether the process is there, and this program's: a forked one leaves its parent's children alone."""
+        return self.owner == os.getpid() and self._process.poll() is None
 
     def exchange(self, frames: list[bytes], seconds: float, largest: int) -> dict[str, Any]:
         """Send frames and receive one, a JSON object; raises `TimeoutError`, other `OSError`s, or `ValueError`."""

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
+from tiny_tokenizers import byte_level
 
 from l4export.checkpoint.sample import write_sample
 from l4export.compiler.build import KEPT, build

@@ -114,6 +114,17 @@ def test_messages_stay_as_they_are() -> None:
     assert messages == [{"role": "user", "content": "x"}]
 
 
+def test_a_process_that_crashes_is_an_error() -> None:
+    codec = templated("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+    helper = codec._templates._helper
+    helper._give_back(helper._take())
+    process = helper._idle[0]._process
+    threading.Timer(0.3, process.kill).start()
+    with pytest.raises(InputError, match=r"^chat template: it crashes, or it needs more than 768 MiB of memory; "):
+        codec.render_chat([])
+    assert helper._idle == []
+
+
 def test_a_template_is_rendered_by_a_process_that_waits() -> None:
     """It is started once, and again when it has been lost."""
     codec = templated("{{ messages | length }}")
@@ -123,8 +134,6 @@ def test_a_template_is_rendered_by_a_process_that_waits() -> None:
     assert codec.render_chat([]) == "0" and idle[0]._process is process
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with pytest.raises(InputError, match="it crashes"):
-        codec.render_chat([])
     assert codec.render_chat([]) == "0" and len(idle) == 1
     process = idle[0]._process
     del codec, idle
