@@ -14,9 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from l4export.engine.manifest import load_manifest, verify_files
 from l4export.errors import InputError
-from l4export.runtimes.arguments import a_flag, a_path, a_whole_number
 
 if TYPE_CHECKING:
     from l4export.runtimes.engine import Engine
@@ -41,6 +39,9 @@ def load(path: str | Path, threads: int | None = None, verify: bool = False, pro
             version does not have.
         EnvironmentLacks: a package, an execution provider, a driver or a GPU is missing.
     """
+    from l4export.engine.manifest import load_manifest, verify_files  # here, as helper processes import this package
+    from l4export.runtimes.arguments import a_flag, a_path, a_whole_number
+
     directory, verify = a_path(path, "path"), a_flag(verify, "verify")
     if threads is not None:
         threads = a_whole_number(threads, "threads", 1, _MOST_THREADS)

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ import click
 from l4export.errors import InputError
 
 if TYPE_CHECKING:
-    from l4export.runtimes.engine import Engine
     from l4export.runtimes.generation_record import GenerationRecord
     from l4export.runtimes.text.codec import TextCodec
 
@@ -25,6 +25,7 @@ __all__ = ["command"]
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.option("--prompt", help="The prompt as text. It is put into the chat template if the engine has one.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
+@click.option("--special-tokens-as-text", is_flag=True, help="Special tokens that the prompt spells out stay text.")
 @click.option("--token-ids", metavar="1,2,3", help="The prompt as token ids.")
 @click.option(
     "--max-new-tokens",
@@ -56,6 +57,7 @@ def command(
     engine: Path,
     prompt: str | None,
     raw: bool,
+    special_tokens_as_text: bool,
     token_ids: str | None,
     max_new_tokens: int,
     temperature: float,
@@ -69,20 +71,34 @@ def command(
     """Generate with ENGINE: text from --prompt, token ids from --token-ids."""
     from l4export import runtimes
     from l4export.runtimes.generation_record import GenerationRecord
+    from l4export.runtimes.text.codec import TextCodec
 
     if (prompt is None) == (token_ids is None):
         raise InputError("give either --prompt TEXT or --token-ids 1,2,3")
     began = time.monotonic()
-    loaded = runtimes.load(engine, threads, verify)
-    ids = _encode(loaded, prompt, raw) if prompt is not None else _parse_ids(str(token_ids))
+    with ThreadPoolExecutor(1) as background:  # a large tokenizer takes as long as a small engine
+        text = background.submit(TextCodec.open, engine)
+        loaded = runtimes.load(engine, threads, verify)
+        codec = text.result()
+    if prompt is None:
+        ids = _parse_ids(str(token_ids))
+    elif codec is None:
+        raise InputError(
+            f"{engine}: has no tokenizer.json; give --token-ids, or put one into the checkpoint, as transformers' "
+            "AutoTokenizer writes with save_pretrained, and build again"
+        )
+            "AutoTokenizer writes with save_pretrained, and build again"
+        )
+    else:
+        ids = _encode(codec, prompt, raw, special_tokens_as_text)
     record = GenerationRecord(len(ids), max_new_tokens, loaded.config.eos_token_ids, time.monotonic() - began)
     tokens = record.follow(loaded.generate(ids, max_new_tokens, temperature, top_p, seed))
     if as_json:
         everything = list(tokens)
-        text = None if loaded.text is None else loaded.text.decode(everything)
-        click.echo(json.dumps({"token_ids": everything, "text": text, **record.to_dict()}))
+        decoded = None if codec is None else codec.decode(everything)
+        click.echo(json.dumps({"token_ids": everything, "text": decoded, **record.to_dict()}))
         return
-    _print_stream(tokens, loaded.text)
+    _print_stream(tokens, codec)
     if stats:
         click.echo(_sentence(record), err=True)
 
@@ -111,16 +127,13 @@ def _sentence(record: GenerationRecord) -> str:
     )
 
 
-def _encode(engine: Engine, prompt: str, raw: bool) -> list[int]:
-    codec = engine.text
-    if codec is None:
-        raise InputError(
-            f"{engine.directory}: has no tokenizer.json; give --token-ids, or put one into the checkpoint, as "
-            "transformers' AutoTokenizer writes with save_pretrained, and build again"
-        )
-    if codec.has_chat_template and not raw:
-        return codec.encode_chat([{"role": "user", "content": prompt}])
-    return codec.encode(prompt)
+def _encode(codec: TextCodec, prompt: str, raw: bool, special_tokens_as_text: bool) -> list[int]:
+    if raw or not codec.has_chat_template:
+        return codec.encode(prompt, special_tokens_as_text=special_tokens_as_text)
+    if not codec.writes_user_text():
+        raise InputError("chat template: it does not write what a user says; give --raw")
+    message = {"role": "user", "content": prompt}
+    return codec.encode_chat([message], special_tokens_as_text=special_tokens_as_text)
 
 
 def _parse_ids(text: str) -> list[int]:

@@ -105,6 +105,8 @@ class _Build:
     def run(self) -> Manifest:
         """Everything that reads or writes weights."""
         planned, directory = self.planned, self.directory
+        for line in planned.inputs.about_text:
+            self.on_notice(line)
         with planned.sources.reading():  # along with the workers
             old = previous_engine(directory.path)
             if old and self._is_up_to_date(old):

@@ -13,6 +13,7 @@ from l4export.engine.companions import open_companions
 from l4export.engine.kv_cache import KV_BITS
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
+from l4export.runtimes.text.check import check_text
 from l4export.storage.opened_file import OpenedFile
 
 __all__ = ["BuildInputs", "Texts", "open_inputs"]
@@ -43,7 +44,8 @@ class BuildInputs:
         checkpoint: All of it.
         config: The model that is built: the checkpoint's, or that of the layers in `options.layers`.
         max_context: The longest sequence in tokens that the engine is for.
-        companions: The small files that are copied into the engine, by name.
+        companions: The small files that are copied into the engine, by their names in it.
+        about_text: What a person should know about tokenizer and chat template, a line each.
         texts: What is measured on.
     """
 
@@ -51,6 +53,7 @@ class BuildInputs:
     config: ModelConfig
     max_context: int
     companions: Mapping[str, OpenedFile]
+    about_text: tuple[str, ...]
     texts: Texts
 
     def source_files(self, names: Iterable[str]) -> dict[str, OpenedFile]:
@@ -73,10 +76,11 @@ def open_inputs(checkpoint_path: Path, options: BuildOptions) -> BuildInputs:
     checkpoint = open_checkpoint(checkpoint_path)
     config = checkpoint.config if options.layers is None else checkpoint.config.slice_layers(*options.layers)
     max_context = _max_context(config, options.max_context)
+    about_text = tuple(check_text(checkpoint.path, config.vocab_size))
     texts = _texts(checkpoint, options)
     for file in companions.values():  # the tokenizer, and the stop tokens, were read by their paths meanwhile
         file.check_in_place()
-    return BuildInputs(checkpoint, config, max_context, companions, texts)
+    return BuildInputs(checkpoint, config, max_context, companions, about_text, texts)
 
 
 def _max_context(config: ModelConfig, asked: int | None) -> int:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from l4export.engine.companions import COMPANIONS
+from l4export.engine.companions import TEXT_FILES, is_companion
 from l4export.engine.manifest import DECODER, MANIFEST, listed_files
 from l4export.errors import InputError
 from l4export.storage.journal import JOURNAL, is_journal
@@ -45,7 +45,7 @@ STAGED_MANIFEST = f"{MANIFEST}.partial"
 _STAGED_JOURNAL = f"{JOURNAL}.partial"
 _JOURNALS = (JOURNAL, _STAGED_JOURNAL)
 _MANIFESTS = (MANIFEST, STAGED_MANIFEST)
-_NAMES = (MANIFEST, CALIBRATION_REPORT, GENAI_CONFIG, *COMPANIONS)
+_NAMES = (MANIFEST, CALIBRATION_REPORT, GENAI_CONFIG, *TEXT_FILES)
 _OF_DECODER = re.compile(rf"{DECODER}(-\d{{5}}-of-\d{{5}})?\.(onnx|data|engine)")
 _OF_LAYER = re.compile(r"layer-\d{5}\.(codes|json|hidden)")
 
@@ -145,7 +145,7 @@ def _of_engine(listed: Mapping[str, int]) -> Chooses:
 def _of_build(path: Path) -> Chooses:
     """The files of a build that was cut short, or of an engine that was about to be removed."""
     of_engine = _of_engine({k: v for name in _MANIFESTS for k, v in (listed_files(path / name) or {}).items()})
-    return lambda entry: entry.name in (*_JOURNALS, *_MANIFESTS) or of_engine(entry)
+    return lambda entry: entry.name in (*_JOURNALS, *_MANIFESTS) or is_companion(entry.name) or of_engine(entry)
 
 
 def _of_calibration(entry: os.DirEntry[str]) -> bool:

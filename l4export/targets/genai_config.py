@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from l4export.targets.target import UnfinishedEngine
 
-__all__ = ["GENAI_CONFIG", "GENAI_LAYOUTS", "genai_config"]
+__all__ = ["GENAI_CONFIG", "write_genai_config"]
 
 GENAI_CONFIG = "genai_config.json"
 
@@ -15,7 +16,25 @@ GENAI_LAYOUTS = ("concat", "static")
 the prompt starts, so a second prompt would run over the end of a chunk, which layout `chunked` refuses."""
 
 
-def genai_config(engine: UnfinishedEngine) -> str:
+def write_genai_config(engine: UnfinishedEngine) -> list[str]:
+    """Write genai_config.json where onnxruntime-genai runs the engine correctly; the names of what was written.
+
+    A model without a stop token has none: onnxruntime-genai 0.18 reads an empty list as token 0, and demands ids of
+    the vocabulary, so it would end a text where the model does not. `engine.on_notice` is told so.
+    """
+    if engine.kv_layout not in GENAI_LAYOUTS:
+        return []
+    if not _in_vocabulary(engine, engine.config.eos_token_ids):
+        engine.on_notice(
+            f"no {GENAI_CONFIG}: the model names no end-of-sequence token of its vocabulary, and onnxruntime-genai "
+            "would stop at token 0 instead; set eos_token_id in config.json if it has one"
+        )
+        return []
+    (engine.directory / GENAI_CONFIG).write_text(_genai_config(engine), encoding="utf-8")
+    return [GENAI_CONFIG]
+
+
+def _genai_config(engine: UnfinishedEngine) -> str:
     """The file's text for an engine's decoder.
 
     onnxruntime-genai computes nothing of the model itself: "llama" only selects its generic decoder loop. With layout
@@ -30,11 +49,12 @@ def genai_config(engine: UnfinishedEngine) -> str:
         "past_value_names": "past_key_values.%d.value",
     }
     entries = {"session.disable_quant_qdq": "1"} if engine.activations else {}
+    stops = _in_vocabulary(engine, config.eos_token_ids)
     model = {
         "type": "llama",
-        "bos_token_id": _first(config.bos_token_id, 0),
-        "eos_token_id": list(config.eos_token_ids),
-        "pad_token_id": _first(config.pad_token_id, *config.eos_token_ids, 0),
+        "bos_token_id": next(iter(_in_vocabulary(engine, [config.bos_token_id])), 0),
+        "eos_token_id": stops,
+        "pad_token_id": _in_vocabulary(engine, [config.pad_token_id, *stops])[0],
         "vocab_size": config.vocab_size,
         "context_length": engine.max_context,
         "decoder": {
@@ -62,5 +82,6 @@ def genai_config(engine: UnfinishedEngine) -> str:
     return json.dumps({"model": model, "search": search}, indent=1) + "\n"
 
 
-def _first(*candidates: int | None) -> int:
-    return next(candidate for candidate in candidates if candidate is not None)
+def _in_vocabulary(engine: UnfinishedEngine, ids: Iterable[int | None]) -> list[int]:
+    """The ids that onnxruntime-genai takes, which refuses a file with others."""
+    return [token for token in ids if token is not None and 0 <= token < engine.config.vocab_size]

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from l4export.engine.manifest import Runtime
-from l4export.targets.genai_config import GENAI_CONFIG, GENAI_LAYOUTS, genai_config
+from l4export.targets.genai_config import write_genai_config
 from l4export.targets.lowering import fused_operators
-from l4export.targets.target import Target, UnfinishedEngine
+from l4export.targets.target import Target
 
-__all__ = ["NO_BFLOAT16", "ORT_CPU", "write_genai_config"]
+__all__ = ["NO_BFLOAT16", "ORT_CPU"]
 
 NO_BFLOAT16 = {"bf16": "runs on ONNX Runtime's CPU provider, which has no bfloat16 MatMul"}
-
-
-def write_genai_config(engine: UnfinishedEngine) -> list[str]:
-    """Write genai_config.json for layouts that onnxruntime-genai runs correctly; the names of what was written."""
-    if engine.kv_layout not in GENAI_LAYOUTS:
-        return []
-    (engine.directory / GENAI_CONFIG).write_text(genai_config(engine), encoding="utf-8")
-    return [GENAI_CONFIG]
 
 
 ORT_CPU = Target(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from l4export.engine.manifest import Runtime
+from l4export.targets.genai_config import write_genai_config
 from l4export.targets.lowering import standard_operators
-from l4export.targets.onnxruntime_cpu import NO_BFLOAT16, write_genai_config
+from l4export.targets.onnxruntime_cpu import NO_BFLOAT16
 from l4export.targets.target import CACHES_IN_PLACE, Target
 
 __all__ = ["ONNX"]

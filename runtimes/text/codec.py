@@ -1,103 +1,127 @@
-"""Text to token ids and back: a checkpoint's own tokenizer.json and chat template, neither of them trusted."""
+"""Text to token ids and back: a checkpoint's own tokenizer and chat template, neither of them trusted."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l4export.errors import EnvironmentLacks, InputError, StorageError, one_line
-from l4export.runtimes.text.chat_template import render_template
+from l4export.errors import InputError
+from l4export.runtimes.text.chat_template import ChatTemplates, plain_value
+from l4export.runtimes.text.spelled_tokens import SpelledTokens
+from l4export.runtimes.text.stream import TextStream
+from l4export.runtimes.text.text_files import read_text_files
+from l4export.runtimes.text.tokenizer_file import TOKENIZER, library_errors, open_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["TextCodec", "TextStream"]
+__all__ = ["TextCodec"]
 
-TOKENIZER_BYTES = 256 << 20
-"""Largest tokenizer.json that is read; Llama 4's has 28 MB."""
+TEXT_CHARACTERS = 64 << 20
+"""Longest text that is encoded at once; ten times what Llama 4 Scout's context holds of English, or more."""
 
-SMALL_FILE_BYTES = 16 << 20
-"""Largest tokenizer_config.json or chat_template.jinja that is read."""
-
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""Entries of tokenizer_config.json that chat templates see as variables, as with transformers."""
-
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+MOST_IDS = 64 << 20
+"""The most token ids that are decoded at once."""
 
 
 class TextCodec:
-    """The tokenizer of one directory, with its chat template (None when it has none).
+    """The tokenizer of one directory, with its chat templates.
 
-    `chat_template` is the template's source; `special_tokens` its variables `bos_token`, `eos_token` and so on.
+    Args:
+        tokenizer: The tokenizer; it is kept from cutting and padding texts.
+        chat_templates: Sources of its chat templates by name; "default" is used where no other is named.
+        special_tokens: What they see as `bos_token`, `eos_token` and so on.
+        control_tokens: Ordinary added tokens that `special_tokens_as_text` makes text too; None: those that a template
+            writes.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, chat_template: str | None = None, special_tokens: Mapping[str, str] | None = None
+        self,
+        tokenizer: Tokenizer,
+        chat_templates: Mapping[str, str] | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+        control_tokens: Collection[str] | None = None,
     ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
-        self.chat_template = chat_template
         self.special_tokens = dict(special_tokens or {})
-        self._skippable = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+        self.chat_templates = dict(chat_templates or {})
+        self._templates = ChatTemplates(self.chat_templates, self.special_tokens)
+        added = tokenizer.get_added_tokens_decoder().values()
+        self._skippable = {token.content for token in added if token.special}
+        if control_tokens is None:
+            sources = "\0".join(self.chat_templates.values())
+            control_tokens = [token.content for token in added if token.content.strip() and token.content in sources]
+        self._control_tokens = control_tokens
 
     @classmethod
     def open(cls, directory: str | Path) -> TextCodec | None:
         """Open the tokenizer of a checkpoint or an engine; None when the directory has no tokenizer.json.
 
-        tokenizer_config.json gives the special tokens and, where there is no chat_template.jinja, the chat template:
-        a string, or a list of {name, template} of which "default" is taken.
+        Chat templates and special tokens are found where transformers finds them (`text_files`).
 
-        Raises `InputError` for files that are broken or too large, `StorageError` for unreadable ones and
-        `EnvironmentLacks` without the package tokenizers.
+        Raises:
+            InputError: files that are broken or too large, or a tokenizer that does not work within its limits of time
+                and memory.
+            StorageError: files that cannot be read.
+            EnvironmentLacks: the package tokenizers is missing.
         """
         directory = Path(directory)
-        path = directory / "tokenizer.json"
-        if not path.is_file():
+        path = directory / TOKENIZER
+        if not path.exists():
             return None
-        try:
-            from tokenizers import Tokenizer
-        except ImportError:
-            raise EnvironmentLacks("the package tokenizers is not installed: pip install 'l4export[cpu]'") from None
-        data = _read(path, TOKENIZER_BYTES)
-        try:
-            tokenizer = Tokenizer.from_buffer(data)
-        except Exception as error:  # the library raises bare ones
-            raise InputError(f"{path}: not a tokenizer: {one_line(error)}; copy it from the checkpoint again") from None
-        config = _read_config(directory / "tokenizer_config.json")
-        tokens = {name: _content(config.get(name)) for name in SPECIAL_TOKENS}
-        return cls(tokenizer, _find_template(directory, config), {name: text for name, text in tokens.items() if text})
+        files = read_text_files(directory)
+        tokenizer = open_tokenizer(path, files.added)
+        tokenizer.encode_special_tokens = files.special_as_text
+        padding = {"pad_token": str(tokenizer.padding["pad_token"])} if tokenizer.padding else {}
+        return cls(tokenizer, files.chat_templates, padding | dict(files.special_tokens), files.control_tokens)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of a text, untruncated, by default with what the tokenizer adds (Llama 4: begin of text).
+    def encode(self, text: str, add_special_tokens: bool = True, special_tokens_as_text: bool = False) -> list[int]:
+        """Return the ids of a text, untruncated.
 
-        Special tokens spelled out in the text become those tokens. Raises `InputError` for text that has no UTF-8
-        form (lone surrogates).
+        Args:
+            text: Any text.
+            add_special_tokens: Whether the tokenizer adds what it adds to a text (Llama 4: begin of text).
+            special_tokens_as_text: Whether special tokens that are spelled out in the text stay text. They become those
+                tokens otherwise.
+
+        Raises:
+            InputError: text that has no UTF-8 form (lone surrogates), is too long, or makes the library fail.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"text: character {error.start} is a lone surrogate: give valid Unicode") from None
-        return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        self._check_text(text)
+        with _encoding():
+            if special_tokens_as_text:
+                return self._spelled.encode(text, add_special_tokens)
+            return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of some ids; ids without a token give none, bytes that are not UTF-8 give U+FFFD.
 
-        Raises `InputError` for an id outside 0 ... 2^32 - 1.
+        Raises:
+            InputError: an id outside 0 ... 2^32 - 1, too many ids, or ids that make the library fail.
         """
-        try:
-            return self.tokenizer.decode([int(token) for token in ids], skip_special_tokens=skip_special_tokens)
-        except OverflowError:
-            raise InputError("token ids: one is negative or above 2^32 - 1: give ids of the vocabulary") from None
+        ids = [int(token) for token in ids]
+        if len(ids) > MOST_IDS:
+            raise InputError(f"token ids: {len(ids)}, at most {MOST_IDS} are decoded: give them in pieces")
+        if any(not 0 <= token < 1 << 32 for token in ids):
+            raise InputError("token ids: one is negative or above 2^32 - 1: give ids of the vocabulary")
+        with library_errors("token ids: cannot be decoded", "copy the tokenizer from the checkpoint again"):
+            return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def stream(self, skip_special_tokens: bool = True) -> TextStream:
         """Start decoding one token at a time."""
         return TextStream(self, skip_special_tokens)
 
     def has_text(self, token: int, skip_special_tokens: bool = True) -> bool:
-        """Tell whether a token contributes to decoded text: it exists and is not a special one that is skipped."""
+        """Tell whether a token contributes to decoded text: it exists and is not a special one that is skipped.
+
+        Raises:
+            InputError: an id outside 0 ... 2^32 - 1.
+        """
         try:
             content = self.tokenizer.id_to_token(int(token))
         except OverflowError:
@@ -107,121 +131,82 @@ class TextCodec:
     @property
     def has_chat_template(self) -> bool:
         """Whether `render_chat` and `encode_chat` can be used."""
-        return self.chat_template is not None
+        return bool(self.chat_templates)
+
+    def writes_user_text(self) -> bool:
+        """Tell whether the default chat template writes what a user says, in any form.
+
+        Raises as `render_chat`.
+        """
+        return self._templates.content_form(self._templates.choose(None, None)) != "neither"
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+        **variables: Any,
     ) -> str:
-        """Return the prompt that the chat template makes of messages: dicts with "role" and "content".
+        """Return the prompt that a chat template makes of messages.
 
-        `variables` (`tools`, `date_string`, ...) reach the template beside the special tokens, and prevail over them.
-        Raises `InputError` when there is no template and for everything that goes wrong inside it, and
-        `EnvironmentLacks` without the package jinja2.
+        Args:
+            messages: Dicts with "role" and "content". A content may be text or a list of parts; it is given to the
+                template in the form that the template knows, and parts of text are joined with line ends where it knows
+                text alone.
+            add_generation_prompt: Whether the prompt ends with what begins an answer.
+            chat_template: The name of a template; None: "tool_use" if there is one and `tools` are given, or else
+                "default".
+            variables: What else the template sees (`tools`, `documents`, `date_string`, ...); they prevail over the
+                special tokens.
+
+        Raises:
+            InputError: there is no such template, something goes wrong inside it, it takes too long or too much memory.
+            EnvironmentLacks: the package jinja2 is missing.
         """
-        if self.chat_template is None:
-            raise InputError("chat template: there is none: give a plain prompt, or add a chat_template.jinja")
-        given = {"tools": None, "documents": None, **self.special_tokens, **variables}
-        given |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
-        return render_template(self.chat_template, given)
+        source = self._templates.choose(chat_template, variables.get("tools"))
+        return self._templates.render(source, messages, _defaults(add_generation_prompt, variables))
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+        special_tokens_as_text: bool = False,
+        **variables: Any,
     ) -> list[int]:
-        """Return the ids of `render_chat`, without added special tokens: the template has written them all."""
-        prompt = self.render_chat(messages, add_generation_prompt, **variables)
-        return self.encode(prompt, add_special_tokens=False)
+        """Return the ids of `render_chat`, without added special tokens: the template has written them all.
+
+        With `special_tokens_as_text`, special tokens that messages and variables spell out stay text, so that only
+        those which the template writes are tokens. Raises as `render_chat` and `encode`.
+        """
+        if not special_tokens_as_text:
+            prompt = self.render_chat(messages, add_generation_prompt, chat_template, **variables)
+            return self.encode(prompt, add_special_tokens=False)
+        with _encoding():
+            spelled = self._spelled
+        marked = [spelled.mark(plain_value(message, "messages")) for message in messages]
+        values = {name: spelled.mark(plain_value(value, name)) for name, value in variables.items()}
+        prompt = self.render_chat(marked, add_generation_prompt, chat_template, **values)
+        self._check_text(prompt)
+        with _encoding():
+            return spelled.encode_marked(prompt)
+
+    @cached_property
+    def _spelled(self) -> SpelledTokens:
+        return SpelledTokens(self.tokenizer, self._control_tokens)
+
+    def _check_text(self, text: str) -> None:
+        if len(text) > TEXT_CHARACTERS:
+            raise InputError(f"text: {len(text)} characters, at most {TEXT_CHARACTERS} are encoded: give it in pieces")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"text: character {error.start} is a lone surrogate: give valid Unicode") from None
 
 
-class TextStream:
-    """Decodes tokens as they come; the pieces of `push` and the `flush` after them make `decode` of all of the ids.
-
-    A token may end within a character. A decoder shows the bytes of an unfinished character as one U+FFFD at the end,
-    so that character, and no other, is held back. Only the last tokens are decoded again, so a push costs the same
-    however long the text is: with one byte or more a token and at most three bytes of an unfinished character, four
-    tokens of context would do.
-
-    This holds for byte-level BPE, as all Llama 4 models have it. (A "byte fallback" decoder rewrites earlier
-    characters when later bytes turn out to be invalid; no stream can follow that.)
-    """
-
-    CONTEXT = 8
-
-    def __init__(self, codec: TextCodec, skip_special_tokens: bool = True) -> None:
-        self._codec = codec
-        self._skip = skip_special_tokens
-        self._ids: list[int] = []
-        self._sent = 0  # characters of decode(self._ids) that push has returned
-
-    def push(self, token: int) -> str:
-        """Add a token and return the text that is complete now; often a word, sometimes nothing."""
-        if not self._codec.has_text(token, self._skip):
-            return ""
-        self._ids.append(int(token))
-        text = self._decode()
-        complete = max(self._sent, len(text) - text.endswith(UNFINISHED))
-        piece, self._sent = text[self._sent : complete], complete
-        if len(self._ids) >= 2 * self.CONTEXT:
-            held = len(text) - complete
-            del self._ids[: -self.CONTEXT]
-            self._sent = len(self._decode()) - held
-        return piece
-
-    def flush(self) -> str:
-        """Return what is held back, finished or not, and start anew."""
-        rest = self._decode()[self._sent :]
-        self._ids, self._sent = [], 0
-        return rest
-
-    def _decode(self) -> str:
-        return self._codec.decode(self._ids, skip_special_tokens=self._skip)
+def _encoding() -> AbstractContextManager[None]:
+    return library_errors("text: cannot be encoded", "copy the tokenizer from the checkpoint again")
 
 
-def _find_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    """The chat template: chat_template.jinja, else tokenizer_config.json's (of a list "default", or its only one)."""
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        return _decode_utf8(path, _read(path, SMALL_FILE_BYTES))
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-        found = next(iter(named.values())) if len(named) == 1 else named.get("default")
-    if found is not None and not isinstance(found, str):
-        path = directory / "tokenizer_config.json"
-        raise InputError(f"{path}: chat_template is neither text nor a list of name and template: correct or remove it")
-    return found
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file; an absent file is an empty one."""
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(_decode_utf8(path, _read(path, SMALL_FILE_BYTES)))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {one_line(error)}; copy it from the checkpoint again") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: a JSON {type(config).__name__}, not an object; copy it from the checkpoint again")
-    return config
-
-
-def _read(path: Path, limit: int) -> bytes:
-    """Read a whole file of at most `limit` bytes."""
-    try:
-        if (size := path.stat().st_size) > limit:
-            raise InputError(f"{path}: {size} bytes, at most {limit} are read: is this the right file?")
-        return path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
-
-
-def _decode_utf8(path: Path, data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; copy it from the checkpoint again") from None
-
-
-def _content(token: Any) -> str | None:
-    """The text of a special token, which tokenizer_config.json gives plainly or as an object with "content"."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
+def _defaults(add_generation_prompt: bool, variables: Mapping[str, Any]) -> dict[str, Any]:
+    return {"tools": None, "documents": None, **variables, "add_generation_prompt": add_generation_prompt}

@@ -1,112 +1,149 @@
-"""The sandbox of chat templates: jinja2's own with limits of time and size, and what Hugging Face templates expect.
+"""Chat templates as transformers runs them, in jinja2's sandbox. It is imported in helper processes alone.
 
-It needs jinja2, so it is imported where a template is run.
+jinja2's sandbox keeps a template from private attributes and from changing what it is given. Its time and its memory
+are bounded by the helper process.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from jinja2 import Template, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context, Undefined
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace, pass_context
+from jinja2.utils import Namespace
 
-__all__ = ["TemplateSandbox", "refuse"]
+from l4export.errors import one_line
+from l4export.runtimes.text.message_content import ContentForms
+
+__all__ = ["answer"]
 
 
-class TemplateSandbox(ImmutableSandboxedEnvironment):
-    """A jinja2 environment for one untrusted template, without files.
-
-    The sandbox of jinja2 refuses private attributes, changes to the arguments and ranges above 100000 items. This one
-    also looks at the processor time at each call and each turn of a loop, and refuses huge products and powers. A
-    template can still use up memory, for instance by doubling a string forty times: where templates come from
-    strangers, limit the process as well.
+def answer(request: dict[str, Any], payload: bytes) -> Any:
+    """Do what a helper process is asked: check a template, or render it.
 
     Args:
-        seconds: Processor time of this thread that the template may take, from now on.
-        longest: The most items of a sequence that is made by multiplying.
+        request: Has `template`, its source; `special_tokens`, variables of it; and to render `messages`, `variables`,
+            which prevail, and `longest`, the most characters to write.
+        payload: Nothing.
+
+    Returns:
+        The prompt; or where there are no messages, the form of content with which a user's text is written (a value of
+        `Form`).
+
+    Raises:
+        Exception: anything that goes wrong in the template.
     """
+    try:
+        template = _compiled(request["template"])
+        forms = _forms(request["template"], json.dumps(request["special_tokens"]))
+        if "messages" not in request:
+            return forms.of("user")
+        variables = request["special_tokens"] | request["variables"]
+        return _write(template, request["longest"], messages=forms.adapt(request["messages"]), **variables)
+    except TemplateError as error:
+        raise ValueError(one_line(error, TemplateError)) from None
 
-    intercepted_binops = frozenset({"*", "**"})
 
-    def __init__(self, seconds: float, longest: int) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        self._seconds, self._deadline, self._longest = seconds, time.thread_time() + seconds, longest
-        self.filters |= {"tojson": _to_json, "timed": self._timed}
-        self.globals |= {"namespace": _namespace, "dict": _dict, "raise_exception": refuse, "strftime_now": _now}
+@lru_cache(maxsize=4)
+def _compiled(source: str) -> Template:
+    return _Sandbox().from_string(source)
 
-    def compiled(self, source: str) -> Template:
-        """The template, with the filter `timed` around what its loops go through."""
-        tree = self.parse(source)
-        for loop in list(tree.find_all(nodes.For)):
-            loop.iter = nodes.Filter(loop.iter, "timed", [], [], None, None).set_environment(self)
-        return self.from_string(tree)
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """A product or a power, unless it is huge."""
-        if _is_huge(operator, left, right, self._longest):
-            refuse(f"the result of {operator} is too large")
-        return super().call_binop(context, operator, left, right)
+@lru_cache(maxsize=4)
+def _forms(source: str, special_tokens: str) -> ContentForms:
+    """How a template wants its content; it is tried out, once."""
+    template = _compiled(source)
+    variables = {"tools": None, "documents": None, "add_generation_prompt": False, **json.loads(special_tokens)}
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """A call, while there is time."""
-        __self._check_time()
-        return super().call(__context, __obj, *args, **kwargs)
+    def rendered(messages: Sequence[Any]) -> str | None:
+        try:
+            return template.render(messages=messages, **variables)
+        except MemoryError:
+            raise
+        except Exception:  # a template can raise anything
+            return None
+
+    return ContentForms(rendered)
+
+
+def _write(template: Template, longest: int, **variables: Any) -> str:
+    pieces, size = [], 0
+    for piece in template.generate(**variables):
+        pieces.append(piece)
+        size += len(piece)
+        if size > longest:
+            _refuse(f"it writes more than {longest} characters")
+    return "".join(pieces)
+
+
+class _Generation(Extension):
+    """The tag `{% generation %}`, with which templates mark for training what the model says; it writes nothing."""
+
+    tags: set[str] = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """The environment that Hugging Face chat templates are written for."""
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
+        self.filters["tojson"] = _to_json
+        self.globals |= {"namespace": _PublicNamespace, "dict": _Dict(), "raise_exception": _refuse}
+        self.globals["strftime_now"] = _now
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
         """Stop the template, where jinja2 would go on with an undefined value."""
-        refuse(f"access to the attribute {attribute!r} of {type(obj).__name__} is unsafe")
-
-    @pass_context  # which also keeps it from being evaluated at compile time
-    def _timed(self, _: Any, items: Iterable[Any]) -> Iterator[Any]:
-        for item in items:
-            self._check_time()
-            yield item
-
-    def _check_time(self) -> None:
-        if time.thread_time() > self._deadline:
-            refuse(f"it takes more than {self._seconds:g} seconds")
+        _refuse(f"access to the attribute {attribute!r} of {type(obj).__name__} is unsafe")
 
 
-def refuse(message: str) -> NoReturn:
+def _refuse(message: Any) -> NoReturn:
     """Stop the template with a message; templates call it as `raise_exception`."""
     raise SecurityError(str(message))
 
 
-def _is_huge(operator: str, left: Any, right: Any, longest: int) -> bool:
-    """Whether a product or power of integers has more than 4096 bits, or a repeated sequence too many items."""
-    if isinstance(left, int) and isinstance(right, int):
-        bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
-        return bits > 4096
-    pairs = [(left, right), (right, left)]
-    return any(
-        isinstance(items, (str, list, tuple)) and isinstance(count, int) and len(items) * count > longest
-        for items, count in pairs
-    )
-
-
 class _PublicNamespace(Namespace):
+    """What `namespace()` makes, without names that could deceive the sandbox, such as __class__."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # a template may give an attribute `self`
+        self, values = args[0], dict(*args[1:], **kwargs)
+        for name in values:
+            _check_public(name)
+        Namespace.__init__(self, values)
+
     def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):  # a false __class__ could deceive the sandbox
-            refuse(f"the name {name!r} of a namespace starts with an underscore")
+        _check_public(name)
         super().__setitem__(name, value)
 
 
-def _namespace(*args: Any, **kwargs: Any) -> _PublicNamespace:
-    made = _PublicNamespace()
-    for name, value in dict(*args, **kwargs).items():
-        made[name] = value
-    return made
+def _check_public(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        _refuse(f"the name {name!r} of a namespace starts with an underscore")
 
 
-def _dict(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    return dict(*args, **kwargs)  # a function: the type itself would show its attributes
+class _Dict:
+    """What templates call as `dict`: the type itself would show its attributes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
 
 
 def _now(form: str) -> str:

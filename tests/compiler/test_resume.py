@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
+from tiny_tokenizers import byte_level
 
 from l4export.checkpoint.sample import write_sample
 from l4export.compiler.build import KEPT, build
@@ -432,7 +433,7 @@ def test_nothing_is_reused_wrongly(checkpoint: Path, place: Path, tmp_path: Path
         path = place / "e" / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"generator": "l4export 0.0.1"}))
     elif change == "tokenizer":
-        (checkpoint / "tokenizer.json").write_text("{}")
+        byte_level().save(str(checkpoint / "tokenizer.json"))
     again = Watched(checkpoint, place / "e", options)
     assert bool(again.notices) == (change == "tokenizer")  # whose engine's weights have not changed
     build(checkpoint, tmp_path / "new", options)
