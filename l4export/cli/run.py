@@ -87,8 +87,6 @@ def command(
             f"{engine}: has no tokenizer.json; give --token-ids, or put one into the checkpoint, as transformers' "
             "AutoTokenizer writes with save_pretrained, and build again"
         )
-            "AutoTokenizer writes with save_pretrained, and build again"
-        )
     else:
         ids = _encode(codec, prompt, raw, special_tokens_as_text)
     record = GenerationRecord(len(ids), max_new_tokens, loaded.config.eos_token_ids, time.monotonic() - began)
