@@ -1,4 +1,4 @@
-"""What a decoder takes and gives, as model, KV layout and dtypes have it: docs/reference/engine.md, in code."""
+"""What a decoder takes and gives, for a model, a KV layout and dtypes: docs/reference/engine.md, in code."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _MAY_BE_OPTIONAL = {"logits_to_keep", "mask_start", "cache_start"}
 
 
 class DecoderInterface:
-    """Inputs and outputs of a decoder, or of the part of it that holds `layers`, [first, behind the last].
+    """Inputs and outputs of a decoder, or of the part of it that holds `layers`, [first, after the last].
 
     A part takes `hidden_states.{n}` where another part comes before it and n is its first layer, and gives them where
-    another follows. Of the inputs of a call it takes those that it has a use for; a whole decoder takes all.
+    another follows. Of the inputs of a call it takes those that it uses; a whole decoder takes all.
     """
 
     def __init__(self, manifest: Manifest, layers: tuple[int, int]) -> None:
@@ -47,9 +47,9 @@ class DecoderInterface:
     def contradictions(
         self, inputs: Sequence[InputSpec], outputs: Sequence[TensorSpec], path: str
     ) -> Iterator[tuple[str, str]]:
-        """In what declared inputs and outputs differ from these: fields below `path`, and what is wrong with them.
+        """Yield where declared inputs and outputs differ from these: fields below `path`, and what is wrong with them.
 
-        To be read up to the first of them.
+        Only the first of them should be read.
         """
         names = Counter(tensor.name for tensor in (*inputs, *outputs))
         for name, count in names.items():
@@ -94,7 +94,7 @@ class DecoderInterface:
                 yield f"{path}.outputs[{index}].shape", f"of {tensor.name} is not that of past_key_values.{cache}"
 
     def _caches(self, prefix: str, growing: str) -> dict[str, tuple[str, Shape]]:
-        """Of every layer keys and values; `growing` is the name of the slots in layout concat."""
+        """Keys and values of every layer; `growing` is the name of the number of slots in layout concat."""
         manifest, storage = self.manifest, KV_STORAGE[self.manifest.precision["kv_cache"]]
         heads, width = manifest.model.num_key_value_heads, manifest.model.head_dim // storage.channels_per_element
         found: dict[str, tuple[str, Shape]] = {}

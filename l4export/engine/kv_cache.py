@@ -36,7 +36,7 @@ KV_DTYPES = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 """Bits of an element, by `--kv-dtype`."""
 
 KV_BITS = {name: KV_DTYPES[name] for name in ("int8", "int4")}
-"""The same, of the types that need scales."""
+"""Bits of an element, for the types that need scales."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ KV_STORAGE = {
 
 
 def kv_capacities(config: ModelConfig, layout: str, max_context: int) -> tuple[int, ...]:
-    """Slots of each layer, for sequences of up to `max_context` tokens.
+    """Return the slots of each layer, for sequences of up to `max_context` tokens.
 
     `layout` is `chunked`, `static` or `concat`, whose caches have as many slots as there are tokens.
     """

@@ -1,4 +1,4 @@
-"""What is special to one target, a file each. A new target is a file here and a line below."""
+"""What is special to each target, one file for each. A new target is a file here and a line below."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ from l4export.targets.tensorrt.target import TENSORRT, TENSORRT_RTX
 __all__ = ["TARGETS", "GraphOptions", "LayerRange", "Target", "UnfinishedEngine"]
 
 TARGETS = {target.name: target for target in (ORT_CPU, ORT_CUDA, ONNX, TENSORRT_RTX, TENSORRT)}
-"""By the names that `--target` takes, the default first."""
+"""The targets by the names that `--target` takes. The default is first."""

@@ -17,10 +17,10 @@ the prompt starts, so a second prompt would run over the end of a chunk, which l
 
 
 def write_genai_config(engine: UnfinishedEngine) -> list[str]:
-    """Write genai_config.json where onnxruntime-genai runs the engine correctly; the names of what was written.
+    """Write genai_config.json where onnxruntime-genai runs the engine correctly; return the names of what was written.
 
-    A model without a stop token has none: onnxruntime-genai 0.18 reads an empty list as token 0, and demands ids of
-    the vocabulary, so it would end a text where the model does not. `engine.on_notice` is told so.
+    A model without a stop token gets none: onnxruntime-genai 0.18 reads an empty list as token 0 and takes only ids of
+    the vocabulary, so it would end a text where the model does not. `engine.on_notice` is called with a line about it.
     """
     if engine.kv_layout not in GENAI_LAYOUTS:
         return []
@@ -35,7 +35,7 @@ def write_genai_config(engine: UnfinishedEngine) -> list[str]:
 
 
 def _genai_config(engine: UnfinishedEngine) -> str:
-    """The file's text for an engine's decoder.
+    """Return the text of the file for an engine's decoder.
 
     onnxruntime-genai computes nothing of the model itself: "llama" only selects its generic decoder loop. With layout
     `static` it binds one buffer to past and present; it cuts prompts into pieces of `prefill_tokens`. With
@@ -83,5 +83,5 @@ def _genai_config(engine: UnfinishedEngine) -> str:
 
 
 def _in_vocabulary(engine: UnfinishedEngine, ids: Iterable[int | None]) -> list[int]:
-    """The ids that onnxruntime-genai takes, which refuses a file with others."""
+    """Return the ids that are in the vocabulary; onnxruntime-genai refuses a file with others."""
     return [token for token in ids if token is not None and 0 <= token < engine.config.vocab_size]

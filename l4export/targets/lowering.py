@@ -14,7 +14,7 @@ __all__ = ["fused_operators", "standard_operators"]
 
 
 def fused_operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
-    """ONNX Runtime's fused operators."""
+    """Return the passes to ONNX Runtime's fused operators."""
     from l4export import passes
     from l4export.graph.dtypes import FLOATS
 
@@ -38,7 +38,7 @@ def fused_operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
 
 
 def standard_operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
-    """Opset 24 alone."""
+    """Return the passes to the operators of opset 24 alone."""
     from l4export import passes
 
     return [
@@ -48,6 +48,6 @@ def standard_operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
         passes.LowerAttention(),
         # weights in fewer bits, dequantised where they are read
         *([passes.QuantizeWeightsInONNX(options.policy)] if options.policy else []),
-        # what they are multiplied by in fewer bits too
+        # activations that they are multiplied by in fewer bits too
         *([passes.QuantizeActivations()] if options.activations else []),
     ]

@@ -1,7 +1,7 @@
 """`--target ort-cuda`: ONNX Runtime's fused operators in the forms of its CUDA provider.
 
-What CUDA may compute otherwise than the CPU provider is refused. From ONNX Runtime's tables of kernels and its notes on
-MoE and QMoE (1.31); none of it has been executed on a GPU here.
+What CUDA may compute differently from the CPU provider is refused. The rules follow ONNX Runtime's tables of kernels
+and its notes on MoE and QMoE (1.31). None of this has been executed on a GPU here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
 
 
 def _check_graph(model: ir.Model) -> None:
-    """Refuse a lowered graph with operators in a form that CUDA's kernels have not.
+    """Refuse a lowered graph with operators in a form that CUDA's kernels do not have.
 
     Raises:
         InputError: attention under a chunk mask, or experts in blocks of another size than QMoE takes.

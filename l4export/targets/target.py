@@ -22,20 +22,21 @@ CACHES_IN_PLACE = {
     "concat": "updates caches in place",
     **dict.fromkeys(("fp32", "fp16", "int8", "int4"), "has caches of --dtype"),
 }
-"""What to say of KV layouts and dtypes where caches are buffers of the computing type."""
+"""What messages say of KV layouts and dtypes that a target does not take, where caches are buffers of the dtype that
+it computes in."""
 
 LayerRange = tuple[int, int]
-"""The first layer, and the one after the last."""
+"""The index of the first layer, and one more than that of the last."""
 
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What decides which passes make a graph, beside the target.
+    """The options that decide, with the target, which passes make a graph.
 
     Attributes:
         kv_layout: `concat`, `static` or `chunked`.
         max_context: Longest sequence, in tokens.
-        policy: What is quantised how; None: nothing.
+        policy: Which weights are quantised, and how. None: no weights are.
         kv_dtype: `fp32`, `fp16`, `int8` or `int4`; None: keys and values are stored as they are computed.
         calibration: Finds the codes of weights; None: weights are rounded to nearest.
         activations: `fp8` where FP8 weights are multiplied by FP8 activations; None elsewhere.
@@ -54,18 +55,19 @@ class UnfinishedEngine:
     """An engine directory that has its graph and weights, for the target to finish.
 
     Attributes:
-        directory: Where the graph and its data files lie.
-        graph: The decoder's file in it.
+        directory: The directory of the graph and its data files.
+        graph: The name of the decoder's file in it.
         model: The lowered decoder; its weights are in the data files.
-        config: The model's.
+        config: The configuration of the model.
         kv_layout: `concat`, `static` or `chunked`.
         max_context: Longest sequence, in tokens.
         prefill_tokens: The most tokens of one call.
-        profiles: The least, the likeliest and the most tokens of a call, for each optimisation profile.
+        profiles: The smallest, the likeliest and the largest number of tokens of a call, for each optimisation
+            profile.
         activations: `fp8` or None.
         parts: The layers of each engine to be compiled; empty where nothing is compiled.
-        compute_capabilities: Of the GPUs to compile for, as "8.9".
-        on_notice: Is told what a person may want to know, a line at a time.
+        compute_capabilities: Those of the GPUs to compile for, such as "8.9".
+        on_notice: Called with each line that a person may want to read.
     """
 
     directory: Path
@@ -87,7 +89,7 @@ class Target:
     """One value of `--target`: what it takes, how its graph is made and its engine finished, and what runs it.
 
     Attributes:
-        name: As `--target` and the manifest have it.
+        name: The name in `--target` and in the manifest.
         summary: What the engine is for, in a few words.
         runtime: What executes the engine.
         dtypes: Float types that it computes in; the first is the default.
@@ -100,13 +102,14 @@ class Target:
         rounds_activations: Whether its operators round activations to int8 before integer weights, where the policy's
             accuracy level lets them.
         compute_capabilities: Whether it is compiled for named GPUs.
-        reasons: What to say of a value that is not taken, as what follows "--target NAME".
+        reasons: Why a value is not taken, in words that follow "--target NAME" in a message.
         lower: The passes from the common graph to the target's operators.
-        check_options: Refuses combinations of dtype, policy and compute capabilities that the tables above do not tell.
-        check_graph: Refuses a lowered graph that the target would execute otherwise.
+        check_options: Refuses combinations of dtype, policy and compute capabilities that the attributes above do not
+            exclude.
+        check_graph: Refuses a lowered graph that the target would execute differently.
         cut: Ranges of layers to be compiled, each within a budget of memory in bytes; None where nothing is compiled.
         check_machine: Raises `EnvironmentLacks` where a planned graph with these parts cannot be compiled.
-        finish: Adds files to the engine; returns their names.
+        finish: Adds files to the engine and returns their names.
     """
 
     name: str

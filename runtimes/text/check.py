@@ -1,4 +1,4 @@
-"""What can be told of a checkpoint's text before anybody says anything: done when an engine is built."""
+"""The check of a checkpoint's tokenizer and chat templates when an engine is built."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class ContentForms:
 
     def _try(self, role: str) -> Form:
         if role != "user" and self.of("user") in ("either", "neither"):
-            return "either"  # what most templates are, and what cannot be told
+            return "either"  # as most templates, or it cannot be found out
         text, parts = (self._writes(role, content) for content in (_NEEDLE, _parts(_NEEDLE)))
         if text or parts:
             return "either" if text and parts else "text" if text else "parts"

@@ -91,7 +91,7 @@ class SpelledTokens:
         return ids
 
     def _piece(self, piece: str, as_text: bool) -> list[int]:
-        """A piece from within a text: behind a line end, as some tokenizers put a space before what comes first."""
+        """Encode a piece from within a text, after a line end: some tokenizers put a space before a text."""
         tokenizer = self._text if as_text else self._tokenizer
         line_end = self._tokenizer.encode("\n", add_special_tokens=False).ids
         ids = tokenizer.encode("\n" + piece, add_special_tokens=False).ids

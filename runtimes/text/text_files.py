@@ -1,9 +1,9 @@
-"""What a directory says about its text, found as transformers 5 finds it: chat templates and special tokens.
+"""The chat templates and special tokens of a directory, found where transformers 5 finds them.
 
 transformers' tokenizer looks for chat templates in chat_template.jinja and additional_chat_templates/*.jinja, or else
 in tokenizer_config.json; its processor, for models that see images too, in processor_config.json, chat_template.json
-and the .jinja files. Text is the tokenizer's business, so the processor's own places count where the tokenizer has
-none. Special tokens stand in tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+and the .jinja files. l4export runs on text, so the processor's own places count only where the
+tokenizer has no template. Special tokens stand in tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class TextFiles:
 
     Attributes:
         chat_templates: Sources of chat templates by name: "default", "tool_use" (for prompts with tools), and others.
-        templates_from: The file that they are from, for messages; None where there are none.
+        templates_from: The file that they come from, for messages; None where there are none.
         processor_differs: The file in which the processor of an image model has another chat template; None: none has.
         special_tokens: What templates see as `bos_token`, `eos_token`, `image_token` and so on.
         added: Tokens that these files add to the tokenizer, for `load_tokenizer`.
-        control_tokens: Ordinary added tokens that count as special ones in a user's text; None: it is not said.
+        control_tokens: Ordinary added tokens that count as special ones in a user's text; None: no file names any.
         special_as_text: Whether the tokenizer reads special tokens in a text as text.
     """
 

@@ -39,11 +39,11 @@ CAPABILITIES: Mapping[str, frozenset[str]] = {
     "12.0": _ADA,
     "12.1": _ADA,
 }
-"""Compute capability -> the number formats that TensorRT for RTX 1.7 compiles for it. There are no others."""
+"""For each compute capability the number formats that TensorRT for RTX 1.7 compiles for it. There are no others."""
 
 _PROCESS_BYTES = 500 << 20
 _COST = 3
-"""Bytes of memory for each of weights: the mapped data files, TensorRT's copy, the engine."""
+"""Bytes of memory that each byte of weights takes: for the mapped data files, TensorRT's copy, and the engine."""
 
 _ERRORS = {error.exit_code: error for error in (InputError, EnvironmentLacks, StorageError)}
 
@@ -52,7 +52,7 @@ def check_capabilities(capabilities: Sequence[str], dtype: str, policy: Policy |
     """Refuse what would not compile, by name.
 
     Raises:
-        InputError: no compute capability, an unknown one, or one without a number format that is asked for.
+        InputError: no compute capability, an unknown one, or one that lacks a number format that is asked for.
     """
     if not capabilities:
         raise InputError(f"--target tensorrt-rtx: name --compute-capability, of {', '.join(CAPABILITIES)}")
@@ -67,10 +67,10 @@ def check_capabilities(capabilities: Sequence[str], dtype: str, policy: Policy |
 
 
 def check_tensorrt(target: str) -> None:
-    """Whether the target can be compiled here. The driver comes first: TensorRT may crash where there is none.
+    """Check that the target can be compiled here. The driver comes first, as TensorRT may crash where there is none.
 
     Raises:
-        EnvironmentLacks: no driver, no GPU, or no package; and what to install.
+        EnvironmentLacks: no driver, no GPU, or no package. The message says what to install.
     """
     if target == "tensorrt":
         open_driver("--target tensorrt compiles for the GPU of this machine", "use --target tensorrt-rtx")
@@ -78,10 +78,11 @@ def check_tensorrt(target: str) -> None:
 
 
 def check_memory(weights: int) -> None:
-    """Whether a graph with so many bytes of weights can be compiled in the memory that is free.
+    """Check that a graph with so many bytes of weights can be compiled in the memory that is free.
 
     Raises:
-        EnvironmentLacks: it would be ended by the operating system instead; and what to do.
+        EnvironmentLacks: there is too little memory, so that the operating system would end the program. The message
+            says what to do.
     """
     needed, available = compile_bytes(weights), available_memory()
     if needed > available:
@@ -92,18 +93,18 @@ def check_memory(weights: int) -> None:
 
 
 def compile_bytes(weights: int) -> int:
-    """About how many bytes of memory it takes to compile a graph with so many bytes of weights."""
+    """Estimate how many bytes of memory it takes to compile a graph with so many bytes of weights."""
     return _PROCESS_BYTES + _COST * weights
 
 
 def compile_engine(
     target: str, onnx_path: Path, engine_path: Path, capabilities: Sequence[str], profiles: Sequence[TokenRange]
 ) -> None:
-    """Compile the graph at `onnx_path`, its weights beside it, into the file `engine_path`.
+    """Compile the graph at `onnx_path`, whose weights lie in the same directory, into the file `engine_path`.
 
-    For every one of `capabilities` with target `tensorrt-rtx`, for this machine's GPU with `tensorrt`. The engine has
-    an optimisation profile for one row of each of `profiles`. Compiled by another process, because TensorRT writes to
-    the terminal and can crash.
+    The engine is for each of `capabilities` with target `tensorrt-rtx`, and for this machine's GPU with `tensorrt`. It
+    has an optimisation profile for one row of each of `profiles`. Another process compiles it, because TensorRT writes
+    to the terminal and can crash.
 
     Raises:
         EnvironmentLacks: TensorRT cannot be loaded.

@@ -2,7 +2,7 @@
 
     python -m l4export.targets.tensorrt.compile_process MODULE ONNX ENGINE CAPABILITIES PROFILE...
 
-Prints nothing, or what is wrong in one line; the exit code is that of `l4export.errors`.
+It prints nothing, or in one line what is wrong. The exit code is that of `l4export.errors`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from l4export.machine.tensorrt_logger import new_logger
 __all__ = ["compile_graph", "main", "profile_shapes"]
 
 Corners = tuple[list[int], list[int], list[int]]
-"""The least, the likeliest and the largest shape."""
+"""The smallest, the likeliest and the largest shape."""
 
 _FIRST_FEW = 3
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compile; returns the exit code."""
+    """Compile, and return the exit code."""
     module, onnx_path, target, capabilities, *profiles = arguments
     ranges = [tuple(map(int, profile.split(","))) for profile in profiles]
     try:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 def compile_graph(
     module: str, onnx_path: Path, target: Path, capabilities: Sequence[str], profiles: Sequence[tuple[int, ...]]
 ) -> None:
-    """As `l4export.targets.tensorrt.compile.compile_engine`, in this process."""
+    """Do what `l4export.targets.tensorrt.compile.compile_engine` says, in this process."""
     trt = _loaded(module)
     logger = new_logger(trt)
     builder = trt.Builder(logger)
@@ -75,7 +75,7 @@ def compile_graph(
 
 
 def _compile_for(trt: Any, config: Any, capabilities: Sequence[str]) -> None:
-    """The one thing that TensorRT for RTX has and TensorRT, which compiles for this machine's GPU, has not."""
+    """The one thing that TensorRT for RTX has and TensorRT lacks, as it compiles for this machine's GPU."""
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
         name = f"SM{capability.replace('.', '')}"
@@ -83,9 +83,9 @@ def _compile_for(trt: Any, config: Any, capabilities: Sequence[str]) -> None:
 
 
 def profile_shapes(inputs: Iterable[ir.Value], tokens: tuple[int, ...]) -> dict[str, Corners]:
-    """The least, likeliest and largest shape of every input, for calls of so many tokens of one row.
+    """Return the smallest, the likeliest and the largest shape of every input, for calls of so many tokens of one row.
 
-    Caches have one shape. The mask is of the new tokens alone (`mask_start` tells of the others). A scalar has the
+    Caches have one shape. The mask covers the new tokens alone (`mask_start` stands for the others). A scalar has the
     range of its value instead: `logits_to_keep` 0 or 1.
     """
     ranges = {"batch": (1, 1, 1), "batch_or_1": (1, 1, 1), "sequence": tokens, "total": tokens}
@@ -113,7 +113,7 @@ def _loaded(module: str) -> Any:
 
 
 def _report(parser: str, errors: Sequence[Any]) -> str:
-    """One line: how many nodes the parser refuses, and of the first few node, operator and reason."""
+    """Say in one line how many nodes the parser refuses, with the name, operator and reason of the first few."""
     named = [(f"{e.node_name()} ({e.node_operator()}): " if e.node_operator() else "", e) for e in errors]
     shown = [f"{name}{_clean(error.desc())}" for name, error in named[:_FIRST_FEW]]
     return f"{parser} refuses {len(errors)} of the graph's nodes: {'; '.join(shown)}"

@@ -14,7 +14,7 @@ __all__ = ["compile_parts"]
 
 
 def compile_parts(provider: str, engine: UnfinishedEngine) -> list[str]:
-    """Write each part's graph into the engine's directory and compile it there; the names of all these files.
+    """Write each part's graph into the engine's directory and compile it there; return the names of all these files.
 
     Args:
         provider: `tensorrt-rtx` or `tensorrt`.

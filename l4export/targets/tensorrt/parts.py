@@ -3,7 +3,7 @@
 The first part takes `input_ids` and hands on `hidden_states.{n}`, [B, S, D] in the compute dtype, which layer n reads.
 The next part takes it, and so on; the last gives `logits`. Each part has the caches of its own layers, under the names
 that they have in the whole, and works out lengths, positions and masks again from the same small inputs. A weight is in
-one part alone, but for an embedding that is the head too: the first part and the last are compiled with it.
+one part alone, except an embedding that is also the head: the first part and the last are compiled with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["constant_bytes", "cut_decoder", "cut_layers", "layer_ranges", "part_
 
 
 def layer_ranges(graph: ir.Graph, budget: int | None) -> tuple[LayerRange, ...]:
-    """Ranges of a decoder's layers, as few and as long as lets each be compiled within `budget` bytes; None: one range.
+    """Return the fewest ranges of a decoder's layers of which each compiles within `budget` bytes; None: one range.
 
     Reads no weights.
 
@@ -45,14 +45,14 @@ def layer_ranges(graph: ir.Graph, budget: int | None) -> tuple[LayerRange, ...]:
 
 
 def part_names(ranges: Sequence[LayerRange], stem: str) -> list[str]:
-    """`decoder-00001-of-00002` and so on; one part alone has the decoder's own name."""
+    """Return `decoder-00001-of-00002` and so on; a single part has the decoder's own name."""
     if len(ranges) == 1:
         return [stem]
     return [f"{stem}-{number:05d}-of-{len(ranges):05d}" for number in range(1, len(ranges) + 1)]
 
 
 def cut_decoder(model: ir.Model, ranges: Sequence[LayerRange]) -> list[ir.Model]:
-    """Each part as a model of its own; one alone is the model itself."""
+    """Return each part as a model of its own; a single part is the model itself."""
     if len(ranges) == 1:
         return [model]
     return [
@@ -74,8 +74,8 @@ def constant_bytes(graph: ir.Graph) -> int:
 def cut_layers(graph: ir.Graph, layers: LayerRange) -> ir.Graph:
     """The part of a lowered decoder with caches in place that holds `layers`; weights are shared with it, not copied.
 
-    Its inputs and outputs are those of the whole that it has a use for, in their order, but the hidden states come
-    first: `hidden_states.{start}` in the place of `input_ids`' readers, `hidden_states.{stop}` in that of `logits`.
+    Its inputs and outputs are those of the whole decoder that it uses, in the same order, except that the hidden states
+    come first: `hidden_states.{start}` replaces `input_ids`, and `hidden_states.{stop}` replaces `logits`.
     """
     start, stop = layers
     values = layer_values(graph)
@@ -90,13 +90,13 @@ def cut_layers(graph: ir.Graph, layers: LayerRange) -> ir.Graph:
         if layer_value_of(value) == _read_by(layer):
             value.name = f"hidden_states.{layer}"
     order = {name: index for index, name in enumerate(graph.initializers)}
-    for name in sorted(part.initializers, key=order.__getitem__):  # the library's order is another in every run
+    for name in sorted(part.initializers, key=order.__getitem__):  # the library's order differs from run to run
         part.initializers[name] = part.initializers.pop(name)
     return part
 
 
 def _use_own_caches(part: ir.Graph, layers: range) -> None:
-    """Masks read the number of slots off the first layer that has so many: any other with as many does as well."""
+    """Masks take the number of slots from the first layer that has so many; any other with as many will do."""
     caches = [value for value in part.inputs if is_cache(value)]
     own = {str(value.shape): value for value in caches if _cached_layer(value) in layers}
     for value in caches:
@@ -106,7 +106,7 @@ def _use_own_caches(part: ir.Graph, layers: range) -> None:
 
 
 def _cached_layer(value: ir.Value) -> int | None:
-    """Whose cache a value is; None for any other value."""
+    """Return the layer whose cache a value is; None for any other value."""
     held = layer_value_of(value)
     return held.layer if held is not None and is_cache(value) else None
 

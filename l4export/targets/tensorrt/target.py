@@ -20,7 +20,7 @@ __all__ = ["TENSORRT", "TENSORRT_RTX"]
 
 
 def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
-    """Standard ONNX, and what TensorRT wants beyond it."""
+    """Return the passes to standard ONNX, and those that TensorRT needs beyond it."""
     from l4export import passes
 
     return [
@@ -48,7 +48,7 @@ def _cut(graph: ir.Graph, budget: int | None) -> tuple[LayerRange, ...]:
 
 
 def _check_machine(provider: str, model: ir.Model, parts: Sequence[LayerRange]) -> None:
-    """Before the weights are written, not after."""
+    """Check the machine before the weights are written, not after."""
     from l4export.targets.tensorrt.compile import check_memory, check_tensorrt
     from l4export.targets.tensorrt.parts import constant_bytes, cut_decoder
 
