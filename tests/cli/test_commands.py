@@ -195,7 +195,7 @@ class TestBadCheckpoints:
             ({"num_key_value_heads": 3}, "num_key_value_heads"),
             ({"num_hidden_layers": 5}, "layer"),
             ({"num_experts_per_tok": 9}, "num_experts_per_tok"),
-            ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+            ({"quantization_config": {"quant_method": "spqr"}}, "quantization_config"),
             ({"vocab_size": "many"}, "vocab_size"),
         ],
     )
