@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "concat": ("--quant", "int8", "--kv-layout", "concat"),
     "chunked": ("--quant", "int4", "--kv-layout", "chunked"),
     "layers": ("--layers", "1:3"),
-    "cuda": ("--target", "ort-cuda", "--quant", "int4", "--kv-layout", "chunked"),
+    "cuda": ("--target", "ort-cuda", "--kv-layout", "chunked"),
 }
 
 _GRACE = 120.0
