@@ -35,8 +35,8 @@ LEAST_TOKENS = 64
 """An expert that fewer tokens chose is calibrated on all the layer's tokens."""
 
 _ROUTING = 3.0
-"""How much an error of the residual stream costs in the directions that routers read, beside 1 for any direction; in
-shares of the trace. Of 1, 3 and 4 on the trained example 3 gave the smallest KL."""
+"""How much an error of the residual stream costs in the directions that routers read, compared with 1 for any other
+direction; in shares of the trace. Of 1, 3 and 4 on the trained example 3 gave the smallest KL."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def calibrate_layer(
     """Quantise layer `index` for `hidden`, the residual streams [2, T, D] before it, one for each sequence: row 0 as
     the layers before, quantised, have made it, row 1 as the float ones have.
 
-    They are replaced, in place, by those behind the layer. `schemes` says by name within the layer what becomes of its
+    They are replaced, in place, by those after the layer. `schemes` says by name within the layer what becomes of its
     matrices, in integers; they are given to `keep`, and others stay float, but for the router, which is given to
     `keep_router` in float32 [E, D]. Returns how each went.
 
@@ -292,7 +292,7 @@ class _Calibration:
         expert: int | None = None,
         fallback: bool = False,
     ) -> None:
-        """Quantise one matrix, [N, K] or [1, K, N], note how it went, and let the layer go on with what came out."""
+        """Quantise one matrix, [N, K] or [1, K, N], note the result, and let the layer continue with it."""
         scheme = self.schemes[name]
         original = np.ascontiguousarray((stored if stored.dim() == 2 else stored[0].T).numpy())
         aimed = moments.aim(original)

@@ -1,8 +1,8 @@
 """Calibration of a build: layer after layer, each kept on disk before the next begins.
 
 The work directory holds, for every layer that is done, `layer-00003.codes` (what was found: codes, scales and zero
-points, laid out as `CalibrationPlan` says), `layer-00003.json` (how it went) and, of the last one, `layer-00003.hidden`
-(the residual streams behind it, float32 [tokens, D]), and a journal with the CRC-32 of each. Emission then reads the
+points, laid out as `CalibrationPlan` says), `layer-00003.json` (a report) and, of the last one, `layer-00003.hidden`
+(the residual streams after it, float32 [tokens, D]), and a journal with the CRC-32 of each. Emission then reads the
 codes from there.
 """
 
@@ -100,7 +100,7 @@ class CalibrationPlan:
         return sum(self._sizes.values())
 
     def digest(self) -> str:
-        """sha256 (hex) of all that decides what is found, besides the checkpoint and the program."""
+        """sha256 (hex) of everything that decides the result, except the checkpoint and the program."""
         schemes = {f"{layer} {name}": scheme.name for layer, of in self.schemes.items() for name, scheme in of.items()}
         told = json.dumps([self.text.to_dict(), schemes], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()
@@ -161,7 +161,8 @@ def calibrate(
 ) -> dict[str, Any]:
     """Calibrate every layer, continuing an earlier build with the same `head` and sources; returns the report.
 
-    Every layer is made of all `sources`: layers before it decide its inputs, and routers after it what matters.
+    Every layer depends on all `sources`: the layers before it decide its inputs, and the routers after it decide which
+    errors matter.
 
     Raises:
         InputError: a weight that cannot be quantised.
@@ -245,7 +246,7 @@ def _files(directory: Path, layer: int) -> tuple[Path, Path, Path]:
 
 
 def _intact_layers(directory: Path, journal: Journal, count: int) -> int:
-    """How many layers can be taken over: all that the journal tells of, or none."""
+    """How many layers can be taken over: all that the journal lists, or none."""
     done = 0
     while done < count and done in journal.entries:
         done += 1

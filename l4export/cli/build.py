@@ -27,7 +27,7 @@ __all__ = ["command"]
 
 
 class _Interrupted(L4Error):
-    """Ctrl-C, with what a person may want to know then."""
+    """Ctrl-C, with a message about what was kept."""
 
     exit_code = 130
 
@@ -214,7 +214,7 @@ def _options(
     calibrate: str | None,
     **others: Any,
 ) -> BuildOptions:
-    """The options as the compiler takes them; `others` have its names."""
+    """The options as the compiler takes them; `others` already have the compiler's names."""
     from l4export.calibration.text import DEFAULT_TEXT
     from l4export.compiler.options import BuildOptions
 
@@ -235,7 +235,7 @@ def _policy(quant: str, block_size: int | None, fit_scales: bool, policy_file: P
     if policy_file is None:
         return standard_policy(quant, block_size, fit_scales)
     if quant != "none" or block_size is not None or fit_scales:
-        raise InputError("--policy says everything: leave --quant, --block-size and --fit-scales out")
+        raise InputError("--policy decides all of these: leave out --quant, --block-size and --fit-scales")
     return load_policy(policy_file)
 
 

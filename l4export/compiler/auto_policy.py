@@ -81,8 +81,8 @@ class AutoPolicy:
 class PolicyChooser:
     """Chooses policies for a build with `options` (whose own policy is not looked at).
 
-    Damage is measured when the first budget asks for it, on `inputs.texts.damage`. `on_step(line)` is told what is
-    being run.
+    Damage is measured on `inputs.texts.damage`, when `choose` is first called. `on_step` receives a line about each
+    measurement.
 
     Raises:
         InputError: a model that no block fits.

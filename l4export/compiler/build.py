@@ -35,10 +35,10 @@ __all__ = ["KEPT", "OnProgress", "Say", "build", "run_build"]
 KEPT = "what was written is kept: run the same command again to continue"
 
 OnProgress = Callable[[int, int], None]
-"""Is told (written, total) bytes of weights; the first call tells what an earlier build had written."""
+"""Receives (written, total) bytes of weights; the first call reports what an earlier build had written."""
 
 Say = Callable[[str], None]
-"""Is told, a line at a time, what a person may want to know."""
+"""Receives notices for the user, one line at a time."""
 
 
 def build(
@@ -50,19 +50,19 @@ def build(
 ) -> Manifest:
     """Build an engine directory from a checkpoint; returns its manifest.
 
-    The directory appears under its name only when it is complete. A build that was killed or that failed is continued
-    when it is run again.
+    The directory appears under its name only when it is complete. A build that was killed or that failed continues when
+    it is run again.
 
     Args:
         checkpoint_path: A checkpoint directory.
         engine_path: The engine directory to be made.
         options: What is asked for; None: the defaults.
-        on_progress: Is told (written, total) bytes of weights.
-        on_notice: Is told, a line at a time, what a person may want to know.
+        on_progress: Receives (written, total) bytes of weights.
+        on_notice: Receives notices for the user, one line at a time.
 
     Raises:
         InputError: a checkpoint, an option or a weight that cannot be built; an output that exists (without `force`);
-            a checkpoint that changed meanwhile.
+            a checkpoint that changed during the build.
         EnvironmentLacks: the KV cache is quantised and onnxruntime is missing; nothing to compile with, or too little
             memory for it.
         StorageError: reading or writing failed.
@@ -80,7 +80,7 @@ def run_build(
     on_progress: OnProgress | None = None,
     on_notice: Say | None = None,
 ) -> Manifest:
-    """Do what is planned; returns the engine's manifest. Raises as `build`."""
+    """Carry out a plan; returns the engine's manifest. Raises as `build`."""
     if planned.scales_text:
         check_can_measure()
     planned.target.check_machine(planned.model, planned.parts)
@@ -121,7 +121,7 @@ class _Build:
         return manifest
 
     def _is_up_to_date(self, old: Manifest) -> bool:
-        """Whether the engine that is there is what this build would write."""
+        """Whether the existing engine is what this build would write."""
         planned = self.planned
         if not may_have_weights(old, self._draft(), self.files):
             return False
@@ -133,8 +133,8 @@ class _Build:
         return True
 
     def _taken_over(self, partial: Path) -> dict[str, FileRecord] | None:
-        """The records of the data files of the engine that is there, which are now in `partial` too; None if they are
-        not what is to be written. The lock on `partial` keeps other builds from replacing the engine meanwhile."""
+        """Link the data files of the existing engine into `partial`, and return their records; None if they are not
+        what this build would write. The lock on `partial` keeps other builds from replacing the engine meanwhile."""
         engine = self.directory.path
         old = previous_engine(engine)
         if old is None or self._graph_holds_codes() or not may_have_weights(old, self._draft(), self.files):
@@ -153,7 +153,7 @@ class _Build:
         return engine_manifest(self.planned, {}, {})
 
     def _write_graph(self, partial: Path) -> dict[str, FileRecord]:
-        """The graph, with measured scales, and every other file beside the weights; the records of all these files."""
+        """Write the graph, with measured scales, and every other file but the weights; returns their records."""
         planned = self.planned
         if scales := measure_scales(planned, partial, self.on_notice):
             scales(planned.model)
@@ -198,7 +198,7 @@ class _Build:
             )
 
     def _calibrate(self, partial: Path, head: dict[str, str]) -> None:
-        """Find the codes of the weights that are calibrated, and write how it went."""
+        """Find the codes of the weights that are calibrated, and write the report."""
         plan = self.planned.graph.calibration
         if plan is None:
             return
@@ -210,7 +210,7 @@ class _Build:
         (partial / CALIBRATION_REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
     def _graph_holds_codes(self) -> bool:
-        """Whether calibrated tensors are so small that they lie in the graph: then it cannot be made without them."""
+        """Whether the graph itself holds calibrated tensors, because they are small. It cannot be made without them."""
         tensors = [value.const_value for value in self.planned.model.graph.initializers.values()]
         return any(_is_calibrated(tensor) and tensor.nbytes <= INLINE_BYTES for tensor in tensors if tensor)
 
@@ -218,7 +218,7 @@ class _Build:
         return [CALIBRATION_REPORT] if self.planned.graph.calibration else []
 
     def _room(self) -> int:
-        """Bytes that a build writes: the data files, and what a calibration keeps until they are there."""
+        """Bytes that a build writes: the data files, and what a calibration keeps until they are complete."""
         plan, size = self.planned.graph.calibration, sum(file.size for file in self.files)
         if plan is not None:
             size += plan.nbytes + 2 * 2 * 4 * plan.text.tokens * self.planned.config.hidden_size
@@ -252,8 +252,8 @@ def _is_calibrated(tensor: ir.TensorProtocol) -> bool:
 
 
 def _journal_head(planned: BuildPlan) -> dict[str, str]:
-    """Everything that decides the bytes of the data files, but the checkpoint's weights, whose digests the journal has.
-    Options of the decoder do so by the plan alone."""
+    """Everything that decides the bytes of the data files, except the contents of weights, whose digests are in the
+    journal. Options of the decoder count only through the plan."""
     calibration, policy = planned.graph.calibration, planned.options.policy
     options = {
         "target": planned.options.target,
@@ -271,7 +271,7 @@ def _journal_head(planned: BuildPlan) -> dict[str, str]:
 
 
 def _sources_of_units(planned: BuildPlan) -> dict[int, Collection[str]]:
-    """The names of the files that each unit is made of. config.json is in the journal's head."""
+    """The names of the files that each unit is made from. config.json is covered by the journal's head."""
     everything = frozenset(planned.sources.names)
     found: dict[int, Collection[str]] = {}  # by evaluation: many units have one in common
     sources: dict[int, Collection[str]] = {}
@@ -284,7 +284,7 @@ def _sources_of_units(planned: BuildPlan) -> dict[int, Collection[str]]:
 
 
 def _files_read(recipe: Recipe, everything: Collection[str]) -> Collection[str]:
-    """The checkpoint's files that a tensor is made of: all, if it has been calibrated."""
+    """The names of the checkpoint's files that a tensor is made from: all of them if it was calibrated."""
     names = set()
     for leaf in leaves(recipe):
         if isinstance(leaf, Source) and isinstance(leaf.data, SourceTensor):
@@ -295,6 +295,6 @@ def _files_read(recipe: Recipe, everything: Collection[str]) -> Collection[str]:
 
 
 def _listed(changed: list[str]) -> str:
-    """The causes: another plan follows from another option."""
+    """The causes, as text. A plan differs only because something else does."""
     causes = [name for name in changed if name != "plan"] or changed
     return " and ".join(name if name == "l4export" else f"the {name}" for name in causes)

@@ -27,7 +27,7 @@ __all__ = ["CompiledGraph", "compile_graph"]
 
 @dataclass(frozen=True)
 class CompiledGraph:
-    """A lowered graph: everything is known of it but the bytes of its weights.
+    """A lowered graph. Everything about it is known except the bytes of its weights.
 
     Attributes:
         model: The graph; its initializers are recipes.
@@ -53,7 +53,7 @@ def compile_graph(
         inputs: The opened checkpoint.
         options: What is built; of a quantised cache and of rounded activations every scale is one.
         calibration_directory: Where a calibration keeps the codes of weights.
-        dump: Is given the graph after every pass.
+        dump: Receives the graph after every pass.
 
     Raises:
         InputError: a weight that is missing or of another shape, one that the config does not know, or an option that

@@ -1,9 +1,9 @@
 """An engine directory appears whole or not at all.
 
-It is written as the hidden sibling `.{name}.partial`, which has no manifest until everything else is on disk, and
-renamed at the end. An engine that is being replaced stays in place until that moment. A build that fails or is killed
-leaves the sibling with its journal, for the next build to go on with, once there is anything in it to keep. A
-calibration has a directory of its own in it, `calibration`, with a journal of its own.
+It is written as the hidden sibling `.{name}.partial`, which has no manifest until everything else is on disk. At the
+end the sibling is renamed. An engine that is being replaced stays in place until that moment. A build that fails or is
+killed after it has written weights leaves the sibling with its journal, and the next build continues from there. A
+calibration works in a subdirectory, `calibration`, with a journal of its own.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class EngineDirectory:
 
     @property
     def begun(self) -> bool:
-        """Whether there is anything that the next build can continue with."""
+        """Whether an earlier build left work that the next one can continue."""
         return has_progress(self.partial) or has_progress(self.calibration)
 
     def check(self, reads: Iterable[Path] = (), writes: Iterable[Path] = ()) -> None:
@@ -94,7 +94,7 @@ class EngineDirectory:
             raise StorageError(f"{parent}: not writable; choose another place or change its permissions")
 
     def _check_replaceable(self) -> None:
-        """What exists must be an engine, with nothing beside it that replacing would lose."""
+        """What exists must be an engine directory that holds nothing else."""
         check_engine(self.path)
         if not self.replace:
             raise InputError(f"{self.path}: exists already; choose another directory or pass --force")
@@ -103,9 +103,9 @@ class EngineDirectory:
     def writing(self) -> Iterator[Path]:
         """Yield the directory to write into, with what an earlier build left there.
 
-        At the end it is gone, finished or not. After an error it stays if its journal tells of weights that were
-        written; not after bad input, because what mends that changes the bytes, but for a source that changed: the
-        journal knows which of the bytes are not of that.
+        The directory is gone at the end, finished or not, with two exceptions. It stays after an error if its journal
+        lists weights that were written, unless the error is bad input: correcting the input changes the bytes. And it
+        stays after a source has changed, because the journal tells which bytes were made from the source that was read.
 
         Raises:
             InputError: another build is writing to the same place, or something else lies there.
@@ -146,8 +146,8 @@ class EngineDirectory:
         return self.partial.exists() and os.path.samestat(os.fstat(lock), os.lstat(self.partial))
 
     def check_room(self, expected_bytes: int) -> None:
-        """Raise `StorageError` if less is free. What an earlier build left counts as room: the next one continues with
-        it, or removes it."""
+        """Raise `StorageError` if fewer bytes are free. What an earlier build left counts as free: the next build
+        continues it or removes it."""
         free = shutil.disk_usage(self.partial).free
         left = [entry for folder in (self.partial, self.calibration) if folder.is_dir() for entry in os.scandir(folder)]
         taken = sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in left if entry.name != JOURNAL)
@@ -160,7 +160,7 @@ class EngineDirectory:
         """Write the manifest, force everything to disk and move the directory to its name.
 
         Raises:
-            StorageError: something has come into the engine's place that would be lost.
+            StorageError: something has appeared in the engine's place that would be lost.
         """
         for name in os.listdir(self.partial):
             if name not in (JOURNAL, CALIBRATION):
@@ -194,7 +194,7 @@ def _entries(paths: Iterable[Path]) -> Iterator[Path]:
     """The paths, and the files in those that are directories: any of them may be a link to somewhere else."""
     for path in paths:
         yield path
-        with contextlib.suppress(OSError):  # no directory; what cannot be read is told of by who reads it
+        with contextlib.suppress(OSError):  # not a directory; an unreadable one is reported by its reader
             yield from (entry for entry in path.iterdir() if entry.is_file())
 
 

@@ -38,7 +38,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class BuildInputs:
-    """An opened checkpoint and what goes with it.
+    """An opened checkpoint, and everything else that a build reads.
 
     Attributes:
         checkpoint: All of it.
@@ -57,7 +57,7 @@ class BuildInputs:
     texts: Texts
 
     def source_files(self, names: Iterable[str]) -> dict[str, OpenedFile]:
-        """config.json and files with weights, by name, as they were opened to be read."""
+        """config.json and the files with weights, by name, as they were opened for reading."""
         opened = {file.path.name: file.opened for file in self.checkpoint.files}
         opened["config.json"] = self.checkpoint.config_file
         return {name: opened[name] for name in names}
@@ -78,7 +78,7 @@ def open_inputs(checkpoint_path: Path, options: BuildOptions) -> BuildInputs:
     max_context = _max_context(config, options.max_context)
     about_text = tuple(check_text(checkpoint.path, config.vocab_size))
     texts = _texts(checkpoint, options)
-    for file in companions.values():  # the tokenizer, and the stop tokens, were read by their paths meanwhile
+    for file in companions.values():  # the tokenizer and the stop tokens were read by path in between
         file.check_in_place()
     return BuildInputs(checkpoint, config, max_context, companions, about_text, texts)
 

@@ -1,4 +1,4 @@
-"""Scales that are measured with an engine's own weights, by running a graph that rounds nothing of what is measured."""
+"""Scales that are measured with an engine's own weights. The graph that is run does not round what is measured."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["check_can_measure", "measure_scales"]
 
 
 def check_can_measure() -> None:
-    """Before the weights are written, not after.
+    """Check that scales can be measured, before any weight is written.
 
     Raises:
         EnvironmentLacks: onnxruntime is missing.
@@ -45,7 +45,7 @@ def measure_scales(
 ) -> ir.passes.InPlacePass | None:
     """The pass that brings the measured scales into the planned graph; None where nothing is measured.
 
-    Writes a graph into `directory`, beside the data files, which it reads; the engine's own graph takes its place.
+    Writes a graph into `directory`, next to the data files that it refers to. The engine's own graph replaces it later.
 
     Raises:
         InputError: a value that is not finite on the text.

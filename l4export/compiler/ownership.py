@@ -1,8 +1,8 @@
 """What l4export wrote: only that is ever removed.
 
-A name alone proves nothing. An engine is known by its manifest, whatever its version, and a build that was cut short by
-its journal or by the manifest that it was about to finish. Beside these, everything in a directory must be a regular
-file of a name that a build writes, or that the manifest lists. Links are never followed.
+A name alone proves nothing. An engine is recognised by its manifest, of any version. An unfinished build is recognised
+by its journal, or by a manifest. In addition, everything in the directory must be a regular file whose name a build
+writes or the manifest lists. Links are never followed.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def check_engine(path: Path) -> None:
 
 
 def check_unfinished(path: Path) -> None:
-    """Refuse what is in the place of a build, and was not left there by one. An empty directory is nobody's.
+    """Refuse what stands where a build is to be written, unless a build left it. An empty directory is accepted.
 
     Raises:
         InputError: by the name of what is in the way.
@@ -74,7 +74,7 @@ def check_unfinished(path: Path) -> None:
     if not os.path.lexists(path):
         return
     if not stat.S_ISDIR(os.lstat(path).st_mode):
-        raise InputError(f"{path}: in the way of the build, and no directory that one has left; move it away")
+        raise InputError(f"{path}: is in the way, and is not the directory of an unfinished build; move it away")
     foreign = _foreign(path, _of_build(path), (CALIBRATION,))
     if not foreign and (path / CALIBRATION).is_dir():
         foreign = _foreign(path / CALIBRATION, _of_calibration)
@@ -93,9 +93,9 @@ def lies_in(path: Path, directory: Path) -> bool:
 
 
 def remove_engine(path: Path) -> None:
-    """Remove an engine, its manifest last: by it a directory that is half removed can be told from others.
+    """Remove an engine, its manifest last, so that a directory that is half removed can still be recognised.
 
-    What is no part of it stays, and then so does the directory.
+    Files that are not part of the engine stay, and so does the directory that holds them.
     """
     listed = listed_files(path / MANIFEST) or {}
     _remove(path, _of_engine(listed), last=MANIFEST)
@@ -111,8 +111,8 @@ def remove_unfinished(path: Path) -> None:
 def clear_unfinished(path: Path, keep: Collection[str] = ()) -> None:
     """Remove what builds have written in `path`, but for what `keep` names; the journal last.
 
-    With `CALIBRATION` among them the directory of a calibration stays as it is. A file that has a second name, as one
-    that was taken over from an engine, is never kept: files that are kept are written to in place.
+    If `keep` contains `CALIBRATION`, the directory of a calibration stays as it is. A file that has a second name, such
+    as one that was taken over from an engine, is never kept, because kept files are written in place.
     """
     if CALIBRATION not in keep:
         remove_calibration(path)
@@ -133,7 +133,7 @@ def remove_calibration(path: Path) -> None:
 
 
 def _of_engine(listed: Mapping[str, int]) -> Chooses:
-    """The files of an engine: of a name that builds write, or listed in its manifest with the size that it has."""
+    """The files of an engine: those whose names builds write, and those that the manifest lists with their sizes."""
 
     def ours(entry: os.DirEntry[str]) -> bool:
         known = entry.name in _NAMES or bool(_OF_DECODER.fullmatch(entry.name))
@@ -143,7 +143,7 @@ def _of_engine(listed: Mapping[str, int]) -> Chooses:
 
 
 def _of_build(path: Path) -> Chooses:
-    """The files of a build that was cut short, or of an engine that was about to be removed."""
+    """The files of an unfinished build, or of an engine that was being removed."""
     of_engine = _of_engine({k: v for name in _MANIFESTS for k, v in (listed_files(path / name) or {}).items()})
     return lambda entry: entry.name in (*_JOURNALS, *_MANIFESTS) or is_companion(entry.name) or of_engine(entry)
 

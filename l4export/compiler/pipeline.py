@@ -12,7 +12,7 @@ from l4export.targets import TARGETS, GraphOptions
 __all__ = ["OnStage", "pass_name", "pipeline", "run_passes"]
 
 OnStage = Callable[[int, str, ir.Model], None]
-"""Is told (index, name, model): the graph at the start (0, "reference") and after each pass."""
+"""Receives (index, name, model): the graph at the start (0, "reference") and after each pass."""
 
 
 def pipeline(target: str, options: GraphOptions) -> list[ir.passes.InPlacePass]:

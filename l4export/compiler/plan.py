@@ -1,4 +1,4 @@
-"""What a build will do: everything is known of the engine but the bytes of its weights."""
+"""What a build will do. Everything about the engine is known except the bytes of its weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BuildPlan:
         sources: The checkpoint's files that it reads, opened.
         parts: The layers of each engine to be compiled; empty where nothing is compiled.
         calibration_directory: Where a calibration keeps the codes of weights.
-        dump: Is given the graph after every pass; None: nobody is.
+        dump: Receives the graph after every pass; None: nothing does.
     """
 
     inputs: BuildInputs
@@ -116,7 +116,7 @@ def plan_build(
         checkpoint_path: A checkpoint directory.
         options: What is asked for.
         calibration_directory: Where a calibration will keep the codes of weights.
-        on_step: Is told what is being measured for the choice of a policy.
+        on_step: Receives a line about each measurement for the choice of a policy.
 
     Raises:
         InputError: a checkpoint or an option that cannot be built; by name.

@@ -16,7 +16,7 @@ from l4export.storage.opened_file import OpenedFile
 __all__ = ["PROGRAM", "Sources", "generator", "program_digest"]
 
 _READERS = 2
-"""Files that are read at a time: one alone would often be read for longer than the weights take to be written."""
+"""Files that are read at a time. Reading one at a time would often take longer than writing the weights."""
 
 PROGRAM = (
     "calibration",
@@ -65,10 +65,10 @@ def _module(path: Path, root: Path) -> str:
 
 
 class Sources:
-    """The files that an engine is made from. What was read of them is what is recorded, checked and copied.
+    """The files that an engine is made from. What was read from them is what is recorded, checked and copied.
 
     Args:
-        files: config.json and the files with weights, by name; they stand in the manifest.
+        files: config.json and the files with weights, by name; the manifest lists them.
         companions: The files that are copied into the engine, by name.
     """
 
@@ -79,13 +79,13 @@ class Sources:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Reads the files for their digests meanwhile, from the descriptors that the weights are read through."""
+        """Read the files for their digests in the background, through the descriptors that weights are read from."""
         with FileReader({name: file.record for name, file in self._files.items()}, _READERS) as self._reader:
             yield
 
     def records(self) -> dict[str, FileRecord]:
-        """Size and digest of each file, when all have been read; by these a service can tell which checkpoint it
-        serves.
+        """Wait until all files have been read, and return their sizes and digests. From these a service can tell which
+        checkpoint it serves.
 
         Raises:
             SourceChanged: one changed while it was read.
@@ -107,7 +107,7 @@ class Sources:
             file.check_open()
 
     def check_in_place(self) -> None:
-        """As `check_open`, for companions too, and for files that are no longer where they were opened."""
+        """As `check_open`, and for companions too. Also refuses files that are no longer where they were opened."""
         for file in (*self._files.values(), *self._companions.values()):
             file.check_in_place()
 

@@ -1,8 +1,8 @@
 """What a rebuild can take over from the engine that it replaces.
 
-Everything that decides an engine's bytes is in its manifest: the program, the options, the digests of the sources.
-Where all of it is the same, the engine is up to date; where only the graph's options differ, its data files can be
-taken over. Either way the files themselves are read and compared with their digests first.
+Everything that decides an engine's bytes is in its manifest: the program, the options, the digests of the sources. If
+all of it is the same, the engine is up to date. If only options of the graph differ, its data files can be taken over.
+In both cases the files themselves are read and compared with their digests first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["is_up_to_date", "may_have_weights", "previous_engine", "reusable_wei
 
 
 def previous_engine(path: Path) -> Manifest | None:
-    """The manifest of the engine that is there, if there is one that can be read."""
+    """The manifest of the existing engine; None if there is no engine, or its manifest cannot be read."""
     try:
         return load_manifest(path) if (path / MANIFEST).is_file() else None
     except InputError:
@@ -33,7 +33,7 @@ def previous_engine(path: Path) -> Manifest | None:
 
 
 def may_have_weights(old: Manifest, draft: Manifest, files: Sequence[DataFile]) -> bool:
-    """Whether the engine's weights may be those of `draft`, so far as can be told without reading the sources."""
+    """Whether the engine's weights may be those of `draft`, judged without reading the sources."""
     return _of_weights(old) == _of_weights(draft) and all(
         file.name in old.files and old.files[file.name].bytes == file.size for file in files
     )
@@ -75,7 +75,7 @@ def reusable_weights(
 
 
 def take_over(engine: Path, target: Path, names: Sequence[str]) -> None:
-    """The engine's files in `target` too: the same file under two names, or a copy where that cannot be."""
+    """Put the engine's files into `target` too: as hard links, or as copies where links are impossible."""
     for name in names:
         try:
             os.link(engine / name, target / name)
@@ -84,7 +84,7 @@ def take_over(engine: Path, target: Path, names: Sequence[str]) -> None:
 
 
 def _of_weights(manifest: Manifest) -> tuple[object, ...]:
-    """What decides the bytes of the data files, but for the sources."""
+    """What decides the bytes of the data files, except the sources."""
     precision = manifest.precision["weights"], manifest.precision["quant"]
     return manifest.generator, manifest.target, manifest.model, precision, manifest.options["weights"]
 

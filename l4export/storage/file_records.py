@@ -1,4 +1,4 @@
-"""Sizes and digests of files: as long as it takes to read them, in the background, and given up at once if need be."""
+"""Sizes and digests of files, read in the background. The reading can be given up at any time."""
 
 from __future__ import annotations
 

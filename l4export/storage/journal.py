@@ -1,20 +1,20 @@
 """A build's memory of what it has written, so that the next one can continue after a kill.
 
-A text file beside the data. Its first line is a JSON object that names everything which decides the bytes to be
-written, but for the contents of the source files, each as a string. Every further line is one of two kinds.
+A text file next to the data. Its first line is a JSON object of strings that names everything which decides the bytes
+to be written, except the contents of the source files. Every further line is one of two kinds.
 
-`source` stands for a source file: the SHA-256 of what the builds that noted the units have read of it, and its name.
-It is written once the file has been read to its end. Any other line stands for a unit of work whose bytes are in the
-data files: the unit's number and the CRC-32 of each of its parts, in hexadecimal, separated by spaces.
+A line that begins with `source` stands for a source file: the SHA-256 of what was read from it, and its name. It is
+written once the file has been read to its end. Any other line stands for a unit of work whose bytes are in the data
+files: the unit's number and the CRC-32 of each of its parts, in hexadecimal, separated by spaces.
 
     {"l4export": "0.1.0 ...", "checkpoint": "5c1f...", "options": "...", "plan": "09ab..."}
     source 77f5f8d9...33 config.json
     0 1c291ca3
     2 9e83486d 00f1ab34
 
-A unit is believed only if a digest is noted for every source file that it was made of, and each is the digest of the
-file that is there now. A source that was replaced by one of the same size and times makes it count for nothing, and so
-does a build that was killed before it had read the sources to their end.
+A unit counts only if the journal has a digest for every source file that it was made from, and each digest is that of
+the file as it is now. So no unit counts whose source was replaced, even by a file of the same size and times, or whose
+build was killed before it had read the source to its end.
 
 A line counts once it has its newline. It is appended after the bytes were written, but nothing says that the disk kept
 them in that order: whoever resumes compares the bytes with the CRCs.
@@ -66,7 +66,7 @@ class Journal:
         directory: Where it lies.
         head: What decides the bytes of all units, but for the sources.
         sources: The files that this build reads.
-        reads: The names of the source files that each unit of the build is made of.
+        reads: The names of the source files that each unit of the build is made from.
 
     Attributes:
         entries: Unit number -> CRC-32 of each part, as an earlier build with the same head and sources left them.
@@ -88,10 +88,10 @@ class Journal:
         if (found := _read(self._path)) and found.units:
             self.changed = [name for name in head if found.head.get(name) != head[name]]
             if found.head == head:
-                self._believe(found, reads)
+                self._take_over(found, reads)
 
-    def _believe(self, found: _Found, reads: Mapping[int, Collection[str]]) -> None:
-        """Take over the units whose sources are proven to be the same."""
+    def _take_over(self, found: _Found, reads: Mapping[int, Collection[str]]) -> None:
+        """Take over the units whose sources have the digests that are noted."""
         self._noted = {name: digest for name, digest in found.sources.items() if self._sources.sha256(name) == digest}
         if len(self._noted) < len(found.sources):
             self.changed = ["checkpoint"]
@@ -102,7 +102,7 @@ class Journal:
         }
 
     def start(self) -> None:
-        """Begin to write: the head and what is believed first, in place of what was found, in one step."""
+        """Begin to write. The head and the units that count replace what was found, in one step."""
         sources = [_source_line(name, digest) for name, digest in self._noted.items()]
         units = [_unit_line(unit, checksums) for unit, checksums in self.entries.items()]
         self._descriptor = _create(self._path, b"".join([_head_line(self._head), *sources, *units]))
@@ -111,7 +111,7 @@ class Journal:
         """Note that a unit's bytes have been written; any thread may.
 
         Raises:
-            SourceChanged: nobody can say what it was made of.
+            SourceChanged: a source is no longer what it was, so the unit may have been made from other bytes.
         """
         with self._lock:
             known = self._sources.known()
@@ -130,7 +130,7 @@ class Journal:
 
 
 def begin_journal(directory: Path, program: str) -> None:
-    """Write a journal that tells of nothing but the program that writes here: by it `is_journal` knows the place."""
+    """Write a journal that names only the program, so that `is_journal` recognises the directory."""
     os.close(_create(directory / JOURNAL, _head_line({"l4export": program})))
 
 
@@ -141,7 +141,7 @@ def is_journal(path: Path) -> bool:
 
 
 def has_progress(directory: Path) -> bool:
-    """Whether a journal in `directory` tells of any unit."""
+    """Whether a journal in `directory` lists any unit."""
     found = _read(directory / JOURNAL)
     return found is not None and bool(found.units)
 
@@ -190,7 +190,7 @@ def _unit_line(unit: int, checksums: tuple[int, ...]) -> bytes:
 
 
 def _create(path: Path, lines: bytes) -> int:
-    """Put a file of these lines in the place of what is there, in one step; returns its descriptor, to append to."""
+    """Replace a file by one with these lines, in one step; returns its descriptor, for appending."""
     staged = path.with_name(f"{path.name}.partial")
     staged.unlink(missing_ok=True)
     descriptor = os.open(staged, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
@@ -205,5 +205,5 @@ def _create(path: Path, lines: bytes) -> int:
 
 
 def _append(descriptor: int, lines: bytes) -> None:
-    while lines:  # room for a part of them: the disk is full, and the next call says so
+    while lines:  # a part was written: the disk is full, and the next call raises
         lines = lines[os.write(descriptor, lines) :]

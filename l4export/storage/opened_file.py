@@ -1,8 +1,8 @@
-"""A file that is opened once: everything that is read of it is read through one descriptor, and it is known by that.
+"""A file that is opened once. Everything that is read from it is read through one descriptor, which identifies it.
 
-A path may lead to another file from one moment to the next, and sizes and times of two files may be made equal. So a
-file's stamp is taken from its descriptor before anything is read, and holds the device, the inode and the time of the
-last change of status (ctime), which no program can set. As long as the stamp is the same, so are the bytes.
+A path may lead to another file from one moment to the next, and two files can be given the same size and times. So the
+stamp of a file is taken from its descriptor before anything is read. It holds the device, the inode, and the time of
+the last change of status (ctime), which no program can set. As long as the stamp is the same, so are the bytes.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class OpenedFile:
         return FileRecord(size, digest.hexdigest())
 
     def copy_to(self, target: Path) -> FileRecord:
-        """Write its bytes as the new file `target`; returns their size and digest. Raises as `record`."""
+        """Write its bytes to the new file `target`; returns their size and digest. Raises as `record`."""
         digest, size = hashlib.sha256(), 0
         with target.open("xb") as file:
             for piece in self._pieces():
@@ -105,17 +105,17 @@ class OpenedFile:
             raise self._changed()
 
     def check_in_place(self) -> None:
-        """Raise `SourceChanged` unless it is as it was, and its path still leads to it."""
+        """Raise `SourceChanged` unless the file is as it was when it was opened, and its path still leads to it."""
         self.check_open()
         try:
             found = _Stamp.of(self.path.stat())
         except FileNotFoundError:
-            raise SourceChanged(f"{self.path}: has gone since it was opened; build again when it is there") from None
+            raise SourceChanged(f"{self.path}: was removed after it was opened; build again when it is there") from None
         if found != self._stamp:
             raise self._changed()
 
     def _changed(self) -> SourceChanged:
-        return SourceChanged(f"{self.path}: changed since it was opened; build again when it is complete")
+        return SourceChanged(f"{self.path}: changed after it was opened; build again when it is complete")
 
     def _pieces(self) -> Iterator[memoryview]:
         """Its bytes, in pieces that are valid until the next is asked for."""

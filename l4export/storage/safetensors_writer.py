@@ -53,7 +53,7 @@ def write_safetensors(
     `chunks(name)` yields the tensor's bytes, row-major and little-endian, in contiguous pieces of any size; it is
     called when its turn comes, and one piece is held at a time.
     Raises `StorageError` when writing fails and `ValueError` (a bug of the caller) for a name given twice or pieces
-    that do not add up to the tensor; in both cases no file is left behind.
+    that do not add up to the tensor. In both cases no file remains.
     """
     header, sizes = safetensors_header(entries, metadata)
     try:

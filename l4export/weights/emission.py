@@ -3,12 +3,12 @@
 The plan (`l4export.weights.placement`) says where everything goes; workers evaluate blocks and write each output's part
 to its own place. The bytes do not depend on the number of workers, their order, the budget, or interruptions.
 
-Memory: a block in hand costs at most about three times its larger side, the bytes it reads or the bytes it writes: a
-copy of the source (integer quantisation needs none), temporaries beside it, and the result. So with
+Memory: while a block is being computed it costs at most about three times its larger side, which is the bytes it reads
+or the bytes it writes: a copy of the source (integer quantisation needs none), temporaries, and the result. So with
 `jobs` workers and a budget of B bytes a block's larger side is at most B / (3 jobs), and never more than 32 MiB, beyond
 which nothing becomes faster.
-Not counted in the budget: the interpreter and its libraries, about 100 MB, and what a read has mapped of the source at
-a time, up to 32 MiB for each worker, pages of the kernel's cache.
+The budget does not count the interpreter and its libraries, about 100 MB, and the mapped part of the source that is
+being read, up to 32 MiB for each worker, which are pages of the kernel's cache.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def emit_data(
 ) -> dict[str, FileRecord]:
     """Write the data files; returns the size and digest of each.
 
-    Units that `journal` knows are read back, and written again only if they are not what it says. `on_resume(n)` is
-    told once how many bytes need no writing, before the first is written; `on_progress(n)`, by any thread but by one
-    at a time, of every n bytes written.
+    Units that `journal` lists are read back, and written again only if their bytes are not what it says. `on_resume(n)`
+    is called once, with the number of bytes that need no writing, before the first byte is written. `on_progress(n)` is
+    called for every n bytes that are written, from any thread, by one thread at a time.
 
     Raises:
         InputError: when a weight cannot be converted, by the weight's name; a budget that is too small.
@@ -158,7 +158,7 @@ def check_budget(files: Sequence[DataFile], jobs: int, budget: int) -> None:
 
 
 class _Writer:
-    """What the workers do, each with a unit of its own."""
+    """The work of the workers, each on a unit of its own."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class _Writer:
                 checksums[i] = zlib.crc32(data, checksums[i])
                 offsets[i] += len(data)
                 written += len(data)
-            del outputs, data  # or they would live on beside the next block
+            del outputs, data  # or they would stay in memory during the next block
             if self._on_progress:
                 with self._lock:
                     self._on_progress(written)
@@ -254,7 +254,7 @@ def _record(
     running: Mapping[int, Future[None]],
     given_up: threading.Event,
 ) -> FileRecord:
-    """Size and digest of a data file, read close behind the workers, while its pages are still in memory."""
+    """Size and digest of a data file, read shortly after the workers write it, while its pages are in memory."""
     digest, done = hashlib.sha256(), 0
     ours = sorted(
         (part.offset + part.nbytes, unit.number) for unit in work for part in unit.parts if part.file == file.name
@@ -292,7 +292,7 @@ def _bytes(values: np.ndarray, dtype: ir.DataType) -> memoryview:
 
 @contextlib.contextmanager
 def _named(weight: str) -> Iterator[None]:
-    """Turns a recipe's complaint into one that names the weight."""
+    """Turns an error of a recipe into one that names the weight."""
     try:
         yield
     except ValueError as error:

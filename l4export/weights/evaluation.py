@@ -1,4 +1,4 @@
-"""Evaluations: recipes that are computed together, because they come of the same work.
+"""Evaluations: recipes that are computed together, because they are results of the same work.
 
 The codes and the scales of a quantised weight are tensors of their own, made in one pass over the source. So it is
 evaluations, not recipes, that emission evaluates.
@@ -38,7 +38,7 @@ class Evaluation(abc.ABC):
 
 
 class Output(Recipe):
-    """One of the tensors of an evaluation; its axes behind the leading ones may cut the same bytes in another way.
+    """One of the tensors of an evaluation. Its axes after the leading ones may divide the same bytes differently.
 
     INT4 and INT8 tensors are evaluated to bytes, of INT4 the element with the even index in the lower half, and read as
     elements.

@@ -41,7 +41,7 @@ _FILE_BYTES = 4 << 30
 """A data file is closed before it grows beyond this; a larger tensor has a file of its own."""
 
 _UNIT_BYTES = 64 << 20
-"""About how many bytes a unit writes: what a killed build may lose for each worker."""
+"""About how many bytes a unit writes. A killed build may lose as many for each worker."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def place_weights(model: ir.Model, stem: str) -> list[DataFile]:
 
 
 def arrange(sizes: Iterable[int]) -> list[tuple[int, int]]:
-    """The data file, counted from 0, and the offset of each of these many bytes, one behind the other."""
+    """The data file, counted from 0, and the offset of each tensor, for tensors of these sizes in bytes, in order."""
     places: list[tuple[int, int]] = []
     number = end = 0
     for nbytes in sizes:

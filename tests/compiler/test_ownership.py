@@ -304,7 +304,7 @@ def test_what_is_in_the_way_of_a_build_is_named(place: Path, kind: str) -> None:
             partial.symlink_to("theirs")
         case "device":
             partial.symlink_to("/dev/null")
-    refuses(place, place / "new", r"\.new\.partial: (in the way of the build|.*which the build reads, lies there)")
+    refuses(place, place / "new", r"\.new\.partial: (is in the way|.*which the build reads, lies there)")
 
 
 OTHERS = {

@@ -84,7 +84,7 @@ def test_a_file_that_moved_away_is_still_the_one_that_is_read(path: Path) -> Non
     file = OpenedFile(path.rename(directory / "f"))
     directory.rename(path.parent / "elsewhere")
     file.check_open()
-    with pytest.raises(SourceChanged, match="has gone"):
+    with pytest.raises(SourceChanged, match="was removed"):
         file.check_in_place()
 
 

@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "concat": ("--quant", "int8", "--kv-layout", "concat"),
     "chunked": ("--quant", "int4", "--kv-layout", "chunked"),
     "layers": ("--layers", "1:3"),
-    "cuda": ("--target", "ort-cuda", "--quant", "int4"),
+    "cuda": ("--target", "ort-cuda", "--kv-layout", "chunked"),
 }
 
 _GRACE = 120.0
@@ -211,7 +211,7 @@ def check_kill(work: Workplace, rng: random.Random, case: str) -> str:
         code = Build(work, options, "--force").kill(rng.uniform(0, 1.05 * work.seconds(options)))
         killed += code == -signal.SIGKILL
         assert code in (0, -signal.SIGKILL), f"exit code {code}: {work.log()}"
-        whole = [None, old, expected, work.undisturbed(options, "a")]
+        whole = [None, old, expected, work.undisturbed(first, "a")]
         assert (contents(engine) if engine.exists() else None) in whole, "an engine that is not whole"
     left = (work.place / ".e.partial" / "journal").exists()
     code = Build(work, case, "--force").wait()
