@@ -13,7 +13,8 @@ import os
 import sys
 from collections import defaultdict
 
-from fuzz_harness import Outcome, Subject, Tally, run_cases
+from fuzz_case import Outcome, Subject
+from fuzz_harness import Tally, run_cases
 
 _SUBJECTS = {
     "checkpoint": "fuzz_checkpoint.CheckpointSubject",

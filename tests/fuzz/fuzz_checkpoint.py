@@ -9,8 +9,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from fuzz_case import Case, Subject
 from fuzz_files import Files, mutate_safetensors, read_files, replace_file, write_files
-from fuzz_harness import Case, Subject
 from fuzz_json import damaged_text, dumps, mutate_json
 from fuzz_tokenizer import mutate_tokenizer
 from fuzz_valid import small_checkpoint, tokenizers
@@ -83,48 +83,40 @@ class CheckpointSubject(Subject):
 
 
 def _change(files: Files, rng: random.Random) -> str:
-    """Change one of the files; says how."""
+    """Change one of the files; says how. What an earlier change has made unreadable stays as it is."""
     weights = [name for name in files if name.endswith(".safetensors")]
-    others = [name for name in files if not name.endswith(".safetensors")]
+    others = sorted(files.keys() - weights)
     way = rng.randrange(10)
-    if way < 4:
-        config = json.loads(files["config.json"])
-        text = config.get("text_config", config)
-        if way == 0:
-            more = rng.choice(_FIELDS)
-            text.update(more)
-            told = f"with {more}"
-        else:
-            config, told = mutate_json(config, rng, _WORDS)
-        files["config.json"] = dumps(config).encode()
-        return f"config.json: {told}"
-    if way < 7:
-        name = rng.choice(weights)
-        try:
-            files[name], told = mutate_safetensors(files[name], rng)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):  # it was no valid file any more
-            told = "as it was"
-        return f"{name}: {told}"
-    name = rng.choice(others)
+    name = "config.json" if way < 4 else rng.choice(weights if way < 7 else others)
     if way == 7:
         files[name], told = damaged_text(files[name].decode(errors="replace"), rng)
         return f"{name}: {told}"
     if way == 8:
-        more = rng.choice(
-            ["model.safetensors", "consolidated.00.pth", "tokenizer.model", "LICENSE", ".x", "é\x1b[31m", "a\nb"]
-        )
+        more = rng.choice(["consolidated.00.pth", "tokenizer.model", "LICENSE", ".x", "é\x1b[31m", "a\nb", *weights])
         files[more] = rng.choice([b"", b"\x80\x04", files[weights[0]]])
         return f"with {more!r}"
     try:
-        value = json.loads(files[name])
-    except ValueError:
-        return f"{name}: as it was"
-    if name == "tokenizer.json" and isinstance(value, dict) and "model" in value:
-        files[name], changes = mutate_tokenizer(files[name], rng)
-        return f"{name}: {changes}"
-    value, told = mutate_json(value, rng, ["x.safetensors", "../x.safetensors", "/dev/zero.safetensors", *_WORDS])
-    files[name] = dumps(value).encode()
+        if way < 7 and name in weights:
+            files[name], told = mutate_safetensors(files[name], rng)
+        elif name == "tokenizer.json":
+            files[name], changes = mutate_tokenizer(files[name], rng)
+            told = "; ".join(changes)
+        else:
+            files[name], told = _changed_json(files[name], way == 0, rng)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError):
+        told = "as it was"
     return f"{name}: {told}"
+
+
+def _changed_json(data: bytes, with_field: bool, rng: random.Random) -> tuple[bytes, str]:
+    """A JSON file with another value, or a config with a field that other checkpoints have."""
+    value = json.loads(data)
+    if with_field:
+        more = rng.choice(_FIELDS)
+        value.get("text_config", value).update(more)
+        return dumps(value).encode(), f"with {more}"
+    value, told = mutate_json(value, rng, ["x.safetensors", "../x.safetensors", "/dev/zero.safetensors", *_WORDS])
+    return dumps(value).encode(), told
 
 
 def _use(checkpoint: Path, engine: Path, options: dict[str, Any]) -> None:

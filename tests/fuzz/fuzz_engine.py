@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from fuzz_case import Case, Subject
 from fuzz_files import Files, read_files, replace_file, write_files
-from fuzz_harness import Case, Subject
 from fuzz_json import damaged_text, dumps, mutate_json
 from fuzz_tokenizer import mutate_tokenizer
 from fuzz_valid import small_checkpoint, tokenizers
@@ -86,7 +86,8 @@ class EngineSubject(Subject):
         if rng.random() < 0.05:
             (place / "engine" / rng.choice(["more", "é", ".x", "decoder-00002-of-00002.data"])).write_bytes(b"x")
         expected = self.logits[name] if changed == {"manifest"} else None
-        return Case(lambda: _use(place / "engine", rng.random() < 0.3, expected), what)
+        verify = rng.random() < 0.3
+        return Case(lambda: _use(place / "engine", verify, expected), what)
 
 
 def _use(engine: Path, verify: bool, expected: np.ndarray | None) -> None:

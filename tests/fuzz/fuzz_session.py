@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fuzz_case import Case, Subject
 from fuzz_files import mutate_safetensors, pack, replace_file, spoil_numbers, unpack
-from fuzz_harness import Case, Subject
 from fuzz_json import dumps, mutate_json
 from fuzz_valid import VOCABULARY, small_checkpoint
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+import fuzz_case
 import fuzz_harness
-from fuzz_harness import Case, Outcome, Subject, resident_bytes, run_cases
+from fuzz_case import Case, Outcome, Subject
+from fuzz_harness import resident_bytes, run_cases
 from fuzz_json import Pairs, Raw, dumps, mutate_json, nested
 from l4export.errors import CheckFailed, InputError
 
@@ -39,7 +41,7 @@ def test_hostile_inputs_are_refused_or_make_sense(name: str) -> None:
 @pytest.fixture(autouse=True)
 def memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A forked process has in memory what the tests' own process has; 200 MB more are allowed here."""
-    monkeypatch.setattr(fuzz_harness, "MEMORY", resident_bytes(os.getpid()) + 200_000_000)
+    monkeypatch.setattr(fuzz_case, "MEMORY", resident_bytes(os.getpid()) + 200_000_000)
     monkeypatch.setattr(fuzz_harness, "_BEYOND", 200_000_000)
 
 
@@ -99,7 +101,7 @@ def test_exceptions_are_failures_but_for_refusals_of_one_line() -> None:
 
 
 def hold_memory(_: Path) -> None:
-    taken = b"x" * fuzz_harness.MEMORY
+    taken = b"x" * fuzz_case.MEMORY
     del taken
 
 
