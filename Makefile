@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow lint docs wheel-test clean
+.PHONY: quickstart test test-slow fuzz lint docs wheel-test clean
 
 quickstart: $(STAMP)
 	rm -rf engines/kjv
@@ -18,6 +18,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests
+
+fuzz: $(STAMP)  # CLASS, CASES, SEED (the number of the first case) and JOBS may be given
+	$(BIN)/python tests/fuzz $(if $(CLASS),--class $(CLASS)) $(if $(CASES),--cases $(CASES)) \
+	    $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
