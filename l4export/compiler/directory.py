@@ -136,6 +136,13 @@ class EngineDirectory:
         finally:
             os.close(lock)
 
+    def clear_up(self) -> None:
+        """Remove the engine that was replaced, where a build was killed before it had done so. Work that a build can
+        continue stays, and so does what another build is writing."""
+        if os.path.lexists(self.partial) and not self.begun:
+            with contextlib.suppress(InputError), self.writing():
+                pass
+
     def clear(self, keep: Collection[str] = ()) -> None:
         """Remove what an earlier build left in the partial directory, but for the journal and the files that `keep`
         names, and the directory of a calibration if it is named there."""

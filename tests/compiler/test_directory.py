@@ -534,3 +534,11 @@ def test_two_processes_give_the_same_bytes(checkpoint: Path, place: Path, expect
     seeded = os.environ | {"PYTHONHASHSEED": "12345"}
     subprocess.run(command(checkpoint, place / "e"), env=seeded, check=True, capture_output=True, timeout=60)
     assert contents(place / "e") == expected
+
+
+def test_an_engine_that_is_up_to_date_is_cleared_of_the_one_it_replaced(checkpoint: Path, place: Path) -> None:
+    """A build that was killed after the exchange has left it there."""
+    build(checkpoint, place / "e")
+    shutil.copytree(place / "e", place / ".e.partial")
+    build(checkpoint, place / "e", BuildOptions(force=True))
+    assert left(place) == ["e"]
