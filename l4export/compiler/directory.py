@@ -136,6 +136,12 @@ class EngineDirectory:
         finally:
             os.close(lock)
 
+    def clear_leftover(self) -> None:
+        """Remove what a kill left of an engine that was being replaced; work that can be continued stays."""
+        if self.partial.is_dir() and not self.begun:
+            with contextlib.suppress(InputError), self.writing():  # another build may have begun meanwhile
+                pass
+
     def clear(self, keep: Collection[str] = ()) -> None:
         """Remove what an earlier build left in the partial directory, but for the journal and the files that `keep`
         names, and the directory of a calibration if it is named there."""

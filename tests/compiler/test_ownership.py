@@ -360,11 +360,13 @@ def test_a_directory_that_a_build_had_just_made_is_taken(place: Path, files: dic
 
 
 def test_an_old_engine_that_was_being_removed_is_cleared(place: Path) -> None:
-    """As after a kill behind the exchange."""
-    shutil.copytree(place / "e", place / ".new.partial")
-    (place / ".new.partial" / "decoder.onnx").unlink()
-    check_unfinished(place / ".new.partial")
-    build(place / "ck", place / "new")
+    """As after a kill behind the exchange. An engine that is up to date may stand beside it by then."""
+    for name, options in (("new", None), ("e", FORCE)):
+        partial = place / f".{name}.partial"
+        shutil.copytree(place / "e", partial)
+        (partial / "decoder.onnx").unlink()
+        check_unfinished(partial)
+        build(place / "ck", place / name, options)
     assert sorted(os.listdir(place)) == ["ck", "e", "new"]
 
 
