@@ -110,7 +110,7 @@ class _Build:
         with planned.sources.reading():  # along with the workers
             old = previous_engine(directory.path)
             if old and self._is_up_to_date(old):
-                directory.clear_up()
+                directory.clear_leftover()
                 self.on_notice(f"{directory.path.name} is up to date; every file was checked, none was written")
                 return old
             with directory.writing() as partial:

@@ -136,11 +136,10 @@ class EngineDirectory:
         finally:
             os.close(lock)
 
-    def clear_up(self) -> None:
-        """Remove the engine that was replaced, where a build was killed before it had done so. Work that a build can
-        continue stays, and so does what another build is writing."""
-        if os.path.lexists(self.partial) and not self.begun:
-            with contextlib.suppress(InputError), self.writing():
+    def clear_leftover(self) -> None:
+        """Remove what a kill left of an engine that was being replaced; work that can be continued stays."""
+        if self.partial.is_dir() and not self.begun:
+            with contextlib.suppress(InputError), self.writing():  # another build may have begun meanwhile
                 pass
 
     def clear(self, keep: Collection[str] = ()) -> None:

@@ -62,7 +62,7 @@ def check_engine(path: Path) -> None:
     if listed is None:
         raise InputError(f"{path}: exists already and is not an engine directory; choose another name")
     if foreign := _foreign(path, _of_engine(listed)):
-        raise InputError(f"{path}: {foreign} is no part of the engine and would be lost; move it away")
+        raise InputError(f"{path}: {foreign!r} is no part of the engine and would be lost; move it away")
 
 
 def check_unfinished(path: Path) -> None:
@@ -82,7 +82,7 @@ def check_unfinished(path: Path) -> None:
     if not foreign and not proven:
         foreign = next((name for name in sorted(os.listdir(path)) if name != _STAGED_JOURNAL), None)
     if foreign:
-        raise InputError(f"{path}: {foreign} was not written by a build; move the directory away")
+        raise InputError(f"{path}: {foreign!r} was not written by a build; move the directory away")
 
 
 def lies_in(path: Path, directory: Path) -> bool:

@@ -181,7 +181,7 @@ def test_what_a_killed_build_left_is_cleared(checkpoint: Path, place: Path, expe
 def test_a_partial_directory_that_no_build_made_is_left_alone(checkpoint: Path, place: Path) -> None:
     (place / ".e.partial").mkdir()
     (place / ".e.partial" / "precious").write_text("kept")
-    with pytest.raises(InputError, match="precious was not written by a build"):
+    with pytest.raises(InputError, match="'precious' was not written by a build"):
         build(checkpoint, place / "e")
     assert left(place) == [".e.partial"] and left(place / ".e.partial") == ["precious"]
 
@@ -198,7 +198,7 @@ def test_a_link_in_the_place_of_the_partial_directory_is_not_followed(checkpoint
 def test_force_refuses_to_lose_a_file_that_is_no_part_of_the_engine(checkpoint: Path, place: Path) -> None:
     build(checkpoint, place / "e")
     (place / "e" / "NOTES").write_text("kept")
-    with pytest.raises(InputError, match="NOTES is no part of the engine"):
+    with pytest.raises(InputError, match="'NOTES' is no part of the engine"):
         build(checkpoint, place / "e", FORCE)
     assert (place / "e" / "NOTES").read_text() == "kept"
 

@@ -126,7 +126,7 @@ def test_what_is_beside_an_engine_is_not_lost(place: Path, kind: str) -> None:
         case "listed":
             theirs.write_text("years of work")
             edit_manifest(place / "e", lambda raw: raw["files"].update(thesis={"bytes": 1, "sha256": "0" * 64}))
-    refuses(place, place / "e", f"{theirs.name} is no part of the engine and would be lost")
+    refuses(place, place / "e", f"{theirs.name!r} is no part of the engine and would be lost")
 
 
 def edit_manifest(engine: Path, edit: Any) -> None:
@@ -334,7 +334,7 @@ def test_links_in_a_build_that_was_cut_short_are_not_followed(place: Path) -> No
     begin_journal(partial, "l4export 0")
     for link, target in (("decoder.onnx", "config.json"), ("calibration", ".")):
         (partial / link).symlink_to(place / "ck" / target)
-        refuses(place, place / "new", f"{link} was not written by a build")
+        refuses(place, place / "new", f"{link!r} was not written by a build")
         (partial / link).unlink()
 
 
@@ -360,11 +360,13 @@ def test_a_directory_that_a_build_had_just_made_is_taken(place: Path, files: dic
 
 
 def test_an_old_engine_that_was_being_removed_is_cleared(place: Path) -> None:
-    """As after a kill behind the exchange."""
-    shutil.copytree(place / "e", place / ".new.partial")
-    (place / ".new.partial" / "decoder.onnx").unlink()
-    check_unfinished(place / ".new.partial")
-    build(place / "ck", place / "new")
+    """As after a kill behind the exchange. An engine that is up to date may stand beside it by then."""
+    for name, options in (("new", None), ("e", FORCE)):
+        partial = place / f".{name}.partial"
+        shutil.copytree(place / "e", partial)
+        (partial / "decoder.onnx").unlink()
+        check_unfinished(partial)
+        build(place / "ck", place / name, options)
     assert sorted(os.listdir(place)) == ["ck", "e", "new"]
 
 
@@ -375,7 +377,7 @@ def test_a_file_that_appears_in_the_engine_meanwhile_is_not_lost(place: Path) ->
     def appear(_written: int, _total: int) -> None:
         (place / "e" / "thesis.txt").write_text("years of work")
 
-    with pytest.raises(StorageError, match=r"thesis\.txt is no part of the engine and would be lost"):
+    with pytest.raises(StorageError, match=r"thesis\.txt' is no part of the engine and would be lost"):
         build(place / "ck", place / "e", BuildOptions(force=True, dtype="fp16"), on_progress=appear)
     assert (place / "e" / "thesis.txt").read_text() == "years of work" and load_manifest(place / "e")
     (place / "e" / "thesis.txt").unlink()

@@ -182,7 +182,7 @@ def _change_journal(path: Path, rng: random.Random) -> str:
         lines[-1:], told = [torn], "torn line"
     elif way == 4:
         more = ["999999999 00000000", "12 00000000 11111111 22222222", "0", "00000000000 1c291ca3", "1  2", "é"]
-        lines[rng.randrange(len(lines)) : 0] = [rng.choice(more)]
+        lines[rng.randrange(max(1, len(lines))) : 0] = [rng.choice(more)]
         told = "another line"
     elif way == 5 and len(lines) > 1:
         index = rng.randrange(len(lines) - 1)
@@ -194,7 +194,7 @@ def _change_journal(path: Path, rng: random.Random) -> str:
     elif way == 7:
         lines, told = [*lines[:-1], *lines[:-1], ""], "each line twice"
     else:
-        lines, told = lines[rng.randrange(len(lines)) :], "lines are missing"
+        lines, told = lines[rng.randrange(max(1, len(lines))) :], "lines are missing"
     path.write_text("\n".join([head, *lines]), errors="surrogateescape")
     return f"journal: {told}"
 
