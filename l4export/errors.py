@@ -1,4 +1,4 @@
-"""Errors that a person can act on; each carries the exit code of the command line.
+"""Errors that a person can act on. Each has an exit code for the command line.
 
 Every message is one line: what is wrong, where, and what to do about it.
 """
@@ -9,13 +9,13 @@ __all__ = ["CheckFailed", "EnvironmentLacks", "InputError", "L4Error", "StorageE
 
 
 class L4Error(Exception):
-    """Base of all errors that l4export raises on purpose."""
+    """The base of all errors that l4export raises on purpose."""
 
     exit_code = 2
 
 
 class CheckFailed(L4Error):
-    """Parity or verification ran to its end and found a difference (exit code 1)."""
+    """A check, such as parity or verification, ran to its end and failed (exit code 1)."""
 
     exit_code = 1
 
@@ -39,9 +39,9 @@ class StorageError(L4Error):
 
 
 def one_line(error: BaseException, *plain: type[BaseException]) -> str:
-    """Another library's error as part of a line, cut at 300 characters.
+    """Return another library's error as part of a line, cut at 300 characters.
 
-    Its kind is told as well, unless it is a ValueError or one of `plain`, whose messages say what happened.
+    The type of the error comes first, unless it is a ValueError or one of `plain`, whose messages say what happened.
     """
     text = " ".join(str(error).split())[:300]
     if text and isinstance(error, (ValueError, *plain)):

@@ -1,4 +1,4 @@
-"""The command line. Each command is a module of this package, imported when it is called, so that help stays fast."""
+"""The command line. Each command is a module of this package. It is imported when it is called, so help is fast."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _INTERNAL_ERROR = 70
 
 
 class _LazyGroup(click.Group):
-    """Lists its commands without importing them; a command is imported when it runs."""
+    """A group that lists its commands without importing them. A command is imported when it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -61,20 +61,23 @@ def _group() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: runs a command and exits; every failure is one line on standard error."""
+    """Run a command and exit. This is the entry point. Every failure is one line on standard error.
+
+    `arguments` are those of the command line; None means `sys.argv`.
+    """
     if arguments is None:
         gc.set_threshold(100_000)  # otherwise imports start the collector 400 times, which takes a fifth of a second
-        atexit.register(gc.freeze)  # otherwise it looks at all objects once more at exit, which takes half a second
+        atexit.register(gc.freeze)  # otherwise it visits all objects again at exit, which takes half a second
         if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(
                 errors="backslashreplace"
-            )  # paths and tokens may have characters that no encoding has
+            )  # paths and tokens may have characters that cannot be encoded
     try:
         if arguments is None and sys.argv[1:2] in (["run"], ["bench"]):
             from l4export.runtimes.onnxruntime.huge_pages import restart_with_huge_pages
 
             restart_with_huge_pages()
-        # Not `_group.main`, which prints lines of its own about an interruption.
+        # `_group.main` is not used, because it prints its own lines about an interruption.
         with _group.make_context("l4export", sys.argv[1:] if arguments is None else list(arguments)) as context:
             _group.invoke(context)
         if sys.stdout is not None:
@@ -96,20 +99,20 @@ def main(arguments: list[str] | None = None) -> None:
         message, code = _explain(error)
         try:
             click.echo("l4export: " + " ".join(message.split()), err=True)
-        except OSError:  # the log is closed or full; the exit code still tells
+        except OSError:  # the log is closed or full, but there is still the exit code
             _discard(sys.stderr)
         sys.exit(code)
     sys.exit(0)
 
 
 def _leave_unread(stream: TextIO) -> NoReturn:
-    """Exit like a program that SIGPIPE ended: nobody reads the output any more, and the work may not be done."""
+    """Exit like a program that SIGPIPE ended. Nobody reads the output any more, and the work may be unfinished."""
     _discard(stream)
     sys.exit(_UNREAD)
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what is still buffered nowhere; Python would fail to write it at exit."""
+    """Discard what is still buffered, because Python would fail to write it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -117,7 +120,7 @@ _EXPECTED = (L4Error, click.ClickException, click.Abort, KeyboardInterrupt, OSEr
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
-    """The message for a failure, and the exit code."""
+    """Return the message for a failure, and the exit code."""
     match error:
         case L4Error():
             return str(error), error.exit_code

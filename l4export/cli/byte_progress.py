@@ -1,4 +1,4 @@
-"""Progress of a build in bytes."""
+"""The progress of a build in bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ __all__ = ["byte_progress"]
 
 @contextmanager
 def byte_progress(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar with bytes, rate and time left on standard error; if that is no terminal, a line every ten seconds."""
+    """Show a bar with bytes, rate and remaining time on standard error. If that is no terminal, print lines instead.
+
+    Yields a function of (bytes written, bytes in all), or None if `quiet`. Lines come every ten seconds.
+    """
     if quiet:
         yield None
         return
@@ -38,7 +41,7 @@ def byte_progress(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _lines(interval: float = 10.0) -> Callable[[int, int], None]:
-    """Print lines. Bytes and time before the first call do not count in the rate; the bytes count as done."""
+    """Make a function that prints lines. Bytes before its first call count as done, but not in the rate."""
     first: tuple[int, float] | None = None
     last = 0.0
 

@@ -32,7 +32,7 @@ def _show(facts: dict[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        if value != {}:  # only TensorRT compiles engines
+        if value != {}:  # engines of TensorRT alone have compiled parts
             table.add_row(name.replace("_", " "), _text(name, value))
     Console().print(table)
 

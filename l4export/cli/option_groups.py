@@ -1,4 +1,4 @@
-"""Options in groups: a command with many of them shows them under headings in its help."""
+"""Options in groups. A command with many options shows them under headings in its help."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["GroupedCommand", "option", "option_group"]
 
 
 class _GroupedOption(click.Option):
-    """An option that knows the heading that it stands under."""
+    """An option with the heading under which it stands."""
 
     heading = "Options"
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows its options under the headings of `option_group`, in the order of declaration."""
+    """A command whose help shows options under the headings of `option_group`, in the order of declaration."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a section for each heading; options without one come last."""
+        """Write a section for each heading. Options without a heading come last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
         for parameter in sorted(options, key=lambda each: not isinstance(each, _GroupedOption)):
@@ -32,7 +32,7 @@ class GroupedCommand(click.Command):
 
 
 def option_group(heading: str, *options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Decorates a command with options, made by `option`, that stand under one heading."""
+    """Decorate a command with options, made by `option`, that stand under one heading."""
 
     def decorate(command: Any) -> Any:
         for option in reversed(options):
@@ -45,5 +45,5 @@ def option_group(heading: str, *options: Callable[[Any], Any]) -> Callable[[Any]
 
 
 def option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
-    """`click.option`, for `option_group`."""
+    """Do what `click.option` does, for `option_group`."""
     return click.option(*names, cls=_GroupedOption, **attributes)

@@ -85,7 +85,7 @@ def command(
     if stream and provider is not None:
         raise InputError("--provider: --stream runs everything on a CPU; leave one of them out")
     if json_file is not None and str(json_file) != "-":
-        json_file.touch()  # an unwritable file is found now and not after minutes of work
+        json_file.touch()  # an unwritable file is found now, not after minutes of work
     limits = dict(parse_threshold(item, "max_relative_difference=1e-4") for item in thresholds)
     check: Callable[..., ParityReport | LayerParityReport]
     check = check_layers if stream else partial(check_parity, provider=provider)

@@ -62,7 +62,7 @@ def _memory(text: str) -> int:
 
 
 def _shortfall(plan: MemoryPlan) -> str:
-    """Why nothing fits, and what would help."""
+    """Say why nothing fits, and what would help."""
     memory = _gb(plan.device_bytes or 0)
     if plan.choice is None:
         least = min(need.weights + need.working for need in plan.needs)
@@ -105,12 +105,12 @@ def _heading(plan: MemoryPlan) -> str:
 
 
 def _shows_contexts(plan: MemoryPlan) -> bool:
-    """Whether cells are the largest contexts, and not bytes."""
+    """Whether the cells of the table are largest contexts, and not bytes."""
     return plan.device_bytes is not None and plan.context is None
 
 
 def _table(plan: MemoryPlan) -> Table:
-    """A row for each quantisation and layout, a column for each KV dtype."""
+    """Make the table: a row for each quantisation and layout, a column for each KV dtype."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -137,10 +137,14 @@ def _cell(need: Need, plan: MemoryPlan) -> str:
 
 
 def _choice(need: Need, memory: int, wanted: int) -> str:
-    """The options to build with, and why those."""
+    """Name the options to build with, and the reason."""
     c, reached = need.combination, need.max_context or 0
-    loses = f"It loses the least quality of all combinations that hold {wanted:,} tokens"
-    reason = loses if reached >= wanted else "No other combination holds a longer context"
+    reason = "No other combination holds a longer context"
+    if reached >= wanted:
+        reason = (
+            f"It loses the least quality of all combinations that hold {wanted:,} tokens, as measured on a small model "
+            "(`l4export quality` measures yours)"
+        )
     options = f"--quant {c.quant} --dtype {c.dtype} --kv-layout {c.kv_layout} --kv-dtype {c.kv_dtype}"
     parts = f"weights {_gb(need.weights)} + KV {_gb(need.kv)} + working {_gb(need.working)} = {_gb(need.total)}"
     return (
@@ -150,5 +154,5 @@ def _choice(need: Need, memory: int, wanted: int) -> str:
 
 
 def _gb(size: int) -> str:
-    """Decimal gigabytes, small ones to the megabyte."""
+    """Write a size in decimal gigabytes, a small one to the megabyte."""
     return f"{size / 1e9:,.1f}" if size >= 10**10 else f"{size / 1e9:.3f}"

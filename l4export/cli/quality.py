@@ -69,7 +69,7 @@ def command(
 
     limits = dict(parse_threshold(item, "kl=0.05") for item in thresholds)
     if html is not None:
-        html.touch()  # an unwritable file is found now and not after minutes of work
+        html.touch()  # an unwritable file is found now, not after minutes of work
     with step_progress() as tell:
         report = measure_quality(engine, reference, text, window, breakdown, limits, tell)
     if html is not None:

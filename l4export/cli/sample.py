@@ -24,7 +24,7 @@ __all__ = ["command"]
 def command(out: Path, variant: str, size: str, seed: int) -> None:
     """Write a checkpoint with seeded random weights to the new directory OUT.
 
-    tiny: about 200 thousand parameters and chunks of 16 tokens, so that a hundred tokens exercise every feature.
+    tiny: about 200 thousand parameters and chunks of 16 tokens, so that a hundred tokens use every feature.
 
     bench: hidden 2048, 4 layers, 16 experts, bf16 (scout: 1.88 billion parameters, 3.77 GB).
 

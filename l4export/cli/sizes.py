@@ -1,4 +1,4 @@
-"""Sizes in bytes, as options spell them."""
+"""Sizes in bytes, as options are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress of a long command, step by step."""
+"""The progress of a long command, step by step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ __all__ = ["step_progress"]
 
 @contextmanager
 def step_progress(interval: float = 10.0) -> Iterator[Callable[[str], None]]:
-    """A status line on standard error that says what is done; if that is no terminal, a line every ten seconds."""
+    """Show what is being done in a status line on standard error. If that is no terminal, print lines instead.
+
+    Yields a function of the line. Lines are printed at most every `interval` seconds.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)

@@ -8,10 +8,10 @@ __all__ = ["parse_threshold"]
 
 
 def parse_threshold(item: str, example: str) -> tuple[str, float]:
-    """The name and the number of an option NAME=VALUE.
+    """Return the name and the number of an option NAME=VALUE.
 
     Raises:
-        InputError: the option has another form; the message shows `example`.
+        InputError: the option has another form. The message shows `example`.
     """
     name, _, value = item.partition("=")
     try:

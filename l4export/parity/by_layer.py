@@ -1,4 +1,4 @@
-"""Where does an engine depart from PyTorch? Layer by layer, for models of any size."""
+"""Where an engine departs from PyTorch, layer by layer, for models of any size."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ __all__ = ["LayerComparison", "LayerParityReport", "check_layers"]
 
 @dataclass(frozen=True)
 class LayerComparison:
-    """How one layer departs, over all positions; `layer` counts as the checkpoint does.
+    """How far one layer departs, over all positions. `layer` is the layer's number in the checkpoint.
 
-    `hidden`, `keys`, `values` and `router` (its logits) are max |difference| over the reference's largest |value|;
-    `hidden_rms` is the difference's root mean square over the reference's. Keys and values are None where the engine's
-    cache does not hold all of them in its float type. `expert_agreement` is the share of positions with the same
-    experts; a position whose experts differ although the reference's own logits are nearly tied between them is counted
-    in `near_ties` instead, and there the reference goes on with the engine's (`l4export.reference.routing_ties`), so
-    that no layer behind departs for that alone. These two and `router` are None in a dense layer.
+    `hidden`, `keys`, `values` and `router` (its logits) are max |difference| divided by the reference's largest
+    |value|. `hidden_rms` is the root mean square of the difference divided by that of the reference. `keys` and
+    `values` are None if the engine's cache does not hold all of them in its float type. `expert_agreement` is the share
+    of positions with the same experts. If the experts of a position differ, but the reference's own logits are nearly
+    tied between them, the position is counted in `near_ties` instead. The reference then continues with the engine's
+    experts (`l4export.reference.routing_ties`), so that later layers do not depart only because of this. These two and
+    `router` are None in a dense layer.
     """
 
     layer: int
@@ -53,10 +54,10 @@ class LayerComparison:
     near_ties: int | None
 
     def departures(self, demands: Demands) -> list[str]:
-        """What is beyond `max_relative_difference`, or below `top1_agreement`, in words.
+        """Describe what is above `max_relative_difference` or below `top1_agreement`.
 
-        Where the reference follows the engine in ties, a router's logits must not be farther off than twice
-        `demands.tied`, whatever else is demanded: a router that is wrong would be followed otherwise.
+        If the reference follows the engine in ties, a router's logits must also be within twice `demands.tied`.
+        Otherwise a wrong router would be followed.
         """
         most, least = (demands.thresholds.get(name) for name in ("max_relative_difference", "top1_agreement"))
         routing = min((limit for limit in (most, demands.tied and 2 * demands.tied) if limit is not None), default=None)
@@ -72,8 +73,10 @@ class LayerComparison:
 
 @dataclass(frozen=True)
 class LayerParityReport(Verdict):
-    """The verdict, layer by layer; `first_departure` is the first layer beyond the thresholds, in the checkpoint's
-    numbers, None if there is none."""
+    """The verdict, layer by layer.
+
+    `first_departure` is the checkpoint's number of the first layer that misses a threshold, or None.
+    """
 
     engine: str
     reference: str
@@ -99,16 +102,16 @@ def check_layers(
 ) -> LayerParityReport:
     """Run an engine and the float32 reference on the same tokens, and compare the results of every layer.
 
-    The engine runs with further outputs: the hidden states of every layer [tokens, hidden], its keys and values, its
+    The engine runs with more outputs: for every layer its hidden states [tokens, hidden], its keys and values, and its
     router's logits [tokens, experts]. The reference has one layer in memory at a time, and computes all positions in
     one pass. The threshold `max_relative_difference` applies to every layer's hidden states, keys and values and to the
     logits; `top1_agreement` applies to every layer's choice of experts and to the logits.
 
-    Arguments are those of `check_parity`.
+    The arguments are those of `check_parity`.
 
     Raises:
-        InputError: lengths beyond the engine's context, unknown thresholds, an engine of another architecture, one that
-            is not for a CPU.
+        InputError: the tokens exceed the engine's context; a threshold is unknown; the engine has another architecture
+            or is not for a CPU.
         CheckFailed: a layer departs and the logits are not finite.
         EnvironmentLacks: torch, transformers or onnxruntime is missing.
     """
@@ -145,7 +148,7 @@ def check_layers(
 
 
 def _check_comparable(engine: Path, manifest: Manifest, thresholds: Mapping[str, float]) -> None:
-    """Refuse what cannot be compared layer by layer."""
+    """Refuse an engine or a threshold that cannot be compared layer by layer."""
     if manifest.target not in {"ort-cpu", "onnx"}:
         raise InputError(
             f"--stream: layers are compared on ONNX Runtime's CPU, and {engine} is for {manifest.target}: "
@@ -159,10 +162,10 @@ def _check_comparable(engine: Path, manifest: Manifest, thresholds: Mapping[str,
 
 @dataclass(frozen=True)
 class _Walk:
-    """The reference goes through its layers beside what the engine made of the same T tokens.
+    """The comparison of the reference's layers, in turn, with what the engine computed for the same T tokens.
 
-    It follows the engine where experts are nearly tied (`Demands.tied`). `first` is the checkpoint's number of the
-    first layer.
+    The reference follows the engine where experts are nearly tied (`Demands.tied`). `first` is the checkpoint's number
+    of the first layer.
     """
 
     reference: StreamedReference
@@ -173,7 +176,10 @@ class _Walk:
     def compare(
         self, ids: NDArray[np.int64], on_layer: Callable[[int], None]
     ) -> tuple[list[LayerComparison], NDArray[np.float32]]:
-        """Every layer for ids [T], and the residual stream [1, T, D] behind the last; `on_layer` is told its number."""
+        """Compare every layer for ids [T]. Also returns the residual stream [1, T, D] after the last layer.
+
+        `on_layer` is called with the number of each layer.
+        """
         hidden, compared = self.reference.embed(ids[None]), []
         for layer in range(self.reference.config.num_hidden_layers):
             taps, experts = self.follow(layer, hidden)
@@ -183,10 +189,10 @@ class _Walk:
         return compared, hidden
 
     def follow(self, layer: int, hidden: NDArray[np.float32]) -> tuple[LayerTaps, NDArray[np.int64] | None]:
-        """What the reference's layer makes of hidden [1, T, D], and the engine's experts [T, k].
+        """Run the reference's layer on hidden [1, T, D]. Returns its values and the engine's experts [T, k].
 
-        Of two possible choices of the engine the one whose result is nearer to the engine's is taken, token by token:
-        behind attention, tokens have nothing to do with each other.
+        If the engine may have made one of two choices, the one whose result is nearer to the engine's is taken for each
+        token. After attention, tokens do not depend on each other.
         """
         options, tied = self.engine.experts[layer], self.demands.tied
         if tied is None or not options:
@@ -199,7 +205,7 @@ class _Walk:
         return dataclasses.replace(runs[0], hidden=nearest[None]), np.stack(options)[best, rows]
 
     def compare_layer(self, layer: int, taps: LayerTaps, experts: NDArray[np.int64] | None) -> LayerComparison:
-        """The engine's values against those of the reference, `experts` being the engine's."""
+        """Compare the engine's values with those of the reference. `experts` are the engine's."""
         engine, hidden, router = self.engine, taps.hidden[0], None
         difference = engine.hidden[layer].astype(np.float64) - hidden
         scale = float(np.sqrt(np.mean(hidden.astype(np.float64) ** 2)))
@@ -226,7 +232,7 @@ def _choose(logits: NDArray[np.float32], theirs: NDArray[np.int64], tied: float)
 
 
 def _relative(reference: NDArray[np.float32], engine: NDArray[np.float32] | None) -> Any:
-    """max |difference| over the reference's largest |value|; NaN where the engine has one; None without an engine's."""
+    """Return max |difference| over the reference's largest |value|: NaN if `engine` has a NaN, None if it is None."""
     if engine is None:
         return None
     return float(np.abs(engine.astype(np.float64) - reference).max()) / (float(np.abs(reference).max()) or 1.0)

@@ -1,4 +1,4 @@
-"""How far one set of logits is from another's, position by position."""
+"""How far two sets of logits are from each other, position by position."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["LogitComparison", "compare_logits", "departing", "failures_of"]
 
 @dataclass(frozen=True)
 class LogitComparison:
-    """How one set of logits departs from the reference's, over `positions` positions.
+    """How far one set of logits is from the reference's, over `positions` positions.
 
-    `max_relative_difference` is `max_abs_difference` over the reference's largest |logit|. `kl_*` are KL(reference ||
-    engine) in nats. `top1_agreement` is the share of positions with the same likeliest token; a position where they
-    differ although the reference's own two candidates are nearly tied is counted in `near_ties` and not as a
+    `max_relative_difference` is `max_abs_difference` divided by the reference's largest |logit|. `kl_*` are
+    KL(reference || engine) in nats. `top1_agreement` is the share of positions with the same likeliest token. If the
+    likeliest tokens differ, but are nearly tied in the reference, the position is counted in `near_ties` and not as a
     disagreement. `top5_overlap` is the mean share of common tokens among the five likeliest.
     """
 
@@ -40,13 +40,13 @@ class LogitComparison:
 def compare_logits(
     reference: NDArray[np.float32], engine: NDArray[np.float32], accepted: float = 1e-4
 ) -> LogitComparison:
-    """Compare logits float32 [positions, vocab]; differences and KL in float64.
+    """Compare logits float32 [positions, vocab]. Differences and KL are computed in float64.
 
-    `accepted` is the largest difference, as a share of the largest |logit|, that is no fault. Two logits are nearly
-    tied when they lie within twice of that: each may move by as much, and the argmax then swaps without a fault.
+    `accepted` is the largest difference that is no fault, as a share of the largest |logit|. Two logits are nearly tied
+    if they are within twice this difference, because each of them may move by as much and so change the argmax.
 
     Raises:
-        InputError: shapes differ, or the engine's logits are not finite (a NaN compares as equal to nothing).
+        InputError: the shapes differ, or the engine's logits are not finite (a NaN equals nothing).
     """
     if reference.shape != engine.shape:
         raise InputError(f"logits of shape {list(engine.shape)} against {list(reference.shape)}: not comparable")
@@ -80,7 +80,7 @@ def compare_logits(
 def departing(
     reference: NDArray[np.float32], engine: NDArray[np.float32], limits: Mapping[str, float]
 ) -> NDArray[np.bool_]:
-    """Positions [T] of a phase that are beyond `max_relative_difference` or `kl_max` (see `LogitComparison`)."""
+    """Return for each position [T] of a phase whether it exceeds `max_relative_difference` or `kl_max`."""
     difference = np.abs(reference - engine).max(axis=1) / (np.abs(reference).max() or 1.0)
     kl = np.asarray([_kl(*pair) for pair in zip(reference, engine, strict=True)])
     beyond: NDArray[np.bool_] = ~(difference <= limits.get("max_relative_difference", np.inf))
@@ -88,12 +88,12 @@ def departing(
 
 
 def failures_of(phase: str, figures: LogitComparison, thresholds: Mapping[str, float]) -> list[str]:
-    """Which thresholds the logits of a phase miss, in words."""
+    """Describe the thresholds that the logits of a phase miss."""
     return [f"{phase} {words}" for words in missed(vars(figures), thresholds)]
 
 
 def _kl(reference: NDArray[np.float32], engine: NDArray[np.float32]) -> float:
-    """KL(softmax(reference) || softmax(engine)) in nats, never below 0 by rounding."""
+    """Return KL(softmax(reference) || softmax(engine)) in nats. Rounding does not make it negative."""
     p, q = _log_softmax(reference), _log_softmax(engine)
     return max(0.0, float(np.sum(np.exp(p) * (p - q))))
 

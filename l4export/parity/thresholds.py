@@ -1,4 +1,4 @@
-"""What parity demands of an engine, which depends on what its arithmetic can give."""
+"""What parity demands of an engine, which depends on the precision of its arithmetic."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "greedy_prefix": 1.0,
 }
 """For engines that compute in float32. Measured differences are about 1e-6 of the largest |logit| (float32 sums in
-another order), so 1e-4 leaves room for deep models and none for a wrong operation."""
+another order), so 1e-4 leaves room for deep models, but none for a wrong operation."""
 
 _FP16_THRESHOLDS: Mapping[str, float] = {"max_relative_difference": 3e-2, "kl_max": 1e-2, "top1_agreement": 0.98}
-"""float16 has 11 bits: differences of 1e-3 of the largest logit are normal in four layers, and add up over more."""
+"""float16 has 11 bits. Differences of 1e-3 of the largest logit are normal in four layers, and more layers add up."""
 
 _INT8_ACTIVATION_THRESHOLDS: Mapping[str, float] = {"kl_mean": 5e-2}
-"""In float32 and float16 alike. Activations rounded to int8 move every product by up to 0.4 %, and a router's near tie
-may choose another expert."""
+"""For activations that are rounded to int8, in float32 and in float16. They move every product by up to 0.4 %, and a
+router's near tie may choose another expert."""
 
 _FP16_ROUTING = 1e-2
-"""float16 moves router logits by up to this share of the largest, behind 48 layers of random weights."""
+"""float16 moves router logits by up to this share of the largest, after 48 layers of random weights."""
 
 _INT8_ROUTING = 0.1
-"""They move router logits as well: behind 48 layers of random weights experts changed places across a tenth of the
-largest, and two may move towards each other."""
+"""The same share with activations rounded to int8. After 48 layers of random weights experts changed places across a
+tenth of the largest logit, and two may move towards each other."""
 
 _FP8_ACTIVATION_THRESHOLDS: Mapping[str, float] = {"kl_mean": 1e-3, "top1_agreement": 0.98}
-"""In float32, rounded alike by both, logits agree to the bit; but what lies halfway between two codes may go either
-way, and a step is up to 12 % of a value. In float16 more does so from layer to layer, and nothing can be demanded."""
+"""Both sides round activations to fp8 in the same way, so in float32 logits agree to the bit. But a value halfway
+between two codes may be rounded either way, and a step is up to 12 % of a value. In float16 this happens to more
+values from layer to layer, and nothing can be demanded."""
 
 _DIFFERENCES = ("max_abs_difference", "max_relative_difference", "mean_abs_difference", "kl_mean", "kl_max")
 _THRESHOLDS = (*_DIFFERENCES, "top1_agreement", "top5_overlap", "greedy_prefix")
@@ -47,12 +48,13 @@ _THRESHOLDS = (*_DIFFERENCES, "top1_agreement", "top5_overlap", "greedy_prefix")
 
 @dataclass(frozen=True)
 class Demands:
-    """What is demanded of an engine, and what is no fault of it.
+    """What is demanded of an engine, and which differences are no fault.
 
-    `thresholds` limit figures by their names. `accepted` is the largest difference, as a share of the largest |logit|,
-    that is no fault: tokens are nearly tied within twice of it. `tied` says how far a router's logits may be off, as a
-    share of the largest: the reference follows the engine where experts are nearly tied. None: it follows nowhere,
-    because a quantised engine's other choices are part of what its quality is judged by.
+    `thresholds` limit figures by name. `accepted` is the largest difference that is no fault, as a share of the largest
+    |logit|. Two tokens are nearly tied if their logits are within twice this difference. `tied` says how far a router's
+    logits may be off, as a share of the largest. Where experts are nearly tied by this measure, the reference follows
+    the engine. If `tied` is None it never follows, because the other choices of a quantised engine are part of its
+    quality.
     """
 
     thresholds: dict[str, float]
@@ -63,12 +65,12 @@ class Demands:
     def of(
         cls, manifest: Manifest, given: Mapping[str, float], prefill: int, decode: int, dequantized: bool
     ) -> Demands:
-        """The demands of an engine's precision, with the thresholds that are `given` in the place of its own.
+        """Return the demands of an engine's precision. Thresholds that are `given` replace its own.
 
         `dequantized` says that the reference has the engine's own weights.
 
         Raises:
-            InputError: unknown thresholds; more tokens than the engine takes, or none to begin with.
+            InputError: a threshold is unknown; there are more tokens than the engine takes, or no token of prefill.
         """
         check_thresholds(given, _THRESHOLDS)
         if prefill < 1 or decode < 0 or prefill + decode > manifest.max_context:
@@ -84,7 +86,7 @@ class Demands:
         return cls(thresholds, accepted, tied if judged else None)
 
     def without(self, name: str) -> Demands:
-        """The same, but for a threshold of something that is not measured."""
+        """Return the demands without one threshold, for a figure that is not measured."""
         left = {other: limit for other, limit in self.thresholds.items() if other != name}
         return dataclasses.replace(self, thresholds=left)
 
@@ -98,25 +100,25 @@ def _default_thresholds(manifest: Manifest) -> Mapping[str, float]:
 
 
 def _judges_arithmetic(manifest: Manifest, dequantized: bool) -> bool:
-    """Whether a comparison says if the engine computes right, and not what its quantisation costs."""
+    """Whether a comparison judges how the engine computes, and not what its quantisation costs."""
     as_it_is = manifest.precision["quant"] == "none" or dequantized
     return as_it_is and manifest.precision["kv_cache"] not in ("int8", "int4")
 
 
 def _routing(manifest: Manifest) -> float:
-    """How far an engine's arithmetic may move the logits of a router, as a share of the largest."""
+    """Return how far an engine's arithmetic may move the logits of a router, as a share of the largest."""
     if _rounds_activations(manifest):
         return _INT8_ROUTING
     return _FP16_ROUTING if _is_half(manifest) else DEFAULT_THRESHOLDS["max_relative_difference"]
 
 
 def _is_half(manifest: Manifest) -> bool:
-    """Whether something is computed or kept in 16 bits."""
+    """Whether something is computed or stored in 16 bits."""
     return manifest.precision["compute"] != "fp32" or manifest.precision["kv_cache"] != "fp32"
 
 
 def _rounds_activations(manifest: Manifest) -> bool:
-    """Whether ONNX Runtime rounds activations to int8: at accuracy level 4, and before int8 experts at any level."""
+    """Whether ONNX Runtime rounds activations to int8. It does at level 4, and before int8 experts at every level."""
     policy = manifest.options["weights"].get("policy")
     if policy is None or not TARGETS[manifest.target].rounds_activations:
         return False

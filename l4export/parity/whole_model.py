@@ -1,4 +1,4 @@
-"""Does the engine compute what PyTorch computes? Position by position, on prefill and on decode."""
+"""Whether an engine computes what PyTorch computes, position by position, on prefill and on decode."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ParityReport(Verdict):
-    """The verdict on an engine: `passed`, the figures, and the thresholds they were held against.
+    """The verdict on an engine: `passed`, the figures, and the thresholds that they were compared with.
 
     `provider` is what executed the engine: an execution provider of ONNX Runtime, or TensorRT and its GPU.
-    `routing_ties` counts the choices of experts, nearly tied in the reference, in which it was made to follow the
-    engine (`l4export.reference.routing_ties`), in prefill and decode together.
-    `greedy_prefix` is the share of the greedy continuation, of `greedy_tokens` tokens, before the first departure.
-    With `greedy_ended_at_near_tie` that departure was between two nearly tied tokens, which is no failure, but nothing
-    can be said of the tokens after it.
+    `routing_ties` counts the nearly tied choices of experts in which the reference followed the engine
+    (`l4export.reference.routing_ties`), in prefill and decode together. `greedy_prefix` is the share of the greedy
+    continuation, of `greedy_tokens` tokens, before the first departure. If `greedy_ended_at_near_tie` is true, the
+    departure was between two nearly tied tokens. This is no failure, but nothing can be said about the tokens after it.
     """
 
     engine: str
@@ -73,27 +72,27 @@ def check_parity(
     Both run `prefill` tokens at once, then `decode` further ones, one a call (teacher-forced), and then continue the
     prefill greedily by `decode` tokens. An engine of some layers is compared with the same layers of the reference.
 
-    A quantised engine can be compared in two ways. Against the checkpoint's weights, the figures tell its quality, and
-    no threshold applies unless `thresholds` has one. With `dequantized`, the reference has the engine's own weights,
-    dequantised, and the figures tell whether the engine computes right; they are small unless activations are rounded
-    to int8 (to fp8 the reference rounds them too).
+    A quantised engine can be compared in two ways. Compared with the checkpoint's weights, the figures show its
+    quality, and no threshold applies unless `thresholds` has one. With `dequantized`, the reference has the engine's
+    own weights, dequantised, and the figures show whether the engine computes right. They are small unless activations
+    are rounded to int8. (Where an engine rounds them to fp8, the reference does too.)
 
     Args:
         engine_path: The engine directory.
         checkpoint: The checkpoint directory that it was built from.
-        prefill: Tokens fed in one call, at least 1.
-        decode: Tokens fed one a call; prefill + decode is at most the engine's `max_context`.
-        thresholds: Limits by name; they replace those that the engine's precision has by default.
-        seed: Of the random tokens.
+        prefill: The number of tokens fed in one call, at least 1.
+        decode: The number of tokens fed one by one. prefill + decode is at most the engine's `max_context`.
+        thresholds: Limits by name. They replace the defaults for the engine's precision.
+        seed: The seed of the random tokens.
         dequantized: Whether the reference has the engine's own weights.
-        on_step: Is told in words what is done next.
+        on_step: Called with a line that says what is done next.
         provider: As for `l4export.load`.
 
     Returns:
-        The figures and the verdict; a failed comparison raises nothing.
+        The figures and the verdict. A failed comparison raises nothing.
 
     Raises:
-        InputError: lengths beyond the engine's context, unknown thresholds, an engine of another architecture.
+        InputError: the tokens exceed the engine's context; a threshold is unknown; the engine has another architecture.
         EnvironmentLacks: torch, transformers or onnxruntime is missing.
     """
     from l4export import runtimes
@@ -134,7 +133,7 @@ def check_parity(
 
 
 def _engine_logits(engine: Engine, ids: NDArray[np.int64], prefill: int) -> NDArray[np.float32]:
-    """float32 [T, vocab] of the first `prefill` tokens in one append, the others one a call."""
+    """Return logits float32 [T, vocab]. The first `prefill` tokens are fed in one call, the others one by one."""
     session = engine.session(capacity=len(ids))
     pieces = np.split(ids, range(prefill, len(ids)))
     return np.concatenate([session.append(piece)[0] for piece in pieces])
@@ -142,7 +141,7 @@ def _engine_logits(engine: Engine, ids: NDArray[np.int64], prefill: int) -> NDAr
 
 @dataclass(frozen=True)
 class _Following:
-    """The reference's logits, following the engine where experts are nearly tied (`Demands.tied`)."""
+    """The reference's logits. The reference follows the engine where experts are nearly tied (`Demands.tied`)."""
 
     reference: HFReference
     demands: Demands
@@ -151,7 +150,7 @@ class _Following:
     def __call__(
         self, ids: NDArray[np.int64], given: NDArray[np.float32], prefill: int
     ) -> tuple[NDArray[np.float32], int]:
-        """Logits [T, vocab] for ids [T] of which the engine made `given`, and the number of ties."""
+        """Return logits [T, vocab] for ids [T], for which the engine's logits are `given`, and the number of ties."""
         if self.demands.tied is None:
             return self.reference.logits(ids[None])[0], 0
 
@@ -172,7 +171,7 @@ class _Following:
 class _Greedy:
     """The share of a greedy continuation before the first departure, and whether that was between nearly tied tokens.
 
-    Nothing can be said of the tokens after it.
+    Nothing can be said about the tokens after it.
     """
 
     share: float
@@ -180,7 +179,7 @@ class _Greedy:
 
 
 def _compare_greedy(engine: Engine, prompt: list[int], count: int, follow: _Following) -> _Greedy:
-    """Greedy continuations of `count` tokens, the engine's and the reference's."""
+    """Compare greedy continuations of `count` tokens by the engine and by the reference."""
     if count == 0:
         return _Greedy(1.0, near_tie=False)
     expected = follow.reference.greedy(prompt, count)
@@ -195,7 +194,7 @@ def _compare_greedy(engine: Engine, prompt: list[int], count: int, follow: _Foll
 
 
 def chunk_boundaries(config: ModelConfig, tokens: int) -> int:
-    """Chunk boundaries between the first token and the last; a comparison without any proves nothing of chunking."""
+    """Count the chunk boundaries between the first token and the last. Without any, chunking is not tested."""
     size = config.attention_chunk_size
     return (tokens - 1) // size if size and any(config.chunked_layers) else 0
 

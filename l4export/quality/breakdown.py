@@ -1,8 +1,8 @@
-"""Where an engine's damage comes from: the parts of it that are measured one by one.
+"""Where an engine's damage comes from: its parts, which are measured one by one.
 
-For each part the reference gets the engine's own dequantised weights of that part alone, and the checkpoint's of all
-others; what it then loses is KL(reference || reference with that part). All parts together are measured as well: what
-the engine loses beyond that comes from rounding on the way (int8 activations, float16), which no weight has.
+For each part the reference gets the engine's own dequantised weights of that part, and the checkpoint's weights of all
+others. Its loss is KL(reference || reference with that part). All parts together are measured too. What the engine
+loses beyond that comes from rounding during the computation (int8 activations, float16), and not from weights.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ KV_CACHE = "KV cache"
 
 @dataclass(frozen=True)
 class MeasuredPart:
-    """What is measured by itself, `variant` being the reference with nothing else as the engine has it.
+    """A part that is measured by itself.
 
-    `group` is `all`, `layer` or `kind`; a layer's `name` is the checkpoint's number. `bits_per_weight` is what the
-    part's weights are stored in, scales included; None for the cache, and where the cache counts in.
+    `variant` is the reference with only this part as the engine has it. `group` is `all`, `layer` or `kind`. The `name`
+    of a layer is its number in the checkpoint. `bits_per_weight` is what the part's weights are stored in, with scales.
+    It is None for the cache, and for everything together.
     """
 
     group: str
@@ -48,12 +49,12 @@ class MeasuredPart:
 
 
 def parts_of(engine: Path, manifest: Manifest, first_layer: int) -> list[MeasuredPart]:
-    """Everything together, each layer and each kind of weight of an engine that is not as the checkpoint has it.
+    """List everything together, each layer and each kind of weight in which an engine differs from the checkpoint.
 
-    A cache of fewer bits than float32 counts as a kind: keys and values are rounded as the engine does (with its
-    scales) before attention reads them; those of layout `chunked` as rotated by their position, not by their slot.
-    `first_layer` is the checkpoint's number of the engine's first layer. Empty for an engine with float32 caches and no
-    quantised weight.
+    A cache with fewer bits than float32 counts as a kind. Keys and values are then rounded as the engine rounds them,
+    with its scales, before attention reads them. With the layout `chunked` they are rounded as rotated by their
+    position, not by their slot. `first_layer` is the checkpoint's number of the engine's first layer. The list is empty
+    for an engine with float32 caches and no quantised weight.
     """
     weights, graph = DequantizedWeights(engine), load_graph(engine)
     stores = _stores(graph, manifest)
@@ -87,7 +88,7 @@ def _shown(kind: str, manifest: Manifest) -> str:
 
 
 def _stores(model: ir.Model, manifest: Manifest) -> tuple[Store, ...]:
-    """What the engine's cache does to keys and values, by layer; nothing where it is float32."""
+    """Return what the engine's cache does to keys and values, for each layer. Empty if the cache is float32."""
     dtype, layers = manifest.precision["kv_cache"], range(manifest.model.num_hidden_layers)
     if dtype in KV_BITS:
         scales = _scales(model)
@@ -102,7 +103,7 @@ def _floats(dtype: torch.dtype) -> Store:
 
 
 def _integers(key_scale: torch.Tensor, value_scale: torch.Tensor, bits: int) -> Store:
-    """Keys and values [B, K, T, d] through the codes of `passes/quantize_kv_cache.py`."""
+    """Round keys and values [B, K, T, d] as the codes of `passes/quantize_kv_cache.py` do."""
     low = -(1 << (bits - 1))
 
     def rounded(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -112,7 +113,7 @@ def _integers(key_scale: torch.Tensor, value_scale: torch.Tensor, bits: int) -> 
 
 
 def _scales(model: ir.Model) -> Mapping[LayerValue | None, torch.Tensor]:
-    """The scales [K, 1, d] in an engine's graph by the cache's input."""
+    """Return the scales [K, 1, d] in an engine's graph, by the input of the cache."""
     found = {}
     for node in nodes_of(model, "GroupQueryAttention", "com.microsoft"):
         for past, scale in zip(node.inputs[3:5], node.inputs[12:14], strict=True):

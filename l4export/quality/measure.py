@@ -1,4 +1,4 @@
-"""How good is an engine? Perplexity and KL against the float reference on a text, and where the damage comes from."""
+"""How good an engine is: perplexity and KL against the float reference on a text, and where the damage comes from."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _THRESHOLDS = ("kl", "perplexity_ratio", "top1_agreement")
 
 @dataclass(frozen=True)
 class Damage:
-    """KL in nats a token when only one part of the engine is quantised (`l4export.quality.breakdown.MeasuredPart`)."""
+    """KL in nats a token if only one part of the engine were quantised (`l4export.quality.breakdown.MeasuredPart`)."""
 
     name: str
     bits_per_weight: float | None
@@ -48,10 +48,10 @@ class Damage:
 
 @dataclass(frozen=True)
 class WorstToken:
-    """A position where the engine departs most.
+    """One of the positions where the engine departs most.
 
-    `context` is the text up to there, `following` the token that came; `reference` and `engine` their likeliest three,
-    each with its probability. Without a tokenizer token ids stand for text.
+    `context` is the text up to the position, and `following` is the token that came next. `reference` and `engine` have
+    the three likeliest tokens of each, with their probabilities. Without a tokenizer, token ids stand for text.
     """
 
     window: int
@@ -65,12 +65,12 @@ class WorstToken:
 
 @dataclass(frozen=True)
 class QualityReport(Verdict):
-    """Everything that is told of an engine's quality; KL(reference || engine) is in nats a token.
+    """All figures of an engine's quality. KL(reference || engine) is in nats a token.
 
-    `perplexity` and `reference_perplexity` are exp(mean negative log likelihood); `perplexity_ratio` their quotient,
-    with an interval of its own because both are measured on the same tokens. `kl_by_position` has (first position, mean
-    KL) for stretches of the windows. `together` is the KL of all `layers` and `kinds` at once, without rounding of
-    activations; None where nothing was broken down.
+    `perplexity` and `reference_perplexity` are exp(mean negative log likelihood). `perplexity_ratio` is their quotient.
+    It has an interval of its own, because both are measured on the same tokens. `kl_by_position` has (first position,
+    mean KL) for stretches of the windows. `together` is the KL of all `layers` and `kinds` at once, without rounding of
+    activations. It is None if nothing was broken down.
     """
 
     engine: str
@@ -105,24 +105,24 @@ def measure_quality(
 ) -> QualityReport:
     """Run an engine and the float32 reference over a text, and compare the probabilities of every next token.
 
-    The reference has one layer in memory at a time. The text is read in windows that are independent of each other.
+    The reference has one layer in memory at a time. The text is read in independent windows.
 
     Args:
         engine_path: The engine directory.
         checkpoint: The checkpoint directory that it was built from.
-        text_path: UTF-8 text or token ids, a file or a directory; see `l4export.calibration.text.TextReader`.
-        window: Tokens of one window; None means 1024, or the engine's `max_context` if that is less.
-        breakdown: Whether each layer and each kind of weight is measured, too. A kind takes one more run of the
+        text_path: A file or a directory with UTF-8 text or token ids; see `l4export.calibration.text.TextReader`.
+        window: The number of tokens in one window; None means 1024, or the engine's `max_context` if that is less.
+        breakdown: Whether to measure each layer and each kind of weight too. A kind takes one more run of the
             reference, a layer half a run.
-        thresholds: Limits for `kl` (nats a token) and `perplexity_ratio`, at most, and `top1_agreement`, at least.
-        on_step: Is told in words what is done next.
+        thresholds: Upper limits for `kl` (nats a token) and `perplexity_ratio`, and a lower one for `top1_agreement`.
+        on_step: Called with a line that says what is done next.
 
     Returns:
-        The figures with their 95 % confidence intervals, and the verdict; a threshold that is missed raises nothing.
+        The figures with their 95 % confidence intervals, and the verdict. A missed threshold raises nothing.
 
     Raises:
-        InputError: a text that is no text, too short or not in the vocabulary; a window longer than the engine's
-            context; unknown thresholds; a checkpoint of another architecture.
+        InputError: the text is not UTF-8, too short or not in the vocabulary; the window is longer than the engine's
+            context; a threshold is unknown; the checkpoint has another architecture.
         CheckFailed: the engine's logits are not finite.
         EnvironmentLacks: torch, transformers or onnxruntime is missing.
     """
@@ -149,7 +149,7 @@ def measure_quality(
 
 
 class _Run:
-    """One comparison: what is collected on the way, and the report of it."""
+    """One comparison: it collects the figures of each window and makes the report."""
 
     def __init__(
         self, engine: Engine, text: CalibrationText, parts: list[MeasuredPart], on_step: Callable[[str], None]
@@ -164,7 +164,7 @@ class _Run:
         self.worst: list[WorstToken] = []
 
     def compare(self, reference: Any) -> None:
-        """Every window."""
+        """Compare every window."""
         from l4export.reference.variants import compare_variants
 
         layers, count = self.engine.config.num_hidden_layers, len(self.windows)
@@ -194,7 +194,7 @@ class _Run:
     def token(
         self, window: int, position: int, kl: float, expected: NDArray[np.float64], got: NDArray[np.float64]
     ) -> WorstToken:
-        """One position, in words."""
+        """Describe one position in words."""
         ids = self.windows[window]
         likeliest = [
             tuple((self.words([int(at)]), float(np.exp(side[at]))) for at in np.argsort(-side, kind="stable")[:3])
@@ -204,12 +204,12 @@ class _Run:
         return WorstToken(window, position, float(kl), context, self.words([ids[position + 1]]), *likeliest)
 
     def words(self, ids: Any) -> str:
-        """Text of some tokens, or their ids."""
+        """Return the text of some tokens, or their ids without a tokenizer."""
         codec = self.engine.text
         return " ".join(map(str, ids)) if codec is None else codec.decode(ids, skip_special_tokens=False)
 
     def report(self, reference: str, window: int, limits: dict[str, float]) -> QualityReport:
-        """The figures, held against the thresholds."""
+        """Compute the figures and compare them with the thresholds."""
         scores = TokenScores.joined(self.scores)
         tokens = len(scores.kl)
         bootstrap = BlockBootstrap(tokens)
@@ -244,7 +244,7 @@ class _Run:
 
 
 def _by_position(positions: NDArray[np.int64], kl: NDArray[np.float64]) -> tuple[tuple[int, float], ...]:
-    """Mean KL of at most `_BINS` stretches of equal length."""
+    """Return (first position, mean KL) of at most `_BINS` stretches of equal length."""
     width = -(-int(positions.max() + 1) // _BINS)
     counts, sums = np.bincount(positions // width), np.bincount(positions // width, kl)
     return tuple((at * width, float(sums[at] / count)) for at, count in enumerate(counts.tolist()) if count)

@@ -1,4 +1,4 @@
-"""The quality report as one HTML page that needs nothing else: no scripts, no network."""
+"""The quality report as one HTML page, without scripts and without anything from the network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ svg { width: 100%; height: auto; }
 
 
 def quality_page(report: QualityReport) -> str:
-    """The page's text, UTF-8."""
+    """Return the page as text, to be stored as UTF-8."""
     facts = report.facts
     weights = f"{escape(str(facts['quant']))} weights, {facts['bits_per_weight']:.2f} bits per weight"
     sections = [
@@ -77,7 +77,7 @@ def _cards(report: QualityReport) -> str:
     ]
     note = (
         f'<p class="note">The reference\'s own perplexity is {report.reference_perplexity:.3f}. Ranges are 95 % '
-        f"confidence intervals from blocks of consecutive tokens; that of the comparison is paired, token by token. "
+        f"confidence intervals from blocks of consecutive tokens. The comparison is paired, token by token. "
         f"{report.tokens:,} tokens, largest KL {report.kl_max:.3g}.</p>"
     )
     return f'<div class="cards">{"".join(shown)}</div>{note}'
@@ -99,10 +99,10 @@ def _parts(title: str, prefix: str, parts: Sequence[Damage], axis: str) -> str:
 
 def _together(report: QualityReport) -> str:
     if report.together is None:
-        return '<p class="note">Nothing was broken down: no weight is quantised, or it was not asked for.</p>'
+        return '<p class="note">Nothing was broken down: no weight is quantised, or no breakdown was asked for.</p>'
     return (
         f'<p class="note">Everything above together, in the reference: KL {report.together:.4g}. The engine itself: '
-        f"{report.kl:.4g}; the rest is rounding on the way, of activations. Parts need not add up to the whole.</p>"
+        f"{report.kl:.4g}. The difference comes from rounding activations. Parts need not add up to the whole.</p>"
     )
 
 

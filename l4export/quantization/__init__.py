@@ -1,4 +1,4 @@
-"""Weights in fewer bits: schemes (what is stored) and kernels (how it is computed)."""
+"""Weights in fewer bits: schemes say what is stored, and kernels compute it."""
 
 from l4export.quantization.quantize import dequantize, quantize_rows
 from l4export.quantization.schemes import Scheme

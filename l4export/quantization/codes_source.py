@@ -1,4 +1,4 @@
-"""Where the codes of a weight come from, if not from rounding it: what a calibration offers to a pass."""
+"""The interface through which a calibration gives a pass the codes of weights, instead of rounding to nearest."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ __all__ = ["CodesSource"]
 
 
 class CodesSource(Protocol):
-    """Finds codes before the weights are written; a pass plans with them."""
+    """Finds codes before the weights are written. A pass plans with lazy tensors of them."""
 
     def takes(self, name: str, scheme: Scheme) -> bool:
-        """Whether it finds this weight's codes."""
+        """Return whether it finds the codes of this weight."""
 
     def add(self, name: str, shape: tuple[int, ...], scheme: Scheme) -> Sequence[Recipe]:
-        """Plan a weight; its codes, scales and zero points as lazy tensors."""
+        """Plan a weight of this shape, and return its codes, scales and zero points (if any) as lazy tensors.
+
+        They are laid out as the checkpoint's tensor is, but narrower along K.
+        """
 
     def add_router(self, name: str, shape: tuple[int, ...]) -> Recipe:
-        """Plan a router; its weights as a lazy tensor."""
+        """Plan a router of this shape, and return its weights as a lazy tensor."""

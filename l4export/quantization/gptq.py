@@ -1,18 +1,18 @@
-"""GPTQ: rounding that makes good, in the weights still to be rounded, the error of those that were.
+"""GPTQ: rounding in which the weights that are still to be rounded make up for the errors of those that were.
 
 E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
-Transformers", 2022 (arXiv:2210.17323). For a matrix W [N, K] and inputs X [K, tokens] it looks for codes whose values
-W' make |W X - W' X|^2 = tr((W - W') X X' (W - W')') small. With the moments H = 2 X X' and the upper triangular U with
-U' U = H^-1, columns are rounded one by one, and column i's error e = (w_i - w'_i) / U_ii is taken from those behind it:
-w_j -= e U_ij. Columns are taken in the order of falling H_ii (the paper's "activation order"), and each keeps its
-block's scale wherever its turn comes, so the packing is that of rounding to nearest.
+Transformers", 2022 (arXiv:2210.17323). For a matrix W [N, K] and inputs X [K, tokens] it finds codes whose values W'
+make |W X - W' X|^2 = tr((W - W') X X' (W - W')') small. Let H = 2 X X' be the moments, and U upper triangular with
+U' U = H^-1. Columns are rounded one by one, and the error e = (w_i - w'_i) / U_ii of column i is subtracted from the
+columns after it: w_j -= e U_ij. Columns are taken in the order of falling H_ii (the paper's "activation order"). Each
+column uses the scale of its block, whenever its turn comes, so the packing is that of rounding to nearest.
 
-Three steps around it make the same sum smaller, none larger (shares are of the output error that plain GPTQ leaves):
+Three more steps make the same sum smaller, and none makes it larger:
 
-* before, each block's scale is the one of a few fractions of the plain one that costs least, an error in column i
-  costing H_ii;
-* afterwards, sweeps of coordinate descent: each code in turn the best for all the others;
-* between sweeps, the scales of a row that are best for its codes together, by least squares.
+* Before GPTQ, several fractions of each block's plain scale are tried, and the best one is taken. An error in column i
+  costs H_ii.
+* After GPTQ come sweeps of coordinate descent. They replace each code in turn by the best one, given all the others.
+* Between sweeps the scales of a row are fitted to its codes by least squares.
 """
 
 from __future__ import annotations
@@ -32,30 +32,32 @@ from l4export.quantization.schemes import Scheme
 __all__ = ["DAMPING", "QuantizedMatrix", "gptq", "inverse_factor"]
 
 DAMPING = 0.05
-"""Added to the diagonal of the moments, as a share of its mean: directions that no token had must cost something."""
+"""What is added to the diagonal of the moments, as a share of its mean, so that directions that no token had cost
+something too."""
 
 _COLUMNS = 128
-"""Columns that are rounded before their errors are carried to all columns behind, in one matrix product."""
+"""The number of columns that are rounded before one matrix product carries their errors to all columns after them."""
 
 _ROWS, _FEWEST_ROWS = 256, 16
-"""Rows that one worker has in hand. How many follows from the matrix, so bytes do not depend on how many workers there
-are."""
+"""The largest and the smallest number of rows that one worker takes at a time. The number follows from the matrix, so
+the bytes do not depend on the number of workers."""
 
 _GROUP = 32
-"""Rows that are rounded before their errors are carried to the rows behind, at least; no more groups than this."""
+"""The smallest number of rows that are rounded before their errors are carried to the rows after them, and the largest
+number of such groups."""
 
 _FACTORS = np.linspace(1.0, 0.7, 13, dtype=np.float32)
-"""Fractions of the plain scale that are tried."""
+"""The fractions of the plain scale that are tried."""
 
 _SWEEPS = 3
-"""Of coordinate descent, with a fit of the scales between two."""
+"""The number of sweeps of coordinate descent. The scales are fitted between two sweeps."""
 
 _SMALLEST = np.float32(2.0**-126)
 
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """Codes, scales and zero points (None for symmetric schemes) of one [N, K] matrix, packed as `Scheme` says."""
+    """The codes, scales and zero points (None for symmetric schemes) of one [N, K] matrix, packed as `Scheme` says."""
 
     scheme: Scheme
     codes: np.ndarray
@@ -64,14 +66,14 @@ class QuantizedMatrix:
 
     @classmethod
     def rounded(cls, weight: NDArray[np.float32], scheme: Scheme) -> QuantizedMatrix:
-        """Rounded to nearest."""
+        """Round a matrix [N, K] to nearest."""
         parts = scheme.allocate(*weight.shape)
         quantize_rows(weight, scheme, *parts)
         return cls(scheme, *parts)
 
     @classmethod
     def stacked(cls, parts: Sequence[QuantizedMatrix]) -> QuantizedMatrix:
-        """One below the other."""
+        """Stack matrices of one scheme, one below the other."""
         codes, scales = (np.concatenate([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
         zeros = [part.zero_points for part in parts if part.zero_points is not None]
         return cls(parts[0].scheme, codes, scales, np.concatenate(zeros) if zeros else None)
@@ -89,13 +91,14 @@ def gptq(
     damping: float = DAMPING,
     feedback: NDArray[np.float32] | None = None,
 ) -> tuple[QuantizedMatrix, float]:
-    """Quantise `weight` float32 [N, K] for inputs of moments H = 2 X X', float64 [K, K]; integer schemes only.
+    """Quantise `weight` float32 [N, K] for inputs with the moments H = 2 X X', float64 [K, K], to an integer scheme.
 
-    `feedback` is for outputs that do not cost the same in every direction, but e' C e for an error e [N]: the upper
+    `feedback` is given when an output error e [N] costs e' C e and not the same in every direction. It is the upper
     triangular V, float32 [N, N], with V' V = C^-1 (`inverse_factor`). Rows are then rounded group after group, and the
-    errors of a group are taken from the rows behind it, as GPTQ does with columns.
+    errors of a group are subtracted from the rows after it, as GPTQ does with columns.
 
-    Returns the damping that was used too: ten times as much as long as H is singular to float accuracy.
+    Returns the matrix and the damping that was used. `damping` is multiplied by ten until H is no longer singular to
+    float accuracy.
     """
     n, _ = weight.shape
     order = np.argsort(-np.diagonal(moments), kind="stable")
@@ -119,10 +122,11 @@ def gptq(
 def inverse_factor(
     moments: NDArray[np.float64], order: NDArray[np.int64], damping: float
 ) -> tuple[NDArray[np.float32], float]:
-    """The upper triangular U with U' U = (H + damping * mean(diag H))^-1, H's rows and columns being taken in `order`.
+    """Compute the upper triangular U with U' U = (H + damping * mean(diag H))^-1, where H is reordered by `order`.
 
-    With J the reversal of rows, J H J = L L' gives H = R R' for the upper triangular R = J L J, hence U = R^-1: one
-    factorisation, in float64, and one triangular inverse, in float32. Returns the damping that it took too.
+    Let J reverse rows. Then J H J = L L' gives H = R R' for the upper triangular R = J L J, and U = R^-1. This takes
+    one factorisation in float64 and one triangular inverse in float32. Returns U, float32 [K, K], and the damping that
+    was needed.
     """
     import torch
 
@@ -143,8 +147,11 @@ def inverse_factor(
 
 @dataclass(frozen=True)
 class _Problem:
-    """What the rows of a matrix have in common: damped moments [K, K], and for the columns in their `order` the factor
-    of the inverse and the block of each."""
+    """What the rows of a matrix have in common.
+
+    `moments` [K, K] are damped. `factor` [K, K] is that of their inverse, and `groups` [K] has the block of each
+    column. Both have the columns in their `order`.
+    """
 
     scheme: Scheme
     moments: NDArray[np.float32]
@@ -153,7 +160,7 @@ class _Problem:
     groups: NDArray[np.int64]
 
     def round_rows(self, weight: NDArray[np.float32], pool: ThreadPoolExecutor) -> QuantizedMatrix:
-        """Rows [n, K], some at a time by each worker."""
+        """Round rows [n, K]. Each worker takes some of them at a time."""
         n, k = weight.shape
         plain = QuantizedMatrix.rounded(np.ascontiguousarray(weight), self.scheme)
         scales, zeros = plain.scales.astype(np.float32), _zero_codes(plain)
@@ -168,7 +175,7 @@ class _Problem:
     def solve(
         self, weight: NDArray[np.float32], scales: NDArray[np.float32], zeros: NDArray[np.float32], codes: np.ndarray
     ) -> None:
-        """Some rows: `scales` [n, G] are replaced by those that were found, `codes` [n, K] written, one a byte."""
+        """Solve some rows. Replaces `scales` [n, G] by those that were found, and writes `codes` [n, K], one a byte."""
         from l4export.quantization.gptq_kernel import choose_scales, descend
 
         block, top = self.scheme.block_size, np.float32((1 << self.scheme.bits) - 1)
@@ -185,7 +192,7 @@ class _Problem:
     def _round(
         self, weight: NDArray[np.float32], scales: NDArray[np.float32], zeros: NDArray[np.float32], top: np.float32
     ) -> NDArray[np.uint8]:
-        """GPTQ itself."""
+        """Round by GPTQ itself."""
         from l4export.quantization.gptq_kernel import round_columns
 
         n, k = weight.shape
@@ -200,21 +207,24 @@ class _Problem:
     def _fit(
         self, weight: NDArray[np.float32], codes: np.ndarray, scales: NDArray[np.float32], zeros: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """The scales s [n, G] that are best for the codes: with C_g the steps (code - zero) of block g and 0 elsewhere,
-        sum_h (C_g H C_h') s_h = C_g H w' for every g of a row. A block without steps keeps its scale."""
+        """Find the scales s [n, G] that are best for the codes.
+
+        Let C_g be the steps (code - zero) in block g, and 0 elsewhere. The scales of a row solve
+        sum_h (C_g H C_h') s_h = C_g H w' for every g. A block without steps keeps its scale.
+        """
         from l4export.quantization.gptq_kernel import block_products
 
         n, blocks = scales.shape
         size = self.scheme.block_size
         steps = codes.astype(np.float32) - zeros.repeat(size, axis=1)
         left, right, sums = np.empty((n, blocks, blocks)), np.empty((n, blocks)), np.empty((n, blocks))
-        for g in range(blocks):  # symmetric: what lies before block g is known
+        for g in range(blocks):  # the matrix is symmetric, so what lies before block g is known
             start, stop = g * size, (g + 1) * size
             product = _product(steps[:, start:stop], self.moments[start:stop, start:])
             block_products(product, steps[:, start:], size, sums[:, g:])
             left[:, g, g:] = left[:, g:, g] = sums[:, g:]
         block_products(_product(weight, self.moments), steps, size, right)
-        # a trace of the old scales: it keeps the equations regular, and blocks without steps as they are
+        # a little of the old scales keeps the equations regular, and blocks without steps as they are
         pull = 1e-6 * np.trace(left, axis1=1, axis2=2)[:, None] / blocks + 1e-30
         left[:, np.arange(blocks), np.arange(blocks)] += pull
         fitted = np.linalg.solve(left, (right + pull * scales)[..., None])[..., 0]
@@ -222,7 +232,7 @@ class _Problem:
             return fitted.astype(np.float32)
 
     def _settle(self, scales: NDArray[np.float32], new: NDArray[np.float32]) -> None:
-        """Take over scales as they will be stored, but for those that the scheme would not hold."""
+        """Copy `new` into `scales` as it will be stored, except scales that the scheme cannot hold."""
         with np.errstate(over="ignore"):
             stored = new.astype(self.scheme.scale_dtype).astype(np.float32)
         np.copyto(scales, stored, where=np.isfinite(stored) & (np.abs(stored) >= _SMALLEST))
@@ -236,7 +246,7 @@ class _Problem:
 
 
 def _product(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """a @ b by torch, whose threads can be kept to one in each worker."""
+    """Return a @ b. Torch computes it, because its threads can be limited to one in each worker."""
     import torch
 
     result: NDArray[np.float32] = torch.mm(torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(b)).numpy()
@@ -245,7 +255,7 @@ def _product(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """A worker for each core, with matrix products of one thread each."""
+    """Provide a worker for each core. Each worker uses one thread for matrix products."""
     import torch
 
     threads = torch.get_num_threads()
@@ -258,12 +268,12 @@ def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
 
 
 def _mean(moments: NDArray[np.float64]) -> float:
-    """Of the diagonal; 1 where no token had anything, so that damping makes a unit matrix."""
+    """Return the mean of the diagonal, or 1 if all of it is 0, so that damping gives a unit matrix."""
     return float(np.diagonal(moments).mean()) or 1.0
 
 
 def _zero_codes(matrix: QuantizedMatrix) -> NDArray[np.float32]:
-    """float32 [N, K / block], the code that stands for 0."""
+    """Return the code that stands for 0 in each block, float32 [N, K / block]."""
     blocks = matrix.scales.shape[1]
     if matrix.zero_points is None:
         return np.full(matrix.scales.shape, 1 << (matrix.scheme.bits - 1), np.float32)

@@ -1,10 +1,11 @@
 """The compiled part of GPTQ. Every function works on some rows of a matrix, each row by itself, and releases the GIL.
 
-Everything compiled is in this one file, because Numba's cache watches only the file of the function that it stores.
-Inner loops index with `np.uintp`: signed indices may be negative, which keeps loops from being vectorised.
+All of it is in one file, because Numba's cache watches only the file of the function that it stores (`kernels.py` says
+more). Inner loops index with `np.uintp`, because signed indices may be negative, which keeps loops from being
+vectorised.
 
-Arguments in common: float32 `scales` and `zeros` (the code that stands for 0) are [N, G]; `top` is the largest code;
-`codes` are uint8 [N, K].
+Many functions have these arguments: float32 `scales` and `zeros` (the code that stands for 0) are [N, G]; `top` is the
+largest code; `codes` are uint8 [N, K].
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ __all__ = ["block_products", "choose_scales", "descend", "round_columns"]
 
 @jit
 def _nearest(value: np.float32, scale: np.float32, zero: np.float32, top: np.float32) -> Any:
-    """The code of a value; that of 0 where the scale is 0."""
+    """Return the code of a value, or the code of 0 where the scale is 0."""
     code = np.rint(value / scale) + zero if scale != np.float32(0) else zero
     return min(max(code, np.float32(0)), top)
 
 
 @jit
 def choose_scales(weight: Any, cost: Any, block: int, factors: Any, scales: Any, zeros: Any, top: np.float32) -> None:
-    """Multiply each block's scale by the one of `factors` that makes sum_i cost_i (w_i - w'_i)^2 least.
+    """Multiply each block's scale by the one of `factors` with the smallest sum_i cost_i (w_i - w'_i)^2.
 
     weight float32 [N, K], cost float32 [K].
     """
@@ -50,9 +51,9 @@ def round_columns(
     left: Any, factor: Any, groups: Any, scales: Any, zeros: Any, top: np.float32, codes: Any, errors: Any,
     start: int, stop: int,
 ) -> None:  # fmt: skip
-    """Round columns `start` to `stop` - 1 and carry their errors to the columns behind them, up to `stop`.
+    """Round columns `start` to `stop` - 1, and carry their errors to the columns after them, up to `stop`.
 
-    left: float32 [N, K], what is to be rounded, with what earlier errors have left to be made good.
+    left: float32 [N, K], what is to be rounded, corrected for the errors of earlier columns.
     factor: float32 [K, K], upper triangular, factor' factor = H^-1.
     groups: int64 [K], the block of each column.
     errors: float32 [N, >= stop - start], written: (w - w') / factor[i, i], for the columns from `stop` on.
@@ -72,7 +73,7 @@ def round_columns(
 def descend(
     away: Any, slope: Any, moments: Any, block: int, scales: Any, zeros: Any, top: np.float32, codes: Any
 ) -> None:  # fmt: skip
-    """One sweep of coordinate descent on (w - w') H (w - w')': each code in turn the best for all the others.
+    """Make one sweep of coordinate descent on (w - w') H (w - w')': replace each code by the best, given all others.
 
     away: float32 [N, K], w - w', kept up to date.
     slope: float32 [N, K], (w - w') H, kept up to date.
@@ -96,7 +97,7 @@ def descend(
 
 @jit
 def block_products(left: Any, right: Any, block: int, sums: Any) -> None:
-    """Row by row, the scalar product of each block of two matrices.
+    """Compute the scalar product of each block of two matrices, row by row.
 
     left, right: float32 [N, K'].
     sums: float64 [N, K' / block], written.

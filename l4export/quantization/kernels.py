@@ -1,10 +1,15 @@
-"""The compiled quantisation kernels: one pass over the source, in pieces that stay in the cache.
+"""The compiled quantisation kernels. They make one pass over the source, in pieces that stay in the processor's cache.
 
-The kernels take a `Source`, a `Format` and the `Outputs`. They release the GIL and compile on first use; the machine
-code is cached on disk. Everything compiled is in this one file, because Numba's cache watches only the file of the
-function that it stores. Helpers take whole arrays and offsets and do many blocks at a time, because slices and
-arguments cost atomic reference counts; they index with `np.uintp`, because signed indices may be negative, which keeps
-loops from being vectorised.
+The kernels take a `Source`, a `Format` and the `Outputs`. They release the GIL. They compile on first use, and the
+machine code is cached on disk.
+
+All of it is in this one file on purpose. Numba stores a function together with everything that it calls. It compiles
+the function again when the file of that function changes, but not when the file of a function that it calls changes.
+If the helpers were in another file, old machine code would stay in use after a change of theirs, and weights would be
+wrong in silence.
+
+Helpers take whole arrays and offsets and do many blocks at a time, because slices and arguments cost atomic reference
+counts. They index with `np.uintp`, because signed indices may be negative, which keeps loops from being vectorised.
 
 A kernel returns -1, or `row * k + column` (of the result) of the first element of a piece that it could not quantise.
 """
@@ -24,10 +29,10 @@ from l4export.quantization.jit import jit
 
 __all__ = ["Format", "Outputs", "Source", "kernel"]
 
-_ROW_PIECE = 2048  # elements of a row that are worked on at a time
-_TILE = 1 << 17  # elements of a [K, N] source that are worked on at a time
+_ROW_PIECE = 2048  # elements of a row that are processed at a time
+_TILE = 1 << 17  # elements of a [K, N] source that are processed at a time
 _FP8_TILE_N = 64  # columns of a [K, N] source for fp8: whole cache lines
-_PAD = 32  # elements between tile rows, so that a column of the tile does not fall on the same few cache sets
+_PAD = 32  # elements between tile rows, so that a column of the tile does not fall into the same few cache sets
 _BLOCK = 128  # square fp8 block
 
 _INFINITE = np.uint32(0x7F800000)
@@ -35,17 +40,17 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _SMALLEST = np.float32(2.0**-126)
 _MAGIC = np.float32(1.5 * 2.0**23)  # x + _MAGIC holds round(x) in its low bits, for |x| < 2^22
 _MAGIC_BITS = np.int32(0x4B400000)
-_FRACTIONS = np.array([1, 0.93, 0.86, 0.79], np.float32)  # of a scale, that are tried
-_ZERO, _ONE = np.int64(0), np.int64(1)  # Numba compiles a helper anew for each number that is written as an argument
+_FRACTIONS = np.array([1, 0.93, 0.86, 0.79], np.float32)  # the fractions of a scale that are tried
+_ZERO, _ONE = np.int64(0), np.int64(1)  # Numba compiles a helper again for each literal number that is an argument
 
 
 class Source(NamedTuple):
-    """A matrix to be quantised: [n, k], or [k, n] for a kernel that takes it transposed."""
+    """A matrix to quantise: [n, k], or [k, n] for a kernel that takes it transposed."""
 
     bits: Any
-    """Flat: uint16 for bfloat16 and float16, uint32 for float32."""
+    """A flat array: uint16 for bfloat16 and float16, uint32 for float32."""
     half: bool
-    """Whether 16 bits are float16."""
+    """Whether numbers of 16 bits are float16 (and not bfloat16)."""
     stride: int
     """The distance between rows, in elements."""
     n: int
@@ -56,21 +61,21 @@ class Format(NamedTuple):
     """An integer scheme, as `l4export.quantization.schemes.Scheme` describes it."""
 
     number: int
-    """Bits of a code: 4 or 8."""
+    """The number of bits of a code: 4 or 8."""
     block: int
-    """Elements that share a scale."""
+    """The number of elements that share a scale."""
     symmetric: bool
     positive: bool
     fitted: bool
 
 
 class Outputs(NamedTuple):
-    """Where results go: row r of the result to row `row_start + row_step * r`, its first column to `column_start`."""
+    """Where results go. Row r goes to row `row_start + row_step * r`, and the first column to `column_start`."""
 
     codes: Any
-    """uint8, or uint32 for the words of codes of a transposed source."""
+    """uint8, or uint32 for words of codes if the source is transposed."""
     wide: Any
-    """Scales in float32. Of `wide` and `narrow` the one that is not used has no columns."""
+    """Scales in float32. One of `wide` and `narrow` is not used and has no columns."""
     narrow: Any
     """Scales as the bits of float16."""
     zero_points: Any
@@ -80,23 +85,24 @@ class Outputs(NamedTuple):
 
 
 class _Blocks(NamedTuple):
-    """Blocks in hand: they begin `apart` from one another in `bits`, and their elements are `step` apart."""
+    """The blocks that are being processed: `apart` is from one block to the next in `bits`, `step` between elements."""
 
     bits: Any
     apart: int
     step: int
     signed: Any
-    """What `_ends` finds, of each block."""
+    """For each block, the first of the two numbers that `_ends` finds."""
     unsigned: Any
+    """For each block, the second of them."""
     scales: Any
     inverse: Any
-    """Of each block's scale as it is stored."""
+    """The inverse of each block's scale as it is stored."""
     shift: Any
     """What `_code` adds."""
 
 
 def _bitcast(source: Any, target: Any) -> Any:
-    """A function (for compiled code only) that reads the bits of one 32-bit type as another."""
+    """Make a function, for compiled code only, that reads the bits of one 32-bit type as another."""
 
     def typed(context: Any, value: Any) -> Any:
         def generate(target_context: Any, builder: Any, _: Any, arguments: Any) -> Any:
@@ -113,7 +119,7 @@ _as_bits = _bitcast(types.float32, types.uint32)
 
 @jit
 def _widen(source: Any, at: int, half: bool, bits: Any, to: int, length: int) -> None:
-    """`bits[to : to + length]` = the float32 bits of the source's elements from `at` on."""
+    """Set `bits[to : to + length]` to the float32 bits of the source's elements from `at` on."""
     if source.itemsize == 4:
         for i in range(length):
             bits[np.uintp(to + i)] = np.uint32(source[np.uintp(at + i)])
@@ -133,7 +139,7 @@ def _widen(source: Any, at: int, half: bool, bits: Any, to: int, length: int) ->
 
 @jit
 def _ends(bits: Any, at: int, length: int) -> Any:
-    """The largest of the bits as signed numbers (0 if all are negative) and as unsigned ones."""
+    """Return the largest of the bits as signed numbers (0 if all are negative), and as unsigned numbers."""
     signed, unsigned = np.int32(0), np.uint32(0)
     for i in range(length):
         value = bits[np.uintp(at + i)]
@@ -144,7 +150,7 @@ def _ends(bits: Any, at: int, length: int) -> Any:
 
 @jit
 def _first(bits: Any, at: int, step: int, magnitude: Any) -> Any:
-    """The first element of that magnitude, from `at` on."""
+    """Return the first element with that magnitude, from `at` on."""
     while np.uint32(bits[np.uintp(at)] & _MAGNITUDE) != magnitude:
         at += step
     return _as_float(bits[np.uintp(at)])
@@ -152,7 +158,7 @@ def _first(bits: Any, at: int, step: int, magnitude: Any) -> Any:
 
 @jit
 def _to_float16(scale: np.float32) -> Any:
-    """Rounded to float16: the value, and its float16 bits; infinite when float16 cannot hold it."""
+    """Round to float16. Returns the value (infinite if float16 cannot hold it) and its float16 bits."""
     bits = _as_bits(scale)
     sign = np.uint32((bits >> np.uint32(16)) & np.uint32(0x8000))
     magnitude = np.uint32(bits & _MAGNITUDE)
@@ -170,7 +176,7 @@ def _to_float16(scale: np.float32) -> Any:
 
 @jit
 def _settle(scale: np.float32, half: bool, positive: bool) -> Any:
-    """A scale as it is stored (rounded to float16 if `half`), its float16 bits, and its inverse."""
+    """Return a scale as it is stored (rounded to float16 if `half`), its float16 bits, and its inverse."""
     code = np.uint16(0)
     if half:
         scale, code = _to_float16(scale)
@@ -181,13 +187,13 @@ def _settle(scale: np.float32, half: bool, positive: bool) -> Any:
 
 @jit
 def _lowest(unsigned: Any) -> Any:
-    """The magnitude of the smallest element of a block, as bits: 0 if none is negative."""
+    """Return the magnitude of the smallest element of a block as bits, or 0 if none is negative."""
     return np.uint32(unsigned & _MAGNITUDE) if unsigned > _MAGNITUDE else np.uint32(0)
 
 
 @jit
 def _fit(bits: Any, at: int, step: int, scale: np.float32, low: np.float32, form: Format, half: bool) -> Any:
-    """The one of a few fractions of a block's scale that makes the sum of squared errors least."""
+    """Return the fraction of a block's scale, among those tried, with the smallest sum of squared errors."""
     number, block, symmetric, positive, _ = form
     top = (1 << number) - 1
     best, least = scale, np.float32(np.inf)
@@ -210,7 +216,7 @@ def _fit(bits: Any, at: int, step: int, scale: np.float32, low: np.float32, form
 
 @jit
 def _find_scales(form: Format, blocks: _Blocks, half: bool, count: int) -> int:
-    """Sets the `scales` of the first `count` blocks, whose ends are known; `half`: for storing in float16.
+    """Set the `scales` of the first `count` blocks, whose ends are known. `half` says that they are stored in float16.
 
     Returns -1, or the first block with an element that is not finite.
     """
@@ -242,7 +248,7 @@ def _find_scales(form: Format, blocks: _Blocks, half: bool, count: int) -> int:
 def _store_scales(
     form: Format, blocks: _Blocks, out: Outputs, row: int, row_step: int, column: int, column_step: int, count: int
 ) -> int:
-    """Stores scales and zero points of the first `count` blocks, and sets their `inverse` and `shift`.
+    """Store the scales and zero points of the first `count` blocks, and set their `inverse` and `shift`.
 
     Those of block i go to row `row + row_step * i` and column `column + column_step * i`. Returns -1, or the first
     block whose scale is too large to be stored.
@@ -274,7 +280,7 @@ def _store_scales(
 
 @jit
 def _code(value: Any, inverse: Any, shift: Any, top: Any, flip: Any) -> Any:
-    """Of an element, given its bits."""
+    """Return the code of an element, given its bits."""
     code = np.int32(np.int32(_as_bits(_as_float(value) * inverse + _MAGIC)) + shift)
     code = code if code > np.int32(0) else np.int32(0)
     return np.uint32(code if code < top else top) ^ flip
@@ -282,13 +288,13 @@ def _code(value: Any, inverse: Any, shift: Any, top: Any, flip: Any) -> Any:
 
 @jit
 def _flip(form: Format) -> Any:
-    """The upper bit of a code, which two's complement turns."""
+    """Return the upper bit of a code if it must be flipped for two's complement, or 0."""
     return np.uint32(1 << (form.number - 1)) if form.positive else np.uint32(0)
 
 
 @jit
 def _new_blocks(elements: int, apart: int, step: int, count: int) -> _Blocks:
-    """Room for `count` blocks of some elements together."""
+    """Make room for `count` blocks that have `elements` elements together."""
     return _Blocks(
         np.empty(elements, np.uint32), apart, step, np.empty(count, np.uint32), np.empty(count, np.uint32),
         np.empty(count, np.float32), np.empty(count, np.float32), np.empty(count, np.int32),
@@ -296,7 +302,7 @@ def _new_blocks(elements: int, apart: int, step: int, count: int) -> _Blocks:
 
 
 def _quantize_rows(source: Source, form: Format, out: Outputs) -> int:
-    """Blockwise 4 and 8 bits of an [N, K] source."""
+    """Quantise an [N, K] source to blocks of 4 or 8 bits."""
     elements, half, stride, n, k = source
     codes, number, block = out.codes, form.number, form.block
     top, flip = np.int32((1 << number) - 1), _flip(form)
@@ -330,7 +336,7 @@ def _quantize_rows(source: Source, form: Format, out: Outputs) -> int:
 
 @jit
 def _widen_lanes(source: Source, start: int, lanes: int, pitch: int, blocks: _Blocks, block: int) -> None:
-    """Blocks that lie side by side: row i of them to `blocks.bits[i * pitch :]`, and the ends of each."""
+    """Read blocks that lie side by side. Row i of them goes to `blocks.bits[i * pitch :]`. Finds the ends of each."""
     bits, signed, unsigned = blocks.bits, blocks.signed, blocks.unsigned
     for r in range(lanes):
         signed[r] = unsigned[r] = 0
@@ -345,21 +351,21 @@ def _widen_lanes(source: Source, start: int, lanes: int, pitch: int, blocks: _Bl
 
 @jit
 def _pack_lanes(blocks: _Blocks, lanes: int, pitch: int, form: Format, packed: Any) -> None:
-    """The codes of blocks that lie side by side, as words: word w of lane r to `packed[w * pitch + r]`."""
+    """Pack the codes of blocks that lie side by side into words. Word w of lane r goes to `packed[w * pitch + r]`."""
     bits, inverse, shift, number = blocks.bits, blocks.inverse, blocks.shift, form.number
     top, flip, count = np.int32((1 << number) - 1), _flip(form), 32 // number
     for i in range(form.block):
         at, word = i * pitch, i // count * pitch
-        place = np.uint32(i % count * number) & np.uint32(31)  # so that 32-bit shifts will do
+        place = np.uint32(i % count * number) & np.uint32(31)  # so that 32-bit shifts suffice
         for r in range(lanes):
             code = np.uint32(_code(bits[np.uintp(at + r)], inverse[r], shift[r], top, flip) << place)
             packed[np.uintp(word + r)] = packed[np.uintp(word + r)] | code if place else code
 
 
 def _quantize_columns(source: Source, form: Format, out: Outputs) -> int:
-    """Blockwise 4 and 8 bits of a [K, N] source; the codes of `out` are words, uint32.
+    """Quantise a [K, N] source to blocks of 4 or 8 bits. The codes of `out` are uint32 words.
 
-    Columns of the source lie side by side in vectors all the way to the words of codes; only words are transposed.
+    Columns of the source lie side by side in vectors until the words of codes are made. Only words are transposed.
     """
     n, k, block, words, row_step = source.n, source.k, form.block, out.codes, out.row_step
     count = 32 // form.number  # codes of a word
@@ -388,7 +394,7 @@ def _quantize_columns(source: Source, form: Format, out: Outputs) -> int:
 def _gather(
     source: Any, start: int, stride: int, transposed: bool, rows: int, length: int, tile: Any, width: int
 ) -> None:
-    """`tile[r * width + i]` = element (r, i) in the result's order, counted from `start` in the source."""
+    """Set `tile[r * width + i]` to element (r, i) in the result's order, counted from `start` in the source."""
     if transposed:
         for i in range(length):
             for r in range(rows):
@@ -401,7 +407,7 @@ def _gather(
 
 @jit
 def _largest(tile: Any, start: int, width: int, rows: int, length: int, half: bool, bits: Any) -> Any:
-    """The largest magnitude, as bits, of some rows of a tile from `start` on; `bits` is room for a piece of a row."""
+    """Return the largest magnitude, as bits, in some rows of a tile from `start` on. `bits` is room to work in."""
     largest = np.uint32(0)
     for r in range(rows):
         for i in range(0, length, len(bits)):
@@ -427,7 +433,7 @@ def _encode_fp8(bits: Any, length: int, inverse: np.float32, codes: Any, row: in
 
 
 def _quantize_fp8(source: Source, transposed: bool, square: bool, positive: bool, out: Outputs) -> int:
-    """E4M3FN: one scale for a row, or for a square block of result rows (then `out.row_step` is 1)."""
+    """Quantise to E4M3FN with one scale for a row, or for a square block of rows (then `out.row_step` is 1)."""
     elements, half, stride, n, k = source
     codes, wide, narrow, _, row_start, row_step, _ = out
     tile_n = _BLOCK if square else (_FP8_TILE_N if transposed else 1)
@@ -468,7 +474,7 @@ _lock = threading.Lock()
 
 
 def kernel(name: str, itemsize: int) -> Callable[..., int]:
-    """The compiled kernel `rows`, `columns` or `fp8` for sources of 2 or 4 bytes; compiled or loaded on first use."""
+    """Return the kernel `rows`, `columns` or `fp8` for sources of 2 or 4 bytes, compiled or loaded on first use."""
     with _lock:
         return _compiled(name, itemsize)
 

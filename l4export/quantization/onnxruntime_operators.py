@@ -1,11 +1,11 @@
-"""ONNX Runtime's operators over quantised weights: what each takes, and how it stands for a float one.
+"""ONNX Runtime's operators over quantised weights: what each one takes, and which float operator it replaces.
 
 With w' = (code - zero_point) * scale by blocks along K (`l4export.quantization.schemes`):
 
 * `FusedMatMul(x, W [N, K], transB=1)` -> `MatMulNBits(x, codes [N, K/block, block*bits/8], scales)`
 * `MoE(x, probs, fc1, fc2)` -> `QMoE(x, probs, codes, scales, ...)`; fc1 and fc2 share a scheme
 * `Gather(W [V, K], ids)` -> `GatherBlockQuantized(codes [V, K*bits/8], ids, scales)`
-* fp8, whatever the operator: `W` -> `DequantizeLinear(codes, scales)` with blocks along K
+* fp8, for every operator: `W` -> `DequantizeLinear(codes, scales)` with blocks along K
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ __all__ = ["OPERATORS", "Operand", "Operator", "dequantize_operands", "replace_o
 
 @dataclass(frozen=True)
 class Operand:
-    """A quantised weight, and the initializer of the float one in whose place it is read."""
+    """A quantised weight, and the initializer of the float weight that it replaces."""
 
     weight: ir.Value
     quantized: QuantizedWeight
 
     def values(self, b: GraphBuilder, graph: ir.Graph, codes: ir.TensorProtocol | None = None) -> list[ir.Value]:
-        """Codes (in the shape of `codes`, if given), scales and zero points, if any, as initializers.
+        """Return codes (in the shape of `codes`, if given), scales and zero points (if there are any) as initializers.
 
-        A second reader finds those of the first. Codes that it reads in another shape are an initializer of their own
-        over the same bytes.
+        If the weight has a second reader, it gets the initializers of the first. If it reads the codes in another
+        shape, they become another initializer over the same bytes.
         """
         tensors: dict[Part, ir.TensorProtocol | None] = {
             "codes": codes or self.quantized.codes,
@@ -57,9 +57,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class Operator:
-    """A float operator that has a quantised form: which of its inputs are weights, and the form.
+    """A float operator that has a quantised form.
 
-    `quantized(b, graph, node, operands, accuracy_level)` builds the form and returns its output.
+    `weights` has the indices of the inputs that are weights. `quantized(b, graph, node, operands, accuracy_level)`
+    builds the quantised form and returns its output.
     """
 
     weights: tuple[int, ...]
@@ -69,13 +70,13 @@ class Operator:
 def replace_operator(
     graph: ir.Graph, node: ir.Node, operator: Operator, operands: Sequence[Operand], accuracy_level: int
 ) -> None:
-    """Put the quantised form in the place of a node."""
+    """Replace a node by its quantised form."""
     b = GraphBuilder.beside(node)
     replace_node(graph, node, b, [operator.quantized(b, graph, node, operands, accuracy_level)])
 
 
 def dequantize_operands(graph: ir.Graph, node: ir.Node, operator: Operator, operands: Sequence[Operand]) -> None:
-    """Put a `DequantizeLinear` before each weight of a node; equal ones are merged by the clean-up."""
+    """Put a `DequantizeLinear` before each weight of a node. The clean-up merges equal ones."""
     b = GraphBuilder.beside(node)
     for index, operand in zip(operator.weights, operands, strict=True):
         codes, scales = operand.values(b, graph)
@@ -147,4 +148,4 @@ OPERATORS = {
     ("MoE", "com.microsoft"): Operator((2, 4), _qmoe),
     ("Gather", ""): Operator((0,), _gather_block_quantized),
 }
-"""Every float operator whose weights ONNX Runtime takes quantised, by type and domain."""
+"""The float operators that have a quantised form in ONNX Runtime, by type and domain."""

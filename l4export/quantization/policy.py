@@ -1,4 +1,4 @@
-"""What is quantised how: patterns of weight names -> schemes."""
+"""Policies, which say how each weight is quantised: patterns of weight names -> schemes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 class Rule:
     """Weights whose names match a pattern of `weights`, and none of `but`, are stored as `kind`.
 
-    Patterns are a shell's (`*`, `?`, `[...]`) over checkpoint names without the multimodal prefix. `kind` is `int4`,
-    `int8` or `fp8`. `block_size` None means for integers the largest of 128, 64, 32, 16 that divides the width, for
-    fp8 one scale per output channel. `fitted` is for integers: scales that make a block's squared error least.
+    Patterns are those of a shell (`*`, `?`, `[...]`), for checkpoint names without the multimodal prefix. `kind` is
+    `int4`, `int8` or `fp8`. `block_size` None means the largest of 128, 64, 32, 16 that divides the width for integers,
+    and one scale for each output channel for fp8. `fitted` is for integers: it chooses scales with the smallest squared
+    error in each block.
     """
 
     weights: tuple[str, ...]
@@ -39,14 +40,14 @@ class Rule:
     fitted: bool = False
 
     def matches(self, name: str) -> bool:
-        """Whether the rule speaks of this weight."""
+        """Whether the rule applies to this weight."""
         return _any(name, self.weights) and not _any(name, self.but)
 
     def scheme(self, name: str, *widths: int) -> Scheme:
-        """The scheme for a weight, or for several that must share one, of these contraction widths.
+        """Return the scheme for a weight with these contraction widths, or for several weights that must share one.
 
         Raises:
-            InputError: the block size does not divide a width, or none does.
+            InputError: the block size does not divide a width, or no block size does.
         """
         block = self.block_size
         if self.kind == "fp8":
@@ -64,20 +65,25 @@ class Rule:
 
 @dataclass(frozen=True)
 class Policy:
-    """Rules, and how exactly ONNX Runtime multiplies: `accuracy_level` 1 keeps float32 activations, 4 rounds them to
-    int8 by block, which is several times as fast. Weights that no rule names stay as they are.
+    """Rules, and how ONNX Runtime's CPU kernels multiply integer weights. Weights that no rule names stay as they are.
 
-    `origin` tells how the policy was chosen, where it was chosen by measurement (`l4export.compiler.auto_policy`)."""
+    With `accuracy_level` 4 the kernels round activations to int8, in the blocks of the weights. With 1 activations stay
+    float32. Level 1 is for checks: there is no such kernel for weights of 8 bits, so every call makes floats of the
+    whole matrix, and a token takes fifty times as long as with 4, twenty times as long as with float32 weights
+    (docs/reference/measurements.md). Other targets ignore the level.
+
+    `origin` says how the policy was chosen, if it was chosen by measurement (`l4export.compiler.auto_policy`).
+    """
 
     rules: tuple[Rule, ...]
     accuracy_level: int = 4
     origin: Mapping[str, Any] | None = field(default=None, compare=False)
 
     def rule_for(self, name: str) -> Rule | None:
-        """The rule that speaks of a weight; None when it stays float.
+        """Return the rule that applies to a weight, or None if the weight stays float.
 
         Raises:
-            InputError: two rules that differ speak of it.
+            InputError: two different rules apply to it.
         """
         found = [rule for rule in self.rules if rule.matches(name)]
         kinds = {(rule.kind, rule.block_size, rule.symmetric, rule.fitted) for rule in found}
@@ -89,12 +95,12 @@ class Policy:
         return found[0] if found else None
 
     def to_dict(self) -> dict[str, Any]:
-        """For manifests, as plain JSON values."""
+        """Return the policy for manifests, as plain JSON values."""
         rules = [{**asdict(rule), "weights": list(rule.weights), "but": list(rule.but)} for rule in self.rules]
         return {"accuracy_level": self.accuracy_level, "rules": rules}
 
     def to_toml(self) -> str:
-        """The policy as a file that `load_policy` reads."""
+        """Return the policy as the text of a file that `load_policy` reads."""
         lines = [f"accuracy_level = {self.accuracy_level}"]
         for rule in self.rules:
             lines += ["", "[[rule]]"]  # strings, numbers, booleans and lists are written as in JSON
@@ -103,10 +109,10 @@ class Policy:
         return "\n".join(lines) + "\n"
 
     def check_used(self, quantized: Iterable[str]) -> None:
-        """Refuse a rule that speaks of none of the weights that were quantised: a mistyped pattern, or norms alone.
+        """Refuse a rule that applies to no weight that was quantised, such as a mistyped pattern, or norms alone.
 
         Raises:
-            InputError: by the rule's patterns.
+            InputError: there is such a rule. The message has its patterns.
         """
         known = list(quantized)
         for rule in self.rules:
@@ -116,14 +122,18 @@ class Policy:
 
 
 def standard_policy(quant: str, block_size: int | None = None, fitted: bool = False) -> Policy | None:
-    """The policy behind `--quant`: None for `none`.
+    """Return the policy of `--quant`, which is None for `none`.
 
-    Matrices of attention, experts and feed-forward are stored as asked; the head, which int4 damages most, and the
-    embedding, of which a step reads one row, at 8 bits; with fp8 the embedding stays float. The router, norms and
-    everything else stay float: they are tiny. `fitted` is for the matrices: 8 bits have nothing to gain from it.
+    Matrices of attention, experts and feed-forward are stored as `quant` says. The head and the embedding have 8 bits,
+    because 4 bits there raise the KL of the trained example by half, and a step reads one row of the embedding. With
+    fp8 the embedding stays float. The router, norms and everything else stay float, because they are tiny. `fitted`
+    applies to the matrices alone, because 8 bits gain nothing from it.
+
+    The accuracy level is 4, although level 1 loses less, because level 1 is too slow to be used (`Policy`).
 
     Raises:
-        InputError: an unknown quantisation, or a block size with `none`.
+        InputError: the quantisation is unknown; there is a block size with `none`; the block size or fitted scales do
+            not go with the quantisation.
     """
     if quant not in QUANTIZATIONS:
         raise InputError(f"--quant {quant} is not one of {_listed(QUANTIZATIONS)}")
@@ -151,7 +161,7 @@ def load_policy(path: Path) -> Policy:
         block_size = 32
 
     Raises:
-        InputError: not TOML, or a key or value that means nothing, by name.
+        InputError: the file is not TOML, or has a key or a value that means nothing. The message names it.
         StorageError: the file cannot be read.
     """
     try:

@@ -1,4 +1,4 @@
-"""Quantising and dequantising of matrices: the arguments' checks, and the choice of the kernel."""
+"""Quantising and dequantising matrices: the arguments are checked, and the kernel is chosen."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ def quantize_rows(
     transposed: bool = False,
     column_start: int = 0,
 ) -> None:
-    """Quantise a matrix into rows `row_start + row_step * n` of the outputs.
+    """Quantise a matrix. Row n of the result is written to row `row_start + row_step * n` of the outputs.
 
-    `source` is [N, K], or [K, N] if `transposed`; bfloat16, float16 or float32; its last axis must be contiguous. The
-    outputs are C-contiguous and shaped as `scheme` says for their own number of rows (`Scheme.allocate`); rows that are
-    not written stay as they are. The GIL is released, and calls may run side by side on different rows of the same
-    outputs (fp8-b128: on different blocks of 128 rows; there `row_step` must be 1 and `row_start` a multiple of 128).
-    For the integer kinds the outputs may be those of more than K columns: the source's first is `column_start` of them,
-    a multiple of the block size. Zero points of 4 bits share bytes: their columns must be written in order.
+    `source` is [N, K], or [K, N] if `transposed`. It is bfloat16, float16 or float32, and its last axis must be
+    contiguous. The outputs are C-contiguous, and `scheme` says their shapes for their own number of rows
+    (`Scheme.allocate`). Rows that are not written stay as they are. The GIL is released, and calls may run at the same
+    time on different rows of the same outputs. With fp8-b128 they may run on different blocks of 128 rows: `row_step`
+    must be 1, and `row_start` a multiple of 128. For the integer kinds the outputs may have more than K columns: the
+    first column of the source goes to column `column_start`, which must be a multiple of the block size. Two zero
+    points of 4 bits share a byte, so their columns must be written in order.
 
     Raises:
-        ValueError: for a NaN or an infinity in `source`, named with its (row, column) there; for a block size that does
-            not divide K; for a scale that `scale_dtype` cannot hold; for arrays that do not fit. After one of the first
-            and third kind the output rows are undefined.
+        ValueError: `source` has a NaN or an infinity (the message says its row and column in `source`); the block size
+            does not divide K; `scale_dtype` cannot hold a scale; an array does not fit. After a number that is not
+            finite, and after a scale that cannot be held, the output rows are undefined.
     """
     half = _SOURCES.get(source.dtype)
     if half is None or source.ndim != 2:
@@ -64,7 +65,10 @@ def quantize_rows(
 
 
 def dequantize(codes: np.ndarray, scales: np.ndarray, zero_points: np.ndarray | None, scheme: Scheme) -> np.ndarray:
-    """The float32 [N, K] matrix that the codes stand for, in plain NumPy."""
+    """Compute the float32 [N, K] matrix that the codes stand for, in plain NumPy.
+
+    `codes`, `scales` and `zero_points` (None for symmetric schemes) are packed as `scheme` says.
+    """
     wide = scales.astype(np.float32)
     if scheme.kind == "fp8":
         values = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
@@ -121,7 +125,7 @@ def _check_outputs(
 
 
 def _flat_bits(source: np.ndarray) -> tuple[np.ndarray, int]:
-    """The source's bits as a flat array, and the distance between its rows, in elements."""
+    """Return the source's bits as a flat array, and the distance between its rows in elements."""
     size = source.itemsize
     rows, columns = source.shape
     step = source.strides[0] if rows > 1 else columns * size
@@ -133,7 +137,7 @@ def _flat_bits(source: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _scale_arrays(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(float32 scales, float16 bits): the one that is not used has no columns."""
+    """Return (float32 scales, float16 bits). The one that is not used has no columns."""
     rows = scales.shape[0]
     if scales.dtype == np.float32:
         return scales, np.empty((rows, 0), np.uint16)
@@ -141,7 +145,7 @@ def _scale_arrays(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _explain(source: np.ndarray, n: int, k: int, transposed: bool) -> None:
-    """Raise for a matrix that a kernel gave up on, near (n, k) of the result."""
+    """Raise the error for a matrix that a kernel could not quantise near element (n, k) of the result."""
     step = max(1, (1 << 20) // source.shape[1])
     for start in range(0, source.shape[0], step):
         found = np.argwhere(~np.isfinite(source[start : start + step].astype(np.float32)))

@@ -1,4 +1,4 @@
-"""A quantised weight: codes, scales and zero points as lazy tensors of one evaluation."""
+"""A quantised weight: its codes, scales and zero points are lazy tensors of one evaluation."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["CalibratedWeight", "QuantizedWeight", "in_place_of_source", "source_
 
 
 class QuantizedWeight(Evaluation):
-    """`weight` [N, K] or [E, N, K], quantised along K as `scheme` says (`l4export.quantization.schemes`).
+    """A weight [N, K] or [E, N, K] that is quantised along K as `scheme` says (`l4export.quantization.schemes`).
 
-    `codes`, `scales` and `zero_points` (None for symmetric schemes) are its outputs; `codes_as` gives the codes in
-    another shape of the same bytes. Casts of the recipe are skipped: codes are made from the checkpoint's own numbers.
-    Codes of the integer kinds are bytes, those of positive schemes are INT4 or INT8 elements of the weight's shape.
-    fp8 scales are [.., N, 1] or [.., N, ceil(K / 128)], a block's scale repeated for each of its 128 rows, as a
-    DequantizeLinear with blocks along K wants them.
+    Its outputs are `codes`, `scales` and `zero_points` (None for symmetric schemes). `codes_as` gives the codes in
+    another shape of the same bytes. Casts of the recipe are skipped, so codes are made from the checkpoint's own
+    numbers. Codes of the integer kinds are bytes; codes of positive schemes are INT4 or INT8 elements in the weight's
+    shape. fp8 scales are [.., N, 1] or [.., N, ceil(K / 128)]: the scale of a block is repeated for each of its 128
+    rows, because DequantizeLinear with blocks along K wants them so.
 
     Raises:
         ValueError: a block size that does not divide K.
@@ -56,29 +56,34 @@ class QuantizedWeight(Evaluation):
 
     @property
     def codes(self) -> Recipe:
-        """Codes: uint8 (packed), int4, int8 or float8."""
+        """The codes: uint8 (packed), int4, int8 or float8."""
         return self.outputs[0]
 
     @property
     def scales(self) -> Recipe:
-        """Scales."""
+        """The scales: float32 or float16."""
         return self.outputs[1]
 
     @property
     def zero_points(self) -> Recipe | None:
-        """Packed zero points, of asymmetric schemes."""
+        """The packed zero points of an asymmetric scheme: uint8."""
         return self.outputs[2] if len(self.outputs) > 2 else None
 
     def codes_as(self, *dims: int) -> Output:
-        """The codes in another shape; the bytes are stored once."""
+        """Return the codes in another shape. The bytes are stored once."""
         return Output(self, 0, self.codes.dtype, dims)
 
     def scales_as(self, *dims: int) -> Output:
-        """The scales in another shape; the bytes are stored once."""
+        """Return the scales in another shape. The bytes are stored once."""
         return Output(self, 1, self.scales.dtype, dims)
 
     def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
-        """Codes, scales and zero points of some rows, in one pass over their part of the checkpoint."""
+        """Compute codes, scales and zero points of some rows, in one pass over their part of the checkpoint.
+
+        Raises:
+            ValueError: a number is not finite (the message says its place in the whole weight), or too large for
+                float16 scales.
+        """
         counts = [cut.stop - cut.start for cut in region]
         rows = counts[-1]
         codes, scales, zero_points = self.scheme.allocate(math.prod(counts), self.k)
@@ -96,8 +101,8 @@ class QuantizedWeight(Evaluation):
         return tuple(array.reshape(*counts, -1) for array in (codes, scales, zero_points) if array is not None)
 
     def _quantize(self, part: Region, codes: np.ndarray, scales: np.ndarray, zero_points: np.ndarray | None) -> None:
-        """The rows of one matrix."""
-        if self.square:  # a block needs neighbouring rows together: interleaving is done beforehand
+        """Quantise the rows of one matrix."""
+        if self.square:  # a block needs neighbouring rows together, so rows are interleaved beforehand
             blocks = np.empty(self.scheme.scales_shape(len(codes), self.k), scales.dtype)
             quantize_rows(_matrix(self.weight.read(part)), self.scheme, codes, blocks)
             scales[:] = np.repeat(blocks, FP8_BLOCK, axis=0)[: len(codes)]
@@ -110,7 +115,7 @@ class QuantizedWeight(Evaluation):
 
 
 def _code(scheme: Scheme, n: int, k: int) -> tuple[ir.DataType, int]:
-    """Element type and last dimension of the codes."""
+    """Return the element type and the last dimension of the codes."""
     if scheme.kind == "fp8":
         return ir.DataType.FLOAT8E4M3FN, k
     if scheme.positive:
@@ -119,20 +124,23 @@ def _code(scheme: Scheme, n: int, k: int) -> tuple[ir.DataType, int]:
 
 
 class CalibratedWeight(QuantizedWeight):
-    """A quantised weight whose codes, scales and zero points were found before: `parts` has them, each laid out as the
-    checkpoint's tensor is, but narrower along K. So the recipe's slices and transpositions apply to them as well."""
+    """A quantised weight whose codes, scales and zero points have been found already.
+
+    They are `parts`. Each is laid out as the checkpoint's tensor is, but narrower along K, so the slices and
+    transpositions of the recipe apply to them too.
+    """
 
     def __init__(self, weight: Recipe, scheme: Scheme, parts: Sequence[Recipe]) -> None:
         super().__init__(weight, scheme)
         self.parts = [in_place_of_source(weight, part) for part in parts]
 
     def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
-        """The region of each part."""
+        """Return the region of each part."""
         return tuple(np.ascontiguousarray(part.read((*region, slice(0, part.dims[-1])))) for part in self.parts)
 
 
 def source_of(recipe: Recipe) -> Source:
-    """The one checkpoint tensor that a weight is made of."""
+    """Return the one checkpoint tensor that a weight is made of."""
     found: list[Source] = []
 
     def note(source: Source) -> Source:
@@ -144,15 +152,15 @@ def source_of(recipe: Recipe) -> Source:
 
 
 def in_place_of_source(recipe: Recipe, part: Recipe) -> Recipe:
-    """The recipe without its casts, and with `part` where it reads the checkpoint."""
+    """Return the recipe without its casts, and with `part` where it reads the checkpoint."""
     return _with_source(recipe, lambda _: part)
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Part of a matrix as it is stored: `values` is [n, k] or, `transposed`, [k, n].
+    """A part of a matrix as it is stored: `values` is [n, k], or [k, n] if `transposed`.
 
-    Row i is row `row` + `row_step` * i of the matrix, its first column there is `column`.
+    Row i of the part is row `row` + `row_step` * i of the matrix. Its first column is column `column` of the matrix.
     """
 
     values: np.ndarray
@@ -163,9 +171,9 @@ class _Piece:
 
 
 def _stored_pieces(recipe: Recipe, region: Region, block: int) -> Iterator[_Piece]:
-    """What must be read for `region` of a weight, as it lies in the checkpoint: the kernel transposes and interleaves.
+    """Yield what must be read for `region` of a weight as it lies in the checkpoint. The kernel reorders it.
 
-    Rows are cut at multiples of `block`, or not at all if it is 0.
+    Rows are cut at multiples of `block`, or not at all if `block` is 0.
     """
     if isinstance(recipe, Transpose) and _swaps_last_two(recipe.perm):
         stored = (*region[:-2], region[-1], region[-2])
@@ -179,7 +187,7 @@ def _stored_pieces(recipe: Recipe, region: Region, block: int) -> Iterator[_Piec
         starts, stops = ([-((j - bound) // n) for j in range(n)] for bound in (cut.start, cut.stop))
         cuts = [(*region[:-2], slice(start, stop), region[-1]) for start, stop in zip(starts, stops, strict=True)]
         parts = [_stored_pieces(part, cut, block) for part, cut in zip(recipe.parts, cuts, strict=True)]
-        for pieces in itertools.zip_longest(*parts):  # in turn: parts may lie on the same pages
+        for pieces in itertools.zip_longest(*parts):  # by turns, because parts may lie on the same pages
             for j, piece in enumerate(pieces):
                 if piece:
                     row = (starts[j] + piece.row) * n + j - cut.start
@@ -190,17 +198,17 @@ def _stored_pieces(recipe: Recipe, region: Region, block: int) -> Iterator[_Piec
 
 
 def _read_checked(weight: Recipe, region: Region) -> np.ndarray:
-    """The region; `ValueError` with its place in the whole weight for a number that is not finite."""
+    """Read the region. A number that is not finite is a `ValueError` with its place in the whole weight."""
     return _as_stored(weight, checked=True).read(region)
 
 
 def _as_stored(recipe: Recipe, checked: bool) -> Recipe:
-    """The recipe without its casts; sources look for numbers that are not finite only if `checked`."""
+    """Return the recipe without its casts. Sources look for numbers that are not finite only if `checked`."""
     return _with_source(recipe, lambda source: Source(source.data, checked))
 
 
 def _with_source(recipe: Recipe, made: Callable[[Source], Recipe]) -> Recipe:
-    """The recipe without its casts, and with `made(source)` where it reads the checkpoint."""
+    """Return the recipe without its casts, and with `made(source)` where it reads the checkpoint."""
     match recipe:
         case Source():
             return made(recipe)
@@ -214,7 +222,7 @@ def _with_source(recipe: Recipe, made: Callable[[Source], Recipe]) -> Recipe:
             return Interleave([_with_source(part, made) for part in recipe.parts], recipe.axis)
         case Constant() | Output():
             return recipe
-    raise TypeError(f"{type(recipe).__name__}: no weight is quantised that is made so")
+    raise TypeError(f"{type(recipe).__name__}: a weight made like this cannot be quantised")
 
 
 def _swaps_last_two(perm: Sequence[int]) -> bool:
@@ -223,5 +231,5 @@ def _swaps_last_two(perm: Sequence[int]) -> bool:
 
 
 def _matrix(values: np.ndarray) -> np.ndarray:
-    """The last two axes; those before have length 1 here."""
+    """Return the last two axes. Those before them have length 1 here."""
     return np.ascontiguousarray(values.reshape(values.shape[-2:]))

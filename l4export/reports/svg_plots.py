@@ -19,7 +19,7 @@ _END, _MIDDLE = 'text-anchor="end"', f'text-anchor="middle" fill="{_SOFT}"'
 
 
 def bars(rows: Sequence[tuple[str, str, Interval]], axis: str) -> str:
-    """One bar a row (label, remark behind the label, figure) from zero, with its interval as a whisker."""
+    """Draw one bar for each row (label, remark after the label, figure) from zero, with its interval as a whisker."""
     ticks = _ticks(max((interval.high for _, _, interval in rows), default=0))
     scale = (_WIDTH - _LEFT - _RIGHT) / ticks[-1]
     height = len(rows) * _ROW + _BOTTOM
@@ -43,7 +43,7 @@ def bars(rows: Sequence[tuple[str, str, Interval]], axis: str) -> str:
 
 
 def line(points: Sequence[tuple[float, float]], across: str, axis: str) -> str:
-    """A line through (x, y), y from zero; `across` says what x is, `axis` what y is."""
+    """Draw a line through (x, y), with y from zero. `across` says what x is, and `axis` what y is."""
     left, plot = 70, _HEIGHT - _BOTTOM - 20
     ticks = _ticks(max((y for _, y in points), default=0))
     last = max((x for x, _ in points), default=0) or 1
@@ -79,7 +79,7 @@ def _grid(x: float, height: float, tick: float) -> str:
 
 
 def _ticks(most: float) -> list[float]:
-    """0 and up to five round numbers in equal steps, the last of them not below `most`."""
+    """Return 0 and up to five round numbers in equal steps. The last of them is not below `most`."""
     if most <= 0:
         return [0.0, 1.0]
     power = 10.0 ** math.floor(math.log10(most / 5))

@@ -1,4 +1,4 @@
-"""Thresholds that figures are held against, and what every report that judges an engine has in common."""
+"""Thresholds for figures, and what all reports that judge an engine have in common."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from l4export.errors import InputError
 __all__ = ["Verdict", "check_thresholds", "missed"]
 
 _AT_LEAST = frozenset({"top1_agreement", "top5_overlap", "greedy_prefix"})
-"""Shares of what agrees; every other figure is one of what does not, and limited from above."""
+"""Shares of what agrees, which have a lower limit. Every other figure measures a difference and has an upper limit."""
 
 
 class Verdict:
-    """Base of reports, which are dataclasses: `failures` are the thresholds that were missed, in words."""
+    """The base of reports, which are dataclasses. `failures` names the missed thresholds in words."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     failures: tuple[str, ...]
@@ -28,15 +28,15 @@ class Verdict:
         return not self.failures
 
     def to_json(self) -> str:
-        """`passed` and the report's fields as a JSON document, in ASCII; a figure that is not finite is null there."""
+        """Return `passed` and the fields as a JSON document in ASCII. A figure that is not finite becomes null."""
         return json.dumps(_finite({"passed": self.passed, **dataclasses.asdict(self)}), indent=1, allow_nan=False)
 
 
 def check_thresholds(given: Mapping[str, float], known: Collection[str]) -> None:
-    """Look at thresholds that a person gave.
+    """Check thresholds that a person gave.
 
     Raises:
-        InputError: a name that is not among those `known`; a number that is negative or not finite.
+        InputError: a name is not among those `known`; a number is negative or not finite.
     """
     for name, value in given.items():
         if name not in known:
@@ -46,7 +46,7 @@ def check_thresholds(given: Mapping[str, float], known: Collection[str]) -> None
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no word for NaN and infinity."""
+    """Replace NaN and infinity, which JSON cannot express, by None."""
     match value:
         case dict():
             return {name: _finite(item) for name, item in value.items()}
@@ -58,9 +58,9 @@ def _finite(value: Any) -> Any:
 
 
 def missed(figures: Mapping[str, float], thresholds: Mapping[str, float]) -> list[str]:
-    """The figures that miss their thresholds, in words, in the order of the thresholds; NaN misses any.
+    """Describe the figures that miss their thresholds, in the order of the thresholds. NaN misses every threshold.
 
-    A figure without a threshold misses none, and a threshold without a figure is not missed.
+    A figure without a threshold and a threshold without a figure are ignored.
     """
     return [
         f"{name} {figures[name]:.4g}, threshold {limit:g}"

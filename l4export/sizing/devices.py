@@ -13,8 +13,8 @@ __all__ = ["DEVICES", "Device", "device_memory"]
 class Device:
     """A device and its memory in bytes.
 
-    The figure is the data sheet's in decimal gigabytes. Memory comes in binary ones, 7 % larger; that much is left to
-    the driver and the operating system.
+    The figure is the data sheet's, taken as decimal gigabytes. The memory has that many binary gigabytes, which is 7 %
+    more; the difference is left to the driver and the operating system.
     """
 
     title: str
@@ -31,10 +31,10 @@ DEVICES = {
 
 
 def device_memory(device: str | int) -> int:
-    """Memory in bytes of a device that is given by its name in `DEVICES`, or by its memory in bytes.
+    """Return the memory in bytes of a device, given by its name in `DEVICES` or by its memory in bytes.
 
     Raises:
-        InputError: an unknown name; less than one byte.
+        InputError: the name is unknown; the memory is less than one byte.
     """
     if isinstance(device, str):
         if device not in DEVICES:

@@ -1,4 +1,4 @@
-"""What an engine's data files weigh, to the byte, from the model's config alone."""
+"""The exact sizes of an engine's data files, from the model's config alone."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ __all__ = ["EngineSize", "EngineSizes"]
 
 @dataclass(frozen=True)
 class EngineSize:
-    """Bytes of an engine's weights."""
+    """Sizes of an engine's weights in bytes."""
 
     data: int
-    """Of all data files: what `build` writes and a runtime keeps in memory."""
+    """The size of all data files: what `build` writes and a runtime keeps in memory."""
     largest: int
-    """Of the largest weight among them, which is there twice while a kernel packs it."""
+    """The size of the largest weight, which is in memory twice while a kernel packs it."""
     dequantized: int
-    """Floats that one step makes of weights its kernels cannot multiply as they are: of the head, and of the layer
-    that makes most. 0 but for fp8."""
+    """The size of the floats that one step makes from weights that its kernels cannot multiply as they are: those of
+    the head, and of the layer with the most. 0 unless the weights are fp8."""
 
 
 class EngineSizes:
-    """Sizes of the engines of one model, by what `l4export build` is asked for.
+    """Sizes of the engines of one model, by the options of `l4export build`.
 
-    The graph plane does the work: the reference graph with weights that have shapes only, the pipeline, the placement.
-    Of KV cache and context only a few constants depend, the rotation tables. They are found on a model of one layer a
-    kind, in milliseconds, and take the place of those that the whole model was laid out with.
+    They come from the graph plane: the reference graph, with weights that have only shapes, goes through the pipeline
+    and the placement. Only a few constants, the rotation tables, depend on the KV cache and the context. They are
+    computed in milliseconds on a model with one layer of each kind, and replace those of the whole model.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -57,10 +57,10 @@ class EngineSizes:
         self._whole: dict[tuple[str, str, int], _Layout] = {}
 
     def size(self, quant: str, dtype: str, kv_layout: str, kv_dtype: str, max_context: int) -> EngineSize:
-        """The engine that `build` makes with these options.
+        """Return the size of the engine that `build` makes with these options.
 
         Raises:
-            InputError: a quantisation that does not fit the model's widths.
+            InputError: the quantisation does not fit the model's widths.
         """
         constants = self.constants(dtype, kv_layout, kv_dtype, max_context)
         key = (quant, dtype, len(constants))
@@ -70,7 +70,7 @@ class EngineSizes:
         return self._whole[key].size(constants)
 
     def constants(self, dtype: str, kv_layout: str, kv_dtype: str, max_context: int) -> tuple[int, ...]:
-        """Bytes of each tensor that passes put into the data files beside the checkpoint's weights."""
+        """Return the bytes of each tensor that passes add to the data files, beside the checkpoint's weights."""
         return self._constants(dtype, kv_layout, _attention(dtype, kv_dtype), max_context)
 
     def _find_constants(self, dtype: str, kv_layout: str, attention: str, max_context: int) -> tuple[int, ...]:
@@ -81,12 +81,12 @@ class EngineSizes:
 
 
 def _attention(dtype: str, kv_dtype: str) -> str:
-    """The float type of the attention operator. Scales of int8 and int4 caches are in no data file."""
+    """Return the float type of the attention operator. Scales of int8 and int4 caches are in no data file."""
     return kv_dtype if kv_dtype in FLOATS else dtype
 
 
 def _compile(config: ModelConfig, quant: str, dtype: str, kv_layout: str, attention: str, max_context: int) -> ir.Model:
-    """The lowered graph, computing in `dtype` with caches of the float type `attention`."""
+    """Return the lowered graph, which computes in `dtype` with caches of the float type `attention`."""
     model = build_decoder(config, lambda _, shape: Source(_Shape(shape)), FLOATS[dtype])
     kv_dtype = None if attention == dtype else attention
     run_passes(model, pipeline("ort-cpu", GraphOptions(kv_layout, max_context, standard_policy(quant), kv_dtype)))
@@ -95,7 +95,7 @@ def _compile(config: ModelConfig, quant: str, dtype: str, kv_layout: str, attent
 
 @dataclass(frozen=True)
 class _Shape:
-    """Stands for a checkpoint's tensor where nobody reads it."""
+    """A stand-in for a checkpoint's tensor that nobody reads."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any] = dataclasses.field(default=np.dtype(ml_dtypes.bfloat16))
@@ -110,7 +110,7 @@ class _Shape:
 
 
 def _one_layer_a_kind(config: ModelConfig) -> ModelConfig:
-    """A dense model with one layer of each kind of attention that `config` has."""
+    """Return a dense model with one layer of each kind of attention that `config` has."""
     kinds = sorted(set(zip(config.rope_layers, config.chunked_layers, strict=True)))
     rope, chunked = zip(*kinds, strict=True)
     return dataclasses.replace(
@@ -120,7 +120,7 @@ def _one_layer_a_kind(config: ModelConfig) -> ModelConfig:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Bytes of the weights in file order, None where a constant is."""
+    """The bytes of the weights in file order, with None in the place of constants."""
 
     weights: tuple[int | None, ...]
     dequantized: int
@@ -132,7 +132,7 @@ class _Layout:
         return _Layout(weights, _dequantized(model))
 
     def size(self, constants: Sequence[int]) -> EngineSize:
-        """With these constants, as many as there are."""
+        """Return the size with these constants, one for each None in `weights`."""
         made = iter(constants)
         sizes = [next(made) if nbytes is None else nbytes for nbytes in self.weights]
         files = {number: offset + nbytes for (number, offset), nbytes in zip(arrange(sizes), sizes, strict=True)}
@@ -140,7 +140,7 @@ class _Layout:
 
 
 def _dequantized(model: ir.Model) -> int:
-    """Layers come one after the other; the head is counted on top of the largest."""
+    """Return the bytes of dequantised weights: those of the head and of the largest layer, as layers run in turn."""
     floats: Counter[int | None] = Counter()
     for node in nodes_of(model, "DequantizeLinear"):
         (codes, scales), held = node.inputs[:2], weights_of(node.inputs[0])

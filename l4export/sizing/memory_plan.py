@@ -1,4 +1,4 @@
-"""What fits a device: every combination of weights, KV layout and KV dtype, and which of them to choose."""
+"""Which combinations of weights, KV layout and KV dtype fit a device, and which of them to choose."""
 
 from __future__ import annotations
 
@@ -28,18 +28,20 @@ WEIGHTS = {
     ("fp8", "fp32"): 0.19,
     ("int4", "fp32"): 1.66,
 }
-"""`--quant` and `--dtype`: per cent of perplexity lost on the trained example (docs/reference/measurements.md)."""
+"""Per cent of perplexity that `--quant` and `--dtype` cost on the trained example (docs/reference/measurements.md).
+
+They rank the choices; another model may lose several times as much of it."""
 
 _KV = {"fp32": 0.0, "fp16": 0.0, "int8": 0.02, "int4": 1.82}
-"""`--kv-dtype`: the same (docs/reference/measurements.md)."""
+"""The same for `--kv-dtype`."""
 
 _PAGE = 4096
-"""What a constant may cost beyond its bytes: data files place tensors at multiples of it."""
+"""What a constant may cost beyond its bytes, because data files place tensors at multiples of this."""
 
 
 @dataclass(frozen=True)
 class Combination:
-    """Options of `l4export build`."""
+    """A combination of options of `l4export build`."""
 
     quant: str
     dtype: str
@@ -48,13 +50,13 @@ class Combination:
 
     @property
     def loss(self) -> float:
-        """Per cent of perplexity that weights and caches of these types cost, added."""
+        """Per cent of perplexity that weights and caches of these types cost on the trained example, added."""
         return round(WEIGHTS[self.quant, self.dtype] + _KV[self.kv_dtype], 2)
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one combination needs for `context` tokens in each row, in bytes."""
+    """The bytes that one combination needs for `context` tokens in each row."""
 
     combination: Combination
     context: int
@@ -62,11 +64,11 @@ class Need:
     kv: int
     working: int
     max_context: int | None
-    """The largest context, up to the model's limit, that fits the device; 0 if none does, None without a device."""
+    """The largest context, up to the model's limit, that fits the device. 0 if none does; None without a device."""
 
     @property
     def total(self) -> int:
-        """Bytes of all three."""
+        """The bytes of weights, KV cache and working memory together."""
         return self.weights + self.kv + self.working
 
 
@@ -74,9 +76,9 @@ class Need:
 class MemoryPlan:
     """What every combination needs, and which one to choose.
 
-    `device_bytes` None means that no device was named, `context` None that no context was asked for. `choice` is None
-    without a device, and where no combination fits one token. `refused` has the combinations that cannot be built for
-    this model, and why.
+    `device_bytes` is None if no device was named, and `context` is None if no context was asked for. `choice` is None
+    without a device, and if no combination fits one token. `refused` has the combinations that cannot be built for this
+    model, with the reasons.
     """
 
     config: ModelConfig
@@ -89,18 +91,18 @@ class MemoryPlan:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the model."""
+        """The number of parameters of the model."""
         return parameter_count(self.config).total
 
     @property
     def fits(self) -> bool:
-        """Whether some combination fits the device with the context that was asked for; true without a device."""
+        """Whether some combination fits the device with the context that was asked for. True without a device."""
         if self.device_bytes is None:
             return True
         return self.choice is not None and (self.context is None or self.choice.total <= self.device_bytes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan for a JSON document, all sizes in bytes."""
+        """Return the plan for a JSON document, with all sizes in bytes."""
         config = self.config
         return {
             "device_bytes": self.device_bytes,
@@ -133,17 +135,17 @@ class MemoryPlan:
 def plan(
     checkpoint: str | os.PathLike[str], device: str | int | None = None, context: int | None = None, batch: int = 1
 ) -> MemoryPlan:
-    """Say which combinations of weights, KV layout and KV dtype fit a device, from a model's config alone.
+    """Find the combinations of weights, KV layout and KV dtype that fit a device, from a model's config alone.
 
     Args:
-        checkpoint: A checkpoint directory, or a config.json. No weights are read, and none need to be there.
+        checkpoint: A checkpoint directory or a config.json. No weights are read, and none need to exist.
         device: A name in `l4export.sizing.devices.DEVICES`, such as "h100", or the memory of a device in bytes.
-        context: Tokens that each row must hold; None asks for as many as fit.
-        batch: Rows of tokens.
+        context: The number of tokens that each row must hold; None means as many as fit.
+        batch: The number of rows.
 
     Raises:
-        InputError: no config, or one of another architecture; an unknown device; a context that the model does not
-            take.
+        InputError: there is no config, or it has another architecture; the device is unknown; the model does not take
+            the context.
         StorageError: reading failed.
     """
     memory = None if device is None else device_memory(device)
@@ -155,15 +157,15 @@ def plan_memory(
 ) -> MemoryPlan:
     """Plan for `batch` rows of `context` tokens each.
 
-    Without `context`, each combination's need is that of the largest context that fits (of one token if none does), or
-    of the model's limit where there is no device.
+    Without `context`, the need of each combination is that of the largest context that fits (of one token if none
+    does), or of the model's limit if there is no device.
 
-    The choice is, of the combinations that fit `context` (by default the model's limit), the one that loses least, of
-    equals the smallest; if none does, the one that reaches the longest context. There is none without a device, or if
-    no combination fits one token.
+    The choice is the combination with the smallest loss among those that fit `context` (by default the model's limit),
+    and the smallest among equals. If none fits, it is the one that reaches the longest context. There is no choice
+    without a device, or if no combination fits one token.
 
     Raises:
-        InputError: a context that the model does not take.
+        InputError: the model does not take the context.
     """
     limit = config.max_position_embeddings
     if context is not None and not 1 <= context <= limit:
@@ -188,7 +190,10 @@ def plan_memory(
 
 
 def _combinations(config: ModelConfig) -> Iterator[Combination]:
-    """Least loss first. `concat` is left out: it grows to what `static` has, and holds old and new caches at once."""
+    """Yield all combinations, by growing loss of weights.
+
+    `concat` is left out, because it grows to the size of `static` and holds the old and the new caches at once.
+    """
     layouts = ("static", "chunked") if any(config.chunked_layers) else ("static",)
     for quant, dtype in WEIGHTS:
         for layout in layouts:
@@ -221,10 +226,10 @@ class _Planner:
         return Need(combination, context, *parts, largest)
 
     def largest_context(self, combination: Combination, device_bytes: int) -> int:
-        """The largest context that fits, short of it by a page for each constant at most.
+        """Find the largest context that fits. The result may be too small, by at most a page for each constant.
 
-        Data files grow with the context for rotation tables alone. Without them the answer is too large, with those of
-        that one too small; between the two tables grow linearly, or not at all.
+        Only rotation tables make data files grow with the context. Without tables the answer is too large, and with
+        the tables of that answer it is too small. Between the two, tables grow linearly or not at all.
         """
         size = self.size(combination, 1)
 
@@ -250,12 +255,12 @@ class _Planner:
         return self.sizes.size(c.quant, c.dtype, c.kv_layout, c.kv_dtype, context)
 
     def tables(self, c: Combination, context: int) -> int:
-        """Bytes by which data files grow for the constants of an engine for `context` tokens, at most."""
+        """Return the most bytes by which data files grow for the constants of an engine for `context` tokens."""
         made = self.sizes.constants(c.dtype, c.kv_layout, c.kv_dtype, context) if context else ()
         return sum(nbytes + _PAGE for nbytes in made)
 
     def beside(self, c: Combination, size: EngineSize, context: int) -> tuple[int, int]:
-        """KV cache and working memory for `context` tokens a row."""
+        """Return the bytes of KV cache and working memory for `context` tokens a row."""
         return (
             kv_bytes(self.config, c.kv_layout, c.kv_dtype, context, self.batch),
             working_bytes(self.config, size, c.kv_layout, c.kv_dtype, context, self.batch),

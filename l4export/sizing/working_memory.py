@@ -1,10 +1,10 @@
-"""How much memory an engine takes beside weights and KV cache: an estimate, made of what was measured.
+"""An estimate, made from measurements, of the memory that an engine takes beside weights and KV cache.
 
 With T = batch * min(512, context) tokens of one prefill call, D the hidden width, and `slots` the longest cache:
 
     working = process + max(one weight, call)
     process = 128 MiB                                     interpreter, ONNX Runtime, graph
-    one weight                                            while loading, a kernel packs a copy of the largest
+    one weight                                            a kernel packs a copy of the largest while loading
     call    = T * 4 * (8 D + width)                       activations of one layer in float32; width is 4 I of a dense
                                                           block, 4 I + k (3 I + 2 D) of shared and k routed experts
             + batch * vocab * 4                           logits of the last position
@@ -13,8 +13,8 @@ With T = batch * min(512, context) tokens of one prefill call, D the hidden widt
             + 2 * dequantised floats                      fp8: of the head and of one layer's weights
 
 `com.microsoft.GroupQueryAttention` of ONNX Runtime 1.31's CPU provider keeps no scores unless its type is float16. On a
-model of 240 million parameters the peak of a prefill call of 512 or 2048 tokens (int4, int8, fp8, float32) lay within a
-fifth of this. Other providers have other kernels; weights and caches are the same there.
+model of 240 million parameters the peak of a prefill call of 512 or 2048 tokens (int4, int8, fp8, float32) was within a
+fifth of this. Other providers have other kernels, but the same weights and caches.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PROCESS = 128 << 20
 def working_bytes(
     config: ModelConfig, size: EngineSize, kv_layout: str, kv_dtype: str, context: int, batch: int
 ) -> int:
-    """Bytes of the formula above, for `batch` rows of up to `context` tokens each."""
+    """Return the bytes of the formula above, for `batch` rows of up to `context` tokens each."""
     tokens = batch * min(PREFILL_TOKENS, context)
     call = tokens * 4 * (8 * config.hidden_size + _feed_forward_width(config)) + batch * config.vocab_size * 4
     chunk = config.attention_chunk_size
@@ -44,7 +44,7 @@ def working_bytes(
 
 
 def _feed_forward_width(config: ModelConfig) -> int:
-    """Floats that the widest feed-forward block holds for a token."""
+    """Return the number of floats that the widest feed-forward block holds for a token."""
     inner, k = config.intermediate_size, config.num_experts_per_tok
     moe = 4 * inner + k * (3 * inner + 2 * config.hidden_size) if config.moe_layers else 0
     dense = 4 * config.intermediate_size_mlp if len(config.moe_layers) < config.num_hidden_layers else 0

@@ -47,6 +47,7 @@ def test_table_and_choice(config: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "device with 68.7 GB" in out
     assert out.count("4,096 ") >= 30
     assert "--quant none --dtype fp32 --kv-layout chunked --kv-dtype fp32 --max-context 4096" in out
+    assert "hold 4,096 tokens, as measured on a small model (`l4export quality` measures yours)" in out
     assert max(len(line) for line in out.splitlines()[2:-2]) <= 80
 
 

@@ -1,4 +1,4 @@
-"""Layer by layer: a healthy engine passes everywhere, and a wrong one is caught where it goes wrong."""
+"""Layer by layer, a healthy engine passes everywhere, and a wrong one is caught where it goes wrong."""
 
 from __future__ import annotations
 

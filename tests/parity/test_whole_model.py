@@ -1,4 +1,4 @@
-"""The comparison itself: its figures against plain definitions, its verdicts, its near ties."""
+"""The comparison itself: its figures agree with plain definitions; its verdicts and near ties are right."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_report_says_how_far_it_went(workshop: Workshop) -> None:
 def test_a_reference_of_another_architecture_is_refused(
     workshop: Workshop, other: str, field: str, dequantized: bool
 ) -> None:
-    """Nothing is demanded of an engine with this cache, so no threshold would tell."""
+    """Nothing is demanded of an engine with this cache, so no threshold would show it."""
     engine = workshop.engine_path("scout", "static", 256, "int8")
     with pytest.raises(InputError, match=rf"another model than the engine's \({field} differs\)"):
         check_parity(engine, workshop.checkpoint(other), 4, 0, dequantized=dequantized)
@@ -118,7 +118,7 @@ def test_one_wrong_tensor_is_noticed(workshop: Workshop, tmp_path: Path, name: s
 
 
 def test_tokens_that_tie_are_not_reported_as_agreement(workshop: Workshop, tmp_path: Path) -> None:
-    """Heads whose rows come in nearly equal pairs, swapped in the engine: every greedy token is a near tie."""
+    """The rows of the head come in nearly equal pairs that the engine swaps, so every greedy token is a near tie."""
     reference, swapped = (copy_checkpoint(workshop.checkpoint("scout"), tmp_path / n) for n in ("r", "s"))
     weights = load_file(reference / "model.safetensors")
     head = weights["lm_head.weight"]

@@ -1,4 +1,4 @@
-"""The quality report: every figure against its definition on the whole model, and every bad input refused."""
+"""The quality report: every figure agrees with its definition on the whole model, and bad input is refused."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_other_bad_input(workshop: Workshop, ids: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> QualityReport:
-    """Of the trained example, on a text with characters that HTML must not see."""
+    """The report of the trained example, on a text with characters that HTML must escape."""
     work = tmp_path_factory.mktemp("kjv")
     build(KJV, work / "e", BuildOptions(policy=standard_policy("int4"), max_context=256))
     (work / "t.txt").write_text("And he said <b>unto</b> them & the people, Go.\n" * 12)

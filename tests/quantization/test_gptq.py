@@ -1,4 +1,4 @@
-"""GPTQ against its definition, against rounding to nearest, and against what could make it fall over."""
+"""GPTQ is compared with its definition and with rounding to nearest, and gets inputs that could make it fail."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_inverse_factor() -> None:
 
 
 def test_rounding_against_the_paper_written_down_plainly() -> None:
-    """Column by column in float64: round, divide by U_ii, take from every column behind."""
+    """Column by column in float64: round, divide by U_ii, subtract from every later column."""
     weight, moments = problem(7, 64, 200)
     factor = inverse_factor(moments, np.arange(64), 0.01)[0]
     scales = QuantizedMatrix.rounded(weight, Scheme("int4", 16)).scales

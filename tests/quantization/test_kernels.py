@@ -1,4 +1,4 @@
-"""The kernels against plain-NumPy definitions, bit for bit, and against what ONNX Runtime makes of their output."""
+"""The kernels are compared with plain-NumPy definitions, bit for bit, and with what ONNX Runtime computes."""
 
 from __future__ import annotations
 

@@ -121,6 +121,15 @@ def test_the_standard_policy_leaves_router_and_norms_alone() -> None:
     assert list(kinds.values()) == [None, None, None, "int4", "int4", "int4", "int8", "int8"]
 
 
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_activations_are_rounded_where_float_ones_have_no_kernel(quant: str) -> None:
+    """Both have weights of 8 bits, which level 1 multiplies at a fiftieth of the speed (measurements.md)."""
+    policy = standard_policy(quant)
+    assert policy is not None
+    assert any(rule.kind == "int8" for rule in policy.rules)
+    assert policy.accuracy_level == 4
+
+
 @pytest.mark.parametrize(("quant", "block"), [("int3", None), ("none", 32), ("int4", 48), ("fp8", 64)])
 def test_bad_standard_policies(quant: str, block: int | None) -> None:
     with pytest.raises(InputError):

@@ -1,4 +1,4 @@
-"""Planned data files have the bytes of those that `build` writes."""
+"""Planned data files have the same sizes as those that `build` writes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_to_the_byte(workshop: Workshop, tmp_path: Path, variant: str, quant: st
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("variant", ["scout", "maverick"])
 def test_at_every_context(workshop: Workshop, tmp_path: Path, variant: str, layout: str) -> None:
-    """Chunks of 16 tokens; rotation tables grow with the context, up to 131072 positions, and are gone beyond."""
+    """Chunks have 16 tokens. Rotation tables grow with the context up to 131072 positions. Beyond, there are none."""
     checkpoint = copy_checkpoint(workshop.checkpoint(variant), tmp_path / "c")
     edit_config(checkpoint, max_position_embeddings=300_000)
     sizes = EngineSizes(read_config(checkpoint))

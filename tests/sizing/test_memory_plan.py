@@ -21,7 +21,7 @@ WEIGHTS = {"none": 4 * MB, "int8": MB, "fp8": MB, "int4": MB // 2}
 
 
 class Sizes:
-    """Stands for the graph plane, tested elsewhere: two tables, up to 2500 positions (16 with chunks)."""
+    """A stand-in for the graph plane, which has its own test: two tables, up to 2500 positions (16 with chunks)."""
 
     def __init__(self, config: ModelConfig) -> None:
         if config.intermediate_size % 16:
@@ -81,7 +81,7 @@ def test_caches_of_a_batch() -> None:
 
 @pytest.mark.parametrize("spare", [0.0, 0.5, 1.5, 3.0, 5.0])
 def test_the_largest_context_fits_and_a_larger_one_does_not(spare: float) -> None:
-    """Larger by two pages, at 64 bytes of cache a token and more."""
+    """A context that is larger by two pages, at 64 bytes of cache a token and more, does not fit."""
     device = int(PROCESS + (1.5 + spare) * MB)
     found = {need.combination: need for need in plan_memory(tiny(), device).needs}
     assert any(0 < (need.max_context or 0) < 4096 for need in found.values())
@@ -100,7 +100,7 @@ def test_a_context_that_fits_is_never_beyond_the_largest() -> None:
 
 
 def test_where_everything_fits_nothing_is_lost() -> None:
-    """Of float32 throughout, the layout that takes less."""
+    """Among engines in float32 throughout, the layout that takes less is chosen."""
     choice = plan_memory(tiny(), 10**12).choice
     assert choice is not None
     assert choice.combination == Combination("none", "fp32", "chunked", "fp32")
