@@ -96,7 +96,13 @@ def gptq(
     errors of a group are taken from the rows behind it, as GPTQ does with columns.
 
     Returns the damping that was used too: ten times as much as long as H is singular to float accuracy.
+
+    Raises:
+        EnvironmentLacks: Numba's compiler is turned off.
     """
+    from l4export.quantization.jit import check_compiled
+
+    check_compiled()
     n, _ = weight.shape
     order = np.argsort(-np.diagonal(moments), kind="stable")
     factor, damping = inverse_factor(moments, order, damping)
