@@ -99,7 +99,13 @@ def gptq(
 
     Returns the matrix and the damping that was used. `damping` is multiplied by ten until H is no longer singular to
     float accuracy.
+
+    Raises:
+        EnvironmentLacks: Numba's compiler is turned off.
     """
+    from l4export.quantization.jit import check_compiled
+
+    check_compiled()
     n, _ = weight.shape
     order = np.argsort(-np.diagonal(moments), kind="stable")
     factor, damping = inverse_factor(moments, order, damping)

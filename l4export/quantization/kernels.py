@@ -25,7 +25,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from l4export.quantization.jit import jit
+from l4export.quantization.jit import check_compiled, jit
 
 __all__ = ["Format", "Outputs", "Source", "kernel"]
 
@@ -474,7 +474,12 @@ _lock = threading.Lock()
 
 
 def kernel(name: str, itemsize: int) -> Callable[..., int]:
-    """Return the kernel `rows`, `columns` or `fp8` for sources of 2 or 4 bytes, compiled or loaded on first use."""
+    """The compiled kernel `rows`, `columns` or `fp8` for sources of 2 or 4 bytes; compiled or loaded on first use.
+
+    Raises:
+        EnvironmentLacks: Numba's compiler is turned off.
+    """
+    check_compiled()
     with _lock:
         return _compiled(name, itemsize)
 

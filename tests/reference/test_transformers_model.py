@@ -16,6 +16,7 @@ from l4export.checkpoint.hf_config import config_from_hf
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
 from l4export.reference.transformers_model import reference_config
+from l4export.storage.opened_file import OpenedFile
 
 BASE = {
     "model_type": "llama4_text",
@@ -59,9 +60,14 @@ SCALARS = (
 )  # fmt: skip
 
 
+def unread(config: ModelConfig, raw: dict[str, Any]) -> Checkpoint:
+    """A checkpoint of which nothing but the config is looked at; any file that is open will do."""
+    return Checkpoint(Path("c"), config, raw, {}, "", (), OpenedFile(Path(__file__)), b"", {})
+
+
 def reference(raw: dict[str, Any], config: ModelConfig) -> Any:
     """What `parity` loads for a checkpoint with this config.json."""
-    return reference_config(Checkpoint(Path("c"), config, raw, {}, "", (), b"", {}))
+    return reference_config(unread(config, raw))
 
 
 def assert_same(config: ModelConfig, theirs: Any) -> None:
@@ -149,7 +155,7 @@ def test_every_field_alone() -> None:
 def test_a_slice_has_its_layers_of_the_whole() -> None:
     raw = {**BASE, "no_rope_layer_interval": None, "layer_types": None}
     config = config_from_hf(raw, "config.json")
-    checkpoint = Checkpoint(Path("c"), config, raw, {}, "", (), b"", {})
+    checkpoint = unread(config, raw)
     assert_same(config.slice_layers(2, 4), reference_config(checkpoint, (2, 4)))
     with pytest.raises(InputError, match="2:5"):
         reference_config(checkpoint, (2, 5))

@@ -21,7 +21,9 @@ def compile_parts(provider: str, engine: UnfinishedEngine) -> list[str]:
         engine: A lowered decoder whose weights are on disk.
 
     Raises:
-        As `compile_engine`.
+        EnvironmentLacks: TensorRT cannot be loaded.
+        InputError: it does not take a part's graph.
+        StorageError: writing failed.
     """
     files: list[str] = []
     names = part_names(engine.parts, Path(engine.graph).stem)
