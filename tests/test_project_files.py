@@ -15,7 +15,7 @@ from workshop import ROOT
 
 MARKDOWN = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 TEMPLATES = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
-EXTERNAL = {"https://keepachangelog.com/en/1.1.0/", "https://onnx.ai/ir-py/"}
+EXTERNAL = {"https://keepachangelog.com/en/1.1.0/"}
 PATH = re.compile(r"`((?:l4export|passes|runtimes|tests|docs|examples)/[\w./-]*\w)`")
 API = re.compile(r"`(l4export(?:\.[a-z_]\w*)+)`")
 
