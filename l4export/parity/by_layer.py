@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from l4export.engine.manifest import Manifest, load_manifest
+from l4export.engine.manifest import Manifest, Runtime, load_manifest
 from l4export.errors import CheckFailed, InputError
 from l4export.inspection.dequantized_weights import DequantizedWeights
 from l4export.inspection.taps import EngineTaps, tap_engine
@@ -149,7 +149,7 @@ def check_layers(
 
 def _check_comparable(engine: Path, manifest: Manifest, thresholds: Mapping[str, float]) -> None:
     """Refuse an engine or a threshold that cannot be compared layer by layer."""
-    if manifest.target not in {"ort-cpu", "onnx"}:
+    if manifest.decoder.runtime != Runtime("onnxruntime", "cpu"):
         raise InputError(
             f"--stream: layers are compared on ONNX Runtime's CPU, and {engine} is for {manifest.target}: "
             "build one with --target ort-cpu or onnx"

@@ -120,7 +120,11 @@ def _is_half(manifest: Manifest) -> bool:
 def _rounds_activations(manifest: Manifest) -> bool:
     """Whether ONNX Runtime rounds activations to int8. It does at level 4, and before int8 experts at every level."""
     policy = manifest.options["weights"].get("policy")
-    if policy is None or not TARGETS[manifest.target].rounds_activations:
+    if policy is None:
+        return False
+    if manifest.target not in TARGETS:
+        raise InputError(f"target {manifest.target!r} is none that this l4export builds for; upgrade l4export")
+    if not TARGETS[manifest.target].rounds_activations:
         return False
     experts = [f"model.layers.{layer}.feed_forward.experts.down_proj" for layer in manifest.model.moe_layers]
     integers = [rule for rule in policy["rules"] if rule["kind"] != "fp8"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
 from l4export.parity.logits import compare_logits
 from l4export.parity.whole_model import check_parity
+from l4export.quantization.policy import standard_policy
 from workshop import Workshop, copy_checkpoint
 
 
@@ -131,3 +133,12 @@ def test_tokens_that_tie_are_not_reported_as_agreement(workshop: Workshop, tmp_p
     assert report.passed
     assert report.greedy_prefix < 1
     assert report.greedy_ended_at_near_tie
+
+
+def test_an_engine_of_a_target_that_is_not_known_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    """A runtime goes by the manifest's runtime; parity must know whether the target rounds activations."""
+    options = BuildOptions(max_context=64, policy=standard_policy("int8"))
+    manifest = build(workshop.checkpoint("guard"), tmp_path / "e", options)
+    (tmp_path / "e" / "manifest.json").write_text(dataclasses.replace(manifest, target="another").to_json())
+    with pytest.raises(InputError, match="target 'another' is none that this l4export builds for"):
+        check_parity(tmp_path / "e", workshop.checkpoint("guard"), prefill=4, decode=2, dequantized=True)
