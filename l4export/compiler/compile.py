@@ -13,7 +13,7 @@ from l4export.calibration.weight_codes import CalibrationPlan
 from l4export.compiler.dump import Dump
 from l4export.compiler.inputs import BuildInputs
 from l4export.compiler.options import BuildOptions
-from l4export.compiler.pipeline import pipeline, run_passes
+from l4export.compiler.pipeline import pipeline, run_passes, specialisation
 from l4export.engine.manifest import DECODER
 from l4export.errors import InputError
 from l4export.graph.dtypes import FLOATS
@@ -31,6 +31,8 @@ class CompiledGraph:
 
     Attributes:
         model: The graph; its initializers are recipes.
+        portable: The same before the passes to forms that only the target's device executes; `model` itself where there
+            are none. A CPU can run it.
         passes: The names of the passes that made it.
         files: Where the weights go.
         source_files: Names of the checkpoint's files that it reads.
@@ -38,6 +40,7 @@ class CompiledGraph:
     """
 
     model: ir.Model
+    portable: ir.Model
     passes: tuple[str, ...]
     files: tuple[DataFile, ...]
     source_files: tuple[str, ...]
@@ -64,12 +67,24 @@ def compile_graph(
     sources.check_all_known()
     text = inputs.texts.weights
     calibration = CalibrationPlan(text, calibration_directory) if text else None
-    passes = run_passes(model, pipeline(options.target, _graph_options(inputs, options, calibration)), dump)
+    model, portable, passes = _lowered(model, options.target, _graph_options(inputs, options, calibration), dump)
     TARGETS[options.target].check_graph(model)
     if calibration and not calibration.schemes:
         raise InputError("--calibrate: no weight of a layer is quantised to integers; add --quant int4 or int8")
     model.producer_name, model.producer_version = "l4export", __version__
-    return CompiledGraph(model, passes, tuple(place_weights(model, DECODER)), sources.files(), calibration)
+    return CompiledGraph(model, portable, passes, tuple(place_weights(model, DECODER)), sources.files(), calibration)
+
+
+def _lowered(
+    model: ir.Model, target: str, options: GraphOptions, dump: Dump | None
+) -> tuple[ir.Model, ir.Model, tuple[str, ...]]:
+    """The target's graph, the same as a CPU can run it, and the names of the passes."""
+    names = run_passes(model, pipeline(target, options), dump)
+    steps = specialisation(target, options)
+    if not steps:
+        return model, model, names
+    special = model.clone()
+    return special, model, (*names, *run_passes(special, steps, dump, first=len(names) + 1))
 
 
 def _graph_options(inputs: BuildInputs, options: BuildOptions, calibration: CalibrationPlan | None) -> GraphOptions:

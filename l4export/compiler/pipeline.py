@@ -9,16 +9,16 @@ import onnx_ir as ir
 from l4export import passes
 from l4export.targets import TARGETS, GraphOptions
 
-__all__ = ["OnStage", "pass_name", "pipeline", "run_passes"]
+__all__ = ["OnStage", "pass_name", "pipeline", "run_passes", "specialisation"]
 
 OnStage = Callable[[int, str, ir.Model], None]
 """Receives (index, name, model): the graph at the start (0, "reference") and after each pass."""
 
 
 def pipeline(target: str, options: GraphOptions) -> list[ir.passes.InPlacePass]:
-    """The passes from the reference graph to the target's. Every graph on the way can be run, but TensorRT's last.
+    """The passes from the reference graph to the target's operators. Every graph on the way can be run, but TensorRT's.
 
-    Where scales are measured, `SetKVScales` or `SetActivationScales` follows when the weights have been written.
+    `specialisation` follows for the targets that have one. Where scales are measured, `SetKVScales` or `SetActivationScales` follows when the weights have been written.
     """
     return [
         # how many tokens there may be, and where their keys and values live
@@ -32,13 +32,21 @@ def pipeline(target: str, options: GraphOptions) -> list[ir.passes.InPlacePass]:
     ]
 
 
+def specialisation(target: str, options: GraphOptions) -> list[ir.passes.InPlacePass]:
+    """The passes to forms that only the target's device executes: they follow `pipeline`, which a CPU can still run."""
+    return TARGETS[target].specialise(options)
+
+
 def run_passes(
-    model: ir.Model, steps: Sequence[ir.passes.InPlacePass], on_stage: OnStage | None = None
+    model: ir.Model, steps: Sequence[ir.passes.InPlacePass], on_stage: OnStage | None = None, first: int = 1
 ) -> tuple[str, ...]:
-    """Run passes on the reference graph `model`, in place, and return their names."""
-    if on_stage:
+    """Run passes on `model`, in place, and return their names.
+
+    The first of them has the index `first`; before pass 1 the model is the reference graph.
+    """
+    if on_stage and first == 1:
         on_stage(0, "reference", model)
-    for index, step in enumerate(steps, start=1):
+    for index, step in enumerate(steps, start=first):
         step(model)
         if on_stage:
             on_stage(index, pass_name(type(step)), model)

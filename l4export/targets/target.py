@@ -103,7 +103,9 @@ class Target:
             accuracy level lets them.
         compute_capabilities: Whether it is compiled for named GPUs.
         reasons: Why a value is not taken, in words that follow "--target NAME" in a message.
-        lower: The passes from the common graph to the target's operators.
+        lower: The passes from the common graph to the target's operators. Every CPU can run what they make, and the
+            target is judged by it.
+        specialise: The passes from there to forms that only the target's device executes.
         check_options: Refuses combinations of dtype, policy and compute capabilities that the attributes above do not
             exclude.
         check_graph: Refuses a lowered graph that the target would execute differently.
@@ -120,6 +122,7 @@ class Target:
     kv_dtypes: tuple[str, ...]
     weight_kinds: tuple[str, ...]
     lower: Callable[[GraphOptions], list[ir.passes.InPlacePass]]
+    specialise: Callable[[GraphOptions], list[ir.passes.InPlacePass]] = lambda _: []
     calibrates: bool = False
     activations: tuple[str, ...] = ()
     positive_scales: bool = False
