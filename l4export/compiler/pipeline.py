@@ -18,7 +18,8 @@ OnStage = Callable[[int, str, ir.Model], None]
 def pipeline(target: str, options: GraphOptions) -> list[ir.passes.InPlacePass]:
     """The passes from the reference graph to the target's operators. Every graph on the way can be run, but TensorRT's.
 
-    `specialisation` follows for the targets that have one. Where scales are measured, `SetKVScales` or `SetActivationScales` follows when the weights have been written.
+    `specialisation` follows, for the targets that have one. Where scales are measured, `SetKVScales` or
+    `SetActivationScales` follows when the weights have been written.
     """
     return [
         # how many tokens there may be, and where their keys and values live
