@@ -6,6 +6,7 @@ import json
 import os
 import random
 import socket
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = [
     "pack",
     "read_files",
     "replace_file",
+    "small_file",
     "spoil_numbers",
     "unpack",
     "write_files",
@@ -30,6 +32,7 @@ Files = dict[str, bytes]
 
 _POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 216000000000\n"
 _DTYPES = ["F32", "F16", "BF16", "F64", "I8", "U8", "F8_E4M3", "F4", "I64", "BOOL", "f32", "F128", "F8_E8M0", "C64"]
+_SMALL = 2**26
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "F64": 8}
 
 
@@ -45,9 +48,15 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
         (directory / name).write_bytes(data)
 
 
+def small_file(path: Path) -> bytes:
+    """What a regular file holds; nothing of links, of whatever else an earlier change has made, and of huge files."""
+    state = path.lstat() if os.path.lexists(path) else None
+    return path.read_bytes() if state and stat.S_ISREG(state.st_mode) and state.st_size <= _SMALL else b""
+
+
 def replace_file(path: Path, rng: random.Random) -> str:
     """Do something to a file, or to its name, that is no edit of its text; says what."""
-    data = path.read_bytes() if path.is_file() else b""
+    data = small_file(path)
     way = rng.choice([*_EDITS, *_TARGETS, *_KINDS])
     if way in _EDITS and data:
         return f"{path.name}: {_edit(path, data, way, rng)}"
