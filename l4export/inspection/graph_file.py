@@ -40,6 +40,8 @@ def load_graph(engine: Path, manifest: Manifest | None = None) -> ir.Model:
         proto = onnx.ModelProto.FromString(data)
         if not _is_of_usual_size(proto):
             raise InputError(f"{path}: a graph of more than {_MOST_PARTS} parts; build the engine again")
+        if unknown := _unknown_input(proto):
+            raise InputError(f"{path}: nothing in it gives {unknown!r}, which a node reads; build the engine again")
         model: ir.Model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, engine)
         misplaced = _misplaced(model, manifest)
@@ -65,6 +67,29 @@ def _is_of_usual_size(proto: onnx.ModelProto) -> bool:
                 if parts <= _MOST_PARTS and hasattr(value[0], "ListFields"):
                     left += value
     return parts <= _MOST_PARTS
+
+
+def _unknown_input(proto: onnx.ModelProto) -> str | None:
+    """The first name that a node reads and neither an input, a weight nor an earlier node of the graph has."""
+    bodies = [(function.node, set(function.input)) for function in proto.functions]
+    bodies.append((proto.graph.node, _given(proto.graph)))
+    while bodies:
+        nodes, known = bodies.pop()
+        for node in nodes:
+            for name in node.input:
+                if name and name not in known:
+                    return str(name)[:100]
+            for attribute in node.attribute:
+                for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                    bodies.append((graph.node, known | _given(graph)))
+            known.update(node.output)
+    return None
+
+
+def _given(graph: onnx.GraphProto) -> set[str]:
+    """Names that a graph has before its first node."""
+    sparse = (tensor.values.name for tensor in graph.sparse_initializer)
+    return {*(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer), *sparse}
 
 
 def _misplaced(model: ir.Model, manifest: Manifest) -> str | None:

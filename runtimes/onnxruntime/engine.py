@@ -138,7 +138,8 @@ def open_session(
         raise EnvironmentLacks("running an engine needs onnxruntime: pip install 'l4export[cpu]'") from error
     options = session_options(threads, fp8_activations)
     try:
-        session = ort.InferenceSession(str(decoder), options, providers=[provider])
+        # its fallback prints banners before it fails again
+        session = ort.InferenceSession(str(decoder), options, providers=[provider], enable_fallback=0)
     except Exception as error:
         detail = " ".join(str(error).split())[:300]
         raise InputError(f"{decoder}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error

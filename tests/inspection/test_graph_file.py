@@ -141,6 +141,16 @@ def test_weights_that_lie_elsewhere(engine: Path, key: str, value: str, words: s
         refused(engine, reader, words)
 
 
+@pytest.mark.parametrize("reader", ["inspect", "DequantizedWeights"])
+def test_a_node_that_reads_what_nothing_gives(engine: Path, reader: str, capfd: pytest.CaptureFixture[str]) -> None:
+    graph = onnx.load(engine / "decoder.onnx", load_external_data=False)
+    next(tensor for tensor in graph.graph.initializer if tensor.name == "model.norm.weight").name = "x"
+    (engine / "decoder.onnx").write_bytes(graph.SerializeToString())
+    sign(engine)
+    refused(engine, reader, "nothing in it gives")
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("command", ["inspect", "verify", "run --token-ids 1", "bench --prefill 9 --decode 9"])
 def test_commands_end_at_once_with_the_documented_exit_code(engine: Path, command: str) -> None:
     (engine / "decoder.onnx").unlink()
