@@ -5,7 +5,7 @@ Every message is one line: what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
-__all__ = ["CheckFailed", "EnvironmentLacks", "InputError", "L4Error", "StorageError", "one_line"]
+__all__ = ["CheckFailed", "EnvironmentLacks", "InputError", "L4Error", "StorageError", "one_line", "printable"]
 
 
 class L4Error(Exception):
@@ -43,7 +43,12 @@ def one_line(error: BaseException, *plain: type[BaseException]) -> str:
 
     The type of the error comes first, unless it is a ValueError or one of `plain`, whose messages say what happened.
     """
-    text = " ".join(str(error).split())[:300]
+    text = printable(str(error))[:300]
     if text and isinstance(error, (ValueError, *plain)):
         return text
     return f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def printable(text: str) -> str:
+    """Return a text of any origin as one line without control characters, which a terminal would obey."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))

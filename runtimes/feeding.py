@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from l4export.errors import InputError
 from l4export.runtimes.cache.chunks import Chunks
 from l4export.runtimes.cache.kv_cache import Call, KVCache
 
@@ -116,4 +117,8 @@ class Feeding:
         for each in rows:
             self.chunks.write(each, int(self.chunks.starts[each] + self.lengths[each]))
         part = slice(rows.start, rows.stop)
-        return self._cache.run(Call(row, ids, counts, self.lengths[part], self.chunks.starts[part], last_only))
+        logits = self._cache.run(Call(row, ids, counts, self.lengths[part], self.chunks.starts[part], last_only))
+        due = (len(rows), 1 if last_only else ids.shape[1], self._limits.vocab)
+        if logits.shape != due:
+            raise InputError(f"the engine gave logits of shape {logits.shape}, not {due}; build it again")
+        return logits

@@ -93,8 +93,10 @@ def _given(graph: onnx.GraphProto) -> set[str]:
 
 
 def _misplaced(model: ir.Model, manifest: Manifest) -> str | None:
-    """What is wrong with the place of the first weight that does not lie within one of the engine's files."""
+    """What is wrong with the first weight that has no type, or does not lie within one of the engine's files."""
     for tensor in _tensors(model):
+        if tensor.dtype == ir.DataType.UNDEFINED:
+            return f"weight {tensor.name!r} has no data type"
         if isinstance(tensor, ir.ExternalTensor):
             record, offset = manifest.files.get(str(tensor.location)), tensor.offset or 0
             if record is None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from l4export.engine.manifest import Manifest
-from l4export.errors import EnvironmentLacks, InputError
+from l4export.errors import EnvironmentLacks, InputError, printable
 from l4export.graph.contents import LayerValue, Role, layer_values
 from l4export.inspection.graph_file import load_graph
 from l4export.model.routing import likeliest
@@ -116,7 +116,7 @@ def _inference_session(engine: Path, model: ir.Model, taps: Sequence[str]) -> on
     try:
         return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        detail = " ".join(str(error).split())[:300]
+        detail = printable(str(error))[:300]
         raise InputError(f"{engine}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.checkpoint.hf_config import text_config
 from l4export.checkpoint.hf_rope import KEYS
-from l4export.errors import EnvironmentLacks, InputError
+from l4export.errors import EnvironmentLacks, InputError, printable
 from l4export.model.config import ModelConfig
 from l4export.quantization.schemes import FP8_MAX
 from l4export.reference.routing_ties import Choice
@@ -185,7 +185,7 @@ def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = No
     try:
         return transformers.Llama4TextConfig.from_dict(fields)
     except Exception as error:  # a check of transformers that is not known here
-        path, detail = checkpoint.path / "config.json", " ".join(str(error).split())[:300]
+        path, detail = checkpoint.path / "config.json", printable(str(error))[:300]
         raise InputError(f"{path}: transformers refuses it ({detail}); correct it") from error
 
 

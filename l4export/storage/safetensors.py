@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from l4export.errors import InputError, StorageError
+from l4export.errors import InputError, StorageError, printable
 from l4export.storage.foreign_files import foreign_kind
 from l4export.storage.opened_file import OpenedFile
 
@@ -102,7 +102,7 @@ def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
     except ValueError as error:  # bad UTF-8, bad JSON, an integer of thousands of digits
         if kind := foreign_kind(data):
             raise InputError(f"{where}: {kind}") from None
-        reason = "bad UTF-8" if isinstance(error, UnicodeDecodeError) else " ".join(str(error).split())[:100]
+        reason = "bad UTF-8" if isinstance(error, UnicodeDecodeError) else printable(str(error))[:100]
         raise InputError(f"{where}: not valid JSON ({reason}); is the file complete?") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a JSON object; is this the right file?")

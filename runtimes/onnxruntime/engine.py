@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l4export.engine.manifest import Graph, Manifest
-from l4export.errors import EnvironmentLacks, InputError
+from l4export.errors import EnvironmentLacks, InputError, printable
 from l4export.machine.cuda_driver import open_driver
 from l4export.runtimes.cache.binding_plan import BindingPlan, plan_bindings
 from l4export.runtimes.cache.device_cache import DeviceCache
@@ -141,7 +141,7 @@ def open_session(
         # its fallback prints banners before it fails again
         session = ort.InferenceSession(str(decoder), options, providers=[provider], enable_fallback=0)
     except Exception as error:
-        detail = " ".join(str(error).split())[:300]
+        detail = printable(str(error))[:300]
         raise InputError(f"{decoder}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
     if session.get_providers()[0] != provider:
         raise EnvironmentLacks(

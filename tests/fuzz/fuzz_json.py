@@ -53,7 +53,7 @@ def places(value: Any, place: Place = ()) -> Iterator[Place]:
     if isinstance(value, dict):
         for name, item in value.items():
             yield from places(item, (*place, name))
-    elif isinstance(value, list):
+    elif isinstance(value, list) and not isinstance(value, Pairs):
         for index in sorted({*range(min(4, len(value))), *range(max(0, len(value) - 2), len(value))}):
             yield from places(value[index], (*place, index))
 
@@ -89,7 +89,7 @@ def _change(value: Any, parent: Any, key: Any, rng: random.Random, words: Sequen
         twice = rng.choice(list(old.items()))
         parent[key] = Pairs([*old.items(), (twice[0], rng.choice([twice[1], None, 0]))])
         return f"{twice[0][:40]!r} twice"
-    if action == 3 and isinstance(old, list):
+    if action == 3 and isinstance(old, list) and not isinstance(old, Pairs):
         parent[key] = rng.choice([old[:-1], old[1:], [*old, *old], [*old, *old[:1]], old[::-1], [old], old * 50])
         return f"{len(parent[key])} entries"
     if action == 4:

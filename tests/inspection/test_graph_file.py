@@ -151,6 +151,25 @@ def test_a_node_that_reads_what_nothing_gives(engine: Path, reader: str, capfd: 
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("reader", ["inspect", "DequantizedWeights"])
+def test_a_weight_without_a_type(engine: Path, reader: str) -> None:
+    graph = onnx.load(engine / "decoder.onnx", load_external_data=False)
+    next(tensor for tensor in graph.graph.initializer if tensor.name == "model.norm.weight").data_type = 0
+    (engine / "decoder.onnx").write_bytes(graph.SerializeToString())
+    sign(engine)
+    refused(engine, reader, "'model.norm.weight' has no data type")
+
+
+def test_a_message_of_another_library_with_control_characters(engine: Path) -> None:
+    graph = onnx.load(engine / "decoder.onnx", load_external_data=False)
+    graph.graph.node[0].op_type = "x\x1b[31m\u202e"
+    (engine / "decoder.onnx").write_bytes(graph.SerializeToString())
+    sign(engine)
+    with pytest.raises(InputError) as caught:
+        load(engine)
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("command", ["inspect", "verify", "run --token-ids 1", "bench --prefill 9 --decode 9"])
 def test_commands_end_at_once_with_the_documented_exit_code(engine: Path, command: str) -> None:
     (engine / "decoder.onnx").unlink()

@@ -244,3 +244,12 @@ class TestThirdPartyClients:
         feeds = self._feeds(workshop, random_ids((1, 257)), np.ones((1, 257), np.int64))
         with pytest.raises(Exception, match="sequence_must_fit_max_context"):
             workshop.engine("scout", "static").inference.run(["logits"], feeds)
+
+
+def test_logits_of_another_shape_are_refused(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = workshop.engine("scout", "concat")
+    session = engine.session()
+    run = session._cache.run
+    monkeypatch.setattr(session._cache, "run", lambda call: run(call)[:, :0])
+    with pytest.raises(InputError, match="logits of shape"):
+        session.append([1, 2])
