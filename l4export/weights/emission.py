@@ -31,7 +31,7 @@ from l4export.errors import InputError
 from l4export.storage.file_records import FileRecord
 from l4export.storage.journal import Journal
 from l4export.storage.written_digest import WrittenDigest
-from l4export.weights.evaluation import Evaluation, Output
+from l4export.weights.evaluation import side_bytes
 from l4export.weights.order import UnitQueue
 from l4export.weights.placement import INLINE_BYTES, DataFile, Unit, place_weights, row_cells, subregions, units
 from l4export.weights.recipes import Recipe, whole
@@ -157,7 +157,7 @@ def check_budget(files: Sequence[DataFile], jobs: int, budget: int) -> None:
     for unit in units(files):
         lead = unit.evaluation.lead
         row = min(row_cells(unit.evaluation), lead[-1]) if lead else 1
-        if (side := -(-_side_bytes(unit.evaluation) * row // math.prod(lead))) > least:
+        if (side := -(-side_bytes(unit.evaluation) * row // math.prod(lead))) > least:
             least, name = side, unit.name
     if (needed := _COST * jobs * least) > budget:
         raise InputError(
@@ -185,7 +185,7 @@ class _Writer:
         """Evaluate a unit block by block, write every output's part, note it in the journal, and hash what can be."""
         offsets = [part.offset for part in unit.parts]
         checksums = [0] * len(unit.parts)
-        cells = max(1, self._limit * math.prod(unit.evaluation.lead) // _side_bytes(unit.evaluation))
+        cells = max(1, self._limit * math.prod(unit.evaluation.lead) // side_bytes(unit.evaluation))
         for region in subregions(unit.evaluation, unit.region, cells):
             with _named(unit.name):
                 outputs = unit.evaluation.evaluate(region)
@@ -301,29 +301,3 @@ def _named(weight: str) -> Iterator[None]:
     except ValueError as error:
         advice = "choose another --dtype" if "does not fit" in str(error) else "check the checkpoint"
         raise InputError(f"{weight}: {error}" + ("" if ";" in str(error) else f"; {advice}")) from error
-
-
-def _side_bytes(evaluation: Evaluation) -> int:
-    """The larger side of a whole evaluation: the bytes that it reads, or that it gives."""
-    return max(_source_bytes(evaluation), sum(output.nbytes for output in evaluation.outputs), 1)
-
-
-def _source_bytes(expression: Recipe | Evaluation) -> int:
-    """Bytes of the checkpoint, or of arrays in memory, that an expression is made of.
-
-    Follows the recipes among its attributes; of a part that is larger than the expression it counts only the share.
-    """
-    if isinstance(expression, Output):
-        return _source_bytes(expression.evaluation)
-    inner = [recipe for name, held in vars(expression).items() if name != "outputs" for recipe in _recipes(held)]
-    if isinstance(expression, Evaluation):
-        alone = not isinstance(expression.outputs[0], Output)
-        return sum(map(_source_bytes, expression.outputs if alone else inner))
-    if not inner:
-        return expression.nbytes
-    share = min(1.0, expression.size / max(1, sum(recipe.size for recipe in inner)))
-    return math.ceil(share * sum(map(_source_bytes, inner)))
-
-
-def _recipes(held: object) -> list[Recipe]:
-    return [recipe for recipe in (held if isinstance(held, list | tuple) else [held]) if isinstance(recipe, Recipe)]
