@@ -37,7 +37,7 @@ def test_a_build_in_little_memory_reads_the_checkpoint_once(tmp_path: Path, jobs
     words = ["build", tmp_path / "ck", "-o", tmp_path / "e", "--quant", "int4", "--memory-budget", "128MB"]
     used = disk_use([sys.executable, "-c", PROGRAM, *words, "--jobs", jobs], LIMIT, files, tmp_path / "record")
     assert used.exit_code == 0
-    assert size < used.read < 1.1 * size, used
+    assert 0.95 * size < used.read < 1.1 * size, used  # a few pages may have stayed in the cache
     source = load_manifest(tmp_path / "e").source
     assert {file.name: file_record(file) for file in files} == {file.name: source[file.name] for file in files}
 
