@@ -101,7 +101,8 @@ def emit_data(
             on_resume(sum(unit.nbytes for unit in intact))
         for unit in intact:
             writer.note(unit)
-        missing = _without(work, intact)
+        done = {unit.number for unit in intact}
+        missing = [unit for unit in work if unit.number not in done]
         queue = UnitQueue(missing)
         tasks: list[Future[None]] = [workers.submit(lambda: writer.write(queue.take())) for _ in missing]
         tasks += [workers.submit(digest.catch_up) for digest in digests.values()]
@@ -256,11 +257,6 @@ def _intact(
     checks = [workers.submit(writer.is_intact, unit, entries) for unit in known]
     _finish(workers, checks, given_up)
     return [unit for unit, check in zip(known, checks, strict=True) if check.result()]
-
-
-def _without(work: Sequence[Unit], done: Sequence[Unit]) -> list[Unit]:
-    numbers = {unit.number for unit in done}
-    return [unit for unit in work if unit.number not in numbers]
 
 
 def _finish(workers: ThreadPoolExecutor, tasks: Sequence[Future[Any]], given_up: threading.Event) -> None:
