@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from l4export.errors import InputError
+from l4export.storage.opened_file import OpenedFile
 from l4export.storage.safetensors import HANDLED_DTYPES, TensorEntry, TensorFile
 
 __all__ = ["SourceTensor"]
@@ -52,6 +53,11 @@ class SourceTensor:
         return self.entry.stop - self.entry.start
 
     @property
+    def place(self) -> tuple[OpenedFile, int, int]:
+        """The file that holds the tensor, its first byte there, and the end."""
+        return self.file.opened, self.entry.start, self.entry.stop
+
+    @property
     def file_name(self) -> str:
         """The name of the file, in the checkpoint's directory, that holds the tensor."""
         return self.file.path.name
@@ -70,6 +76,7 @@ class SourceTensor:
         bits = self.file.array(self.entry).view(f"u{self.dtype.itemsize}")
         full = index + (slice(None),) * (len(self.shape) - len(index))
         shape = [len(range(*i.indices(size))) for i, size in zip(full, self.shape, strict=True) if isinstance(i, slice)]
+        self.file.announce(bits[(..., *full)])  # with the dots even a single element is a view
         out = np.empty(shape, bits.dtype)
         self._copy(bits, full, out)
         return out.view(self.dtype)
@@ -87,6 +94,7 @@ class SourceTensor:
         batch = max(1, _PIECE // max(1, row_bytes * multiple)) * multiple
         for start in range(rows.start, rows.stop, batch):
             piece = self.file.array(self.entry)[index[:-2]][start : min(start + batch, rows.stop)]
+            self.file.announce(piece[:, columns])
             yield start - rows.start, piece[:, columns]
             if piece.size:
                 self.file.release(piece)

@@ -107,7 +107,7 @@ class _Build:
         planned, directory = self.planned, self.directory
         for line in planned.inputs.about_text:
             self.on_notice(line)
-        with planned.sources.reading():  # along with the workers
+        with planned.sources.followed():
             old = previous_engine(directory.path)
             if old and self._is_up_to_date(old):
                 directory.clear_leftover()
@@ -195,8 +195,9 @@ class _Build:
             journal.start()
             self._calibrate(partial, head)
             return emit_data(
-                self.files, partial, options.workers, options.weights_budget, journal, self._resumed, self._advance
-            )
+                self.files, partial, options.workers, options.weights_budget, journal, self._resumed, self._advance,
+                self.planned.sources.given_up,
+            )  # fmt: skip
 
     def _calibrate(self, partial: Path, head: dict[str, str]) -> None:
         """Find the codes of the weights that are calibrated, and write the report."""

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-from collections.abc import Iterator, Mapping
-from functools import cache
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from l4export._version import __version__
 from l4export.engine.manifest import FORMAT_VERSION
-from l4export.storage.file_records import FileReader, FileRecord
+from l4export.storage.file_records import FileRecord, read_records
 from l4export.storage.opened_file import OpenedFile
+from l4export.storage.running_digest import RunningDigest
 
 __all__ = ["PROGRAM", "Sources", "generator", "program_digest"]
-
-_READERS = 2
-"""Files that are read at a time. Reading one at a time would often take longer than writing the weights."""
 
 PROGRAM = (
     "calibration",
@@ -39,7 +38,7 @@ PROGRAM = (
 because scales of caches and activations are measured by running an engine."""
 
 
-@cache
+@functools.cache
 def generator() -> str:
     """The program as a manifest names it: its version, the manifest's format version, and `program_digest`."""
     return f"l4export {__version__} (format {FORMAT_VERSION}, code {program_digest()[:16]})"
@@ -70,36 +69,51 @@ class Sources:
     Args:
         files: config.json and the files with weights, by name; the manifest lists them.
         companions: The files that are copied into the engine, by name.
+
+    Attributes:
+        names: Of `files`.
+        given_up: Set it to end the hashing in all threads.
     """
 
     def __init__(self, files: Mapping[str, OpenedFile], companions: Mapping[str, OpenedFile]) -> None:
         self.names = tuple(files)
+        self.given_up = threading.Event()
         self._files, self._companions = dict(files), dict(companions)
-        self._reader: FileReader | None = None
+        self._digests = {name: RunningDigest(file, self.given_up) for name, file in files.items()}
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """Read the files for their digests in the background, through the descriptors that weights are read from."""
-        with FileReader({name: file.record for name, file in self._files.items()}, _READERS) as self._reader:
+    def followed(self) -> Iterator[None]:
+        """Meanwhile weights are hashed just before they are read, through the same descriptors."""
+        for name, file in self._files.items():
+            file.follower = self._digests[name].reach
+        try:
             yield
+        finally:
+            for file in self._files.values():
+                file.follower = None
 
     def records(self) -> dict[str, FileRecord]:
-        """Wait until all files have been read, and return their sizes and digests. From these a service can tell which
+        """The sizes and digests of all files, once what has not been hashed yet is. From these a service can tell which
         checkpoint it serves.
 
         Raises:
             SourceChanged: one changed while it was read.
             OSError: reading failed.
         """
-        return self._begun.records()
+        return read_records({name: digest.record for name, digest in self._digests.items()})
 
-    def known(self) -> dict[str, str]:
-        """The SHA-256 (hex) of every file that has been read to its end by now, by name."""
-        return {name: record.sha256 for name, record in self._begun.finished().items()}
+    def so_far(self, names: Iterable[str]) -> dict[str, FileRecord]:
+        """How much of each file has been hashed, from its beginning, and its digest. Nothing more was read of it."""
+        return {name: self._digests[name].so_far() for name in names}
 
-    def sha256(self, name: str) -> str | None:
-        """One file's digest, when it has been read; None if it is not among the files. Raises as `records`."""
-        return self._begun.record(name).sha256 if name in self._files else None
+    def unchanged(self, noted: Mapping[str, FileRecord]) -> set[str]:
+        """The names of the files that begin with what was noted of them. Raises as `records`."""
+        possible = {
+            name: functools.partial(self._digests[name].beginning, record.bytes)
+            for name, record in noted.items()
+            if name in self._files and record.bytes <= self._files[name].size
+        }
+        return {name for name, found in read_records(possible).items() if found == noted[name]}
 
     def check_open(self) -> None:
         """Raise `SourceChanged` for the first file that is no longer what it was when it was opened."""
@@ -110,8 +124,3 @@ class Sources:
         """As `check_open`, and for companions too. Also refuses files that are no longer where they were opened."""
         for file in (*self._files.values(), *self._companions.values()):
             file.check_in_place()
-
-    @property
-    def _begun(self) -> FileReader:
-        assert self._reader is not None, "within `reading` alone"
-        return self._reader

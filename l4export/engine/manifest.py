@@ -21,7 +21,7 @@ from l4export.engine.manifest_types import (
     TensorSpec,
 )
 from l4export.errors import CheckFailed, InputError, StorageError
-from l4export.storage.file_records import FileReader, file_record
+from l4export.storage.file_records import file_record, read_records
 from l4export.storage.safetensors import parse_json_object
 
 __all__ = [
@@ -96,10 +96,9 @@ def verify_files(engine: Path) -> Manifest:
     manifest = load_manifest(engine)
     faults = {name: _size_fault(engine / name, record.bytes) for name, record in manifest.files.items()}
     reads = {name: partial(file_record, engine / name) for name, fault in faults.items() if fault is None}
-    with FileReader(reads) as reader:
-        for name, record in reader.records().items():
-            if record != manifest.files[name]:
-                faults[name] = f"{name} has been changed"
+    for name, record in read_records(reads).items():
+        if record != manifest.files[name]:
+            faults[name] = f"{name} has been changed"
     if found := [fault for fault in faults.values() if fault]:
         raise CheckFailed(f"{engine}: {'; '.join(found)}; build or copy the engine again")
     return manifest

@@ -100,6 +100,10 @@ class _Shape:
     shape: tuple[int, ...]
     dtype: np.dtype[Any] = dataclasses.field(default=np.dtype(ml_dtypes.bfloat16))
 
+    @property
+    def place(self) -> None:
+        """No file holds it."""
+
     def read(self, index: object, /) -> np.ndarray:
         """There is nothing to read."""
         raise AssertionError("sizes need no weights")

@@ -3,18 +3,19 @@
 A text file next to the data. Its first line is a JSON object of strings that names everything which decides the bytes
 to be written, except the contents of the source files. Every further line is one of two kinds.
 
-A line that begins with `source` stands for a source file: the SHA-256 of what was read from it, and its name. It is
-written once the file has been read to its end. Any other line stands for a unit of work whose bytes are in the data
-files: the unit's number and the CRC-32 of each of its parts, in hexadecimal, separated by spaces.
+A line that begins with `source` stands for what was read of a source file, which is read from its beginning on: the
+SHA-256 of these bytes, their number, and the file's name. The last such line of a file counts. Any other line stands
+for a unit of work whose bytes are in the data files: the unit's number and the CRC-32 of each of its parts, in
+hexadecimal, separated by spaces. Before it the journal says of every file that it was made from how far that has been
+read, which is at least as far as the unit needed.
 
     {"l4export": "0.1.0 ...", "checkpoint": "5c1f...", "options": "...", "plan": "09ab..."}
-    source 77f5f8d9...33 config.json
+    source 77f5f8d9...33 67108872 model-00001-of-00050.safetensors
     0 1c291ca3
     2 9e83486d 00f1ab34
 
-A unit counts only if the journal has a digest for every source file that it was made from, and each digest is that of
-the file as it is now. So no unit counts whose source was replaced, even by a file of the same size and times, or whose
-build was killed before it had read the source to its end.
+A unit counts only if every source file that it was made from still begins with the bytes that the journal has the
+digest of. So no unit counts whose source was replaced, even by a file of the same size and times.
 
 A line counts once it has its newline. It is appended after the bytes were written, but nothing says that the disk kept
 them in that order: whoever resumes compares the bytes with the CRCs.
@@ -26,18 +27,20 @@ import json
 import os
 import re
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
+
+from l4export.storage.file_records import FileRecord
 
 __all__ = ["JOURNAL", "Journal", "SourceFiles", "begin_journal", "has_progress", "is_journal"]
 
 JOURNAL = "journal"
 _MOST_BYTES = 64 << 20
 _UNIT = re.compile(rb"(\d{1,9})((?: [0-9a-f]{8})+)")
-_SOURCE = re.compile(rb"source ([0-9a-f]{64}) ([^\n]+)")
+_SOURCE = re.compile(rb"source ([0-9a-f]{64}) (\d{1,18}) ([^\n]+)")
 
 
 class SourceFiles(Protocol):
@@ -47,11 +50,11 @@ class SourceFiles(Protocol):
     def names(self) -> Collection[str]:
         """All of them."""
 
-    def known(self) -> Mapping[str, str]:
-        """The SHA-256 (hex) of every file that has been read to its end by now, by name."""
+    def so_far(self, names: Iterable[str]) -> Mapping[str, FileRecord]:
+        """How many bytes of each file have been read, from its beginning, and their digest."""
 
-    def sha256(self, name: str) -> str | None:
-        """One file's digest, when it has been read; None if it is not among the sources."""
+    def unchanged(self, noted: Mapping[str, FileRecord]) -> Collection[str]:
+        """The names of the files that begin with the bytes that were noted."""
 
     def check_open(self) -> None:
         """Raises `SourceChanged` if a file is no longer what it was when it was opened."""
@@ -60,7 +63,7 @@ class SourceFiles(Protocol):
 class Journal:
     """The journal of one directory, opened for a build that `head` describes; closes as a context manager.
 
-    Opening it waits until the source files that it names have been read.
+    Opening it waits until what it says of source files has been compared with them.
 
     Args:
         directory: Where it lies.
@@ -80,30 +83,31 @@ class Journal:
     def __init__(
         self, directory: Path, head: Mapping[str, str], sources: SourceFiles, reads: Mapping[int, Collection[str]]
     ) -> None:
-        self._path, self._head, self._sources = directory / JOURNAL, dict(head), sources
+        self._path, self._head, self._sources, self._reads = directory / JOURNAL, dict(head), sources, reads
         self._descriptor, self._lock = -1, threading.Lock()
-        self._noted: dict[str, str] = {}
+        self._noted: dict[str, FileRecord] = {}
         self.entries: dict[int, tuple[int, ...]] = {}
         self.changed: list[str] = []
         if (found := _read(self._path)) and found.units:
             self.changed = [name for name in head if found.head.get(name) != head[name]]
             if found.head == head:
-                self._take_over(found, reads)
+                self._take_over(found)
 
-    def _take_over(self, found: _Found, reads: Mapping[int, Collection[str]]) -> None:
-        """Take over the units whose sources have the digests that are noted."""
-        self._noted = {name: digest for name, digest in found.sources.items() if self._sources.sha256(name) == digest}
+    def _take_over(self, found: _Found) -> None:
+        """Take over the units whose sources begin with what is noted."""
+        unchanged = self._sources.unchanged(found.sources)
+        self._noted = {name: record for name, record in found.sources.items() if name in unchanged}
         if len(self._noted) < len(found.sources):
             self.changed = ["checkpoint"]
         self.entries = {
             unit: checksums
             for unit, checksums in found.units.items()
-            if unit in reads and self._noted.keys() >= set(reads[unit])
+            if unit in self._reads and self._noted.keys() >= set(self._reads[unit])
         }
 
     def start(self) -> None:
         """Begin to write. The head and the units that count replace what was found, in one step."""
-        sources = [_source_line(name, digest) for name, digest in self._noted.items()]
+        sources = [_source_line(name, record) for name, record in self._noted.items()]
         units = [_unit_line(unit, checksums) for unit, checksums in self.entries.items()]
         self._descriptor = _create(self._path, b"".join([_head_line(self._head), *sources, *units]))
 
@@ -114,10 +118,10 @@ class Journal:
             SourceChanged: a source is no longer what it was, so the unit may have been made from other bytes.
         """
         with self._lock:
-            known = self._sources.known()
+            read = self._sources.so_far(self._reads[unit])
             self._sources.check_open()
-            new = {name: digest for name, digest in known.items() if name not in self._noted}
-            lines = [_source_line(name, digest) for name, digest in new.items()]
+            new = {name: record for name, record in read.items() if record != self._noted.get(name)}
+            lines = [_source_line(name, record) for name, record in new.items()]
             _append(self._descriptor, b"".join([*lines, _unit_line(unit, checksums)]))
             self._noted |= new
 
@@ -151,7 +155,7 @@ class _Found:
     """What a journal says."""
 
     head: dict[str, object]
-    sources: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, FileRecord] = field(default_factory=dict)
     units: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -169,7 +173,7 @@ def _read(path: Path) -> _Found | None:
     found = _Found(head)
     for line in lines:
         if source := _SOURCE.fullmatch(line):
-            found.sources[os.fsdecode(source[2])] = source[1].decode()
+            found.sources[os.fsdecode(source[3])] = FileRecord(int(source[2]), source[1].decode())
         elif unit := _UNIT.fullmatch(line):
             found.units[int(unit[1])] = tuple(int(crc, 16) for crc in unit[2].split())
         else:  # blocks that a power loss left empty
@@ -181,8 +185,8 @@ def _head_line(head: Mapping[str, str]) -> bytes:
     return json.dumps(head).encode() + b"\n"
 
 
-def _source_line(name: str, digest: str) -> bytes:
-    return b"source " + digest.encode() + b" " + os.fsencode(name) + b"\n"
+def _source_line(name: str, record: FileRecord) -> bytes:
+    return f"source {record.sha256} {record.bytes} ".encode() + os.fsencode(name) + b"\n"
 
 
 def _unit_line(unit: int, checksums: tuple[int, ...]) -> bytes:

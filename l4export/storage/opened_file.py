@@ -11,7 +11,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ class OpenedFile:
         path: Where it was opened.
         descriptor: For `mmap` and `pread`; closed when the object goes.
         size: In bytes, when it was opened.
+        follower: Told how far the file is about to be read through a mapping, before it is; None: nobody wants to know.
 
     Raises:
         InputError: there is no such file, or it is not a regular one.
@@ -64,6 +65,12 @@ class OpenedFile:
         status = os.fstat(self.descriptor)
         _settle(status)
         self._stamp, self.size = _Stamp.of(status), status.st_size
+        self.follower: Callable[[int], None] | None = None
+
+    def announce(self, stop: int) -> None:
+        """Say that bytes before `stop` are about to be read through a mapping. Raises what the `follower` does."""
+        if self.follower:
+            self.follower(stop)
 
     def read(self) -> bytes:
         """All bytes; raises as `check_open`."""
@@ -71,8 +78,8 @@ class OpenedFile:
         self.check_open()
         return data
 
-    def record(self, given_up: threading.Event | None = None) -> FileRecord:
-        """Size and digest, read in a stream.
+    def record(self, given_up: threading.Event | None = None, stop: int | None = None) -> FileRecord:
+        """Size and digest of the bytes before `stop` (None: of all), read in a stream.
 
         Raises:
             SourceChanged: the file changed meanwhile.
@@ -80,7 +87,7 @@ class OpenedFile:
             OSError: reading failed.
         """
         digest, size = hashlib.sha256(), 0
-        for piece in self._pieces():
+        for piece in self._pieces(stop):
             if given_up is not None and given_up.is_set():
                 raise CancelledError
             digest.update(piece)
@@ -102,7 +109,7 @@ class OpenedFile:
     def check_open(self) -> None:
         """Raise `SourceChanged` unless the file that is open is as it was when it was opened."""
         if _Stamp.of(os.fstat(self.descriptor)) != self._stamp:
-            raise self._changed()
+            raise self.changed()
 
     def check_in_place(self) -> None:
         """Raise `SourceChanged` unless the file is as it was when it was opened, and its path still leads to it."""
@@ -112,15 +119,16 @@ class OpenedFile:
         except FileNotFoundError:
             raise SourceChanged(f"{self.path}: was removed after it was opened; build again when it is there") from None
         if found != self._stamp:
-            raise self._changed()
+            raise self.changed()
 
-    def _changed(self) -> SourceChanged:
+    def changed(self) -> SourceChanged:
+        """The error for a file that is not what it was."""
         return SourceChanged(f"{self.path}: changed after it was opened; build again when it is complete")
 
-    def _pieces(self) -> Iterator[memoryview]:
-        """Its bytes, in pieces that are valid until the next is asked for."""
+    def _pieces(self, stop: int | None = None) -> Iterator[memoryview]:
+        """Its bytes before `stop`, in pieces that are valid until the next is asked for."""
         buffer, at = memoryview(bytearray(min(_PIECE_BYTES, self.size + 1))), 0
-        while count := os.preadv(self.descriptor, [buffer], at):
+        while count := os.preadv(self.descriptor, [buffer if stop is None else buffer[: stop - at]], at):
             yield buffer[:count]
             at += count
 

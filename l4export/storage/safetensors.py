@@ -174,12 +174,22 @@ class TensorFile:
         # The start of a tensor need not be aligned to its elements: numpy copes, on x86 at no cost.
         return self._bytes[entry.start : entry.stop].view(ARRAY_DTYPES[entry.dtype]).reshape(entry.shape)
 
+    def announce(self, view: np.ndarray) -> None:
+        """Say that `view` (of `array`) is about to be read; see `OpenedFile.announce`."""
+        if view.size:
+            self.opened.announce(self._bounds(view)[1])
+
     def release(self, view: np.ndarray) -> None:
         """Tells the kernel that the pages under `view` (of `array`) are not needed; reading them again is allowed."""
-        low, high = (bound - byte_bounds(self._bytes)[0] for bound in byte_bounds(view))
+        low, high = self._bounds(view)
         low -= low % mmap.PAGESIZE
         if high > low:
             self._map.madvise(mmap.MADV_DONTNEED, low, high - low)
+
+    def _bounds(self, view: np.ndarray) -> tuple[int, int]:
+        """The first byte of the file that `view` spans, and the end."""
+        low, high = (bound - byte_bounds(self._bytes)[0] for bound in byte_bounds(view))
+        return low, high
 
 
 def _read_header(fd: int, size: int, path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:

@@ -1,7 +1,8 @@
 """Streaming emission: recipes -> data files, within a memory budget that does not depend on the model's size.
 
 The plan (`l4export.weights.placement`) says where everything goes; workers evaluate blocks and write each output's part
-to its own place. The bytes do not depend on the number of workers, their order, the budget, or interruptions.
+to its own place. They also hash: what they read, just before (`l4export.storage.running_digest`), and what has been
+written, just after. The bytes do not depend on the number of workers, their order, the budget, or interruptions.
 
 Memory: while a block is being computed it costs at most about three times its larger side, which is the bytes it reads
 or the bytes it writes: a copy of the source (integer quantisation needs none), temporaries, and the result. So with
@@ -14,13 +15,12 @@ being read, up to 32 MiB for each worker, which are pages of the kernel's cache.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ import onnx_ir as ir
 from l4export.errors import InputError
 from l4export.storage.file_records import FileRecord
 from l4export.storage.journal import Journal
-from l4export.weights.evaluation import Evaluation, Output
+from l4export.storage.written_digest import WrittenDigest
+from l4export.weights.evaluation import side_bytes
+from l4export.weights.order import UnitQueue
 from l4export.weights.placement import INLINE_BYTES, DataFile, Unit, place_weights, row_cells, subregions, units
 from l4export.weights.recipes import Recipe, whole
 
@@ -46,7 +48,7 @@ _COST = 3
 """Bytes of memory for each byte of a block's larger side."""
 
 _PIECE_BYTES = 1 << 20
-"""Bytes read at a time when data files are read again, for their digests or to resume."""
+"""Bytes read at a time when data files are read again to resume."""
 
 
 def emit(
@@ -71,38 +73,46 @@ def emit_data(
     journal: Journal | None = None,
     on_resume: Callable[[int], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    given_up: threading.Event | None = None,
 ) -> dict[str, FileRecord]:
     """Write the data files; returns the size and digest of each.
 
     Units that `journal` lists are read back, and written again only if their bytes are not what it says. `on_resume(n)`
     is called once, with the number of bytes that need no writing, before the first byte is written. `on_progress(n)` is
-    called for every n bytes that are written, from any thread, by one thread at a time.
+    called for every n bytes that are written, from any thread, by one thread at a time. `given_up` is set at an error,
+    or Ctrl-C, so that workers that are hashing end.
 
     Raises:
         InputError: when a weight cannot be converted, by the weight's name; a budget that is too small.
         OSError: when reading back or writing fails (a full disk, no permission).
     """
     check_budget(files, jobs, budget)
-    work = units(files)
+    work, given_up = units(files), given_up or threading.Event()
     with contextlib.ExitStack() as stack:
         descriptors = {file.name: stack.enter_context(_opened(directory / file.name, file.size)) for file in files}
-        writer = _Writer(descriptors, block_bytes(jobs, budget), journal, on_progress)
-        hasher = stack.enter_context(ThreadPoolExecutor(1))
+        digests = {file.name: _digest(file, descriptors[file.name], work, given_up) for file in files}
+        writer = _Writer(descriptors, digests, block_bytes(jobs, budget), journal, on_progress)
         workers = stack.enter_context(ThreadPoolExecutor(jobs))
-        given_up = threading.Event()
-        stack.callback(given_up.set)
-        intact: set[int] = set()
+        intact: list[Unit] = []
         if journal and journal.entries:
             _clear_gaps(files, descriptors)
-            intact = _intact(work, journal.entries, writer, workers)
+            intact = _intact(work, journal.entries, writer, workers, given_up)
         if on_resume:
-            on_resume(sum(unit.nbytes for unit in work if unit.number in intact))
-        running = {unit.number: workers.submit(writer.write, unit) for unit in work if unit.number not in intact}
-        digests = {
-            file.name: hasher.submit(_record, file, descriptors[file.name], work, running, given_up) for file in files
-        }
-        _finish(workers, list(running.values()))
-        return {name: digest.result() for name, digest in digests.items()}
+            on_resume(sum(unit.nbytes for unit in intact))
+        for unit in intact:
+            writer.note(unit)
+        done = {unit.number for unit in intact}
+        missing = [unit for unit in work if unit.number not in done]
+        queue = UnitQueue(missing)
+        tasks: list[Future[None]] = [workers.submit(lambda: writer.write(queue.take())) for _ in missing]
+        tasks += [workers.submit(digest.catch_up) for digest in digests.values()]
+        _finish(workers, tasks, given_up)
+        return {name: digest.record() for name, digest in digests.items()}
+
+
+def _digest(file: DataFile, descriptor: int, work: Sequence[Unit], given_up: threading.Event) -> WrittenDigest:
+    starts = [part.offset for unit in work for part in unit.parts if part.file == file.name]
+    return WrittenDigest(descriptor, file.size, starts, given_up)
 
 
 def emit_graph(model: ir.Model, files: Sequence[DataFile], directory: Path, stem: str) -> str:
@@ -148,7 +158,7 @@ def check_budget(files: Sequence[DataFile], jobs: int, budget: int) -> None:
     for unit in units(files):
         lead = unit.evaluation.lead
         row = min(row_cells(unit.evaluation), lead[-1]) if lead else 1
-        if (side := -(-_side_bytes(unit.evaluation) * row // math.prod(lead))) > least:
+        if (side := -(-side_bytes(unit.evaluation) * row // math.prod(lead))) > least:
             least, name = side, unit.name
     if (needed := _COST * jobs * least) > budget:
         raise InputError(
@@ -163,19 +173,20 @@ class _Writer:
     def __init__(
         self,
         descriptors: Mapping[str, int],
+        digests: Mapping[str, WrittenDigest],
         limit: int,
         journal: Journal | None,
         on_progress: Callable[[int], None] | None,
     ) -> None:
-        self._descriptors, self._limit = descriptors, limit
+        self._descriptors, self._digests, self._limit = descriptors, digests, limit
         self._journal, self._on_progress = journal, on_progress
         self._lock = threading.Lock()
 
     def write(self, unit: Unit) -> None:
-        """Evaluate a unit block by block, write every output's part, and note it in the journal."""
+        """Evaluate a unit block by block, write every output's part, note it in the journal, and hash what can be."""
         offsets = [part.offset for part in unit.parts]
         checksums = [0] * len(unit.parts)
-        cells = max(1, self._limit * math.prod(unit.evaluation.lead) // _side_bytes(unit.evaluation))
+        cells = max(1, self._limit * math.prod(unit.evaluation.lead) // side_bytes(unit.evaluation))
         for region in subregions(unit.evaluation, unit.region, cells):
             with _named(unit.name):
                 outputs = unit.evaluation.evaluate(region)
@@ -194,6 +205,14 @@ class _Writer:
         assert offsets == ends, f"{unit.name}: evaluated to other sizes than planned"
         if self._journal:
             self._journal.add(unit.number, tuple(checksums))
+        self.note(unit)
+        for name in {part.file for part in unit.parts}:
+            self._digests[name].catch_up()
+
+    def note(self, unit: Unit) -> None:
+        """Tell the digests of its files that a unit has been written."""
+        for part in unit.parts:
+            self._digests[part.file].written(part.offset)
 
     def is_intact(self, unit: Unit, entries: Mapping[int, tuple[int, ...]]) -> bool:
         """Whether the files hold what the journal says of a unit."""
@@ -227,49 +246,29 @@ def _clear_gaps(files: Sequence[DataFile], descriptors: Mapping[str, int]) -> No
 
 
 def _intact(
-    work: Sequence[Unit], entries: Mapping[int, tuple[int, ...]], writer: _Writer, workers: ThreadPoolExecutor
-) -> set[int]:
-    """The numbers of the units that an earlier run has written, as the journal's entries say."""
+    work: Sequence[Unit],
+    entries: Mapping[int, tuple[int, ...]],
+    writer: _Writer,
+    workers: ThreadPoolExecutor,
+    given_up: threading.Event,
+) -> list[Unit]:
+    """The units that an earlier run has written, as the journal's entries say."""
     known = [unit for unit in work if unit.number in entries]
-    checks = {unit.number: workers.submit(writer.is_intact, unit, entries) for unit in known}
-    _finish(workers, list(checks.values()))
-    return {number for number, check in checks.items() if check.result()}
+    checks = [workers.submit(writer.is_intact, unit, entries) for unit in known]
+    _finish(workers, checks, given_up)
+    return [unit for unit, check in zip(known, checks, strict=True) if check.result()]
 
 
-def _finish(workers: ThreadPoolExecutor, tasks: Sequence[Future[Any]]) -> None:
+def _finish(workers: ThreadPoolExecutor, tasks: Sequence[Future[Any]], given_up: threading.Event) -> None:
     """Wait for all; at the first error, or Ctrl-C, begin no other task and raise it."""
     try:
         done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
         for task in done:
             task.result()
     except BaseException:
+        given_up.set()
         workers.shutdown(cancel_futures=True)
         raise
-
-
-def _record(
-    file: DataFile,
-    descriptor: int,
-    work: Sequence[Unit],
-    running: Mapping[int, Future[None]],
-    given_up: threading.Event,
-) -> FileRecord:
-    """Size and digest of a data file, read shortly after the workers write it, while its pages are in memory."""
-    digest, done = hashlib.sha256(), 0
-    ours = sorted(
-        (part.offset + part.nbytes, unit.number) for unit in work for part in unit.parts if part.file == file.name
-    )
-    for end, number in ours:
-        if number in running:
-            running[number].result()
-        for data in _read_back(descriptor, done, end):
-            if given_up.is_set():
-                raise CancelledError
-            digest.update(data)
-        # Not for the memory's sake: the kernel begins to write pages at once, instead of when they are too many.
-        os.posix_fadvise(descriptor, done, end - done, os.POSIX_FADV_DONTNEED)
-        done = end
-    return FileRecord(file.size, digest.hexdigest())
 
 
 def _read_back(descriptor: int, start: int, stop: int) -> Iterator[bytes]:
@@ -298,29 +297,3 @@ def _named(weight: str) -> Iterator[None]:
     except ValueError as error:
         advice = "choose another --dtype" if "does not fit" in str(error) else "check the checkpoint"
         raise InputError(f"{weight}: {error}" + ("" if ";" in str(error) else f"; {advice}")) from error
-
-
-def _side_bytes(evaluation: Evaluation) -> int:
-    """The larger side of a whole evaluation: the bytes that it reads, or that it gives."""
-    return max(_source_bytes(evaluation), sum(output.nbytes for output in evaluation.outputs), 1)
-
-
-def _source_bytes(expression: Recipe | Evaluation) -> int:
-    """Bytes of the checkpoint, or of arrays in memory, that an expression is made of.
-
-    Follows the recipes among its attributes; of a part that is larger than the expression it counts only the share.
-    """
-    if isinstance(expression, Output):
-        return _source_bytes(expression.evaluation)
-    inner = [recipe for name, held in vars(expression).items() if name != "outputs" for recipe in _recipes(held)]
-    if isinstance(expression, Evaluation):
-        alone = not isinstance(expression.outputs[0], Output)
-        return sum(map(_source_bytes, expression.outputs if alone else inner))
-    if not inner:
-        return expression.nbytes
-    share = min(1.0, expression.size / max(1, sum(recipe.size for recipe in inner)))
-    return math.ceil(share * sum(map(_source_bytes, inner)))
-
-
-def _recipes(held: object) -> list[Recipe]:
-    return [recipe for recipe in (held if isinstance(held, list | tuple) else [held]) if isinstance(recipe, Recipe)]

@@ -7,6 +7,7 @@ evaluations, not recipes, that emission evaluates.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterator, Sequence
 
 import ml_dtypes
@@ -15,7 +16,7 @@ import onnx_ir as ir
 
 from l4export.weights.recipes import Constant, Recipe, Region
 
-__all__ = ["Evaluation", "Output", "Stack", "evaluation_of", "is_constant", "leaves"]
+__all__ = ["Evaluation", "Output", "Stack", "evaluation_of", "is_constant", "leaves", "side_bytes"]
 
 
 class Evaluation(abc.ABC):
@@ -134,3 +135,29 @@ def _signed(packed: np.ndarray, dtype: ir.DataType) -> np.ndarray:
         return packed.view(np.int8)
     pairs = np.stack([packed << 4, packed], axis=-1).view(np.int8) >> 4
     return pairs.reshape(*packed.shape[:-1], -1).astype(ml_dtypes.int4)
+
+
+def side_bytes(evaluation: Evaluation) -> int:
+    """The larger side of a whole evaluation: the bytes that it reads, or that it gives."""
+    return max(_source_bytes(evaluation), sum(output.nbytes for output in evaluation.outputs), 1)
+
+
+def _source_bytes(expression: Recipe | Evaluation) -> int:
+    """Bytes of the checkpoint, or of arrays in memory, that an expression is made of.
+
+    Follows the recipes among its attributes; of a part that is larger than the expression it counts only the share.
+    """
+    if isinstance(expression, Output):
+        return _source_bytes(expression.evaluation)
+    inner = [recipe for name, held in vars(expression).items() if name != "outputs" for recipe in _recipes(held)]
+    if isinstance(expression, Evaluation):
+        alone = not isinstance(expression.outputs[0], Output)
+        return sum(map(_source_bytes, expression.outputs if alone else inner))
+    if not inner:
+        return expression.nbytes
+    share = min(1.0, expression.size / max(1, sum(recipe.size for recipe in inner)))
+    return math.ceil(share * sum(map(_source_bytes, inner)))
+
+
+def _recipes(held: object) -> list[Recipe]:
+    return [recipe for recipe in (held if isinstance(held, list | tuple) else [held]) if isinstance(recipe, Recipe)]

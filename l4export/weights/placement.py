@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from l4export.weights.evaluation import Evaluation, Output, evaluation_of, is_constant
+from l4export.weights.evaluation import Evaluation, Output, evaluation_of, is_constant, side_bytes
 from l4export.weights.recipes import Recipe, Region, as_recipe, whole
 
 __all__ = [
@@ -41,7 +41,8 @@ _FILE_BYTES = 4 << 30
 """A data file is closed before it grows beyond this; a larger tensor has a file of its own."""
 
 _UNIT_BYTES = 64 << 20
-"""About how many bytes a unit writes. A killed build may lose as many for each worker."""
+"""About how many bytes a unit reads or writes, whichever is more. A killed build may lose as many for each worker, and
+what they read must stay in the kernel's cache until it is used."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def units(files: Sequence[DataFile]) -> list[Unit]:
         for number, (evaluation, region, placed) in enumerate(
             (evaluation, region, placed)
             for evaluation, placed in evaluations.values()
-            for region in _unit_regions(evaluation, sum(place.recipe.nbytes for _, place in placed))
+            for region in _unit_regions(evaluation)
         )
     ]
 
@@ -199,9 +200,9 @@ def _cuts(extents: Sequence[int], row: int, cells: int) -> Iterator[Region]:
         yield (slice(start, min(start + step, extents[0])), *whole(extents[1:]))
 
 
-def _unit_regions(evaluation: Evaluation, nbytes: int) -> Iterator[Region]:
+def _unit_regions(evaluation: Evaluation) -> Iterator[Region]:
     cells = math.prod(evaluation.lead)
-    return subregions(evaluation, whole(evaluation.lead), _UNIT_BYTES * cells // nbytes)
+    return subregions(evaluation, whole(evaluation.lead), _UNIT_BYTES * cells // side_bytes(evaluation))
 
 
 def _parts(evaluation: Evaluation, region: Region, placed: list[tuple[DataFile, Placement]]) -> tuple[UnitOutput, ...]:

@@ -15,6 +15,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from l4export.storage.opened_file import OpenedFile
+
 __all__ = [
     "Cast",
     "Constant",
@@ -43,6 +45,10 @@ class SourceData(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]:
         """NumPy dtype, `ml_dtypes` included."""
+
+    @property
+    def place(self) -> tuple[OpenedFile, int, int] | None:
+        """The file that holds it, its first byte there, and the end; None: no file does."""
 
     def read(self, index: Region, /) -> np.ndarray:
         """The elements of one region, as a C-contiguous copy."""

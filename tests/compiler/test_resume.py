@@ -80,7 +80,13 @@ def cut_short(checkpoint: Path, engine: Path, options: BuildOptions | None = Non
             build(checkpoint, engine, options)
     partial = engine.with_name(f".{engine.name}.partial")
     assert not engine.exists() and "manifest.json" not in left(partial)
-    return len((partial / "journal").read_text().splitlines()) - 1
+    return units_noted(partial / "journal")
+
+
+def units_noted(journal: Path) -> int:
+    """How many units a journal lists; none if there is no journal."""
+    lines = journal.read_bytes().split(b"\n")[1:-1] if journal.exists() else []
+    return sum(not line.startswith(b"source") for line in lines)
 
 
 def fail_after(patch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
@@ -111,9 +117,9 @@ class Watched:
 
 
 def test_a_build_goes_on_where_it_was(checkpoint: Path, place: Path, expected: dict[str, bytes]) -> None:
-    assert cut_short(checkpoint, place / "e") > 5
+    assert cut_short(checkpoint, place / "e", count=500_000) > 5
     again = Watched(checkpoint, place / "e")
-    assert again.resumed > 200_000 and again.written < 900_000
+    assert again.resumed > 300_000 and again.written < 900_000
     assert again.notices == [f"resuming: {again.resumed / 1e9:.3f} of 0.001 GB were already written"]
     assert contents(place / "e") == expected and left(place) == ["e"]
 
@@ -144,9 +150,8 @@ def test_ten_kills_in_a_row(checkpoint: Path, place: Path, tmp_path: Path, expec
             process.kill()
         assert process.returncode == -signal.SIGKILL
         assert left(place) == [".e.partial"] and "manifest.json" not in left(journal.parent)
-        lines = journal.read_bytes().count(b"\n")
-        assert lines >= noted, "a build that goes on forgets nothing"
-        noted = lines
+        assert units_noted(journal) >= noted, "a build that goes on forgets nothing"
+        noted = units_noted(journal)
     again = Watched(checkpoint, place / "e")
     assert again.resumed > 0
     assert contents(place / "e") == expected and left(place) == ["e"]
@@ -154,9 +159,8 @@ def test_ten_kills_in_a_row(checkpoint: Path, place: Path, tmp_path: Path, expec
 
 def wait_for_growth(journal: Path, process: subprocess.Popen[str]) -> None:
     """Until the build has noted one more unit than it found."""
-    before = journal.read_bytes().count(b"\n") if journal.exists() else 1
-    deadline = time.monotonic() + 60
-    while not journal.exists() or journal.read_bytes().count(b"\n") <= before:
+    before, deadline = units_noted(journal), time.monotonic() + 60
+    while units_noted(journal) <= before:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -237,7 +241,7 @@ def test_a_source_that_only_looks_the_same_starts_afresh(
     checkpoint: Path, place: Path, tmp_path: Path, expected: dict[str, bytes], how: str
 ) -> None:
     """Another checkpoint of the same shapes, sizes and times, as stores and archives make them that set all times."""
-    cut_short(checkpoint, place / "e")
+    cut_short(checkpoint, place / "e", BuildOptions(jobs=1))  # who does not come to the tables
     put_other(checkpoint, tmp_path, how)
     again = Watched(checkpoint, place / "e")
     assert again.notices == ["starting afresh: the checkpoint changed since the build that was cut short"]
@@ -249,8 +253,8 @@ def test_a_source_that_only_looks_the_same_starts_afresh(
 def test_units_of_a_build_that_never_knew_its_sources_do_not_count(
     checkpoint: Path, place: Path, expected: dict[str, bytes]
 ) -> None:
-    """As after a kill before the source was read to its end: nobody can say what the units were made of."""
-    cut_short(checkpoint, place / "e")
+    """Nobody can say what the units were made of. One worker does not come to the tables, which are made of no file."""
+    cut_short(checkpoint, place / "e", BuildOptions(jobs=1))
     journal = place / ".e.partial" / "journal"
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(line for line in lines if "model.safetensors" not in line))

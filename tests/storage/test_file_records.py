@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from l4export.storage.file_records import FileReader, FileRecord, file_record
+from l4export.storage.file_records import FileRecord, file_record, read_records
 
 MINUTES_OF_READING = 400 << 30
 """A file of holes: no room on the disk, some four minutes for SHA-256 at 1.5 GB/s."""
@@ -30,23 +30,19 @@ def test_size_and_sha256(tmp_path: Path, size: int) -> None:
     assert file_record(tmp_path / "f") == FileRecord(size, hashlib.sha256(data).hexdigest())
 
 
-def test_a_reader_gives_the_records_of_all_files(tmp_path: Path) -> None:
+def test_the_records_of_all_files(tmp_path: Path) -> None:
     paths = [tmp_path / f"f{i}" for i in range(5)]
     for i, path in enumerate(paths):
         path.write_bytes(bytes([i]) * i)
-    expected = {path.name: file_record(path) for path in paths}
-    with FileReader(reads(paths), 2) as reader:
-        assert reader.records() == expected == reader.finished()
-        assert reader.record("f3") == expected["f3"]
+    assert read_records(reads(paths), 2) == {path.name: file_record(path) for path in paths}
 
 
-def test_a_file_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
-    (tmp_path / "there").touch()
-    with FileReader(reads([tmp_path / "missing", tmp_path / "there"])) as reader:
-        with pytest.raises(FileNotFoundError):
-            reader.records()
-        reader.record("there")
-        assert list(reader.finished()) == ["there"]
+def test_an_error_ends_the_reading_of_the_others(tmp_path: Path) -> None:
+    holes(tmp_path / "there", MINUTES_OF_READING)
+    began = time.monotonic()
+    with pytest.raises(FileNotFoundError):
+        read_records(reads([tmp_path / "missing", tmp_path / "there"]))
+    assert time.monotonic() - began < AT_ONCE
 
 
 def test_reading_that_is_given_up_ends_before_the_file_does(tmp_path: Path) -> None:
@@ -55,16 +51,6 @@ def test_reading_that_is_given_up_ends_before_the_file_does(tmp_path: Path) -> N
     given_up.set()
     with pytest.raises(CancelledError):
         file_record(tmp_path / "f", given_up)
-
-
-def test_leaving_the_reader_ends_the_reading(tmp_path: Path) -> None:
-    paths = [tmp_path / f"f{i}" for i in range(4)]
-    for path in paths:
-        holes(path, MINUTES_OF_READING)
-    began = time.monotonic()
-    with pytest.raises(KeyError), FileReader(reads(paths), 2):
-        raise KeyError
-    assert time.monotonic() - began < AT_ONCE
 
 
 @pytest.mark.parametrize("what", ["build", "verify"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from l4export.errors import InputError
+from l4export.storage.file_records import FileRecord
 from l4export.storage.journal import JOURNAL, Journal, begin_journal, has_progress, is_journal
 from l4export.storage.opened_file import SourceChanged
 
@@ -22,21 +24,21 @@ READS = {unit: ("x", "y") for unit in (0, 3, 5, 7, 12)} | {1: ("x",)}
 
 @dataclass
 class Sources:
-    """Files of given digests, read to their end if they are `finished`."""
+    """Files whose first `read` bytes, up to 100, have one digest each."""
 
     digests: dict[str, str] = field(default_factory=lambda: {"x": A, "y": B})
-    finished: tuple[str, ...] = ("x", "y")
+    read: dict[str, int] = field(default_factory=lambda: {"x": 100, "y": 100})
     changed: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.digests)
 
-    def known(self) -> dict[str, str]:
-        return {name: self.digests[name] for name in self.finished}
+    def so_far(self, names: Iterable[str]) -> dict[str, FileRecord]:
+        return {name: FileRecord(self.read[name], self.digests[name]) for name in names}
 
-    def sha256(self, name: str) -> str | None:
-        return self.digests.get(name)
+    def unchanged(self, noted: Mapping[str, FileRecord]) -> set[str]:
+        return {name for name, record in noted.items() if self.digests.get(name) == record.sha256}
 
     def check_open(self) -> None:
         if self.changed:
@@ -58,7 +60,7 @@ def written(directory: Path, *units: int, sources: Sources | None = None) -> Pat
 def test_the_format(tmp_path: Path) -> None:
     head, *lines = written(tmp_path, 0, 12).read_text().splitlines()
     assert json.loads(head) == HEAD
-    assert lines == [f"source {A} x", f"source {B} y", "0 00000000 ffffffff", "12 0000000c ffffffff"]
+    assert lines == [f"source {A} 100 x", f"source {B} 100 y", "0 00000000 ffffffff", "12 0000000c ffffffff"]
 
 
 def test_what_was_noted_is_found_again(tmp_path: Path) -> None:
@@ -152,28 +154,44 @@ def test_a_unit_of_a_source_with_another_digest_does_not_count(tmp_path: Path) -
     with opened(tmp_path, sources=Sources({"x": A, "y": A})) as journal:
         assert journal.entries == {1: (1, 0xFFFFFFFF)} and journal.changed == ["checkpoint"]
         journal.start()
-    assert path.read_text().splitlines()[1:] == [f"source {A} x", "1 00000001 ffffffff"]
+    assert path.read_text().splitlines()[1:] == [f"source {A} 100 x", "1 00000001 ffffffff"]
 
 
-def test_a_unit_of_a_source_that_was_not_read_to_its_end_does_not_count(tmp_path: Path) -> None:
-    written(tmp_path, 0, 1, sources=Sources(finished=("x",)))
+def test_a_unit_of_which_the_journal_does_not_know_the_source_does_not_count(tmp_path: Path) -> None:
+    """As in a journal that somebody edited; what did not count then does not count later."""
+    path = written(tmp_path, 0, 1)
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if not line.endswith("y\n")))
     with opened(tmp_path) as journal:
         assert sorted(journal.entries) == [1] and not journal.changed
         journal.start()
         journal.add(3, (3,))
     with opened(tmp_path) as journal:
-        assert sorted(journal.entries) == [1, 3], "what did not count then does not count later"
+        assert sorted(journal.entries) == [1, 3]
 
 
-def test_a_digest_is_noted_before_the_next_unit_and_once(tmp_path: Path) -> None:
-    sources = Sources(finished=())
+def test_how_far_its_sources_were_read_is_noted_before_a_unit_if_that_is_new(tmp_path: Path) -> None:
+    sources = Sources()
     with opened(tmp_path, sources=sources) as journal:
         journal.start()
-        for unit, finished in ((0, ()), (1, ("x",)), (3, ("x", "y")), (5, ("x", "y"))):
-            sources.finished = finished
+        for unit, x, y in ((0, 10, 0), (1, 10, 5), (3, 10, 5), (5, 100, 5)):
+            sources.read = {"x": x, "y": y}
             journal.add(unit, (unit,))
-    lines = (tmp_path / JOURNAL).read_text().splitlines()[1:]
-    assert [line.split()[0] for line in lines] == ["0", "source", "1", "source", "3", "5"]
+    lines = [line.split() for line in (tmp_path / JOURNAL).read_text().splitlines()[1:]]
+    read = [" ".join(line[3:1:-1]) if line[0] == "source" else line[0] for line in lines]
+    assert read == ["x 10", "y 0", "0", "1", "y 5", "3", "x 100", "5"]
+
+
+def test_the_last_that_was_noted_of_a_source_decides(tmp_path: Path) -> None:
+    sources = Sources()
+    with opened(tmp_path, sources=sources) as journal:
+        journal.start()
+        journal.add(0, (0,))
+        sources.digests["x"] = B
+        journal.add(3, (3,))
+    with opened(tmp_path) as journal:
+        assert not journal.entries and journal.changed == ["checkpoint"]
+    with opened(tmp_path, sources=sources) as journal:
+        assert sorted(journal.entries) == [0, 3]
 
 
 def test_a_unit_of_a_source_that_changed_is_not_noted(tmp_path: Path) -> None:
@@ -185,7 +203,8 @@ def test_a_unit_of_a_source_that_changed_is_not_noted(tmp_path: Path) -> None:
 
 
 def test_units_that_the_build_does_not_have_do_not_count(tmp_path: Path) -> None:
-    written(tmp_path, 0, 999)
+    path = written(tmp_path, 0)
+    path.write_bytes(path.read_bytes() + b"999 00000000\n")
     with opened(tmp_path) as journal:
         assert sorted(journal.entries) == [0]
 

@@ -22,6 +22,8 @@ from l4export.weights.recipes import Recipe, Source
 class ArrayData:
     """A stored tensor that lies in memory and remembers the regions it was asked for."""
 
+    place = None
+
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
         self.shape = array.shape
@@ -41,6 +43,8 @@ class ArrayData:
 
 class UnreadableData:
     """A stored tensor of any size whose values must not be asked for."""
+
+    place = None
 
     def __init__(self, shape: Sequence[int], dtype: Any) -> None:
         self.shape = tuple(shape)
