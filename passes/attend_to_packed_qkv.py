@@ -57,9 +57,7 @@ class _Temperatures:
         heads, kv_heads, width = _sizes(attention)
         factor = self._factor(temperature, attention, heads, kv_heads)
         b = GraphBuilder.beside(temperature)
-        by_head = b.op(
-            "Reshape", packed, b.constant([0, 0, heads + 2 * kv_heads, width], "by_head"), name="qkv_heads"
-        )
+        by_head = b.op("Reshape", packed, b.constant([0, 0, heads + 2 * kv_heads, width], "by_head"), name="qkv_heads")
         scaled = b.op("Mul", by_head, factor, name="q_temperature")
         joined = b.op("Reshape", scaled, b.constant([0, 0, -1], "joined"), name="qkv")
         self._insert(b, attention)
@@ -88,7 +86,7 @@ class _Temperatures:
 
 
 def _split(q: ir.Value | None, attention: ir.Node) -> ir.Node | None:
-    """The `Split` whose parts are q and the attention's keys and values, and nobody else's, cut as the operator cuts."""
+    """The `Split` whose parts are q and the attention's keys and values, and nobody else's, cut as it cuts."""
     split = producer(q, ("Split", ""))
     if split is None or [q, *attention.inputs[1:3]] != list(split.outputs):
         return None

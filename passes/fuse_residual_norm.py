@@ -57,4 +57,5 @@ def _fuse(graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:
 
 
 def _is_computed(value: ir.Value | None) -> bool:
-    return value is not None and value.producer() is not None and value.producer().op_type != "Constant"  # type: ignore[union-attr]
+    maker = None if value is None else value.producer()
+    return maker is not None and maker.op_type != "Constant"

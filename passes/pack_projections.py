@@ -88,9 +88,7 @@ def pack(graph: ir.Graph, nodes: Sequence[ir.Node], note_rows: bool = False) -> 
     if "N" in attributes:
         attributes["N"] = sum(widths)
     name = "_".join(str(node.name).split("/")[-2] for node in nodes)
-    product = b.op(
-        first.op_type, first.inputs[0], *weights, domain=first.domain, name=f"{name}/MatMul", **attributes
-    )
+    product = b.op(first.op_type, first.inputs[0], *weights, domain=first.domain, name=f"{name}/MatMul", **attributes)
     parts = b.ops(
         "Split", product, b.constant(widths, f"{name}/widths"), outputs=len(nodes), axis=-1, name=f"{name}/Split"
     )

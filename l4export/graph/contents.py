@@ -56,8 +56,8 @@ class Weights:
     `layout` compares each with the checkpoint's tensor: `stored` is as it is there, `transposed` has the last two axes
     exchanged, and `interleaved` is [E, 2I, D] for a tensor [E, D, 2I] = [gate | up], transposed with the rows of gate
     and up in turn. `part` says which of a quantised weight's tensors this is; `values` are the numbers themselves. The
-    layout of scales and zero points is that of their codes. `rows` are those of each weight, where several lie one below
-    the other and no `Split` of their product tells how many each has.
+    layout of scales and zero points is that of their codes. `rows` are those of each weight, where several lie one
+    below the other and no `Split` of their product tells how many each has.
     """
 
     names: tuple[str, ...]

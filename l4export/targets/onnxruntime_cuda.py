@@ -1,7 +1,10 @@
 """`--target ort-cuda`: ONNX Runtime's fused operators in the forms of its CUDA provider.
 
-What CUDA may compute differently from the CPU provider is refused. The rules follow ONNX Runtime's tables of kernels
-and its notes on MoE and QMoE (1.31). None of this has been executed on a GPU here.
+What CUDA may compute differently from the CPU provider is refused (`l4export.targets.onnxruntime_cuda_checks`). The
+rules follow ONNX Runtime's tables of kernels, its notes on MoE and QMoE (1.31), and what was found on an H200 with an
+earlier version of this graph; this one has not been executed on a GPU.
+
+There is no `genai_config.json`: onnxruntime-genai gives none of the inputs beside ids, mask and caches.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
         # sizes from shapes alone
         passes.SetTotalToCapacity(),
         passes.KeepPositionsByGather(),
+        # rotations that attention does now no longer read q and k
+        passes.RemoveUnused(),
         # fewer kernels a layer
         passes.PackQKV(),
         passes.AttendToPackedQKV(),
