@@ -125,7 +125,7 @@ class Session(OneCaller):
         before, chunks = self._state, self._chunks()
         losing = [row for row in range(self.batch) if chunks.loses(row, int(before.ends[row]), len(rows[row]))]
         manifest = self.manifest
-        # attention of ort-cuda engines is told the capacity, not the longest row: to it no call is the first of many rows
+        # attention of ort-cuda engines is told the capacity, not the longest row, and sees no first call of many rows
         together = manifest.decoder.runtime.provider != "cuda"
         limits = Limits(self._piece, self.capacity, manifest.max_context, manifest.model.vocab_size, together)
         feeding = Feeding(self._cache, limits, before.lengths.copy(), chunks)

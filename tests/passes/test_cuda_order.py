@@ -109,6 +109,29 @@ def test_the_total_is_a_shape_for_each_size_of_cache() -> None:
         assert value.shape[2] == node.inputs[3].shape[2]  # type: ignore[index]
 
 
+def test_the_capacity_as_total_is_exact_on_a_cpu_but_for_first_calls_of_several_rows() -> None:
+    """To the bit. Several rows with several tokens are refused, unless they fill the cache, and never wrong."""
+    config = one_layer("guard", chunked=False)
+    model, ids = chunked(reference(config)), np.random.default_rng(1).integers(0, config.vocab_size, (2, CONTEXT))
+    for name in ("limit_context", "fuse_experts", "move_qk_norm_before_rotary", "fuse_attention"):
+        CUDA[name]()(model)
+    before = opened(model)
+    passes.SetTotalToCapacity()(model)
+    after = opened(model)
+    for part in (ids[:1, :20], ids[:1, :1], ids[:, :1], ids):
+        calls = [call(session, config, part, CONTEXT, [0] * len(part)) for session in (before, after)]
+        for got, wanted in zip(*calls, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+    past = [np.concatenate([array, array]) for array in call(before, config, ids[:1, :20], CONTEXT, [0])[1:]]
+    for rows in (1, 2):
+        arguments = (config, ids[:rows, 20:21], [array[:rows] for array in past], [20, 7][:rows])
+        for got, wanted in zip(call(before, *arguments), call(after, *arguments), strict=True):
+            np.testing.assert_array_equal(got, wanted)
+    call(before, config, ids[:, :20], CONTEXT, [0, 0])
+    with pytest.raises(Exception, match="batch_size must be 1 when sequence_length > 1"):
+        call(after, config, ids[:, :20], CONTEXT, [0, 0])
+
+
 @pytest.mark.parametrize("keep", [-1, 0, 1, 3, 7, 8])
 def test_positions_are_kept_as_the_function_keeps_them(keep: int) -> None:
     """Also more than there are, and of rows that are shorter than what is asked for."""
