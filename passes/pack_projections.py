@@ -12,8 +12,9 @@ from l4export.graph.conditions import require_codes
 from l4export.graph.contents import Weights, weights_of
 from l4export.graph.matching import nodes_of
 from l4export.weights.evaluation import Output, Stack
+from l4export.weights.recipes import Recipe
 
-__all__ = ["PackProjections"]
+__all__ = ["PackProjections", "is_own", "kind", "pack"]
 
 
 class PackProjections(ir.passes.InPlacePass):
@@ -38,40 +39,56 @@ class PackProjections(ir.passes.InPlacePass):
         """Pack every group of two or more."""
         groups: dict[Hashable, list[ir.Node]] = {}
         for node in nodes_of(model, "MatMulNBits", "com.microsoft"):
-            if all(_is_own(value) for value in node.inputs[1:]):
-                groups.setdefault(_kind(node), []).append(node)
+            if is_own(node):
+                groups.setdefault(kind(node), []).append(node)
         packed = [nodes for nodes in groups.values() if len(nodes) > 1]
         for nodes in packed:
-            _pack(model.graph, nodes)
+            pack(model.graph, nodes)
         if packed:
             remove_unused_initializers(model.graph)
         return ir.passes.PassResult(model, modified=bool(packed))
 
 
-def _is_own(value: ir.Value | None) -> bool:
-    return value is not None and isinstance(value.const_value, Output) and len(value.uses()) == 1
+def is_own(node: ir.Node) -> bool:
+    """Whether a product's weights are recipes that nothing else reads."""
+    return all(
+        value is not None and isinstance(value.const_value, Recipe) and len(value.uses()) == 1
+        for value in node.inputs[1:]
+    )
 
 
-def _kind(node: ir.Node) -> Hashable:
+def kind(node: ir.Node) -> Hashable:
+    """What products must share to be packed."""
     attributes = {name: attribute.value for name, attribute in node.attributes.items() if name != "N"}
     dtypes = [value.dtype for value in node.inputs[1:] if value is not None]
-    return node.inputs[0], tuple(sorted(attributes.items())), tuple(dtypes)
+    return node.op_type, node.inputs[0], tuple(sorted(attributes.items())), tuple(dtypes)
 
 
-def _pack(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
+def pack(graph: ir.Graph, nodes: Sequence[ir.Node], note_rows: bool = False) -> None:
+    """Put one product, of weights that lie one below the other, and a `Split` in the place of several.
+
+    Args:
+        graph: The graph.
+        nodes: `MatMulNBits` or `FusedMatMul` over [N, K] weights, of one x, one operator and alike but for N.
+        note_rows: Whether to note on the weights how many rows each has, for a graph that loses the `Split`.
+    """
     first = nodes[0]
     b = GraphBuilder(scope=str(first.name).rpartition("/")[0].rpartition("/")[0])
     stack = Stack([_recipe(node.inputs[1]) for node in nodes])
+    widths = [_recipe(node.inputs[1]).dims[0] for node in nodes]
     weights = []
     for operand in range(1, len(first.inputs)):
         values = [node.inputs[operand] for node in nodes]
         recipe, held = _recipe(values[0]), _held(values)
+        index = recipe.index if isinstance(recipe, Output) else 0
         name = f"{'|'.join(held.names)}.{held.part}"
-        weights.append(b.initializer(stack.output(recipe.index, recipe.dims[1:]), name, held))
-    widths = [node.attributes.get_int("N") for node in nodes]
-    attributes = {name: attribute.value for name, attribute in first.attributes.items()} | {"N": sum(widths)}
+        rows = tuple(widths) if note_rows else ()
+        weights.append(b.initializer(stack.output(index, recipe.dims[1:]), name, replace(held, rows=rows)))
+    attributes = {name: attribute.value for name, attribute in first.attributes.items()}
+    if "N" in attributes:
+        attributes["N"] = sum(widths)
     name = "_".join(str(node.name).split("/")[-2] for node in nodes)
-    product = b.op("MatMulNBits", first.inputs[0], *weights, domain=first.domain, name=f"{name}/MatMul", **attributes)
+    product = b.op(first.op_type, first.inputs[0], *weights, domain=first.domain, name=f"{name}/MatMul", **attributes)
     parts = b.ops(
         "Split", product, b.constant(widths, f"{name}/widths"), outputs=len(nodes), axis=-1, name=f"{name}/Split"
     )
@@ -92,6 +109,6 @@ def _held(values: Sequence[ir.Value | None]) -> Weights:
     return replace(held[0], names=tuple(name for weights in held for name in weights.names))
 
 
-def _recipe(value: ir.Value | None) -> Output:
-    assert value is not None and isinstance(value.const_value, Output)
+def _recipe(value: ir.Value | None) -> Recipe:
+    assert value is not None and isinstance(value.const_value, Recipe)
     return value.const_value

@@ -25,12 +25,14 @@ class Limits:
         capacity: Tokens that a row can hold.
         context: Positions that there are.
         vocab: Token ids that there are.
+        together: Whether one call takes several tokens of several rows, where the cache is empty.
     """
 
     piece: int
     capacity: int
     context: int
     vocab: int
+    together: bool
 
 
 class Feeding:
@@ -64,7 +66,7 @@ class Feeding:
             if counts.max() == 1 and self._all_have_room():
                 self._step(rows, counts, logits)
                 return logits
-            if counts.min() > 0 and not self.lengths.any():
+            if self._limits.together and counts.min() > 0 and not self.lengths.any():
                 done = self._first_piece(rows, counts, logits, last_only)
         for row in range(self._batch):
             while done[row] < counts[row]:

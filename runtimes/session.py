@@ -124,7 +124,10 @@ class Session(OneCaller):
         rows, last_only = self.checked(token_ids), a_flag(last_only, "last_only")
         before, chunks = self._state, self._chunks()
         losing = [row for row in range(self.batch) if chunks.loses(row, int(before.ends[row]), len(rows[row]))]
-        limits = Limits(self._piece, self.capacity, self.manifest.max_context, self.manifest.model.vocab_size)
+        manifest = self.manifest
+        # attention of ort-cuda engines is told the capacity, not the longest row, and sees no first call of many rows
+        together = manifest.decoder.runtime.provider != "cuda"
+        limits = Limits(self._piece, self.capacity, manifest.max_context, manifest.model.vocab_size, together)
         feeding = Feeding(self._cache, limits, before.lengths.copy(), chunks)
         mark = self._cache.mark([(row, chunks.used(row, int(before.ends[row]))) for row in losing])
         self._is_whole = False

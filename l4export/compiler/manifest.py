@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import onnx_ir as ir
@@ -13,7 +14,7 @@ from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import BuildPlan
 from l4export.compiler.provenance import generator
 from l4export.engine.kv_cache import KV_STORAGE, kv_capacities
-from l4export.engine.manifest import DECODER, EnginePart, Graph, InputSpec, KVLayer, Manifest, TensorSpec
+from l4export.engine.manifest import DECODER, PORTABLE, EnginePart, Graph, InputSpec, KVLayer, Manifest, TensorSpec
 from l4export.model.config import ModelConfig
 from l4export.storage.file_records import FileRecord
 from l4export.targets.tensorrt.parts import cut_decoder, part_names
@@ -42,7 +43,7 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
         kv_layers=_kv_layers(config, options.kv_layout, planned.inputs.max_context),
         prefill_max_tokens=planned.prefill_tokens,
         prefill_cut=planned.prefill_cut,
-        graphs={DECODER: _decoder(planned)},
+        graphs=_graphs(planned),
         passes=planned.passes,
         options={"weights": _weight_options(planned), "decoder": _decoder_options(planned)},
         source=source,
@@ -84,6 +85,15 @@ def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLa
         KVLayer("chunked" if chunked else "full", None if layout == "concat" else capacity)
         for chunked, capacity in zip(config.chunked_layers, capacities, strict=True)
     )
+
+
+def _graphs(planned: BuildPlan) -> dict[str, Graph]:
+    """The decoder and, where it has forms of its device alone, the same for a CPU."""
+    decoder = _decoder(planned)
+    if not planned.has_portable:
+        return {DECODER: decoder}
+    runtime = dataclasses.replace(decoder.runtime, provider="cpu")
+    return {DECODER: decoder, PORTABLE: dataclasses.replace(decoder, file=f"{PORTABLE}.onnx", runtime=runtime)}
 
 
 def _decoder(planned: BuildPlan) -> Graph:

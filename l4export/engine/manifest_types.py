@@ -16,6 +16,7 @@ __all__ = [
     "DECODER",
     "FORMAT",
     "FORMAT_VERSION",
+    "PORTABLE",
     "EnginePart",
     "Graph",
     "InputSpec",
@@ -30,6 +31,9 @@ FORMAT_VERSION = 3
 
 DECODER = "decoder"
 """The graph that every engine has: its name in a manifest, and what the names of its files begin with."""
+
+PORTABLE = "portable"
+"""The same decoder in forms that a CPU executes too, in engines whose own decoder has forms of its device alone."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,11 @@ class Manifest:
     def decoder(self) -> Graph:
         """The graph of the language model."""
         return self.graphs[DECODER]
+
+    @property
+    def portable(self) -> Graph:
+        """The graph of the language model as a CPU can execute it: mostly the decoder itself."""
+        return self.graphs.get(PORTABLE, self.decoder)
 
     def to_json(self) -> str:
         """The manifest file's text; the same manifest gives the same bytes."""

@@ -8,7 +8,7 @@ from l4export.graph.contents import weights_of
 from l4export.graph.dialect import DOMAIN
 from l4export.graph.matching import moe_nodes, nodes_of
 
-__all__ = ["require_codes", "require_constant_experts", "require_dialect", "require_none"]
+__all__ = ["require_codes", "require_constant_experts", "require_dialect", "require_inlined", "require_none"]
 
 
 def require_none(model: ir.Model, op_type: str, domain: str, remedy: str) -> None:
@@ -30,6 +30,16 @@ def require_dialect(model: ir.Model) -> None:
     """
     if all(domain != DOMAIN for domain, *_ in model.functions):
         raise ir.passes.PreconditionError("the dialect is inlined already; run this pass before InlineDialect")
+
+
+def require_inlined(model: ir.Model) -> None:
+    """Require that the dialect is inlined.
+
+    Raises:
+        onnx_ir.passes.PreconditionError: its functions are still there.
+    """
+    if any(domain == DOMAIN for domain, *_ in model.functions):
+        raise ir.passes.PreconditionError("the dialect is not inlined yet; run InlineDialect first")
 
 
 def require_constant_experts(model: ir.Model) -> None:

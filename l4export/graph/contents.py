@@ -6,6 +6,7 @@ of values are for people: nothing reads them to find out what a value is.
     l4export.weights   the weights' names in the checkpoint, a JSON list
     l4export.layout    stored, transposed or interleaved
     l4export.part      values, codes, scales or zero_points
+    l4export.rows      rows of each weight, a JSON list, where no Split of the product tells them
     l4export.role      residual, router_logits, past_key, past_value, present_key or present_value
     l4export.layer     the layer of the role, counted from 0
 """
@@ -44,7 +45,7 @@ _PARTS: dict[str | None, Part] = {part: part for part in get_args(Part)}
 _ROLES: dict[str | None, Role] = {role: role for role in get_args(Role)}
 
 _CACHES = frozenset({"past_key", "past_value", "present_key", "present_value"})
-_WEIGHTS, _LAYOUT, _PART = "l4export.weights", "l4export.layout", "l4export.part"
+_WEIGHTS, _LAYOUT, _PART, _ROWS = "l4export.weights", "l4export.layout", "l4export.part", "l4export.rows"
 _ROLE, _LAYER = "l4export.role", "l4export.layer"
 
 
@@ -55,12 +56,14 @@ class Weights:
     `layout` compares each with the checkpoint's tensor: `stored` is as it is there, `transposed` has the last two axes
     exchanged, and `interleaved` is [E, 2I, D] for a tensor [E, D, 2I] = [gate | up], transposed with the rows of gate
     and up in turn. `part` says which of a quantised weight's tensors this is; `values` are the numbers themselves. The
-    layout of scales and zero points is that of their codes.
+    layout of scales and zero points is that of their codes. `rows` are those of each weight, where several lie one
+    below the other and no `Split` of their product tells how many each has.
     """
 
     names: tuple[str, ...]
     layout: Layout = "stored"
     part: Part = "values"
+    rows: tuple[int, ...] = ()
 
     def swapped(self) -> Weights:
         """The same weights with their last two axes exchanged.
@@ -88,8 +91,9 @@ class LayerValue:
 def note(value: ir.Value, held: Weights | LayerValue | None) -> ir.Value:
     """Note on a value what it holds (None: nothing), and return the value."""
     match held:
-        case Weights(names, layout, part):
+        case Weights(names, layout, part, rows):
             value.metadata_props.update({_WEIGHTS: json.dumps(names), _LAYOUT: layout, _PART: part})
+            value.metadata_props.update({_ROWS: json.dumps(rows)} if rows else {})
         case LayerValue(role, layer):
             value.metadata_props.update({_ROLE: role, _LAYER: str(layer)})
     return value
@@ -105,14 +109,15 @@ def weights_of(value: ir.Value | None) -> Weights | None:
         return None
     notes = value.metadata_props
     try:
-        names = json.loads(notes[_WEIGHTS])
+        names, rows = json.loads(notes[_WEIGHTS]), json.loads(notes.get(_ROWS, "[]"))
     except ValueError:
-        names = None
+        names = rows = None
     layout, part = _LAYOUTS.get(notes.get(_LAYOUT)), _PARTS.get(notes.get(_PART))
     listed = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
-    if not listed or layout is None or part is None:
+    counted = isinstance(rows, list) and all(type(count) is int and count > 0 for count in rows)
+    if not listed or not counted or layout is None or part is None or len(rows) not in (0, len(names)):
         raise _unclear(value)
-    return Weights(tuple(names), layout, part)
+    return Weights(tuple(names), layout, part, tuple(rows))
 
 
 def relaid(value: ir.Value, layout: Layout) -> Weights | None:

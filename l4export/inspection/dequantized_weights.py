@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from l4export.engine.manifest import load_manifest
-from l4export.graph.contents import weights_of
+from l4export.graph.contents import Weights, weights_of
 from l4export.inspection.graph_file import load_graph
 from l4export.model.weight_names import kind_of
 from l4export.passes.quantize_activations import fp8_products
@@ -59,7 +59,7 @@ class DequantizedWeights:
                 held = weights_of(node.inputs[operand])
                 if held is None:
                     continue  # an activation's codes
-                for name, own in zip(held.names, _row_ranges(node, operand, len(held.names)), strict=True):
+                for name, own in zip(held.names, _row_ranges(node, operand, held), strict=True):
                     self._operands.setdefault(name, (node, operand, own))
 
     @property
@@ -94,12 +94,15 @@ def _routers(graph: ir.Graph) -> dict[str, ir.Value]:
     return {name: weight for weight, name in held if weight is not None and kind_of(name) == "router"}
 
 
-def _row_ranges(node: ir.Node, operand: int, parts: int) -> list[range]:
-    """Rows of each weight that `PackProjections` put one below the other, which the `Split` of their product shows."""
-    if parts == 1:
+def _row_ranges(node: ir.Node, operand: int, held: Weights) -> list[range]:
+    """Rows of each weight that lie one below the other: as noted, or as the `Split` of their product shows."""
+    if len(held.names) == 1:
         return [range(len(_array(node.inputs[operand])))]
-    split = next(use.node for use in node.outputs[0].uses() if use.node.op_type == "Split")
-    ends = np.cumsum(_array(split.inputs[1])).tolist()
+    if held.rows:
+        ends = np.cumsum(held.rows).tolist()
+    else:
+        split = next(use.node for use in node.outputs[0].uses() if use.node.op_type == "Split")
+        ends = np.cumsum(_array(split.inputs[1])).tolist()
     return [range(start, end) for start, end in itertools.pairwise([0, *ends])]
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from l4export.engine.file_checks import read_graph
 from l4export.engine.manifest import load_manifest
-from l4export.engine.manifest_types import Manifest
+from l4export.engine.manifest_types import Graph, Manifest
 from l4export.errors import InputError
 
 __all__ = ["load_graph"]
@@ -21,7 +21,7 @@ _MOST_PARTS = 250_000
 """The graph of 48 layers and 128 experts has 65 thousand."""
 
 
-def load_graph(engine: Path, manifest: Manifest | None = None) -> ir.Model:
+def load_graph(engine: Path, manifest: Manifest | None = None, graph: Graph | None = None) -> ir.Model:
     """An engine's graph; weights stay in their files.
 
     All files of the engine are compared with the manifest first, as far as a runtime does before it runs it.
@@ -29,13 +29,15 @@ def load_graph(engine: Path, manifest: Manifest | None = None) -> ir.Model:
     Args:
         engine: The directory.
         manifest: Its manifest; None reads it.
+        graph: Which of its graphs; None is the decoder.
 
     Raises:
         InputError: a file is missing or damaged, the graph is none, or a weight lies outside the engine's files.
         StorageError: reading failed.
     """
     manifest = load_manifest(engine) if manifest is None else manifest
-    data, path = read_graph(engine, manifest), engine / manifest.decoder.file
+    graph = graph or manifest.decoder
+    data, path = read_graph(engine, manifest, graph), engine / graph.file
     try:
         proto = onnx.ModelProto.FromString(data)
         if not _is_of_usual_size(proto):

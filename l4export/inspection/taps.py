@@ -55,7 +55,7 @@ def tap_engine(engine: Path, manifest: Manifest, pieces: Sequence[NDArray[np.int
         EnvironmentLacks: onnxruntime is not installed.
         InputError: a graph without these values, or one that ONNX Runtime cannot load.
     """
-    config, model = manifest.model, load_graph(engine, manifest)
+    config, model = manifest.model, load_graph(engine, manifest, manifest.portable)
     layers, values = range(config.num_hidden_layers), layer_values(model.graph)
 
     def name(role: Role, layer: int) -> str:

@@ -33,7 +33,6 @@ def fused_operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
         passes.KeepWeightsUntransposed(),
         # weights in fewer bits, as the policy says
         *([passes.QuantizeWeightsForOnnxRuntime(options.policy, options.calibration)] if options.policy else []),
-        *([passes.PackProjections()] if options.policy else []),
     ]
 
 

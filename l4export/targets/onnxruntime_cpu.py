@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from l4export.engine.manifest import Runtime
 from l4export.targets.genai_config import write_genai_config
 from l4export.targets.lowering import fused_operators
-from l4export.targets.target import Target
+from l4export.targets.target import GraphOptions, Target
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["NO_BFLOAT16", "ORT_CPU"]
 
 NO_BFLOAT16 = {"bf16": "runs on ONNX Runtime's CPU provider, which has no bfloat16 MatMul"}
+
+
+def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
+    """Return the fused operators; on a CPU every product that is saved is worth a copy of what it gives."""
+    from l4export import passes
+
+    return [*fused_operators(options), *([passes.PackProjections()] if options.policy else [])]
 
 
 ORT_CPU = Target(
@@ -23,6 +35,6 @@ ORT_CPU = Target(
     calibrates=True,
     rounds_activations=True,
     reasons=NO_BFLOAT16,
-    lower=fused_operators,
+    lower=_operators,
     finish=write_genai_config,
 )

@@ -1,7 +1,10 @@
 """`--target ort-cuda`: ONNX Runtime's fused operators in the forms of its CUDA provider.
 
-What CUDA may compute differently from the CPU provider is refused. The rules follow ONNX Runtime's tables of kernels
-and its notes on MoE and QMoE (1.31). None of this has been executed on a GPU here.
+What CUDA may compute differently from the CPU provider is refused (`l4export.targets.onnxruntime_cuda_checks`). The
+rules follow ONNX Runtime's tables of kernels, its notes on MoE and QMoE (1.31), and what was found on an H200 with an
+earlier version of this graph; this one has not been executed on a GPU.
+
+There is no `genai_config.json`: onnxruntime-genai gives none of the inputs beside ids, mask and caches.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from l4export.engine.manifest import Runtime
-from l4export.errors import InputError
 from l4export.targets.lowering import fused_operators
+from l4export.targets.onnxruntime_cuda_checks import check_cuda_graph
 from l4export.targets.target import CACHES_IN_PLACE, GraphOptions, Target
 
 if TYPE_CHECKING:
@@ -19,15 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ORT_CUDA"]
 
-_EXPERT_BLOCKS = (64, 128)
-"""Block sizes that QMoE's CUDA kernels are made for, on every GPU."""
-
 
 def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
-    """The fused operators, in the forms that the CUDA provider has.
+    """The fused operators, in the forms that the CUDA provider has and a CPU can still execute.
 
     Its kernels leave activations as they are, so a CPU that executes the graph in their place is told to do the same.
     """
+    import onnx_ir as ir
+
     from l4export import passes
 
     exact = options.policy and dataclasses.replace(options.policy, accuracy_level=1)
@@ -37,28 +39,30 @@ def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
         passes.MarkRawExpertWeights(),
         # bad input is refused by the runtime, not by the graph
         passes.LeaveChecksToRuntime(),
+        # inputs that are given: a default on the device is never replaced
+        passes.RequireInputs(),
+        # sizes from shapes alone
+        passes.SetTotalToCapacity(),
+        passes.KeepPositionsByGather(),
+        # rotations that attention does now no longer read q and k
+        passes.RemoveUnused(),
+        # fewer kernels a layer
+        passes.PackQKV(),
+        passes.AttendToPackedQKV(),
+        passes.WriteOutQKNorm(ir.DataType.FLOAT16),
+        passes.FuseResidualNorm(),
+        passes.FuseSwish(),
+        # nothing is copied between host and device within a call
+        passes.InlineDialect(),
+        passes.CopyLengthsToDevice(),
     ]
 
 
-def _check_graph(model: ir.Model) -> None:
-    """Refuse a lowered graph with operators in a form that CUDA's kernels do not have.
+def _device_forms(_: GraphOptions) -> list[ir.passes.InPlacePass]:
+    """The norm of queries and keys within attention, which no CPU kernel has."""
+    from l4export import passes
 
-    Raises:
-        InputError: attention under a chunk mask, or experts in blocks of another size than QMoE takes.
-    """
-    for node in model.graph:
-        bias = node.inputs[10] if node.op_type == "GroupQueryAttention" and len(node.inputs) > 10 else None
-        if bias is not None:
-            raise InputError(
-                "--kv-layout static: a context beyond one chunk needs a mask that GroupQueryAttention does not take on "
-                "CUDA; use --kv-layout chunked, or a shorter --max-context"
-            )
-        if node.op_type == "QMoE" and (block := node.attributes.get_int("block_size")) not in _EXPERT_BLOCKS:
-            sizes = " or ".join(map(str, _EXPERT_BLOCKS))
-            raise InputError(
-                f"{node.name}: experts in blocks of {block}, which is not {sizes}, as QMoE wants it on CUDA; "
-                "leave them float with a --policy that does not name them"
-            )
+    return [passes.FuseQKNorm(), passes.AttendToPackedQKV(), passes.RemoveUnused()]
 
 
 ORT_CUDA = Target(
@@ -77,5 +81,6 @@ ORT_CUDA = Target(
         "fp8": "has no documented kernel for FP8 weights",
     },
     lower=_operators,
-    check_graph=_check_graph,
+    specialise=_device_forms,
+    check_graph=check_cuda_graph,
 )

@@ -48,15 +48,16 @@ class OnnxRuntimeEngine(Engine):
         self, directory: Path, manifest: Manifest, threads: int | None = None, provider: str | None = None
     ) -> None:
         super().__init__(directory, manifest)
-        graph, decoder = manifest.decoder, directory / manifest.decoder.file
-        self._intended = _PROVIDERS[graph.runtime.provider]
+        self._intended = _PROVIDERS[manifest.decoder.runtime.provider]
         executor = _PROVIDERS[provider] if provider else self._intended
+        graph = manifest.portable if executor == _CPU else manifest.decoder
+        decoder = directory / graph.file
         if executor == _CUDA:
             check_cuda_provider(directory)
         self.inference = open_session(decoder, executor, threads, manifest.precision["activations"] == "fp8")
         _check_interface(self.inference, graph, decoder)
         if executor == _CUDA:
-            check_operators(decoder, executor)
+            check_operators(directory / manifest.portable.file, executor)
 
     @property
     def provider(self) -> str:

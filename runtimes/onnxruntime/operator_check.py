@@ -119,7 +119,8 @@ class _Operator:
             case "GroupQueryAttention":
                 heads, kv_heads = self.attribute("num_heads"), self.attribute("kv_num_heads")
                 width = self.widths[self.node.input[3]]
-                arrays = [floats(1, tokens, count * width) for count in (heads, kv_heads, kv_heads)]
+                counts = (heads, kv_heads, kv_heads) if self.node.input[1] else (heads + 2 * kv_heads,)
+                arrays = [floats(1, tokens, count * width) for count in counts]
                 arrays += [floats(1, kv_heads, past + tokens, width) for _ in "kv"]
                 arrays += [np.asarray([past + tokens - 1], np.int32), np.asarray(past + tokens, np.int32)]
             case _:

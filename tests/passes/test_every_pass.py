@@ -80,7 +80,10 @@ def test_every_weight_can_be_found(name: str) -> None:
     assert sorted(found) == sorted(originals)
     for weights, value in held:
         if weights is not None and weights.part == "values":
-            np.testing.assert_array_equal(_as_stored(value), originals[weights.names[0]])
+            expected = [originals[name] for name in weights.names]
+            np.testing.assert_array_equal(
+                _as_stored(value), expected[0] if len(expected) == 1 else np.concatenate(expected)
+            )
 
 
 def _as_stored(value: ir.Value) -> np.ndarray:
@@ -127,6 +130,9 @@ DIALECT = [
     "fuse_attention",
     "lower_attention",
     "leave_checks_to_runtime",
+    "keep_positions_by_gather",
+    "pack_qkv",
+    "write_out_qk_norm",
 ]
 
 
@@ -154,6 +160,11 @@ def test_passes_over_the_dialect_refuse_a_graph_without_it(name: str) -> None:
         ("lower_attention", after(), r'Run LayOutKVCache\("static"\) first'),
         ("mark_raw_expert_weights", after(), "run FuseExperts and QuantizeWeightsForOnnxRuntime first"),
         ("pack_projections", after(), "run QuantizeWeightsForOnnxRuntime first"),
+        ("pack_qkv", after(), "run FuseAttention first"),
+        ("set_total_to_capacity", after(), "run FuseAttention first"),
+        ("set_total_to_capacity", fused, r'its cache grows; run LayOutKVCache\("static"\) first'),
+        ("fuse_swish", after(), "run FuseExperts first"),
+        ("copy_lengths_to_device", after(), "run InlineDialect first"),
         ("quantize_activations", after(), "run QuantizeWeightsInONNX first"),
         ("quantize_kv_cache", after(), "run FuseAttention first"),
         ("set_activation_scales", after(), "run QuantizeActivations first"),

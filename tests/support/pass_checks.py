@@ -71,7 +71,29 @@ FEWER_BITS: Order = {
 
 OTHER_FLOATS: Order = {"cast_kv_cache": lambda: passes.CastKVCache(ir.DataType.FLOAT16)}
 
-ORDERS = (PASSES, STANDARD, FEWER_BITS, OTHER_FLOATS)
+CUDA: Order = {
+    "limit_context": lambda: passes.LimitContext(CONTEXT),
+    "lay_out_kv_cache": lambda: passes.LayOutKVCache("chunked"),
+    "fuse_experts": passes.FuseExperts,
+    "move_qk_norm_before_rotary": passes.MoveQKNormBeforeRotary,
+    "fuse_attention": lambda: passes.FuseAttention(CONTEXT),
+    "keep_weights_untransposed": passes.KeepWeightsUntransposed,
+    "leave_checks_to_runtime": passes.LeaveChecksToRuntime,
+    "require_inputs": passes.RequireInputs,
+    "set_total_to_capacity": passes.SetTotalToCapacity,
+    "keep_positions_by_gather": passes.KeepPositionsByGather,
+    "remove_unused": passes.RemoveUnused,
+    "pack_qkv": passes.PackQKV,
+    "attend_to_packed_qkv": passes.AttendToPackedQKV,
+    "write_out_qk_norm": lambda: passes.WriteOutQKNorm(FLOAT),
+    "fuse_residual_norm": passes.FuseResidualNorm,
+    "fuse_swish": passes.FuseSwish,
+    "inline_dialect": passes.InlineDialect,
+    "copy_lengths_to_device": passes.CopyLengthsToDevice,
+    "fuse_qk_norm": passes.FuseQKNorm,
+}
+
+ORDERS = (PASSES, STANDARD, FEWER_BITS, OTHER_FLOATS, CUDA)
 MAKE = {name: make for order in ORDERS for name, make in order.items()}
 EVERY = list(MAKE)
 
