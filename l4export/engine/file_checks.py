@@ -41,14 +41,14 @@ def check_files(engine: Path, manifest: Manifest) -> None:
 
 
 def read_graph(engine: Path, manifest: Manifest) -> bytes:
-    """The decoder's graph as it was built, once all files have been checked.
+    """The decoder's graph as it was built, in its portable form, once all files have been checked.
 
     Raises:
         InputError: as `check_files`.
         StorageError: reading failed.
     """
     check_files(engine, manifest)
-    name = manifest.decoder.file
+    name = manifest.portable.file
     record = manifest.files[name]
     data = read_small(engine / name, record.bytes, _REMEDY)
     if hashlib.sha256(data).hexdigest() != record.sha256:  # exchanged a moment ago

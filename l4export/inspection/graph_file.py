@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from l4export.engine.file_checks import read_graph
 from l4export.engine.manifest import load_manifest
-from l4export.engine.manifest_types import Manifest
+from l4export.engine.manifest_types import UNPACKED, Manifest
 from l4export.errors import InputError
 
 __all__ = ["load_graph"]
@@ -22,7 +22,10 @@ _MOST_PARTS = 250_000
 
 
 def load_graph(engine: Path, manifest: Manifest | None = None) -> ir.Model:
-    """An engine's graph; weights stay in their files.
+    """An engine's graph, in its portable form; weights stay in their files.
+
+    The weights that the manifest calls packed are in no file that it refers to: `l4export.runtimes.onnxruntime.portable`
+    reads them.
 
     All files of the engine are compared with the manifest first, as far as a runtime does before it runs it.
 
@@ -35,7 +38,7 @@ def load_graph(engine: Path, manifest: Manifest | None = None) -> ir.Model:
         StorageError: reading failed.
     """
     manifest = load_manifest(engine) if manifest is None else manifest
-    data, path = read_graph(engine, manifest), engine / manifest.decoder.file
+    data, path = read_graph(engine, manifest), engine / manifest.portable.file
     try:
         proto = onnx.ModelProto.FromString(data)
         if not _is_of_usual_size(proto):
@@ -69,8 +72,11 @@ def _is_of_usual_size(proto: onnx.ModelProto) -> bool:
 
 def _misplaced(model: ir.Model, manifest: Manifest) -> str | None:
     """What is wrong with the place of the first weight that does not lie within one of the engine's files."""
+    packed = {weight.name: weight.shape for weight in manifest.packed_weights}
     for tensor in _tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
+            if str(tensor.location) == UNPACKED and packed.get(str(tensor.name)) == tuple(tensor.shape):
+                continue
             record, offset = manifest.files.get(str(tensor.location)), tensor.offset or 0
             if record is None:
                 return f"weight {tensor.name!r} lies in {str(tensor.location)[:100]!r}, which is no file of the engine"

@@ -40,6 +40,16 @@ def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
     ]
 
 
+def _forms_of_cuda(options: GraphOptions) -> list[ir.passes.InPlacePass]:
+    """What only CUDA's kernels execute; the packing of weights is the last."""
+    from l4export import passes
+
+    return [
+        # experts' weights in the order of the kernel
+        *([passes.PackExpertWeights()] if options.policy else []),
+    ]
+
+
 def _check_graph(model: ir.Model) -> None:
     """Refuse a lowered graph with operators in a form that CUDA's kernels do not have.
 
@@ -77,5 +87,6 @@ ORT_CUDA = Target(
         "fp8": "has no documented kernel for FP8 weights",
     },
     lower=_operators,
+    specialise=_forms_of_cuda,
     check_graph=_check_graph,
 )
