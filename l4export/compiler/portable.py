@@ -14,6 +14,7 @@ from l4export.quantization.packed_codes import PackedCodes
 from l4export.weights.emission import emit_graph
 from l4export.weights.evaluation import Output
 from l4export.weights.placement import DataFile
+from l4export.weights.recipes import Constant, Recipe, as_recipe
 
 __all__ = ["packed_weights", "write_portable"]
 
@@ -39,10 +40,15 @@ def write_portable(graph: CompiledGraph, directory: Path) -> list[str]:
     places = _places(graph.files)
     model = graph.portable.clone()
     for value in model.graph.initializers.values():
-        if value.const_value is not None and (place := places.get(_identity(value.const_value))):
-            tensor, (file, offset) = value.const_value, place
+        if value.const_value is None:
+            continue
+        tensor = as_recipe(value.const_value)
+        if place := places.get(_identity(tensor)):
             value.const_value = ir.ExternalTensor(
-                file, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=str(value.name), base_dir=directory
+                *(*place, tensor.nbytes, tensor.dtype),
+                shape=ir.Shape(tensor.dims),
+                name=str(value.name),
+                base_dir=directory,
             )
     return [emit_graph(model, (), directory, PORTABLE)]
 
@@ -60,12 +66,18 @@ def _places(files: Sequence[DataFile]) -> dict[object, tuple[str, int]]:
     return places
 
 
-def _identity(tensor: ir.TensorProtocol) -> object:
-    """The same for tensors that are the same bytes."""
-    return (id(tensor.evaluation), tensor.index) if isinstance(tensor, Output) else id(tensor)
+def _identity(recipe: Recipe) -> object:
+    """The same for recipes of the same bytes."""
+    match recipe:
+        case Output():
+            return id(recipe.evaluation), recipe.index
+        case Constant():
+            return id(recipe.tensor)
+    return id(recipe)
 
 
-def _packed(recipe: ir.TensorProtocol) -> PackedCodes | None:
+def _packed(recipe: Recipe) -> PackedCodes | None:
     """The weight whose packed codes these are; None for everything else."""
-    is_codes = isinstance(recipe, Output) and recipe.index == 0
-    return recipe.evaluation if is_codes and isinstance(recipe.evaluation, PackedCodes) else None
+    if isinstance(recipe, Output) and isinstance(recipe.evaluation, PackedCodes) and recipe.index == 0:
+        return recipe.evaluation
+    return None

@@ -171,7 +171,8 @@ def _packed_weights(manifest: Manifest) -> Iterator[Contradiction]:
     for index, weight in enumerate(packed):
         path = f"{PACKED_WEIGHTS}[{index}]"
         if len(weight.shape) != 3 or not fits(weight.shape[1], weight.shape[2] * 8 // weight.bits, weight.bits):
-            yield f"{path}.shape", f"is {show(list(weight.shape))}, which {weight.layout} of {weight.bits} bits has not"
+            shape = " x ".join(map(str, weight.shape))
+            yield f"{path}.shape", f"is {shape}, which {weight.layout} of {weight.bits} bits has not"
         if weight.file not in manifest.files:
             yield f"{path}.file", f"is {show(weight.file)}, which is not among the files"
         elif weight.offset + math.prod(weight.shape) > manifest.files[weight.file].bytes:

@@ -26,6 +26,7 @@ from l4export.engine.profiles import TokenRange
 from l4export.engine.weight_layout import MIXED_GEMM_SM80
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
+from l4export.model.config_fields import show
 from l4export.storage.file_records import FileRecord
 
 __all__ = ["FEATURES", "read_manifest"]
@@ -168,6 +169,8 @@ def _part(fields: Fields) -> EnginePart:
 
 
 def _packed_weight(fields: Fields) -> PackedWeight:
+    if fields.value("bits") not in (4, 8):
+        raise fields.refuse("bits", f"is {show(fields.value('bits'))}; expected 4 or 8")
     return PackedWeight(
         name=fields.text("name"),
         layout=fields.choice("layout", (MIXED_GEMM_SM80,)),

@@ -1,7 +1,7 @@
 """The order in which ONNX Runtime's CUDA kernels for experts read their codes, and the way back.
 
-The kernel of `QMoE` with 4 or 8 bits multiplies by CUTLASS's tensor core tiles. It reads the codes of an expert [N, K]
-in the order of compute capability 8.0, on every card [ONNX Runtime, docs/contrib_ops/cuda/moe_qmoe.md, sections 5.1, 6.1
+The kernel of `QMoE` with 4 or 8 bits multiplies by CUTLASS's tensor core tiles. On every card it reads the codes of an
+expert [N, K] in the order of compute capability 8.0 [ONNX Runtime, docs/contrib_ops/cuda/moe_qmoe.md, sections 5.1, 6.1
 and 6.2]. With r = 16 / bits:
 
 1. Along K pairs of codes change places: 4 r pairs, seen as r rows of 4, are taken column by column, as the lanes of a
@@ -14,6 +14,8 @@ places. r rows together take the bytes that they took before.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,8 @@ _ROWS = 16
 _WORD, _SWAP = np.dtype("<u4"), (0, 2, 1, 3, 5, 4)
 
 Codes = NDArray[np.uint8]
+Words = Any
+"""An array of 32-bit words: NumPy's types do not know that their width stays."""
 
 
 def fits(n: int, k: int, bits: int) -> bool:
@@ -50,8 +54,9 @@ def pack(codes: Codes, bits: int) -> Codes:
     Of two codes of 4 bits in a byte, that with the even index is in the lower half. n is a multiple of `rows_together`,
     k of 64.
     """
-    turned = _units(codes, bits).transpose(_SWAP)
-    return _even_first(np.ascontiguousarray(turned).reshape(-1).view(_WORD), bits).view(np.uint8).reshape(codes.shape)
+    turned = np.ascontiguousarray(_units(codes, bits).transpose(_SWAP))
+    packed: Codes = _even_first(turned.reshape(-1).view(_WORD), bits).view(np.uint8).reshape(codes.shape)
+    return packed
 
 
 def unpack(packed: Codes, bits: int) -> Codes:
@@ -63,7 +68,7 @@ def unpack(packed: Codes, bits: int) -> Codes:
     return np.ascontiguousarray(turned).view(np.uint8).reshape(packed.shape)
 
 
-def _units(codes: Codes, bits: int) -> NDArray[np.uint8 | np.uint16]:
+def _units(codes: Codes, bits: int) -> NDArray[Any]:
     """Pairs of codes [n / r, r, tiles, groups of a tile, r, 4]."""
     r = rows_together(bits)
     pair = np.dtype(np.uint8) if bits == 4 else np.dtype("<u2")
@@ -71,32 +76,32 @@ def _units(codes: Codes, bits: int) -> NDArray[np.uint8 | np.uint16]:
     return units.reshape(-1, r, units.shape[-1] * 2 // _TILE, _TILE // (8 * r), r, 4)
 
 
-def _even_first(words: NDArray[np.uint32], bits: int) -> NDArray[np.uint32]:
+def _even_first(words: Words, bits: int) -> Words:
     """Codes 0, 1, 2 .. of each word to codes 0, 2, .., 1, 3, .."""
     if bits == 8:
         return _middle_exchanged(words)
     return _halves_closed(words) | _halves_closed(words >> 4) << 16
 
 
-def _in_turn(words: NDArray[np.uint32], bits: int) -> NDArray[np.uint32]:
+def _in_turn(words: Words, bits: int) -> Words:
     """Takes `_even_first` back."""
     if bits == 8:
         return _middle_exchanged(words)
     return _halves_opened(words & 0xFFFF) | _halves_opened(words >> 16) << 4
 
 
-def _middle_exchanged(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _middle_exchanged(words: Words) -> Words:
     return words & 0xFF0000FF | words >> 8 & 0xFF00 | words << 8 & 0xFF0000
 
 
-def _halves_closed(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _halves_closed(words: Words) -> Words:
     """The lower halves of 4 bytes, in the lower 16 bits."""
     closed = words & 0x0F0F0F0F
     closed = (closed | closed >> 4) & 0x00FF00FF
     return (closed | closed >> 8) & 0xFFFF
 
 
-def _halves_opened(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _halves_opened(words: Words) -> Words:
     """Takes `_halves_closed` back."""
     opened = (words | words << 8) & 0x00FF00FF
     return (opened | opened << 4) & 0x0F0F0F0F

@@ -24,8 +24,8 @@ _MOST_PARTS = 250_000
 def load_graph(engine: Path, manifest: Manifest | None = None) -> ir.Model:
     """An engine's graph, in its portable form; weights stay in their files.
 
-    The weights that the manifest calls packed are in no file that it refers to: `l4export.runtimes.onnxruntime.portable`
-    reads them.
+    Weights that the manifest calls packed are in no file that the graph refers to;
+    `l4export.runtimes.onnxruntime.portable` reads them.
 
     All files of the engine are compared with the manifest first, as far as a runtime does before it runs it.
 

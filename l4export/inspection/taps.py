@@ -136,9 +136,7 @@ class TappedInference:
         last: Every output of the last call by name, as OrtValues.
     """
 
-    def __init__(
-        self, engine: Path, model: ir.Model, taps: Sequence[str], packed: Sequence[PackedWeight] = ()
-    ) -> None:
+    def __init__(self, engine: Path, model: ir.Model, taps: Sequence[str], packed: Sequence[PackedWeight] = ()) -> None:
         self._inference = _inference_session(engine, model, taps, packed)
         self.taps: dict[str, list[NDArray[np.float32]]] = {name: [] for name in taps}
         self.last: dict[str, Any] = {}

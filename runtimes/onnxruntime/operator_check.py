@@ -60,9 +60,7 @@ def check_operators(
         compared[kind] = node.name
         graph = operator.alone()
         own = [weight for weight in packed if weight.name in operator.weights]
-        sessions = [
-            open_graph(graph, decoder.parent, name, own if name == _CPU else ()) for name in (_CPU, provider)
-        ]
+        sessions = [open_graph(graph, decoder.parent, name, own if name == _CPU else ()) for name in (_CPU, provider)]
         for tokens, past in operator.calls():
             feeds = operator.feeds(tokens, past)
             worst = _difference(*(_outputs(session, feeds, past + tokens) for session in sessions))

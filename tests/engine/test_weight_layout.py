@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from mixed_gemm_definition import as_bytes, packed_order, plain_order
 
 from l4export.engine.weight_layout import fits, pack, rows_together, unpack
-from mixed_gemm_definition import as_bytes, packed_order, plain_order
 
 SHAPES = [(16, 64), (16, 128), (32, 64), (48, 192), (64, 320), (128, 128)]
 
@@ -51,10 +51,14 @@ def test_what_has_no_such_order() -> None:
     assert not fits(8, 64, 4) and not fits(16, 96, 4) and not fits(16, 64, 2)
 
 
+SCOUT = [pytest.param(16384, 5120, marks=pytest.mark.slow), pytest.param(5120, 8192, marks=pytest.mark.slow)]
+"""The two matrices of an expert."""
+
+
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize(("n", "k"), [*SHAPES, (256, 512), (1024, 640)])
+@pytest.mark.parametrize(("n", "k"), [*SHAPES, (256, 512), (1024, 640), *SCOUT])
 def test_onnxruntime_packs_the_same_bytes(n: int, k: int, bits: int) -> None:
-    """onnxruntime brings a packer in PyTorch, which its own tests hold against that of onnxruntime-gpu."""
+    """onnxruntime brings its packing function in PyTorch, which its own tests hold against the kernels on a GPU."""
     pytest.importorskip("torch")
     packer = pytest.importorskip("onnxruntime.quantization.cuda_quantizer")
     stored = as_bytes(random_codes(n, k, bits), bits)

@@ -257,8 +257,8 @@ def opening(change: Change | None, operator: str) -> Callable[[bytes, Path, str,
         path.write_bytes(graph)
         model = ir.load(path)
         for weight in load_manifest(folder).packed_weights:
-            if weight.name in model.graph.initializers and provider == "other":
-                model.graph.initializers[weight.name].const_value = ir.tensor(unpacked(folder, weight), name=weight.name)
+            if provider == "other" and (value := model.graph.initializers.get(weight.name)):
+                value.const_value = ir.tensor(unpacked(folder, weight), name=weight.name)
         for node in model.graph:
             if change and provider == "other" and node.op_type == operator:
                 change(node)
