@@ -15,6 +15,7 @@ places. r rows together take the bytes that they took before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ _TILE = 64
 
 _ROWS = 16
 """N is a multiple of this in ONNX Runtime's own packing of 4 bits, which takes 8 bytes along N at a time."""
+
+_PIECE_BYTES = 128 << 10
 
 _WORD, _SWAP = np.dtype("<u4"), (0, 2, 1, 3, 5, 4)
 
@@ -54,25 +57,43 @@ def pack(codes: Codes, bits: int) -> Codes:
     Of two codes of 4 bits in a byte, that with the even index is in the lower half. n is a multiple of `rows_together`,
     k of 64.
     """
-    turned = np.ascontiguousarray(_units(codes, bits).transpose(_SWAP))
-    packed: Codes = _even_first(turned.reshape(-1).view(_WORD), bits).view(np.uint8).reshape(codes.shape)
-    return packed
+    return _by_pieces(_packed, codes, bits)
 
 
 def unpack(packed: Codes, bits: int) -> Codes:
     """Take `pack` back: from the kernel's order to plain codes, in the same shape."""
-    plain = _in_turn(np.ascontiguousarray(packed).reshape(-1).view(_WORD), bits).view(np.uint8).reshape(packed.shape)
+    return _by_pieces(_unpacked, packed, bits)
+
+
+def _by_pieces(move: Callable[[Codes, int], Words], codes: Codes, bits: int) -> Codes:
+    """Rows that are together stay together; with few at a time, a processor's caches hold them."""
+    rows = codes.reshape(-1, codes.shape[-1])
+    moved = np.empty_like(rows, order="C")
+    step = rows_together(bits) * max(1, _PIECE_BYTES // (rows_together(bits) * rows.shape[-1]))
+    for first in range(0, len(rows), step):
+        piece = np.ascontiguousarray(rows[first : first + step])
+        moved[first : first + step].reshape(-1).view(_WORD)[:] = move(piece, bits)
+    return moved.reshape(codes.shape)
+
+
+def _packed(codes: Codes, bits: int) -> Words:
+    turned = np.ascontiguousarray(_units(codes, bits).transpose(_SWAP))
+    return _even_first(turned.reshape(-1).view(_WORD), bits)
+
+
+def _unpacked(packed: Codes, bits: int) -> Words:
+    plain = _in_turn(packed.reshape(-1).view(_WORD), bits).view(np.uint8).reshape(packed.shape)
     units = _units(plain, bits)
-    rows, together, tiles, *group = units.shape
-    turned = units.reshape(rows, tiles, together, group[0], group[2], group[1]).transpose(_SWAP)
-    return np.ascontiguousarray(turned).view(np.uint8).reshape(packed.shape)
+    rows, together, tiles, groups, down, across = units.shape
+    turned = units.reshape(rows, tiles, together, groups, across, down).transpose(_SWAP)
+    return np.ascontiguousarray(turned).reshape(-1).view(_WORD)
 
 
 def _units(codes: Codes, bits: int) -> NDArray[Any]:
     """Pairs of codes [n / r, r, tiles, groups of a tile, r, 4]."""
     r = rows_together(bits)
     pair = np.dtype(np.uint8) if bits == 4 else np.dtype("<u2")
-    units = np.ascontiguousarray(codes).view(pair)
+    units = codes.view(pair)
     return units.reshape(-1, r, units.shape[-1] * 2 // _TILE, _TILE // (8 * r), r, 4)
 
 
