@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +20,10 @@ from l4export.benchmark.measure import bench
 from l4export.checkpoint import sample
 from l4export.checkpoint.sample import write_sample
 from l4export.compiler.build import build
+from l4export.compiler.directory import EngineDirectory
 from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import DECODER, UNPACKED, PackedWeight, load_manifest
-from l4export.errors import L4Error
+from l4export.errors import InputError, L4Error
 from l4export.inspection.dequantized_weights import DequantizedWeights, dequantized_weights
 from l4export.inspection.facts import inspect
 from l4export.inspection.graph_file import load_graph
@@ -225,3 +227,30 @@ def test_experts_that_have_no_such_order_stay_as_they_are(wide: Callable[[str], 
         manifest = build(wide(variant), tmp_path / variant, options(quant))
         assert manifest.packed_weights == () and manifest.requires == ()
         runtimes.load(tmp_path / variant, provider="cpu").session().append([1, 2, 3])
+
+
+# Damaged engines -----------------------------------------------------------------------------------------------------
+
+
+def test_a_build_that_was_killed_before_its_end_is_continued(
+    wide: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The portable graph is written already, and no manifest tells of it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(EngineDirectory, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build(wide("scout"), tmp_path / "e", options())
+    assert (tmp_path / ".e.partial/portable.onnx").exists()
+    build(wide("scout"), tmp_path / "e", options())
+    assert not (tmp_path / ".e.partial").exists()
+
+
+def test_a_manifest_that_does_not_tell_of_a_packed_weight(engines: Callable[[str], Pair], tmp_path: Path) -> None:
+    shutil.copytree(engines("scout-int4")[0], engine := tmp_path / "e")
+    raw = json.loads((engine / "manifest.json").read_text())
+    raw["packed_weights"][0]["name"] = "another"
+    (engine / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match="lies in 'unpacked-weights', which is no file of the engine"):
+        load_graph(engine)
+    with pytest.raises(InputError, match="cannot load it"):
+        runtimes.load(engine, provider="cpu")
