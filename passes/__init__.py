@@ -22,6 +22,7 @@ from l4export.passes.lower_attention import LowerAttention
 from l4export.passes.lower_experts import LowerExperts
 from l4export.passes.mark_raw_expert_weights import MarkRawExpertWeights
 from l4export.passes.move_qk_norm_before_rotary import MoveQKNormBeforeRotary
+from l4export.passes.pack_expert_weights import PackExpertWeights
 from l4export.passes.pack_projections import PackProjections
 from l4export.passes.pack_qkv import PackQKV
 from l4export.passes.quantize_activations import QuantizeActivations
@@ -56,6 +57,7 @@ __all__ = [
     "LowerExperts",
     "MarkRawExpertWeights",
     "MoveQKNormBeforeRotary",
+    "PackExpertWeights",
     "PackProjections",
     "PackQKV",
     "QuantizeActivations",

@@ -17,15 +17,17 @@ from l4export.compiler.measure import check_can_measure, measure_scales
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.ownership import CALIBRATION, CALIBRATION_REPORT
 from l4export.compiler.plan import BuildPlan, plan_build
+from l4export.compiler.portable import write_portable
 from l4export.compiler.provenance import generator
 from l4export.compiler.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
-from l4export.engine.manifest import DECODER, PORTABLE, Manifest
+from l4export.engine.manifest import DECODER, Manifest
 from l4export.errors import StorageError
+from l4export.quantization.packed_codes import PackedCodes
 from l4export.quantization.weights import CalibratedWeight
 from l4export.storage.file_records import FileRecord, file_record
 from l4export.storage.journal import Journal
 from l4export.targets import UnfinishedEngine
-from l4export.weights.emission import emit_data, emit_graph, emit_twin
+from l4export.weights.emission import emit_data, emit_graph
 from l4export.weights.evaluation import Output, Stack, leaves
 from l4export.weights.placement import INLINE_BYTES, plan_digest, units
 from l4export.weights.recipes import Cast, Constant, Recipe, Source
@@ -160,11 +162,11 @@ class _Build:
             scales(planned.model)
             if planned.dump:
                 planned.dump(len(planned.passes), planned.passes[-1], planned.model)
-        name, graph = emit_graph(planned.model, self.files, partial, DECODER), planned.graph
-        twins = [emit_twin(graph.portable, graph.model, partial, PORTABLE)] if planned.has_portable else []
+        portable = write_portable(planned.graph, partial)
+        name = emit_graph(planned.model, self.files, partial, DECODER)
         finishing = planned.target.finish(self._unfinished(partial, name))
         copied = {name: file.copy_to(partial / name) for name, file in planned.inputs.companions.items()}
-        return copied | {name: file_record(partial / name) for name in (name, *twins, *finishing, *self._reports())}
+        return copied | {name: file_record(partial / name) for name in (name, *portable, *finishing, *self._reports())}
 
     def _unfinished(self, partial: Path, graph: str) -> UnfinishedEngine:
         planned, options = self.planned, self.planned.options
@@ -251,6 +253,8 @@ def _is_calibrated(tensor: ir.TensorProtocol) -> bool:
     evaluation = tensor.evaluation if isinstance(tensor, Output) else None
     if isinstance(evaluation, Stack):
         return any(map(_is_calibrated, evaluation.parts))
+    if isinstance(evaluation, PackedCodes):
+        return _is_calibrated(evaluation.plain)
     return isinstance(evaluation, CalibratedWeight)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import onnx_ir as ir
@@ -12,9 +11,21 @@ from l4export.calibration.kv_scales import METHOD as KV_METHOD
 from l4export.calibration.text import CalibrationText
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import BuildPlan
+from l4export.compiler.portable import packed_weights
 from l4export.compiler.provenance import generator
 from l4export.engine.kv_cache import KV_STORAGE, kv_capacities
-from l4export.engine.manifest import DECODER, PORTABLE, EnginePart, Graph, InputSpec, KVLayer, Manifest, TensorSpec
+from l4export.engine.manifest import (
+    DECODER,
+    PACKED_WEIGHTS,
+    PORTABLE,
+    EnginePart,
+    Graph,
+    InputSpec,
+    KVLayer,
+    Manifest,
+    Runtime,
+    TensorSpec,
+)
 from l4export.model.config import ModelConfig
 from l4export.storage.file_records import FileRecord
 from l4export.targets.tensorrt.parts import cut_decoder, part_names
@@ -24,9 +35,9 @@ __all__ = ["engine_manifest"]
 
 def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str, FileRecord]) -> Manifest:
     """The manifest of an engine with these files, from these sources; without them, a draft to compare with."""
-    config, options = planned.config, planned.options
+    config, options, packed = planned.config, planned.options, packed_weights(planned.graph.files)
     return Manifest(
-        requires=(),
+        requires=(PACKED_WEIGHTS,) if packed else (),
         generator=generator(),
         target=options.target,
         model=config,
@@ -43,11 +54,12 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
         kv_layers=_kv_layers(config, options.kv_layout, planned.inputs.max_context),
         prefill_max_tokens=planned.prefill_tokens,
         prefill_cut=planned.prefill_cut,
-        graphs=_graphs(planned),
+        graphs={DECODER: _decoder(planned), **_portable(planned)},
         passes=planned.passes,
         options={"weights": _weight_options(planned), "decoder": _decoder_options(planned)},
         source=source,
         files=files,
+        packed_weights=packed,
     )
 
 
@@ -87,15 +99,6 @@ def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLa
     )
 
 
-def _graphs(planned: BuildPlan) -> dict[str, Graph]:
-    """The decoder and, where it has forms of its device alone, the same for a CPU."""
-    decoder = _decoder(planned)
-    if not planned.has_portable:
-        return {DECODER: decoder}
-    runtime = dataclasses.replace(decoder.runtime, provider="cpu")
-    return {DECODER: decoder, PORTABLE: dataclasses.replace(decoder, file=f"{PORTABLE}.onnx", runtime=runtime)}
-
-
 def _decoder(planned: BuildPlan) -> Graph:
     return Graph(
         file=f"{DECODER}.onnx",
@@ -105,6 +108,14 @@ def _decoder(planned: BuildPlan) -> Graph:
         profiles=tuple({"tokens": tokens} for tokens in planned.profiles) if planned.parts else (),
         parts=_parts(planned),
     )
+
+
+def _portable(planned: BuildPlan) -> dict[str, Graph]:
+    """The decoder before it took a form that only its device executes; nothing where it has none."""
+    if planned.graph.portable is planned.model:
+        return {}
+    graph, runtime = planned.graph.portable.graph, Runtime("onnxruntime", "cpu")
+    return {PORTABLE: Graph(f"{PORTABLE}.onnx", runtime, _inputs(graph), _outputs(graph), profiles=(), parts=())}
 
 
 def _parts(planned: BuildPlan) -> tuple[EnginePart, ...]:

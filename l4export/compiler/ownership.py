@@ -45,7 +45,7 @@ STAGED_MANIFEST = f"{MANIFEST}.partial"
 _STAGED_JOURNAL = f"{JOURNAL}.partial"
 _JOURNALS = (JOURNAL, _STAGED_JOURNAL)
 _MANIFESTS = (MANIFEST, STAGED_MANIFEST)
-_NAMES = (MANIFEST, f"{PORTABLE}.onnx", CALIBRATION_REPORT, GENAI_CONFIG, *TEXT_FILES)
+_NAMES = (MANIFEST, CALIBRATION_REPORT, GENAI_CONFIG, f"{PORTABLE}.onnx", *TEXT_FILES)
 _OF_DECODER = re.compile(rf"{DECODER}(-\d{{5}}-of-\d{{5}})?\.(onnx|data|engine)")
 _OF_LAYER = re.compile(r"layer-\d{5}\.(codes|json|hidden)")
 

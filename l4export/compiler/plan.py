@@ -62,11 +62,6 @@ class BuildPlan:
         return self.graph.model
 
     @property
-    def has_portable(self) -> bool:
-        """Whether a CPU executes another graph than the target's device."""
-        return self.graph.portable is not self.graph.model
-
-    @property
     def config(self) -> ModelConfig:
         """The model that is built."""
         return self.inputs.config

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from l4export.engine.decoder_interface import DecoderInterface
 from l4export.engine.kv_cache import KV_STORAGE, kv_capacities, prefill_cut
 from l4export.engine.manifest_fields import refusal
-from l4export.engine.manifest_types import DECODER, Manifest
+from l4export.engine.manifest_types import DECODER, PACKED_WEIGHTS, PORTABLE, UNPACKED, Manifest, Runtime
+from l4export.engine.weight_layout import fits
 from l4export.model.config_fields import show
 
 __all__ = ["check_manifest"]
@@ -23,7 +26,7 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     Raises:
         InputError: it does; the error names the file `where` and the first such field.
     """
-    for check in (_sequences, _kv_cache, _precision, _graphs, _decoder, _parts):
+    for check in (_sequences, _kv_cache, _precision, _graphs, _decoder, _parts, _portable, _packed_weights):
         for path, problem in check(manifest):
             raise refusal(where, path, problem)
 
@@ -139,3 +142,38 @@ def _parts(manifest: Manifest) -> Iterator[Contradiction]:
         for number, tensor in enumerate(part.inputs):
             if tensor.optional:
                 yield f"{path}[{index}].inputs[{number}].optional", f"is true; a compiled engine needs {tensor.name}"
+
+
+def _portable(manifest: Manifest) -> Iterator[Contradiction]:
+    """It stands for the decoder on a CPU, call by call."""
+    decoder, portable, path = manifest.decoder, manifest.portable, f"graphs.{PORTABLE}"
+    if portable is decoder:
+        return
+    if portable.runtime != Runtime("onnxruntime", "cpu"):
+        yield f"{path}.runtime", f"is {portable.runtime}; a portable graph is for onnxruntime cpu"
+    for field in ("inputs", "outputs"):
+        if getattr(portable, field) != getattr(decoder, field):
+            yield f"{path}.{field}", f"are not those of graphs.{DECODER}"
+
+
+def _packed_weights(manifest: Manifest) -> Iterator[Contradiction]:
+    """Each lies within a file, in an order that its shape has, and a CPU has a graph without it."""
+    packed = manifest.packed_weights
+    if PACKED_WEIGHTS in manifest.requires and not packed:
+        yield PACKED_WEIGHTS, "is empty, and the engine requires it"
+    if packed and PORTABLE not in manifest.graphs:
+        yield f"graphs.{PORTABLE}", "is missing, and weights are packed"
+    if packed and UNPACKED in manifest.files:
+        yield f"files.{UNPACKED}", "is there; it stands for weights that lie packed in other files"
+    for name, count in Counter(weight.name for weight in packed).items():
+        if count > 1:
+            yield PACKED_WEIGHTS, f"has {count} weights called {show(name)}"
+    for index, weight in enumerate(packed):
+        path = f"{PACKED_WEIGHTS}[{index}]"
+        if len(weight.shape) != 3 or not fits(weight.shape[1], weight.shape[2] * 8 // weight.bits, weight.bits):
+            shape = " x ".join(map(str, weight.shape))
+            yield f"{path}.shape", f"is {shape}, which {weight.layout} of {weight.bits} bits has not"
+        if weight.file not in manifest.files:
+            yield f"{path}.file", f"is {show(weight.file)}, which is not among the files"
+        elif weight.offset + math.prod(weight.shape) > manifest.files[weight.file].bytes:
+            yield f"{path}.offset", f"is {weight.offset}, and the weight goes beyond the end of {weight.file}"

@@ -12,23 +12,27 @@ from l4export.engine.manifest_fields import Fields
 from l4export.engine.manifest_types import (
     FORMAT,
     FORMAT_VERSION,
+    PACKED_WEIGHTS,
     EnginePart,
     Graph,
     InputSpec,
     KVLayer,
     Manifest,
+    PackedWeight,
     Runtime,
     TensorSpec,
 )
 from l4export.engine.profiles import TokenRange
+from l4export.engine.weight_layout import MIXED_GEMM_SM80
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
+from l4export.model.config_fields import show
 from l4export.storage.file_records import FileRecord
 
 __all__ = ["FEATURES", "read_manifest"]
 
-FEATURES: frozenset[str] = frozenset()
-"""What `requires` may name: features that came after format version 3 began. There is none yet."""
+FEATURES: frozenset[str] = frozenset({PACKED_WEIGHTS})
+"""What `requires` may name: features that came after format version 3 began."""
 
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int8", "uint8")
 _FLOATS = ("fp32", "fp16", "bf16")
@@ -45,9 +49,10 @@ def read_manifest(raw: Mapping[str, Any], where: str) -> Manifest:
     """
     _check_format(raw, where)
     fields = Fields(raw, "", where)
-    kv_cache, prefill = fields.child("kv_cache"), fields.child("prefill")
+    kv_cache, prefill, requires = fields.child("kv_cache"), fields.child("prefill"), _requires(fields)
+    packed = fields.children(PACKED_WEIGHTS) if PACKED_WEIGHTS in requires else []
     return Manifest(
-        requires=_requires(fields),
+        requires=requires,
         generator=fields.text("generator"),
         target=fields.text("target"),
         model=_model(fields),
@@ -63,6 +68,7 @@ def read_manifest(raw: Mapping[str, Any], where: str) -> Manifest:
         options=_options(fields),
         source={name: _record(record) for name, record in fields.child("source").files().items()},
         files={name: _record(record) for name, record in fields.child("files").files().items()},
+        packed_weights=tuple(map(_packed_weight, packed)),
     )
 
 
@@ -159,6 +165,19 @@ def _part(fields: Fields) -> EnginePart:
         engine=fields.file("engine"),
         inputs=tuple(map(_input, fields.children("inputs"))),
         outputs=tuple(map(_tensor, fields.children("outputs"))),
+    )
+
+
+def _packed_weight(fields: Fields) -> PackedWeight:
+    if fields.value("bits") not in (4, 8):
+        raise fields.refuse("bits", f"is {show(fields.value('bits'))}; expected 4 or 8")
+    return PackedWeight(
+        name=fields.text("name"),
+        layout=fields.choice("layout", (MIXED_GEMM_SM80,)),
+        bits=fields.count("bits"),
+        file=fields.file("file"),
+        offset=fields.count("offset", 0),
+        shape=fields.counts("shape", 1),
     )
 
 

@@ -16,12 +16,15 @@ __all__ = [
     "DECODER",
     "FORMAT",
     "FORMAT_VERSION",
+    "PACKED_WEIGHTS",
     "PORTABLE",
+    "UNPACKED",
     "EnginePart",
     "Graph",
     "InputSpec",
     "KVLayer",
     "Manifest",
+    "PackedWeight",
     "Runtime",
     "TensorSpec",
 ]
@@ -33,7 +36,14 @@ DECODER = "decoder"
 """The graph that every engine has: its name in a manifest, and what the names of its files begin with."""
 
 PORTABLE = "portable"
-"""The same decoder in forms that a CPU executes too, in engines whose own decoder has forms of its device alone."""
+"""The decoder in the form that a CPU can run, of an engine whose own form only its device executes."""
+
+PACKED_WEIGHTS = "packed_weights"
+"""The feature that an engine requires, and the field of its manifest, where weights lie in a device's own order."""
+
+UNPACKED = "unpacked-weights"
+"""The data file that a portable graph names for weights which are packed. There is none: whoever opens the graph gives
+it unpacked weights, and nobody can open it with packed bytes."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,27 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class PackedWeight:
+    """Codes of experts that lie in the order of a device's kernels.
+
+    Attributes:
+        name: The initializer, in every graph that reads it.
+        layout: The order; `l4export.engine.weight_layout` has those that there are.
+        bits: Of one code.
+        file: The data file.
+        offset: Where the codes begin in it, in bytes.
+        shape: [experts, N, K x bits / 8], in bytes, as if they were not packed.
+    """
+
+    name: str
+    layout: str
+    bits: int
+    file: str
+    offset: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class KVLayer:
     """One layer's cache: `kind` is `chunked` or `full` attention; `capacity` in slots, null where it grows."""
 
@@ -142,6 +173,8 @@ class Manifest:
     """The checkpoint's files that the engine was made from, by name."""
     files: dict[str, FileRecord]
     """The engine's files, all but the manifest, by name."""
+    packed_weights: tuple[PackedWeight, ...] = ()
+    """The weights that lie in the order of a device's kernels, which a CPU must unpack."""
 
     @property
     def decoder(self) -> Graph:
@@ -150,7 +183,7 @@ class Manifest:
 
     @property
     def portable(self) -> Graph:
-        """The graph of the language model as a CPU can execute it: mostly the decoder itself."""
+        """The same in the form that a CPU can run: mostly the decoder itself."""
         return self.graphs.get(PORTABLE, self.decoder)
 
     def to_json(self) -> str:
@@ -171,6 +204,7 @@ class Manifest:
             "options": self.options,
             "source": self.source,
             "files": self.files,
+            **({PACKED_WEIGHTS: self.packed_weights} if self.packed_weights else {}),
         }
         return json.dumps(raw, indent=1, ensure_ascii=False, default=vars) + "\n"
 

@@ -15,6 +15,7 @@ from l4export.inspection.graph_file import load_graph
 from l4export.model.weight_names import kind_of
 from l4export.passes.quantize_activations import fp8_products
 from l4export.quantization import Scheme, dequantize
+from l4export.runtimes.onnxruntime.portable import unpacked
 
 __all__ = ["DequantizedWeights", "dequantized_weights", "input_scales"]
 
@@ -46,12 +47,15 @@ class DequantizedWeights:
     checkpoint's names (without prefix) and layout.
 
     The values follow from the engine's codes, scales and zero points by the formulas of
-    `l4export.quantization.schemes`, and from the operators' attributes. Nothing that the build knew is used.
+    `l4export.quantization.schemes`, and from the operators' attributes. Packed codes are unpacked, as many experts as
+    are asked for. Nothing that the build knew is used.
     """
 
     def __init__(self, engine: Path) -> None:
+        self._engine = engine
         self._operands: dict[str, tuple[ir.Node, int, range]] = {}
         manifest = load_manifest(engine)
+        self._packed = {weight.name: weight for weight in manifest.packed_weights}
         graph = load_graph(engine, manifest).graph
         self._routers = _routers(graph) if "calibration" in manifest.options["weights"] else {}
         for node in graph:
@@ -74,8 +78,8 @@ class DequantizedWeights:
         if name not in self._operands:
             return None
         node, operand, own = self._operands[name]
-        asked = own[rows]
-        values = _matrices(node, operand, slice(asked.start, asked.stop))
+        asked = slice(own[rows].start, own[rows].stop)
+        values = _matrices(node, operand, asked, self._codes(node.inputs[operand], asked))
         held = weights_of(node.inputs[operand])
         assert held is not None
         match held.layout:
@@ -85,6 +89,11 @@ class DequantizedWeights:
                 return values.swapaxes(-1, -2)
             case "stored":
                 return values
+
+    def _codes(self, value: ir.Value | None, rows: slice) -> np.ndarray:
+        """Rows of an operand's codes, in the order of the schema."""
+        packed = self._packed.get(str(value.name)) if value is not None else None
+        return _array(value)[rows] if packed is None else unpacked(self._engine, packed, rows)
 
 
 def _routers(graph: ir.Graph) -> dict[str, ir.Value]:
@@ -97,7 +106,9 @@ def _routers(graph: ir.Graph) -> dict[str, ir.Value]:
 def _row_ranges(node: ir.Node, operand: int, held: Weights) -> list[range]:
     """Rows of each weight that lie one below the other: as noted, or as the `Split` of their product shows."""
     if len(held.names) == 1:
-        return [range(len(_array(node.inputs[operand])))]
+        codes = node.inputs[operand]
+        assert codes is not None and codes.const_value is not None
+        return [range(int(codes.const_value.shape.numpy()[0]))]
     if held.rows:
         ends = np.cumsum(held.rows).tolist()
     else:
@@ -106,9 +117,8 @@ def _row_ranges(node: ir.Node, operand: int, held: Weights) -> list[range]:
     return [range(start, end) for start, end in itertools.pairwise([0, *ends])]
 
 
-def _matrices(node: ir.Node, operand: int, rows: slice) -> np.ndarray:
-    """Rows of the float32 weight [N, K] or [E, N, K] that one operand holds."""
-    codes = _array(node.inputs[operand])[rows]
+def _matrices(node: ir.Node, operand: int, rows: slice, codes: np.ndarray) -> np.ndarray:
+    """Rows of the float32 weight [N, K] or [E, N, K] that one operand holds, from their codes."""
     if node.op_type == "DequantizeLinear":
         scales = _scales(node.inputs[1])[rows].astype(np.float32)
         block = node.attributes.get_int("block_size", 0)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from l4export.engine.file_checks import read_graph
 from l4export.engine.manifest import load_manifest
-from l4export.engine.manifest_types import Graph, Manifest
+from l4export.engine.manifest_types import UNPACKED, Manifest
 from l4export.errors import InputError
 
 __all__ = ["load_graph"]
@@ -21,8 +21,11 @@ _MOST_PARTS = 250_000
 """The graph of 48 layers and 128 experts has 65 thousand."""
 
 
-def load_graph(engine: Path, manifest: Manifest | None = None, graph: Graph | None = None) -> ir.Model:
-    """An engine's graph; weights stay in their files.
+def load_graph(engine: Path, manifest: Manifest | None = None) -> ir.Model:
+    """An engine's graph, in its portable form; weights stay in their files.
+
+    Weights that the manifest calls packed are in no file that the graph refers to;
+    `l4export.runtimes.onnxruntime.portable` reads them.
 
     All files of the engine are compared with the manifest first, as far as a runtime does before it runs it.
 
@@ -36,8 +39,7 @@ def load_graph(engine: Path, manifest: Manifest | None = None, graph: Graph | No
         StorageError: reading failed.
     """
     manifest = load_manifest(engine) if manifest is None else manifest
-    graph = graph or manifest.decoder
-    data, path = read_graph(engine, manifest, graph), engine / graph.file
+    data, path = read_graph(engine, manifest), engine / manifest.portable.file
     try:
         proto = onnx.ModelProto.FromString(data)
         if not _is_of_usual_size(proto):
@@ -96,10 +98,13 @@ def _given(graph: onnx.GraphProto) -> set[str]:
 
 def _misplaced(model: ir.Model, manifest: Manifest) -> str | None:
     """What is wrong with the first weight that has no type, or does not lie within one of the engine's files."""
+    packed = {weight.name: weight.shape for weight in manifest.packed_weights}
     for tensor in _tensors(model):
         if tensor.dtype == ir.DataType.UNDEFINED:
             return f"weight {tensor.name!r} has no data type"
         if isinstance(tensor, ir.ExternalTensor):
+            if str(tensor.location) == UNPACKED and packed.get(str(tensor.name)) == tuple(tensor.shape):
+                continue
             record, offset = manifest.files.get(str(tensor.location)), tensor.offset or 0
             if record is None:
                 return f"weight {tensor.name!r} lies in {str(tensor.location)[:100]!r}, which is no file of the engine"

@@ -12,13 +12,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from l4export.engine.manifest import Manifest
+from l4export.engine.manifest import Manifest, PackedWeight
 from l4export.errors import EnvironmentLacks, InputError, printable
 from l4export.graph.contents import LayerValue, Role, layer_values
 from l4export.inspection.graph_file import load_graph
 from l4export.model.routing import likeliest
 from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.onnxruntime.engine import session_options
+from l4export.runtimes.onnxruntime.portable import cpu_session
 from l4export.runtimes.session import Session
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def tap_engine(engine: Path, manifest: Manifest, pieces: Sequence[NDArray[np.int
         EnvironmentLacks: onnxruntime is not installed.
         InputError: a graph without these values, or one that ONNX Runtime cannot load.
     """
-    config, model = manifest.model, load_graph(engine, manifest, manifest.portable)
+    config, model = manifest.model, load_graph(engine, manifest)
     layers, values = range(config.num_hidden_layers), layer_values(model.graph)
 
     def name(role: Role, layer: int) -> str:
@@ -65,7 +66,7 @@ def tap_engine(engine: Path, manifest: Manifest, pieces: Sequence[NDArray[np.int
 
     hidden = [name("residual", layer) for layer in layers]
     routers = {layer: name("router_logits", layer) for layer in config.moe_layers}
-    inference = TappedInference(engine, model, [*hidden, *routers.values()])
+    inference = TappedInference(engine, model, [*hidden, *routers.values()], manifest.packed_weights)
     session = Session(partial(new_host_cache, inference), manifest, 1, sum(map(len, pieces)))
     logits = np.concatenate([session.append(piece)[0] for piece in pieces])
     count = len(logits)
@@ -100,7 +101,9 @@ def _whole_cache(cache: NDArray[Any], head_dim: int, count: int) -> NDArray[np.f
     return cache[0, :, :count].astype(np.float32)
 
 
-def _inference_session(engine: Path, model: ir.Model, taps: Sequence[str]) -> onnxruntime.InferenceSession:
+def _inference_session(
+    engine: Path, model: ir.Model, taps: Sequence[str], packed: Sequence[PackedWeight]
+) -> onnxruntime.InferenceSession:
     """The graph with further outputs; its weights stay in the engine's files."""
     try:
         import onnxruntime as ort
@@ -114,7 +117,9 @@ def _inference_session(engine: Path, model: ir.Model, taps: Sequence[str]) -> on
     options = session_options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(engine.absolute()))
     try:
-        return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return cpu_session(ir.to_proto(model).SerializeToString(), options, engine, packed)
+    except InputError:
+        raise
     except Exception as error:
         detail = printable(str(error))[:300]
         raise InputError(f"{engine}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
@@ -123,15 +128,16 @@ def _inference_session(engine: Path, model: ir.Model, taps: Sequence[str]) -> on
 class TappedInference:
     """Stands where a session has its inference session, and keeps what the taps give, call by call.
 
-    `model` is the engine's own graph, or one with other names for the taps. Raises as `tap_engine`.
+    `model` is the engine's own graph, or one with other names for the taps. `packed` are its weights that must be
+    unpacked. Raises as `tap_engine`.
 
     Attributes:
         taps: Name -> float32 [S, ...] of each call (the row alone).
         last: Every output of the last call by name, as OrtValues.
     """
 
-    def __init__(self, engine: Path, model: ir.Model, taps: Sequence[str]) -> None:
-        self._inference = _inference_session(engine, model, taps)
+    def __init__(self, engine: Path, model: ir.Model, taps: Sequence[str], packed: Sequence[PackedWeight] = ()) -> None:
+        self._inference = _inference_session(engine, model, taps, packed)
         self.taps: dict[str, list[NDArray[np.float32]]] = {name: [] for name in taps}
         self.last: dict[str, Any] = {}
 

@@ -58,11 +58,18 @@ def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
     ]
 
 
-def _device_forms(_: GraphOptions) -> list[ir.passes.InPlacePass]:
-    """The norm of queries and keys within attention, which no CPU kernel has."""
+def _device_forms(options: GraphOptions) -> list[ir.passes.InPlacePass]:
+    """What only CUDA's kernels execute; the packing of weights is the last."""
     from l4export import passes
 
-    return [passes.FuseQKNorm(), passes.AttendToPackedQKV(), passes.RemoveUnused()]
+    return [
+        # the norm of queries and keys within attention
+        passes.FuseQKNorm(),
+        passes.AttendToPackedQKV(),
+        passes.RemoveUnused(),
+        # experts' weights in the order of the kernel
+        *([passes.PackExpertWeights()] if options.policy else []),
+    ]
 
 
 ORT_CUDA = Target(

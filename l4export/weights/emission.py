@@ -36,7 +36,7 @@ from l4export.weights.order import UnitQueue
 from l4export.weights.placement import INLINE_BYTES, DataFile, Unit, place_weights, row_cells, subregions, units
 from l4export.weights.recipes import Recipe, whole
 
-__all__ = ["DEFAULT_BUDGET", "block_bytes", "check_budget", "emit", "emit_data", "emit_graph", "emit_twin"]
+__all__ = ["DEFAULT_BUDGET", "block_bytes", "check_budget", "emit", "emit_data", "emit_graph"]
 
 DEFAULT_BUDGET = 512 << 20
 """Bytes of memory for weights on their way."""
@@ -145,21 +145,6 @@ def emit_graph(model: ir.Model, files: Sequence[DataFile], directory: Path, stem
     name = f"{stem}.onnx"
     (directory / name).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     return name
-
-
-def emit_twin(twin: ir.Model, model: ir.Model, directory: Path, stem: str) -> str:
-    """Write `{stem}.onnx`, another graph over the data files of a graph that has been emitted; return its name.
-
-    Weights that both have are those of the same names. What the twin alone has must be small.
-
-    Raises:
-        InputError: when a small weight cannot be converted, by its name.
-        OSError: when writing fails.
-    """
-    for name, value in twin.graph.initializers.items():
-        if (shared := model.graph.initializers.get(name)) is not None:
-            value.const_value = shared.const_value
-    return emit_graph(twin, (), directory, stem)
 
 
 def block_bytes(jobs: int, budget: int) -> int:

@@ -6,10 +6,11 @@ import contextlib
 import io
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l4export.engine.manifest import Graph, Manifest
+from l4export.engine.manifest import Graph, Manifest, PackedWeight
 from l4export.errors import EnvironmentLacks, InputError, printable
 from l4export.machine.cuda_driver import open_driver
 from l4export.runtimes.cache.binding_plan import BindingPlan, plan_bindings
@@ -19,6 +20,7 @@ from l4export.runtimes.cache.kv_cache import KVCache
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.onnxruntime.device import OnnxRuntimeDevice
 from l4export.runtimes.onnxruntime.operator_check import check_operators
+from l4export.runtimes.onnxruntime.portable import cpu_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -50,14 +52,16 @@ class OnnxRuntimeEngine(Engine):
         super().__init__(directory, manifest)
         self._intended = _PROVIDERS[manifest.decoder.runtime.provider]
         executor = _PROVIDERS[provider] if provider else self._intended
-        graph = manifest.portable if executor == _CPU else manifest.decoder
-        decoder = directory / graph.file
+        graph, packed = manifest.decoder, list[PackedWeight]()
         if executor == _CUDA:
             check_cuda_provider(directory)
-        self.inference = open_session(decoder, executor, threads, manifest.precision["activations"] == "fp8")
+        else:
+            graph, packed = manifest.portable, [*manifest.packed_weights]
+        decoder, fp8 = directory / graph.file, manifest.precision["activations"] == "fp8"
+        self.inference = open_session(decoder, executor, threads, fp8, packed)
         _check_interface(self.inference, graph, decoder)
         if executor == _CUDA:
-            check_operators(directory / manifest.portable.file, executor)
+            check_operators(directory / manifest.portable.file, executor, packed=manifest.packed_weights)
 
     @property
     def provider(self) -> str:
@@ -125,9 +129,15 @@ def _check_interface(inference: onnxruntime.InferenceSession, graph: Graph, deco
 
 
 def open_session(
-    decoder: Path, provider: str, threads: int | None, fp8_activations: bool
+    decoder: Path,
+    provider: str,
+    threads: int | None,
+    fp8_activations: bool,
+    packed: Sequence[PackedWeight] = (),
 ) -> onnxruntime.InferenceSession:
     """Load a graph on an execution provider, or fail. ONNX Runtime itself would fall back to the CPU.
+
+    `packed` are the weights that a graph on the CPU needs unpacked.
 
     Raises:
         EnvironmentLacks: no onnxruntime, or another provider than that.
@@ -139,8 +149,11 @@ def open_session(
         raise EnvironmentLacks("running an engine needs onnxruntime: pip install 'l4export[cpu]'") from error
     options = session_options(threads, fp8_activations)
     try:
-        # its fallback prints banners before it fails again
-        session = ort.InferenceSession(str(decoder), options, providers=[provider], enable_fallback=0)
+        if provider == _CPU:
+            return cpu_session(str(decoder), options, decoder.parent, packed)
+        session = ort.InferenceSession(str(decoder), options, providers=[provider])
+    except InputError:
+        raise
     except Exception as error:
         detail = printable(str(error))[:300]
         raise InputError(f"{decoder}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error

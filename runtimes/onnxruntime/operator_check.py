@@ -6,7 +6,7 @@ publishes for QMoE's CUDA kernel with weights in the schema's order is a test fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from l4export.engine.manifest import PackedWeight
 from l4export.errors import EnvironmentLacks
+from l4export.runtimes.onnxruntime.portable import cpu_session
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["OpenGraph", "check_operators"]
 
-OpenGraph = Callable[[bytes, Path, str], Any]
-"""An inference session on a serialized graph, the folder of its weights, and an execution provider."""
+OpenGraph = Callable[[bytes, Path, str, Sequence[PackedWeight]], Any]
+"""An inference session on a serialized graph, the folder of its weights, and an execution provider; of the weights
+those that it needs unpacked."""
 
 _OPERATORS = frozenset({"GroupQueryAttention", "MatMulNBits", "MoE", "QMoE"})
+_CPU = "CPUExecutionProvider"
 _MANY = 16
 """Tokens of a prompt, unless the angles end before: providers have other kernels for one token than for many."""
 
@@ -33,10 +37,13 @@ _ACCEPTED = 5e-2
 weights in another order, another activation function or another rotation, by as much as the outputs are large."""
 
 
-def check_operators(decoder: Path, provider: str, open_graph: OpenGraph | None = None) -> list[str]:
+def check_operators(
+    decoder: Path, provider: str, open_graph: OpenGraph | None = None, packed: Sequence[PackedWeight] = ()
+) -> list[str]:
     """Run one node of each kind in the graph alone, with its own weights, on the CPU and on the provider.
 
-    A kind is an operator with its attributes and the shapes of its weights; all else is seeded random numbers.
+    A kind is an operator with its attributes and the shapes of its weights; all else is seeded random numbers. The CPU
+    gets the weights of `packed` unpacked.
 
     Returns:
         The nodes that were compared.
@@ -52,7 +59,8 @@ def check_operators(decoder: Path, provider: str, open_graph: OpenGraph | None =
             continue
         compared[kind] = node.name
         graph = operator.alone()
-        sessions = [open_graph(graph, decoder.parent, name) for name in ("CPUExecutionProvider", provider)]
+        own = [weight for weight in packed if weight.name in operator.weights]
+        sessions = [open_graph(graph, decoder.parent, name, own if name == _CPU else ()) for name in (_CPU, provider)]
         for tokens, past in operator.calls():
             feeds = operator.feeds(tokens, past)
             worst = _difference(*(_outputs(session, feeds, past + tokens) for session in sessions))
@@ -173,10 +181,12 @@ def _difference(expected: list[NDArray[np.float32]], got: list[NDArray[np.float3
     return float(np.max([np.abs(b - a).max() / np.abs(a).max() for a, b in zip(expected, got, strict=True)]))
 
 
-def _open(graph: bytes, folder: Path, provider: str) -> Any:
+def _open(graph: bytes, folder: Path, provider: str, packed: Sequence[PackedWeight]) -> Any:
     import onnxruntime as ort
 
     options: Any = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
+    if provider == _CPU:
+        return cpu_session(graph, options, folder, packed)
     return ort.InferenceSession(graph, options, providers=[provider])

@@ -13,10 +13,16 @@ from l4export import passes
 from l4export.compiler.pipeline import pipeline, run_passes
 from l4export.errors import InputError
 from l4export.graph.contents import layer_values, weights_of
+from l4export.model.config import ModelConfig
 from l4export.model.decoder import build_decoder
 from l4export.targets import GraphOptions
 from l4export.weights.recipes import Source
 from tiny_graphs import UnreadableData, reference, tiny_config
+
+
+def wide_config() -> ModelConfig:
+    """A tiny model whose experts are as wide as what CUDA's kernel reads at a time."""
+    return tiny_config(intermediate_size=64)
 
 
 def test_the_table_has_every_pass() -> None:
@@ -25,7 +31,7 @@ def test_the_table_has_every_pass() -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_second_run_changes_nothing(name: str) -> None:
-    model = reference(tiny_config())
+    model = reference(wide_config())
     assert up_to(name, model).modified
     if name.startswith("quantize_weights"):
         with pytest.raises(InputError, match="names no weight of this model that can be quantised"):
@@ -36,7 +42,7 @@ def test_a_second_run_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_inputs_and_outputs_keep_their_names(name: str) -> None:
-    model = reference(tiny_config())
+    model = reference(wide_config())
     names = interface(model)
     up_to(name, model)
     assert interface(model) == names
@@ -44,7 +50,7 @@ def test_inputs_and_outputs_keep_their_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_node_names_stay_unique(name: str) -> None:
-    model = reference(tiny_config())
+    model = reference(wide_config())
     up_to(name, model)
     names = [node.name for node in model.graph]
     assert len(names) == len(set(names))
@@ -52,7 +58,7 @@ def test_node_names_stay_unique(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_no_pass_reads_a_weight(name: str) -> None:
-    model = build_decoder(tiny_config(), lambda _, shape: Source(UnreadableData(shape, np.float32)), FLOAT)
+    model = build_decoder(wide_config(), lambda _, shape: Source(UnreadableData(shape, np.float32)), FLOAT)
     assert up_to(name, model).modified
 
 
@@ -62,7 +68,7 @@ def test_no_pass_reads_a_weight(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_layers_keep_their_values(name: str) -> None:
     """Residual streams, router logits and caches are found by what they are, under the names they had."""
-    model = reference(tiny_config())
+    model = reference(wide_config())
     before = {held: value.name for held, value in layer_values(model.graph).items()}
     assert len(before) == 4 * (1 + 1 + 4)
     up_to(name, model)
@@ -72,7 +78,7 @@ def test_layers_keep_their_values(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_every_weight_can_be_found(name: str) -> None:
     """Each is held once as values or codes, and values are the checkpoint's, laid out as the note says."""
-    model, stored = reference(tiny_config()), reference(tiny_config())
+    model, stored = reference(wide_config()), reference(wide_config())
     up_to(name, model)
     originals = {name: _as_stored(value) for name, value in stored.graph.initializers.items() if weights_of(value)}
     held = [(weights_of(value), value) for value in model.graph.initializers.values()]
@@ -116,6 +122,11 @@ def after(*steps: ir.passes.InPlacePass) -> Callable[[ir.Model], ir.Model]:
     return run
 
 
+def quantised(model: ir.Model) -> ir.Model:
+    up_to("quantize_weights_for_onnxruntime", model)
+    return model
+
+
 def inlined(model: ir.Model) -> ir.Model:
     return after(passes.InlineDialect())(model)
 
@@ -139,7 +150,7 @@ DIALECT = [
 @pytest.mark.parametrize("name", DIALECT)
 def test_passes_over_the_dialect_refuse_a_graph_without_it(name: str) -> None:
     with pytest.raises(ir.passes.PreconditionError, match="run this pass before InlineDialect"):
-        MAKE[name]()(inlined(reference(tiny_config())))
+        MAKE[name]()(inlined(reference(wide_config())))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +170,8 @@ def test_passes_over_the_dialect_refuse_a_graph_without_it(name: str) -> None:
         ),
         ("lower_attention", after(), r'Run LayOutKVCache\("static"\) first'),
         ("mark_raw_expert_weights", after(), "run FuseExperts and QuantizeWeightsForOnnxRuntime first"),
+        ("pack_expert_weights", after(), "run FuseExperts and QuantizeWeightsForOnnxRuntime first"),
+        ("pack_expert_weights", quantised, "run MarkRawExpertWeights first"),
         ("pack_projections", after(), "run QuantizeWeightsForOnnxRuntime first"),
         ("pack_qkv", after(), "run FuseAttention first"),
         ("set_total_to_capacity", after(), "run FuseAttention first"),
@@ -175,7 +188,7 @@ def test_passes_over_the_dialect_refuse_a_graph_without_it(name: str) -> None:
     ],
 )
 def test_a_pass_at_the_wrong_time_is_refused(name: str, prepare: Callable[[ir.Model], ir.Model], remedy: str) -> None:
-    model = prepare(reference(tiny_config()))
+    model = prepare(reference(wide_config()))
     before = [(node.name, node.op_type) for node in model.graph]
     with pytest.raises(ir.passes.PreconditionError, match=remedy):
         MAKE[name]()(model)
@@ -196,4 +209,4 @@ def test_the_head_read_as_a_transpose_must_be_kept_first() -> None:
 def test_a_pipeline_does_not_hide_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "MoveQKNormBeforeRotary", passes.RemoveUnused)
     with pytest.raises(ir.passes.PreconditionError, match="run MoveQKNormBeforeRotary first"):
-        run_passes(reference(tiny_config()), pipeline("ort-cpu", GraphOptions("static", CONTEXT)))
+        run_passes(reference(wide_config()), pipeline("ort-cpu", GraphOptions("static", CONTEXT)))

@@ -40,7 +40,7 @@ def test_comparing_operators_takes_no_more_than_the_graphs_format(workshop: Work
     program = f"""from pathlib import Path
 from l4export.runtimes.onnxruntime.operator_check import check_operators
 compared = []
-def open_graph(graph, folder, provider):
+def open_graph(graph, folder, provider, packed):
     compared.append(graph)
     raise InterruptedError
 try:

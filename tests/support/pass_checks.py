@@ -69,6 +69,14 @@ FEWER_BITS: Order = {
     "mark_raw_expert_weights": passes.MarkRawExpertWeights,
 }
 
+FOR_CUDA: Order = {
+    "fuse_experts": passes.FuseExperts,
+    "keep_weights_untransposed": passes.KeepWeightsUntransposed,
+    "quantize_weights_for_onnxruntime": _int4,
+    "mark_raw_expert_weights": passes.MarkRawExpertWeights,
+    "pack_expert_weights": passes.PackExpertWeights,
+}
+
 OTHER_FLOATS: Order = {"cast_kv_cache": lambda: passes.CastKVCache(ir.DataType.FLOAT16)}
 
 CUDA: Order = {
@@ -93,7 +101,7 @@ CUDA: Order = {
     "fuse_qk_norm": passes.FuseQKNorm,
 }
 
-ORDERS = (PASSES, STANDARD, FEWER_BITS, OTHER_FLOATS, CUDA)
+ORDERS = (PASSES, STANDARD, FEWER_BITS, FOR_CUDA, OTHER_FLOATS, CUDA)
 MAKE = {name: make for order in ORDERS for name, make in order.items()}
 EVERY = list(MAKE)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from l4export.cli import main
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import plan_build
-from l4export.engine.manifest import load_manifest
+from l4export.engine.manifest import PackedWeight, load_manifest
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.inspection.dequantized_weights import dequantized_weights
 from l4export.parity.logits import compare_logits
@@ -30,6 +30,7 @@ from l4export.runtimes.cache.device_cache import DeviceCache
 from l4export.runtimes.onnxruntime.device import OnnxRuntimeDevice
 from l4export.runtimes.onnxruntime.engine import OnnxRuntimeEngine, cuda_plan
 from l4export.runtimes.onnxruntime.operator_check import check_operators
+from l4export.runtimes.onnxruntime.portable import cpu_session, unpacked
 from l4export.runtimes.session import Session
 from workshop import Workshop, assert_close, random_ids
 
@@ -120,7 +121,7 @@ def test_only_forms_that_cuda_has(wide_scout: Path) -> None:
         assert not any(node.inputs[9:14]), "attention_bias, which the CUDA kernel refuses"
         assert {value.dtype for value in node.inputs[3:5] if value is not None} == {ir.DataType.FLOAT16}
     for node in nodes["QMoE"]:
-        assert node.attributes.get_int("weights_prepacked") == 0, "or CUDA takes the codes for shuffled ones"
+        assert node.attributes.get_int("weights_prepacked") == -1
         assert node.attributes.get_int("block_size") == 64
     # A Gather out of bounds is no error on a GPU: nothing may be left to it.
     assert not [node.name for node in model.graph if "_must_" in str(node.name)]
@@ -248,13 +249,16 @@ def other_scale(node: ir.Node) -> None:
     node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
 
 
-def opening(change: Change | None, operator: str) -> Callable[[bytes, Path, str], Any]:
-    """Sessions on the CPU; what should be on another provider gets a changed graph."""
+def opening(change: Change | None, operator: str) -> Callable[[bytes, Path, str, Sequence[PackedWeight]], Any]:
+    """Sessions on the CPU; what should be on another provider, which reads packed weights, gets a changed graph."""
 
-    def open_graph(graph: bytes, folder: Path, provider: str) -> Any:
+    def open_graph(graph: bytes, folder: Path, provider: str, packed: Sequence[PackedWeight]) -> Any:
         path = folder / "alone.onnx"
         path.write_bytes(graph)
         model = ir.load(path)
+        for weight in load_manifest(folder).packed_weights:
+            if provider == "other" and (value := model.graph.initializers.get(weight.name)):
+                value.const_value = ir.tensor(unpacked(folder, weight), name=weight.name)
         for node in model.graph:
             if change and provider == "other" and node.op_type == operator:
                 change(node)
@@ -262,7 +266,7 @@ def opening(change: Change | None, operator: str) -> Callable[[bytes, Path, str]
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         serialized = ir.to_proto(model).SerializeToString()
         path.unlink()
-        return ort.InferenceSession(serialized, settings, providers=["CPUExecutionProvider"])
+        return cpu_session(serialized, settings, folder, packed)
 
     return open_graph
 
@@ -270,7 +274,9 @@ def opening(change: Change | None, operator: str) -> Callable[[bytes, Path, str]
 @pytest.mark.parametrize("quant", ["none", "int4", "int8"])
 def test_operators_are_compared_with_the_engines_own_weights(wide_scout: Path, tmp_path: Path, quant: str) -> None:
     build(wide_scout, tmp_path / "e", options(quant))
-    compared = check_operators(tmp_path / "e/portable.onnx", "CPUExecutionProvider")
+    packed = load_manifest(tmp_path / "e").packed_weights
+    assert len(packed) == (0 if quant == "none" else 8)
+    compared = check_operators(tmp_path / "e/portable.onnx", "CPUExecutionProvider", packed=packed)
     # With a rotation and without; products of three shapes, which the shared expert's are like.
     attention = ["/layers.0/attn/GroupQueryAttention", "/layers.3/attn/GroupQueryAttention"]
     products = ["/layers.0/attn/q_proj_k_proj_v_proj/MatMul", "/layers.0/attn/o_proj/MatMul", "/lm_head/MatMul"]
@@ -300,6 +306,7 @@ def test_a_provider_that_computes_something_else_is_refused(
     wide_scout: Path, tmp_path: Path, quant: str, operator: str, change: Change
 ) -> None:
     build(wide_scout, tmp_path / "e", options(quant))
-    check_operators(tmp_path / "e/portable.onnx", "other", opening(None, operator))
+    decoder, packed = tmp_path / "e/portable.onnx", load_manifest(tmp_path / "e").packed_weights
+    check_operators(decoder, "other", opening(None, operator), packed)
     with pytest.raises(EnvironmentLacks, match=f"other computes {operator} .* differently from the CPU"):
-        check_operators(tmp_path / "e/portable.onnx", "other", opening(change, operator))
+        check_operators(decoder, "other", opening(change, operator), packed)
