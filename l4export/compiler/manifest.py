@@ -9,11 +9,24 @@ import onnx_ir as ir
 from l4export.calibration.activation_scales import METHOD as ACTIVATION_METHOD
 from l4export.calibration.kv_scales import METHOD as KV_METHOD
 from l4export.calibration.text import CalibrationText
+from l4export.compiler.check_graph import check_calls, checked_layers, fused_operators
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import BuildPlan
 from l4export.compiler.provenance import generator
 from l4export.engine.kv_cache import KV_STORAGE, kv_capacities
-from l4export.engine.manifest import DECODER, EnginePart, Graph, InputSpec, KVLayer, Manifest, TensorSpec
+from l4export.engine.check_record import CHECK_RECORD
+from l4export.engine.manifest import (
+    CHECK,
+    DECODER,
+    CheckGraph,
+    EnginePart,
+    Graph,
+    InputSpec,
+    KVLayer,
+    Manifest,
+    TensorSpec,
+)
+from l4export.graph.layer_excerpt import excerpt_layers
 from l4export.model.config import ModelConfig
 from l4export.storage.file_records import FileRecord
 from l4export.targets.tensorrt.parts import cut_decoder, part_names
@@ -42,7 +55,7 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
         kv_layers=_kv_layers(config, options.kv_layout, planned.inputs.max_context),
         prefill_max_tokens=planned.prefill_tokens,
         prefill_cut=planned.prefill_cut,
-        graphs={DECODER: _decoder(planned)},
+        graphs={DECODER: _decoder(planned), **({CHECK: _check(planned)} if planned.target.is_judged else {})},
         passes=planned.passes,
         options={"weights": _weight_options(planned), "decoder": _decoder_options(planned)},
         source=source,
@@ -94,6 +107,25 @@ def _decoder(planned: BuildPlan) -> Graph:
         outputs=_outputs(planned.model.graph),
         profiles=tuple({"tokens": tokens} for tokens in planned.profiles) if planned.parts else (),
         parts=_parts(planned),
+    )
+
+
+def _check(planned: BuildPlan) -> CheckGraph:
+    layers = checked_layers(planned.model.graph, planned.config)
+    graph = excerpt_layers(planned.model, layers).graph
+    start, calls = check_calls(planned.inputs.max_context, planned.prefill_cut)
+    return CheckGraph(
+        file=f"{CHECK}.onnx",
+        runtime=planned.target.runtime,
+        inputs=_inputs(graph),
+        outputs=_outputs(graph),
+        profiles=(),
+        parts=(),
+        layers=layers,
+        operators=fused_operators(graph),
+        start=start,
+        calls=calls,
+        record=CHECK_RECORD,
     )
 
 

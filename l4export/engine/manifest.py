@@ -9,9 +9,11 @@ from pathlib import Path
 from l4export.engine.manifest_checks import check_manifest
 from l4export.engine.manifest_reader import read_manifest
 from l4export.engine.manifest_types import (
+    CHECK,
     DECODER,
     FORMAT,
     FORMAT_VERSION,
+    CheckGraph,
     EnginePart,
     Graph,
     InputSpec,
@@ -25,9 +27,11 @@ from l4export.storage.file_records import FileReader, file_record
 from l4export.storage.safetensors import parse_json_object
 
 __all__ = [
+    "CHECK",
     "DECODER",
     "FORMAT_VERSION",
     "MANIFEST",
+    "CheckGraph",
     "EnginePart",
     "Graph",
     "InputSpec",

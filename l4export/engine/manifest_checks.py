@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from l4export.engine.check_decoder import check_decoder
 from l4export.engine.decoder_interface import DecoderInterface
 from l4export.engine.kv_cache import KV_STORAGE, kv_capacities, prefill_cut
 from l4export.engine.manifest_fields import refusal
-from l4export.engine.manifest_types import DECODER, Manifest
+from l4export.engine.manifest_types import CHECK, DECODER, Manifest
 from l4export.model.config_fields import show
 
 __all__ = ["check_manifest"]
@@ -23,7 +24,7 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     Raises:
         InputError: it does; the error names the file `where` and the first such field.
     """
-    for check in (_sequences, _kv_cache, _precision, _graphs, _decoder, _parts):
+    for check in (_sequences, _kv_cache, _precision, _graphs, _decoder, _parts, _check):
         for path, problem in check(manifest):
             raise refusal(where, path, problem)
 
@@ -139,3 +140,21 @@ def _parts(manifest: Manifest) -> Iterator[Contradiction]:
         for number, tensor in enumerate(part.inputs):
             if tensor.optional:
                 yield f"{path}[{index}].inputs[{number}].optional", f"is true; a compiled engine needs {tensor.name}"
+
+
+def _check(manifest: Manifest) -> Iterator[Contradiction]:
+    """A decoder of some layers for the same runtime, and calls that its context has room for."""
+    check, path = manifest.check, f"graphs.{CHECK}"
+    if check is None:
+        return
+    count = manifest.model.num_hidden_layers
+    if not check.layers or list(check.layers) != sorted({*check.layers} & {*range(count)}):
+        yield f"{path}.layers", f"are not some of the layers 0 to {count - 1}, in order"
+    if not check.calls or check.start + sum(check.calls) > manifest.max_context:
+        yield f"{path}.calls", f"do not lie between position {check.start} and max_context, {manifest.max_context}"
+    if check.record not in manifest.files:
+        yield f"{path}.record", f"is {show(check.record)}, which is not among the files"
+    if check.runtime != manifest.decoder.runtime:
+        yield f"{path}.runtime", f"is {check.runtime}, and the decoder's is {manifest.decoder.runtime}"
+    interface = DecoderInterface(check_decoder(manifest, check), (0, len(check.layers)))
+    yield from interface.contradictions(check.inputs, check.outputs, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from l4export.model.config import ModelConfig
 from l4export.storage.file_records import FileRecord
 
 __all__ = [
+    "CHECK",
     "DECODER",
     "FORMAT",
     "FORMAT_VERSION",
+    "CheckGraph",
     "EnginePart",
     "Graph",
     "InputSpec",
@@ -30,6 +33,9 @@ FORMAT_VERSION = 3
 
 DECODER = "decoder"
 """The graph that every engine has: its name in a manifest, and what the names of its files begin with."""
+
+CHECK = "check"
+"""The graph by which a device is judged, in engines of targets that have one."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,28 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class CheckGraph(Graph):
+    """The decoder's first layers of every kind, chained as in the whole: what a device must compute as a CPU did.
+
+    Its caches are numbered from 0.
+
+    Attributes:
+        layers: Which of the decoder's layers they are, in order.
+        operators: The types of its fused operators.
+        start: Position of the first token.
+        calls: New tokens that are appended at a time. Logits are kept of every token of the first call, and of the last
+            token of each other.
+        record: The file of the tokens, and of the logits that a CPU gave.
+    """
+
+    layers: tuple[int, ...]
+    operators: tuple[str, ...]
+    start: int
+    calls: tuple[int, ...]
+    record: str
+
+
+@dataclass(frozen=True)
 class KVLayer:
     """One layer's cache: `kind` is `chunked` or `full` attention; `capacity` in slots, null where it grows."""
 
@@ -143,6 +171,17 @@ class Manifest:
     def decoder(self) -> Graph:
         """The graph of the language model."""
         return self.graphs[DECODER]
+
+    @property
+    def check(self) -> CheckGraph | None:
+        """The graph by which a device is judged; None in engines without one."""
+        graph = self.graphs.get(CHECK)
+        return graph if isinstance(graph, CheckGraph) else None
+
+    @property
+    def sha256(self) -> str:
+        """Of the manifest file (hex): the engine's identity, because it has the digests of all other files."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """The manifest file's text; the same manifest gives the same bytes."""

@@ -7,6 +7,7 @@ again by itself.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from l4export.weights.evaluation import Evaluation, Output, evaluation_of, is_constant
-from l4export.weights.recipes import Recipe, Region, as_recipe, whole
+from l4export.weights.recipes import Constant, Recipe, Region, as_recipe, whole
 
 __all__ = [
     "INLINE_BYTES",
@@ -26,6 +27,7 @@ __all__ = [
     "UnitOutput",
     "arrange",
     "place_weights",
+    "placed_for",
     "plan_digest",
     "subregions",
     "units",
@@ -104,8 +106,7 @@ def place_weights(model: ir.Model, stem: str) -> list[DataFile]:
     for value in model.graph.initializers.values():
         if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:
             recipe = as_recipe(value.const_value)
-            alike = (id(recipe.evaluation), recipe.index) if isinstance(recipe, Output) else id(value.const_value)
-            shared.setdefault(alike, (recipe, []))[1].append(value)
+            shared.setdefault(_identity(value.const_value), (recipe, []))[1].append(value)
     placed = arrange([recipe.nbytes for recipe, _ in shared.values()])
     files: dict[int, list[Placement]] = {}
     for (number, offset), (recipe, values) in zip(placed, shared.values(), strict=True):
@@ -114,6 +115,32 @@ def place_weights(model: ir.Model, stem: str) -> list[DataFile]:
         DataFile(f"{stem}-{i:05d}-of-{len(files):05d}.data", tuple(held), held[-1].offset + held[-1].recipe.nbytes)
         for i, held in enumerate(files.values(), start=1)
     ]
+
+
+def placed_for(model: ir.Model, files: Sequence[DataFile]) -> list[DataFile]:
+    """The data files, with the places of those weights alone that `model` reads too: the same recipes."""
+    readers: dict[object, list[ir.Value]] = {}
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            readers.setdefault(_identity(value.const_value), []).append(value)
+    return [
+        dataclasses.replace(
+            file,
+            placements=tuple(
+                dataclasses.replace(placed, values=tuple(values))
+                for placed in file.placements
+                if (values := readers.get(_identity(placed.recipe)))
+            ),
+        )
+        for file in files
+    ]
+
+
+def _identity(tensor: ir.TensorProtocol) -> object:
+    """The same for tensors that need one place: the same output of the same evaluation, or the same object."""
+    if isinstance(tensor, Output):
+        return id(tensor.evaluation), tensor.index
+    return id(tensor.tensor if isinstance(tensor, Constant) else tensor)
 
 
 def arrange(sizes: Iterable[int]) -> list[tuple[int, int]]:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from l4export.engine.manifest import Graph, Manifest
 from l4export.errors import EnvironmentLacks, InputError
+from l4export.machine.cuda_card import Card, first_card
 from l4export.machine.cuda_driver import open_driver
 from l4export.runtimes.cache.binding_plan import BindingPlan, plan_bindings
 from l4export.runtimes.cache.device_cache import DeviceCache
 from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.cache.kv_cache import KVCache
 from l4export.runtimes.engine import Engine
+from l4export.runtimes.onnxruntime.composition_check import Executor, trust
 from l4export.runtimes.onnxruntime.device import OnnxRuntimeDevice
-from l4export.runtimes.onnxruntime.operator_check import check_operators
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -52,11 +53,9 @@ class OnnxRuntimeEngine(Engine):
         self._intended = _PROVIDERS[graph.runtime.provider]
         executor = _PROVIDERS[provider] if provider else self._intended
         if executor == _CUDA:
-            check_cuda_provider(directory)
+            _check_composition(directory, manifest, check_cuda_provider(directory))
         self.inference = open_session(decoder, executor, threads, manifest.precision["activations"] == "fp8")
         _check_interface(self.inference, graph, decoder)
-        if executor == _CUDA:
-            check_operators(decoder, executor)
 
     @property
     def provider(self) -> str:
@@ -74,7 +73,13 @@ class OnnxRuntimeEngine(Engine):
         """Where the provider computes: in this machine's memory or in the GPU's."""
         if self.inference.get_providers()[0] == _CPU:
             return new_host_cache(self.inference, manifest, batch, capacity)
-        return DeviceCache(OnnxRuntimeDevice([self.inference], "cuda"), cuda_plan(manifest), manifest, batch, capacity)
+        return _cuda_cache(self.inference, manifest, batch, capacity)
+
+
+def _cuda_cache(
+    inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int
+) -> DeviceCache:
+    return DeviceCache(OnnxRuntimeDevice([inference], "cuda"), cuda_plan(manifest), manifest, batch, capacity)
 
 
 def cuda_plan(manifest: Manifest) -> BindingPlan:
@@ -82,13 +87,31 @@ def cuda_plan(manifest: Manifest) -> BindingPlan:
     return plan_bindings(manifest, [(1, 1, manifest.prefill_max_tokens)], lambda _: True)
 
 
-def check_cuda_provider(directory: Path) -> None:
+def _check_composition(directory: Path, manifest: Manifest, card: Card) -> None:
+    """Trust the card with the engine's numbers, or raise as `trust`: before the engine takes the card's memory."""
+    import onnxruntime as ort
+
+    def opened(graph: Path, profile: Path) -> onnxruntime.InferenceSession:
+        fp8_activations = manifest.precision["activations"] == "fp8"
+        session = open_session(graph, _CUDA, None, fp8_activations, profile)
+        if manifest.check:
+            _check_interface(session, manifest.check, graph)
+        return session
+
+    installation = {**vars(card), "onnxruntime": str(ort.__version__)}
+    trust(directory, manifest, Executor(_CUDA, opened, _cuda_cache), installation)
+
+
+def check_cuda_provider(directory: Path) -> Card:
     """Check that CUDA can be used: first the driver, then the package, whose libraries are then loaded.
+
+    Returns:
+        The card.
 
     Raises:
         EnvironmentLacks: no driver, no GPU, or an onnxruntime without the CUDA provider.
     """
-    open_driver(
+    driver = open_driver(
         f"{directory}: an ort-cuda engine runs on an NVIDIA GPU",
         "compare its numbers on a CPU with `l4export parity --provider cpu`",
     )
@@ -105,6 +128,7 @@ def check_cuda_provider(directory: Path) -> None:
     # One thread at a time: two that redirect the output side by side would leave it redirected.
     with _PRELOADING, contextlib.redirect_stdout(io.StringIO()):
         ort.preload_dlls()  # CUDA and cuDNN, where they are Python packages
+    return first_card(driver)
 
 
 def _check_interface(inference: onnxruntime.InferenceSession, graph: Graph, decoder: Path) -> None:
@@ -124,9 +148,11 @@ def _check_interface(inference: onnxruntime.InferenceSession, graph: Graph, deco
 
 
 def open_session(
-    decoder: Path, provider: str, threads: int | None, fp8_activations: bool
+    decoder: Path, provider: str, threads: int | None, fp8_activations: bool, profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
     """Load a graph on an execution provider, or fail. ONNX Runtime itself would fall back to the CPU.
+
+    What it executes is noted in a file whose name begins with `profile`, if that is given.
 
     Raises:
         EnvironmentLacks: no onnxruntime, or another provider than that.
@@ -137,6 +163,8 @@ def open_session(
     except ImportError as error:
         raise EnvironmentLacks("running an engine needs onnxruntime: pip install 'l4export[cpu]'") from error
     options = session_options(threads, fp8_activations)
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     try:
         session = ort.InferenceSession(str(decoder), options, providers=[provider])
     except Exception as error:
