@@ -31,7 +31,7 @@ from l4export.weights.emission import emit_graph, refer_to_data
 from l4export.weights.placement import placed_for
 from l4export.weights.recipes import Recipe
 
-__all__ = ["check_calls", "check_can_record", "checked_layers", "fused_operators", "write_check"]
+__all__ = ["check_calls", "check_can_record", "checked_layers", "fused_operators", "rounds_on_cpu", "write_check"]
 
 _ORT_DOMAIN = "com.microsoft"
 
@@ -90,6 +90,11 @@ def _operator(node: ir.Node) -> tuple[object, ...]:
 def fused_operators(graph: ir.Graph) -> tuple[str, ...]:
     """The types of ONNX Runtime's own operators in a graph."""
     return tuple(sorted({node.op_type for node in graph if node.domain == _ORT_DOMAIN}))
+
+
+def rounds_on_cpu(graph: ir.Graph) -> bool:
+    """Whether ONNX Runtime's CPU provider rounds activations to int8 in a graph: before experts of 8 bits."""
+    return any(node.op_type == "QMoE" and node.attributes.get_int("expert_weight_bits") == 8 for node in graph)
 
 
 def check_calls(max_context: int, cut: int | None) -> tuple[int, tuple[int, ...]]:

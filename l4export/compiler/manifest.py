@@ -9,7 +9,7 @@ import onnx_ir as ir
 from l4export.calibration.activation_scales import METHOD as ACTIVATION_METHOD
 from l4export.calibration.kv_scales import METHOD as KV_METHOD
 from l4export.calibration.text import CalibrationText
-from l4export.compiler.check_graph import check_calls, checked_layers, fused_operators
+from l4export.compiler.check_graph import check_calls, checked_layers, fused_operators, rounds_on_cpu
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import BuildPlan
 from l4export.compiler.provenance import generator
@@ -126,6 +126,7 @@ def _check(planned: BuildPlan) -> CheckGraph:
         start=start,
         calls=calls,
         record=CHECK_RECORD,
+        rounded=rounds_on_cpu(graph),
     )
 
 

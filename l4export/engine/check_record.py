@@ -63,7 +63,7 @@ def read_record(path: Path, check: CheckGraph, vocab: int) -> CheckRecord:
     columns = found.get("columns", ("", (0,)))[1]
     kept = check.calls[0] + len(check.calls) - 1
     shapes = {"ids": (sum(check.calls),), "columns": columns, "sampled": (kept, *columns), "whole": (2, vocab)}
-    if found != {name: (_DTYPES[name], shape) for name, shape in shapes.items()} or len(columns) != 1:
+    if found != {name: (_DTYPES[name], shape) for name, shape in shapes.items()} or len(columns) != 1 or columns == (0,):
         raise _damaged(path)
     record = CheckRecord(**{name: np.array(file.array(entry)) for name, entry in file.entries.items()})
     tokens = np.concatenate([record.ids, record.columns])

@@ -142,6 +142,7 @@ def _check(fields: Fields) -> CheckGraph:
         start=fields.count("start", 0),
         calls=fields.counts("calls", 1),
         record=fields.file("record"),
+        rounded=fields.flag("rounded"),
     )
 
 

@@ -121,6 +121,7 @@ class CheckGraph(Graph):
         calls: New tokens that are appended at a time. Logits are kept of every token of the first call, and of the last
             token of each other.
         record: The file of the tokens, and of the logits that a CPU gave.
+        rounded: Whether the CPU rounded activations to int8 where the device does not.
     """
 
     layers: tuple[int, ...]
@@ -128,6 +129,7 @@ class CheckGraph(Graph):
     start: int
     calls: tuple[int, ...]
     record: str
+    rounded: bool
 
 
 @dataclass(frozen=True)
