@@ -1,7 +1,11 @@
 """The check graph of an engine: the decoder's first layers of every kind, what it is fed, and what a CPU gives.
 
-A runtime executes it on a device before it trusts the device with the engine (`runtimes/onnxruntime/composition_check`).
-The numbers to compare with are those of the same layers in the graph that a CPU can run, with the engine's own weights.
+A runtime executes it on a device before it trusts the device with the engine, and compares with the same layers of the
+graph that a CPU can run, with the engine's own weights (`l4export.runtimes.onnxruntime.composition_check`).
+
+The record of what the CPU gave is the one file of such an engine that may differ between two builds from the same
+inputs, because versions of ONNX Runtime add up in other orders. So it does not count when a build is asked whether an
+engine is up to date; it must only be the one that was built.
 """
 
 from __future__ import annotations
@@ -180,4 +184,4 @@ def _near_ties(logits: NDArray[np.float32], chosen: int) -> NDArray[np.bool_]:
     ranked = -np.sort(-logits, axis=1)
     if chosen == ranked.shape[1]:
         return np.zeros(len(ranked), dtype=np.bool_)
-    return ranked[:, chosen - 1] - ranked[:, chosen] < _TIE * np.abs(logits).max()
+    return np.asarray(ranked[:, chosen - 1] - ranked[:, chosen] < _TIE * np.abs(logits).max())

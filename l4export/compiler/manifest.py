@@ -13,8 +13,8 @@ from l4export.compiler.check_graph import check_calls, checked_layers, fused_ope
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import BuildPlan
 from l4export.compiler.provenance import generator
-from l4export.engine.kv_cache import KV_STORAGE, kv_capacities
 from l4export.engine.check_record import CHECK_RECORD
+from l4export.engine.kv_cache import KV_STORAGE, kv_capacities
 from l4export.engine.manifest import (
     CHECK,
     DECODER,

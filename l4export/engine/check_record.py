@@ -39,7 +39,9 @@ class CheckRecord:
     whole: NDArray[np.float32]
 
     @classmethod
-    def of(cls, check: CheckGraph, ids: NDArray[np.int32], logits: NDArray[np.float32], columns: NDArray[np.int32]) -> CheckRecord:
+    def of(
+        cls, check: CheckGraph, ids: NDArray[np.int32], logits: NDArray[np.float32], columns: NDArray[np.int32]
+    ) -> CheckRecord:
         """What is kept of the logits float32 [p, V] that the tokens gave."""
         return cls(ids, columns, logits[:, columns], logits[[check.calls[0] - 1, -1]])
 
@@ -48,7 +50,9 @@ def write_record(path: Path, record: CheckRecord) -> None:
     """Write a record; a file that is there is replaced. Raises `StorageError`."""
     arrays = vars(record)
     path.unlink(missing_ok=True)
-    write_safetensors(path, [(name, _DTYPES[name], arrays[name].shape) for name in _DTYPES], lambda name: [arrays[name]])
+    write_safetensors(
+        path, [(name, _DTYPES[name], arrays[name].shape) for name in _DTYPES], lambda name: [arrays[name]]
+    )
 
 
 def read_record(path: Path, check: CheckGraph, vocab: int) -> CheckRecord:
@@ -63,7 +67,11 @@ def read_record(path: Path, check: CheckGraph, vocab: int) -> CheckRecord:
     columns = found.get("columns", ("", (0,)))[1]
     kept = check.calls[0] + len(check.calls) - 1
     shapes = {"ids": (sum(check.calls),), "columns": columns, "sampled": (kept, *columns), "whole": (2, vocab)}
-    if found != {name: (_DTYPES[name], shape) for name, shape in shapes.items()} or len(columns) != 1 or columns == (0,):
+    if (
+        found != {name: (_DTYPES[name], shape) for name, shape in shapes.items()}
+        or len(columns) != 1
+        or columns == (0,)
+    ):
         raise _damaged(path)
     record = CheckRecord(**{name: np.array(file.array(entry)) for name, entry in file.entries.items()})
     tokens = np.concatenate([record.ids, record.columns])

@@ -56,9 +56,7 @@ def _terms(residual: ir.Value) -> dict[int, ir.Value]:
     """The inputs of a residual stream's node that are no weights, by their indices."""
     node = residual.producer()
     assert node is not None
-    return {
-        index: value for index, value in enumerate(node.inputs) if value is not None and not value.is_initializer()
-    }
+    return {index: value for index, value in enumerate(node.inputs) if value is not None and not value.is_initializer()}
 
 
 def _layer(value: ir.Value) -> int:

@@ -99,8 +99,8 @@ def check_composition(directory: Path, manifest: Manifest, executor: Executor) -
     if not (differences <= ACCEPTED[check.rounded]).all():
         at = int(np.argmax(np.nan_to_num(differences, nan=np.inf)))
         raise EnvironmentLacks(
-            f"{directory}: {executor.provider} computes the layers {', '.join(map(str, check.layers))} differently from "
-            f"the CPU that built the engine, by {differences[at]:.2g} of the largest logit at position "
+            f"{directory}: {executor.provider} computes the layers {', '.join(map(str, check.layers))} differently "
+            f"from the CPU that built the engine, by {differences[at]:.2g} of the largest logit at position "
             f"{_position(check, at)}; {_REMEDY}"
         )
     return float(differences.max())

@@ -76,9 +76,7 @@ class OnnxRuntimeEngine(Engine):
         return _cuda_cache(self.inference, manifest, batch, capacity)
 
 
-def _cuda_cache(
-    inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int
-) -> DeviceCache:
+def _cuda_cache(inference: onnxruntime.InferenceSession, manifest: Manifest, batch: int, capacity: int) -> DeviceCache:
     return DeviceCache(OnnxRuntimeDevice([inference], "cuda"), cuda_plan(manifest), manifest, batch, capacity)
 
 

@@ -55,9 +55,7 @@ def logits(model: ir.Model, layers: int) -> np.ndarray:
     """Of one prompt that crosses two chunks, and the caches that it leaves."""
     options: Any = ort.SessionOptions()
     options.log_severity_level = 4
-    session = ort.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     ids = random_ids((1, TOKENS))
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     cache = np.zeros((1, 2, CONTEXT, 16), np.float32)

@@ -72,3 +72,29 @@ def said_to_be_on_cuda(but: str) -> Executor:
             return str(path)
 
     return Executor(CUDA, lambda path, profile: Told(honest.open_session(path, profile)), cpu_cache)  # type: ignore[arg-type,return-value]
+
+
+class Driver:
+    """As much of NVIDIA's driver as an engine asks before it is judged."""
+
+    def __init__(self, name: str = "Imagined 100", capability: tuple[int, int] = (9, 0), version: int = 13000) -> None:
+        self.name, self.capability, self.version = name, capability, version
+
+    def cuInit(self, _: int) -> int:
+        return 0
+
+    def cuDeviceGet(self, device: Any, _: int) -> int:
+        device._obj.value = 0
+        return 0
+
+    def cuDeviceGetName(self, buffer: Any, *_: Any) -> int:
+        buffer.value = self.name.encode()
+        return 0
+
+    def cuDeviceGetAttribute(self, number: Any, which: int, _: Any) -> int:
+        number._obj.value = self.capability[which - 75]
+        return 0
+
+    def cuDriverGetVersion(self, number: Any) -> int:
+        number._obj.value = self.version
+        return 0

@@ -47,8 +47,8 @@ def planned_manifest(checkpoint: Path, parts: Sequence[tuple[int, int]] = (), **
     if parts:
         planned = dataclasses.replace(planned, parts=tuple(parts))
     manifest = engine_manifest(planned, {}, {"config.json": RECORD})
-    graph = manifest.decoder
-    names = [graph.file, *(name for part in graph.parts for name in (part.graph, part.engine))]
+    names = [graph.file for graph in manifest.graphs.values()] + ([manifest.check.record] if manifest.check else [])
+    names += [name for part in manifest.decoder.parts for name in (part.graph, part.engine)]
     raw: dict[str, Any] = json.loads(dataclasses.replace(manifest, files=dict.fromkeys(names, RECORD)).to_json())
     return raw
 
