@@ -49,9 +49,9 @@ _TIE = 0.02
 """A router is near a tie where its choice hangs on less than this part of its largest |logit|. Sums of float16 in
 another order move logits by 1e-3 of it."""
 
-_ROUNDS = 8
+_ROUNDS = 16
 """How often the layers are run at most: tokens near a tie are exchanged for others in between. Small engines took two
-to eight runs. A token that is then still near a tie is rarely so near that a device chooses differently."""
+to fifteen runs. A token that is then still near a tie is rarely so near that a device chooses differently."""
 
 
 def checked_layers(graph: ir.Graph, config: ModelConfig) -> tuple[int, ...]:
