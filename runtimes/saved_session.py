@@ -50,7 +50,7 @@ def write_session(path: Path, manifest: Manifest, state: SessionState, rows: Seq
         for name, array in zip(spec.names, tokens, strict=True)
     }
     text = _state_json(state)
-    metadata = {"format": _FORMAT, "engine": _identity(manifest), "state": text}
+    metadata = {"format": _FORMAT, "engine": manifest.sha256, "state": text}
     metadata["sha256"] = _digest(text, tensors.values())
     entries = [(name, _DTYPE_NAMES[spec.dtype], array.shape) for name, array in tensors.items()]
     # Not by the process's number: in a container that is the same after every restart.
@@ -68,7 +68,7 @@ def read_session(path: Path, manifest: Manifest) -> tuple[SessionState, list[lis
     file, spec = TensorFile(path), CacheSpec.of(manifest)
     if file.metadata.get("format") != _FORMAT:
         raise InputError(f"{path}: not a session that this version of l4export has saved")
-    if file.metadata.get("engine") != _identity(manifest):
+    if file.metadata.get("engine") != manifest.sha256:
         raise InputError(f"{path}: saved with another engine; load it with that one, or feed the prompt anew")
     text = file.metadata.get("state", "")
     state, shapes = _state(text, manifest, spec, path)
@@ -123,10 +123,6 @@ def _digest(state: str, arrays: Iterable[NDArray[Any]]) -> str:
         for head in array:
             digest.update(np.ascontiguousarray(head).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _identity(manifest: Manifest) -> str:
-    return hashlib.sha256(manifest.to_json().encode()).hexdigest()
 
 
 def _damaged(path: Path, why: str) -> InputError:

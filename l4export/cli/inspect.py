@@ -32,7 +32,7 @@ def _show(facts: dict[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        if value != {}:  # engines of TensorRT alone have compiled parts
+        if value != {}:  # some engines alone have compiled parts, or a check graph
             table.add_row(name.replace("_", " "), _text(name, value))
     Console().print(table)
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from l4export.calibration.weight_codes import StoredPart, calibrate
 from l4export.checkpoint import SourceTensor
+from l4export.compiler.check_graph import check_can_record, write_check
 from l4export.compiler.directory import EngineDirectory
 from l4export.compiler.manifest import engine_manifest
 from l4export.compiler.measure import check_can_measure, measure_scales
@@ -65,8 +66,8 @@ def build(
     Raises:
         InputError: a checkpoint, an option or a weight that cannot be built; an output that exists (without `force`);
             a checkpoint that changed during the build.
-        EnvironmentLacks: the KV cache is quantised and onnxruntime is missing; nothing to compile with, or too little
-            memory for it.
+        EnvironmentLacks: onnxruntime is missing, and the KV cache is quantised or the engine is for CUDA; nothing to
+            compile with, or too little memory for it.
         StorageError: reading or writing failed.
     """
     options = options or BuildOptions()
@@ -85,6 +86,8 @@ def run_build(
     """Carry out a plan; returns the engine's manifest. Raises as `build`."""
     if planned.scales_text:
         check_can_measure()
+    if planned.target.is_judged:
+        check_can_record()
     planned.target.check_machine(planned.model, planned.parts)
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
@@ -164,9 +167,11 @@ class _Build:
                 planned.dump(len(planned.passes), planned.passes[-1], planned.model)
         portable = write_portable(planned.graph, partial)
         name = emit_graph(planned.model, self.files, partial, DECODER)
+        checking = write_check(planned, self._draft(), partial)
         finishing = planned.target.finish(self._unfinished(partial, name))
         copied = {name: file.copy_to(partial / name) for name, file in planned.inputs.companions.items()}
-        return copied | {name: file_record(partial / name) for name in (name, *portable, *finishing, *self._reports())}
+        written = (name, *portable, *checking, *finishing, *self._reports())
+        return copied | {name: file_record(partial / name) for name in written}
 
     def _unfinished(self, partial: Path, graph: str) -> UnfinishedEngine:
         planned, options = self.planned, self.planned.options

@@ -9,15 +9,19 @@ import onnx_ir as ir
 from l4export.calibration.activation_scales import METHOD as ACTIVATION_METHOD
 from l4export.calibration.kv_scales import METHOD as KV_METHOD
 from l4export.calibration.text import CalibrationText
+from l4export.compiler.check_graph import check_calls, checked_layers, fused_operators, rounds_on_cpu
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import BuildPlan
 from l4export.compiler.portable import packed_weights
 from l4export.compiler.provenance import generator
+from l4export.engine.check_record import CHECK_RECORD
 from l4export.engine.kv_cache import KV_STORAGE, kv_capacities
 from l4export.engine.manifest import (
+    CHECK,
     DECODER,
     PACKED_WEIGHTS,
     PORTABLE,
+    CheckGraph,
     EnginePart,
     Graph,
     InputSpec,
@@ -26,6 +30,7 @@ from l4export.engine.manifest import (
     Runtime,
     TensorSpec,
 )
+from l4export.graph.layer_excerpt import excerpt_layers
 from l4export.model.config import ModelConfig
 from l4export.storage.file_records import FileRecord
 from l4export.targets.tensorrt.parts import cut_decoder, part_names
@@ -54,7 +59,7 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
         kv_layers=_kv_layers(config, options.kv_layout, planned.inputs.max_context),
         prefill_max_tokens=planned.prefill_tokens,
         prefill_cut=planned.prefill_cut,
-        graphs={DECODER: _decoder(planned), **_portable(planned)},
+        graphs={DECODER: _decoder(planned), **_portable(planned), **_check(planned)},
         passes=planned.passes,
         options={"weights": _weight_options(planned), "decoder": _decoder_options(planned)},
         source=source,
@@ -116,6 +121,30 @@ def _portable(planned: BuildPlan) -> dict[str, Graph]:
         return {}
     graph, runtime = planned.graph.portable.graph, Runtime("onnxruntime", "cpu")
     return {PORTABLE: Graph(f"{PORTABLE}.onnx", runtime, _inputs(graph), _outputs(graph), profiles=(), parts=())}
+
+
+def _check(planned: BuildPlan) -> dict[str, Graph]:
+    """The graph by which a device is judged; nothing for targets that are not."""
+    if not planned.target.is_judged:
+        return {}
+    layers = checked_layers(planned.model.graph, planned.config)
+    graph = excerpt_layers(planned.model, layers).graph
+    start, calls = check_calls(planned.inputs.max_context, planned.prefill_cut)
+    check = CheckGraph(
+        file=f"{CHECK}.onnx",
+        runtime=planned.target.runtime,
+        inputs=_inputs(graph),
+        outputs=_outputs(graph),
+        profiles=(),
+        parts=(),
+        layers=layers,
+        operators=fused_operators(graph),
+        start=start,
+        calls=calls,
+        record=CHECK_RECORD,
+        rounded=rounds_on_cpu(graph),
+    )
+    return {CHECK: check}
 
 
 def _parts(planned: BuildPlan) -> tuple[EnginePart, ...]:

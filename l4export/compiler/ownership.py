@@ -14,8 +14,9 @@ import stat
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from l4export.engine.check_record import CHECK_RECORD
 from l4export.engine.companions import TEXT_FILES, is_companion
-from l4export.engine.manifest import DECODER, MANIFEST, PORTABLE, listed_files
+from l4export.engine.manifest import CHECK, DECODER, MANIFEST, PORTABLE, listed_files
 from l4export.errors import InputError
 from l4export.storage.journal import JOURNAL, is_journal
 from l4export.targets.genai_config import GENAI_CONFIG
@@ -45,7 +46,8 @@ STAGED_MANIFEST = f"{MANIFEST}.partial"
 _STAGED_JOURNAL = f"{JOURNAL}.partial"
 _JOURNALS = (JOURNAL, _STAGED_JOURNAL)
 _MANIFESTS = (MANIFEST, STAGED_MANIFEST)
-_NAMES = (MANIFEST, CALIBRATION_REPORT, GENAI_CONFIG, f"{PORTABLE}.onnx", *TEXT_FILES)
+_GRAPHS = (f"{PORTABLE}.onnx", f"{CHECK}.onnx", CHECK_RECORD)
+_NAMES = (MANIFEST, CALIBRATION_REPORT, GENAI_CONFIG, *_GRAPHS, *TEXT_FILES)
 _OF_DECODER = re.compile(rf"{DECODER}(-\d{{5}}-of-\d{{5}})?\.(onnx|data|engine)")
 _OF_LAYER = re.compile(r"layer-\d{5}\.(codes|json|hidden)")
 

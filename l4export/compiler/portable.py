@@ -13,10 +13,10 @@ from l4export.engine.weight_layout import MIXED_GEMM_SM80
 from l4export.quantization.packed_codes import PackedCodes
 from l4export.weights.emission import emit_graph
 from l4export.weights.evaluation import Output
-from l4export.weights.placement import DataFile
-from l4export.weights.recipes import Constant, Recipe, as_recipe
+from l4export.weights.placement import DataFile, identity
+from l4export.weights.recipes import Recipe, as_recipe
 
-__all__ = ["packed_weights", "write_portable"]
+__all__ = ["packed_weights", "portable_model", "write_portable"]
 
 
 def packed_weights(files: Sequence[DataFile]) -> tuple[PackedWeight, ...]:
@@ -30,27 +30,32 @@ def packed_weights(files: Sequence[DataFile]) -> tuple[PackedWeight, ...]:
 
 
 def write_portable(graph: CompiledGraph, directory: Path) -> list[str]:
-    """Write `portable.onnx`, which refers to the decoder's data files, and return its name; none if it is the decoder.
-
-    Of packed weights it refers to a file that does not exist, because their bytes must come from whoever opens it.
-    What is in no data file, it holds itself.
-    """
+    """Write `portable.onnx`, and return its name; nothing if it is the decoder."""
     if graph.portable is graph.model:
         return []
+    return [emit_graph(portable_model(graph, directory), (), directory, PORTABLE)]
+
+
+def portable_model(graph: CompiledGraph, directory: Path) -> ir.Model:
+    """A copy of the graph that a CPU can run, which refers to the decoder's data files in `directory`.
+
+    Of packed weights it refers to a file that does not exist, because their bytes must come from whoever opens it.
+    What is in no data file stays a recipe.
+    """
     places = _places(graph.files)
     model = graph.portable.clone()
     for value in model.graph.initializers.values():
         if value.const_value is None:
             continue
         tensor = as_recipe(value.const_value)
-        if place := places.get(_identity(tensor)):
+        if place := places.get(identity(tensor)):
             value.const_value = ir.ExternalTensor(
                 *(*place, tensor.nbytes, tensor.dtype),
                 shape=ir.Shape(tensor.dims),
                 name=str(value.name),
                 base_dir=directory,
             )
-    return [emit_graph(model, (), directory, PORTABLE)]
+    return model
 
 
 def _places(files: Sequence[DataFile]) -> dict[object, tuple[str, int]]:
@@ -59,21 +64,11 @@ def _places(files: Sequence[DataFile]) -> dict[object, tuple[str, int]]:
     for file in files:
         for placed in file.placements:
             recipe, place = placed.recipe, (file.name, placed.offset)
-            places[_identity(recipe)] = place
+            places[identity(recipe)] = place
             if isinstance(recipe, Output) and isinstance(recipe.evaluation, PackedCodes):
                 plain = recipe.evaluation.plain.evaluation.outputs[recipe.index]
-                places[_identity(plain)] = place if _packed(recipe) is None else (UNPACKED, 0)
+                places[identity(plain)] = place if _packed(recipe) is None else (UNPACKED, 0)
     return places
-
-
-def _identity(recipe: Recipe) -> object:
-    """The same for recipes of the same bytes."""
-    match recipe:
-        case Output():
-            return id(recipe.evaluation), recipe.index
-        case Constant():
-            return id(recipe.tensor)
-    return id(recipe)
 
 
 def _packed(recipe: Recipe) -> PackedCodes | None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from l4export.engine.manifest_checks import check_manifest
 from l4export.engine.manifest_reader import read_manifest
 from l4export.engine.manifest_types import (
+    CHECK,
     DECODER,
     FORMAT,
     FORMAT_VERSION,
     PACKED_WEIGHTS,
     PORTABLE,
     UNPACKED,
+    CheckGraph,
     EnginePart,
     Graph,
     InputSpec,
@@ -29,12 +31,14 @@ from l4export.storage.file_records import file_record, read_records
 from l4export.storage.safetensors import parse_json_object
 
 __all__ = [
+    "CHECK",
     "DECODER",
     "FORMAT_VERSION",
     "MANIFEST",
     "PACKED_WEIGHTS",
     "PORTABLE",
     "UNPACKED",
+    "CheckGraph",
     "EnginePart",
     "Graph",
     "InputSpec",

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from l4export.engine.check_decoder import check_decoder
 from l4export.engine.decoder_interface import DecoderInterface
 from l4export.engine.kv_cache import KV_STORAGE, kv_capacities, prefill_cut
 from l4export.engine.manifest_fields import refusal
-from l4export.engine.manifest_types import DECODER, PACKED_WEIGHTS, PORTABLE, UNPACKED, Manifest, Runtime
+from l4export.engine.manifest_types import CHECK, DECODER, PACKED_WEIGHTS, PORTABLE, UNPACKED, Manifest, Runtime
 from l4export.engine.weight_layout import fits
 from l4export.model.config_fields import show
 
@@ -26,7 +27,7 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     Raises:
         InputError: it does; the error names the file `where` and the first such field.
     """
-    for check in (_sequences, _kv_cache, _precision, _graphs, _decoder, _parts, _portable, _packed_weights):
+    for check in (_sequences, _kv_cache, _precision, _graphs, _decoder, _parts, _portable, _packed_weights, _check):
         for path, problem in check(manifest):
             raise refusal(where, path, problem)
 
@@ -177,3 +178,21 @@ def _packed_weights(manifest: Manifest) -> Iterator[Contradiction]:
             yield f"{path}.file", f"is {show(weight.file)}, which is not among the files"
         elif weight.offset + math.prod(weight.shape) > manifest.files[weight.file].bytes:
             yield f"{path}.offset", f"is {weight.offset}, and the weight goes beyond the end of {weight.file}"
+
+
+def _check(manifest: Manifest) -> Iterator[Contradiction]:
+    """A decoder of some layers for the same runtime, and calls that its context has room for."""
+    check, path = manifest.check, f"graphs.{CHECK}"
+    if check is None:
+        return
+    count = manifest.model.num_hidden_layers
+    if not check.layers or list(check.layers) != sorted({*check.layers} & {*range(count)}):
+        yield f"{path}.layers", f"are not some of the layers 0 to {count - 1}, in order"
+    if not check.calls or check.start + sum(check.calls) > manifest.max_context:
+        yield f"{path}.calls", f"do not lie between position {check.start} and max_context, {manifest.max_context}"
+    if check.record not in manifest.files:
+        yield f"{path}.record", f"is {show(check.record)}, which is not among the files"
+    if check.runtime != manifest.decoder.runtime:
+        yield f"{path}.runtime", f"is {check.runtime}, and the decoder's is {manifest.decoder.runtime}"
+    interface = DecoderInterface(check_decoder(manifest, check), (0, len(check.layers)))
+    yield from interface.contradictions(check.inputs, check.outputs, path)

@@ -10,9 +10,11 @@ from typing import Any
 from l4export.engine.kv_cache import KV_DTYPES, KV_LAYOUTS, KVStorage
 from l4export.engine.manifest_fields import Fields
 from l4export.engine.manifest_types import (
+    CHECK,
     FORMAT,
     FORMAT_VERSION,
     PACKED_WEIGHTS,
+    CheckGraph,
     EnginePart,
     Graph,
     InputSpec,
@@ -63,7 +65,10 @@ def read_manifest(raw: Mapping[str, Any], where: str) -> Manifest:
         kv_layers=tuple(map(_kv_layer, kv_cache.children("layers"))),
         prefill_max_tokens=prefill.count("max_tokens_per_call"),
         prefill_cut=prefill.count_or_null("cut_at_multiples_of"),
-        graphs={name: _graph(graph) for name, graph in fields.child("graphs").named().items()},
+        graphs={
+            name: _check(graph) if name == CHECK else _graph(graph)
+            for name, graph in fields.child("graphs").named().items()
+        },
         passes=fields.texts("passes"),
         options=_options(fields),
         source={name: _record(record) for name, record in fields.child("source").files().items()},
@@ -132,6 +137,18 @@ def _graph(fields: Fields) -> Graph:
         outputs=tuple(map(_tensor, fields.children("outputs"))),
         profiles=tuple(map(_profile, fields.children("profiles"))),
         parts=tuple(map(_part, fields.children("parts"))),
+    )
+
+
+def _check(fields: Fields) -> CheckGraph:
+    return CheckGraph(
+        **vars(_graph(fields)),
+        layers=fields.counts("layers", 0),
+        operators=fields.texts("operators"),
+        start=fields.count("start", 0),
+        calls=fields.counts("calls", 1),
+        record=fields.file("record"),
+        rounded=fields.flag("rounded"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from l4export.model.config import ModelConfig
 from l4export.storage.file_records import FileRecord
 
 __all__ = [
+    "CHECK",
     "DECODER",
     "FORMAT",
     "FORMAT_VERSION",
     "PACKED_WEIGHTS",
     "PORTABLE",
     "UNPACKED",
+    "CheckGraph",
     "EnginePart",
     "Graph",
     "InputSpec",
@@ -44,6 +47,8 @@ PACKED_WEIGHTS = "packed_weights"
 UNPACKED = "unpacked-weights"
 """The data file that a portable graph names for weights which are packed. There is none: whoever opens the graph gives
 it unpacked weights, and nobody can open it with packed bytes."""
+CHECK = "check"
+"""The graph by which a device is judged, in engines of targets that have one."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,27 @@ class PackedWeight:
     file: str
     offset: int
     shape: tuple[int, ...]
+class CheckGraph(Graph):
+    """The decoder's first layers of every kind, chained as in the whole: what a device must compute as a CPU did.
+
+    Its caches are numbered from 0.
+
+    Attributes:
+        layers: Which of the decoder's layers they are, in order.
+        operators: The types of its fused operators.
+        start: Position of the first token.
+        calls: New tokens that are appended at a time. Logits are kept of every token of the first call, and of the last
+            token of each other.
+        record: The file of the tokens, and of the logits that a CPU gave.
+        rounded: Whether the CPU rounded activations to int8 where the device does not.
+    """
+
+    layers: tuple[int, ...]
+    operators: tuple[str, ...]
+    start: int
+    calls: tuple[int, ...]
+    record: str
+    rounded: bool
 
 
 @dataclass(frozen=True)
@@ -185,6 +211,15 @@ class Manifest:
     def portable(self) -> Graph:
         """The same in the form that a CPU can run: mostly the decoder itself."""
         return self.graphs.get(PORTABLE, self.decoder)
+    def check(self) -> CheckGraph | None:
+        """The graph by which a device is judged; None in engines without one."""
+        graph = self.graphs.get(CHECK)
+        return graph if isinstance(graph, CheckGraph) else None
+
+    @property
+    def sha256(self) -> str:
+        """Of the manifest file (hex): the engine's identity, because it has the digests of all other files."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """The manifest file's text; the same manifest gives the same bytes."""

@@ -121,8 +121,9 @@ class EngineFacts(_Facts):
     cache of one row of `max_context` tokens takes, `kv_bytes_per_token` what one more token takes in the layers that
     keep all tokens.
 
-    `engines` has the layers of each compiled engine, and is empty where nothing is compiled. `files` has the size of
-    every file in bytes, `bytes` their sum.
+    `engines` has the layers of each compiled engine, and is empty where nothing is compiled. `check` has the layers of
+    the graph by which a GPU is judged, and is empty where there is none. `files` has the size of every file in bytes,
+    `bytes` their sum.
     """
 
     kind = "engine"
@@ -138,6 +139,7 @@ class EngineFacts(_Facts):
     kv_bytes_per_token: int
     kv_bytes: int
     engines: dict[str, str]
+    check: dict[str, str]
     passes: tuple[str, ...]
     files: dict[str, int]
     bytes: int
@@ -188,6 +190,7 @@ def _engine(path: Path) -> EngineFacts:
         * layer_kv_bytes(manifest.model, 1, manifest.precision["kv_cache"]),
         kv_bytes=kv_bytes(manifest.model, manifest.kv_layout, manifest.precision["kv_cache"], manifest.max_context),
         engines={part.engine: f"layers {part.layers[0]}:{part.layers[1]}" for part in manifest.decoder.parts},
+        check={check.file: f"layers {', '.join(map(str, check.layers))}"} if (check := manifest.check) else {},
         passes=tuple(manifest.passes),
         files={name: record.bytes for name, record in manifest.files.items()},
         bytes=sum(record.bytes for record in manifest.files.values()),

@@ -161,6 +161,13 @@ class TappedInference:
         self._keep(dict(zip(wanted, self._inference.run_with_ort_values(wanted, values), strict=True)))
         return [self.last[name].numpy() for name in names]
 
+    def taken(self, name: str) -> NDArray[np.float32]:
+        """What a tap has given since it was asked for the last time: float32 [T, ...], the row alone."""
+        parts = self.taps[name]
+        values = np.concatenate(parts)
+        parts.clear()
+        return values
+
     def _keep(self, outputs: dict[str, Any]) -> None:
         self.last = outputs
         for name, parts in self.taps.items():

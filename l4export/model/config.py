@@ -6,7 +6,7 @@ Both are untrusted: every value is checked for type and range, and every refusal
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,12 +91,16 @@ class ModelConfig:
             have = f"the model has layers 0 to {self.num_hidden_layers - 1}"
             empty = "no layer is in this slice; " if stop <= start else ""
             raise InputError(f"--layers {start}:{stop}: {empty}{have}")
+        return self.with_layers(range(start, stop))
+
+    def with_layers(self, layers: Sequence[int]) -> ModelConfig:
+        """The model made of these layers alone, in this order, numbered from 0."""
         return dataclasses.replace(
             self,
-            num_hidden_layers=stop - start,
-            moe_layers=tuple(layer - start for layer in self.moe_layers if start <= layer < stop),
-            rope_layers=self.rope_layers[start:stop],
-            chunked_layers=self.chunked_layers[start:stop],
+            num_hidden_layers=len(layers),
+            moe_layers=tuple(number for number, layer in enumerate(layers) if self.is_moe(layer)),
+            rope_layers=tuple(self.rope_layers[layer] for layer in layers),
+            chunked_layers=tuple(self.chunked_layers[layer] for layer in layers),
         )
 
     def inv_freq(self) -> NDArray[np.float64]:

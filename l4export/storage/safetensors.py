@@ -51,7 +51,7 @@ HANDLED_DTYPES: dict[str, np.dtype[Any]] = {
 }
 """The dtypes that weights may have, as numpy sees them."""
 
-ARRAY_DTYPES = {**HANDLED_DTYPES, "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8)}
+ARRAY_DTYPES = {**HANDLED_DTYPES, "I32": np.dtype(np.int32), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8)}
 """The dtypes that a file is read in."""
 
 _MAX_HEADER = 64 * 2**20  # bytes, enough for 400,000 tensors; as text and strings of Python it may take nine times that

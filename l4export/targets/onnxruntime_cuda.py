@@ -81,6 +81,7 @@ ORT_CUDA = Target(
     kv_dtypes=(),
     weight_kinds=("int8", "int4"),
     calibrates=True,
+    is_judged=True,
     reasons={
         **CACHES_IN_PLACE,
         "fp32": "computes in fp16, which GroupQueryAttention needs there",

@@ -102,6 +102,7 @@ class Target:
         rounds_activations: Whether its operators round activations to int8 before integer weights, where the policy's
             accuracy level lets them.
         compute_capabilities: Whether it is compiled for named GPUs.
+        is_judged: Whether its engines carry a check graph, by which a runtime judges a device before it trusts it.
         reasons: Why a value is not taken, in words that follow "--target NAME" in a message.
         lower: The passes from the common graph to the target's operators. Every CPU can run what they make, and the
             target is judged by it.
@@ -128,6 +129,7 @@ class Target:
     positive_scales: bool = False
     rounds_activations: bool = False
     compute_capabilities: bool = False
+    is_judged: bool = False
     reasons: Mapping[str, str] = field(default_factory=dict)
     check_options: Callable[[str, Policy | None, Sequence[str]], None] = lambda *_: None
     check_graph: Callable[[ir.Model], None] = lambda _: None

@@ -36,7 +36,7 @@ from l4export.weights.order import UnitQueue
 from l4export.weights.placement import INLINE_BYTES, DataFile, Unit, place_weights, row_cells, subregions, units
 from l4export.weights.recipes import Recipe, whole
 
-__all__ = ["DEFAULT_BUDGET", "block_bytes", "check_budget", "emit", "emit_data", "emit_graph"]
+__all__ = ["DEFAULT_BUDGET", "block_bytes", "check_budget", "emit", "emit_data", "emit_graph", "refer_to_data"]
 
 DEFAULT_BUDGET = 512 << 20
 """Bytes of memory for weights on their way."""
@@ -122,6 +122,18 @@ def emit_graph(model: ir.Model, files: Sequence[DataFile], directory: Path, stem
         InputError: when a small weight, which the graph file holds, cannot be converted, by its name.
         OSError: when writing fails.
     """
+    refer_to_data(model, files, directory)
+    name = f"{stem}.onnx"
+    (directory / name).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    return name
+
+
+def refer_to_data(model: ir.Model, files: Sequence[DataFile], directory: Path) -> None:
+    """Replace the recipes of `model`: the large ones by their places in the data files, small ones by their values.
+
+    Raises:
+        InputError: when a small weight cannot be converted, by its name.
+    """
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, Recipe) and tensor.nbytes <= INLINE_BYTES:
@@ -142,9 +154,6 @@ def emit_graph(model: ir.Model, files: Sequence[DataFile], directory: Path, stem
                     name=str(value.name),
                     base_dir=directory,
                 )
-    name = f"{stem}.onnx"
-    (directory / name).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
-    return name
 
 
 def block_bytes(jobs: int, budget: int) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from l4export.weights.evaluation import Evaluation, Output, evaluation_of, is_constant, side_bytes
-from l4export.weights.recipes import Recipe, Region, as_recipe, whole
+from l4export.weights.recipes import Constant, Recipe, Region, as_recipe, whole
 
 __all__ = [
     "INLINE_BYTES",
@@ -25,6 +25,7 @@ __all__ = [
     "Unit",
     "UnitOutput",
     "arrange",
+    "identity",
     "place_weights",
     "plan_digest",
     "subregions",
@@ -105,8 +106,7 @@ def place_weights(model: ir.Model, stem: str) -> list[DataFile]:
     for value in model.graph.initializers.values():
         if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES:
             recipe = as_recipe(value.const_value)
-            alike = (id(recipe.evaluation), recipe.index) if isinstance(recipe, Output) else id(value.const_value)
-            shared.setdefault(alike, (recipe, []))[1].append(value)
+            shared.setdefault(identity(value.const_value), (recipe, []))[1].append(value)
     placed = arrange([recipe.nbytes for recipe, _ in shared.values()])
     files: dict[int, list[Placement]] = {}
     for (number, offset), (recipe, values) in zip(placed, shared.values(), strict=True):
@@ -115,6 +115,13 @@ def place_weights(model: ir.Model, stem: str) -> list[DataFile]:
         DataFile(f"{stem}-{i:05d}-of-{len(files):05d}.data", tuple(held), held[-1].offset + held[-1].recipe.nbytes)
         for i, held in enumerate(files.values(), start=1)
     ]
+
+
+def identity(tensor: ir.TensorProtocol) -> object:
+    """Return the same for tensors that need one place: the same output of the same evaluation, or the same object."""
+    if isinstance(tensor, Output):
+        return id(tensor.evaluation), tensor.index
+    return id(tensor.tensor if isinstance(tensor, Constant) else tensor)
 
 
 def arrange(sizes: Iterable[int]) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ REPLACEMENTS = (DELETED, None, [], {}, "x", "\ud800", -1, 1.5, True, 10**40, TOO
 
 FREE = re.compile(
     r"""generator | target | passes(\.\d+)? | source(\.config\.json)? | graphs\.decoder\.runtime\.(name|provider)
+    | graphs\.check(\.(start|rounded|(operators|calls)(\.\d+)?|inputs\.\d+\.optional))?
     | graphs\.decoder\.inputs\.\d+\.optional | graphs\.decoder\.parts\.\d+\.inputs\.\d+
     | model\.(use_qk_norm|attn_temperature_tuning|tie_word_embeddings|attn_scale|floor_scale|rms_norm_eps|rope_theta)
     | model\.(bos|pad)_token_id | model\.(eos_token_ids|moe_layers|rope_layers)(\.\d+)? | model\.rope_scaling(\.\w+)?
@@ -28,7 +29,7 @@ FREE = re.compile(
     re.VERBOSE,
 )
 """What can be anything of its type without a contradiction: where the engine comes from, what its graphs compute, and
-what only they know, such as whether an input has a default."""
+what only they know, such as whether an input has a default, or how long the calls of a check are."""
 
 
 def places(value: Any, place: Place = ()) -> Iterator[Place]:
@@ -64,7 +65,7 @@ def changed(raw: dict[str, Any], place: Place) -> Iterator[str]:
             yield text
 
 
-@pytest.mark.parametrize("kind", ["static", "concat", "kv-int4", "tensorrt-parts"])
+@pytest.mark.parametrize("kind", ["static", "concat", "kv-int4", "cuda", "tensorrt-parts"])
 def test_a_changed_field_is_refused_or_free(planned: Callable[[str], dict[str, Any]], kind: str) -> None:
     raw = planned(kind)
     refused = 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from judged_engines import judged_engine
 
 from workshop import Workshop
 
@@ -34,17 +36,22 @@ def test_running_an_engine(workshop: Workshop) -> None:
     assert loaded_by(program) == set()
 
 
-def test_comparing_operators_takes_no_more_than_the_graphs_format(workshop: Workshop) -> None:
-    """What is read before CUDA is trusted: protocol buffers alone."""
-    graph = str(workshop.engine_path("scout", "chunked") / "decoder.onnx")
+def test_judging_a_provider(workshop: Workshop, tmp_path: Path) -> None:
+    """By the check graph of an engine, before CUDA is trusted."""
+    path = judged_engine(workshop.checkpoint("guard"), tmp_path / "e")
     program = f"""from pathlib import Path
-from l4export.runtimes.onnxruntime.operator_check import check_operators
-compared = []
-def open_graph(graph, folder, provider, packed):
-    compared.append(graph)
-    raise InterruptedError
-try:
-    check_operators(Path({graph!r}), "CUDAExecutionProvider", open_graph)
-except InterruptedError:
-    assert compared"""
-    assert loaded_by(program) == {"onnx"}
+from l4export.engine.manifest import load_manifest
+from l4export.runtimes.cache.device_cache import DeviceCache
+from l4export.runtimes.onnxruntime.composition_check import Executor, check_composition
+from l4export.runtimes.onnxruntime.device import OnnxRuntimeDevice
+from l4export.runtimes.onnxruntime.engine import cuda_plan, open_session
+
+def opened(graph, profile):
+    return open_session(graph, "CPUExecutionProvider", 1, False, profile)
+
+def new_cache(inference, manifest, batch, capacity):
+    return DeviceCache(OnnxRuntimeDevice([inference], "cpu"), cuda_plan(manifest), manifest, batch, capacity)
+
+path = Path({str(path)!r})
+check_composition(path, load_manifest(path), Executor("CPUExecutionProvider", opened, new_cache))"""
+    assert loaded_by(program) == set()

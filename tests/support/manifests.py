@@ -50,6 +50,7 @@ def planned_manifest(checkpoint: Path, parts: Sequence[tuple[int, int]] = (), **
     graphs = manifest.graphs.values()
     parts = [part for graph in graphs for part in graph.parts]
     names = [*(graph.file for graph in graphs), *(name for part in parts for name in (part.graph, part.engine))]
+    names += [manifest.check.record] if manifest.check else []
     raw: dict[str, Any] = json.loads(dataclasses.replace(manifest, files=dict.fromkeys(names, RECORD)).to_json())
     return raw
 

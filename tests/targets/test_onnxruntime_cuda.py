@@ -6,13 +6,13 @@ import ctypes
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from judged_engines import Driver
 
 from l4export import runtimes
 from l4export.cli import main
@@ -159,15 +159,17 @@ def test_what_may_be_is_built(workshop: Workshop) -> None:
 
 
 def test_another_provider_is_never_taken_in_silence(
-    quantized: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    quantized: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
     def no_driver(name: str) -> object:
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", no_driver)
     with pytest.raises(EnvironmentLacks, match=r"there is no NVIDIA driver .*--provider cpu"):
         runtimes.load(quantized("int4"))
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(cuInit=lambda flags: 0))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
     with pytest.raises(EnvironmentLacks, match=r"has no CUDAExecutionProvider.*pip install 'l4export\[cuda\]'"):
         runtimes.load(quantized("int4"))
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])

@@ -1,0 +1,170 @@
+"""Judges an execution provider by an engine's check graph, before it is trusted with the engine.
+
+Operators that are right one by one can be wrong together: a length that is computed on the device and read by the host,
+a default that is not overridden. So what is executed is a decoder, the engine's own with fewer layers, through the same
+caches, bindings and calls as the engine's.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4export.engine.check_decoder import check_decoder
+from l4export.engine.check_record import CheckRecord, read_record
+from l4export.engine.manifest import CheckGraph, Manifest
+from l4export.errors import EnvironmentLacks, InputError
+from l4export.runtimes.cache.kv_cache import KVCache
+from l4export.runtimes.onnxruntime.verdicts import has_passed, keep_pass
+from l4export.runtimes.session import Session
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["ACCEPTED", "Executor", "capacity", "check_composition", "feed", "trust"]
+
+ACCEPTED = {False: 1e-2, True: 3e-2}
+"""Of the largest |logit|, where the CPU rounded activations and where it did not. What the CPU gives departs from
+PyTorch in float32 by 1.3e-3 of it, and by 1.2e-2 where it rounds (the worst of 18 small engines, whole logits of two
+layers); what an H200 gave departed by 1e-3. Tokens are chosen so that no router is near a tie. Weights in another
+order, another rotation, norm or mask, or left-over memory change logits by a tenth of the largest and more."""
+
+_REMEDY = "use another version of onnxruntime-gpu or of the driver"
+
+_NOTHING = float(np.finfo(np.float16).smallest_normal)
+"""Logits that are no larger count as this large, so that zeros may be compared with zeros."""
+
+
+@dataclass(frozen=True)
+class Executor:
+    """What is judged.
+
+    Attributes:
+        provider: ONNX Runtime's name of the execution provider.
+        open_session: Loads a graph file on it, with a profile to be written to files that begin with the second path.
+        new_cache: Makes the cache of a session on a loaded graph, for a manifest, rows, and a capacity in tokens.
+    """
+
+    provider: str
+    open_session: Callable[[Path, Path], onnxruntime.InferenceSession]
+    new_cache: Callable[[onnxruntime.InferenceSession, Manifest, int, int], KVCache]
+
+
+def trust(directory: Path, manifest: Manifest, executor: Executor, installation: Mapping[str, str]) -> None:
+    """Check an engine's composition, unless it has passed on this installation; raises as `check_composition`.
+
+    `installation` names all else that decides the numbers: card, driver, packages. Failures are not kept: what failed
+    may be repaired.
+    """
+    key = {"engine": manifest.sha256, "provider": executor.provider, **installation}
+    if not has_passed(key):
+        check_composition(directory, manifest, executor)
+        keep_pass(key)
+
+
+def check_composition(directory: Path, manifest: Manifest, executor: Executor) -> float:
+    """Execute the check graph and compare its logits with those that a CPU gave when the engine was built.
+
+    Returns:
+        The largest difference, as a part of the largest |logit|.
+
+    Raises:
+        EnvironmentLacks: the provider computes something else, or has not executed a fused operator itself.
+        InputError: an engine without a check graph, or with a damaged one.
+    """
+    check = manifest.check
+    if check is None:
+        raise InputError(f"{directory}: has no check graph, by which a GPU is judged; build the engine again")
+    record = read_record(directory / check.record, check, manifest.model.vocab_size)
+    with tempfile.TemporaryDirectory() as folder:
+        inference = executor.open_session(directory / check.file, Path(folder) / "check")
+        decoder = check_decoder(manifest, check)
+        session = Session(partial(executor.new_cache, inference), decoder, 1, capacity(manifest, check), check.start)
+        try:
+            logits = feed(session, check, record.ids)
+        except InputError as error:
+            raise EnvironmentLacks(
+                f"{directory}: {executor.provider} does not execute the check graph: {error}; {_REMEDY}"
+            ) from error
+        _check_placement(directory, check, executor.provider, _executed(inference))
+    differences = _differences(check, record, CheckRecord.of(check, record.ids, logits, record.columns))
+    if not (differences <= ACCEPTED[check.rounded]).all():
+        at = int(np.argmax(np.nan_to_num(differences, nan=np.inf)))
+        raise EnvironmentLacks(
+            f"{directory}: {executor.provider} computes the layers {', '.join(map(str, check.layers))} differently "
+            f"from the CPU that built the engine, by {differences[at]:.2g} of the largest logit at position "
+            f"{_position(check, at)}; {_REMEDY}"
+        )
+    return float(differences.max())
+
+
+def capacity(manifest: Manifest, check: CheckGraph) -> int:
+    """Slots of the check's caches: more than it fills, where the context allows it, as in most sessions."""
+    return min(manifest.max_context, 2 * sum(check.calls))
+
+
+def feed(session: Session, check: CheckGraph, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Append the tokens call by call; float32 [p, V], every token's logits of the first call, then one of each."""
+    pieces = np.split(ids, np.cumsum(check.calls)[:-1])
+    return np.concatenate([session.append(piece, last_only=number > 0)[0] for number, piece in enumerate(pieces)])
+
+
+def _differences(check: CheckGraph, expected: CheckRecord, got: CheckRecord) -> NDArray[np.float64]:
+    """At each position the largest |difference|, as a part of the largest |logit|; NaN where one is not finite."""
+    scale = max(np.abs(expected.sampled).max(), np.abs(expected.whole).max(), _NOTHING)
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = np.abs(got.sampled - expected.sampled).max(axis=1)
+        ends = np.abs(got.whole - expected.whole).max(axis=1)
+        for at, difference in zip((check.calls[0] - 1, -1), ends, strict=True):
+            found[at] = np.maximum(found[at], difference)
+        return np.asarray(found / scale, dtype=np.float64)
+
+
+def _position(check: CheckGraph, index: int) -> int:
+    """The position of the token whose logits are those of that index."""
+    later = index - check.calls[0] + 1
+    return check.start + (index if later < 0 else sum(check.calls[: later + 1]) - 1)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A node that was executed: its name, its operator and the provider that executed it."""
+
+    name: str
+    operator: str
+    provider: str
+
+
+def _executed(inference: onnxruntime.InferenceSession) -> list[_Node]:
+    """Every node that a session with a profile has executed; ends the profile."""
+    events: list[dict[str, Any]] = json.loads(Path(inference.end_profiling()).read_text(encoding="utf-8"))
+    suffix = "_kernel_time"
+    return [
+        _Node(event["name"].removesuffix(suffix), event["args"].get("op_name", ""), event["args"].get("provider", ""))
+        for event in events
+        if event.get("cat") == "Node" and event.get("name", "").endswith(suffix)
+    ]
+
+
+def _check_placement(directory: Path, check: CheckGraph, provider: str, nodes: Sequence[_Node]) -> None:
+    """ONNX Runtime gives nodes that a provider has no kernel for to the CPU, and says nothing.
+
+    Raises:
+        EnvironmentLacks: a fused operator was executed by another provider, or not at all.
+    """
+    for node in nodes:
+        if node.operator in check.operators and node.provider != provider:
+            raise EnvironmentLacks(
+                f"{directory}: {node.operator} {node.name} is executed by {node.provider} instead of {provider}; "
+                f"{_REMEDY}"
+            )
+    if missing := set(check.operators) - {node.operator for node in nodes}:
+        raise EnvironmentLacks(f"{directory}: {provider} has executed no {', '.join(sorted(missing))}; {_REMEDY}")
