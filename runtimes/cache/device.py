@@ -36,10 +36,20 @@ class Binding(Protocol):
 
 
 class Device(Protocol):
-    """One device with one loaded decoder, in one part or several that run one after the other."""
+    """One device with one loaded decoder, in one part or several that run one after the other.
+
+    Attributes:
+        records_steps: Whether it records what a `fixed` binding runs and repeats the recording.
+    """
+
+    records_steps: bool
 
     def allocate(self, nbytes: int) -> Buffer:
         """A buffer of zeros. Raises MemoryError when there is no room for it."""
 
-    def binding(self, part: int, profile: int) -> Binding:
-        """A binding on which nothing is bound, for calls of that part in that optimisation profile."""
+    def binding(self, part: int, profile: int, fixed: bool = False) -> Binding:
+        """A binding on which nothing is bound, for calls of that part in that optimisation profile.
+
+        `fixed` promises that from the first run on everything stays: shapes, addresses, and what inputs on the host
+        hold.
+        """

@@ -81,7 +81,8 @@ class Driver:
 
     def __init__(self) -> None:
         self.memory: dict[int, Any] = {}
-        self.limit = 1 << 30
+        self.limit = self.total = 1 << 34
+        self.version = 13000
 
     def cuInit(self, flags: int) -> int:
         return 0
@@ -101,7 +102,19 @@ class Driver:
         return 0
 
     def cuStreamSynchronize(self, stream: Any) -> int:
-        return int(stream.value != 0x57)
+        return int(stream.value not in (None, 0x57))
+
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = self.version
+        return 0
+
+    def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
+        free._obj.value, total._obj.value = self.limit, self.total
+        return 0
+
+    def cuMemcpyDtoD_v2(self, target: Any, source: Any, size: Any) -> int:
+        ctypes.memmove(target.value, source.value, size.value)
+        return 0
 
     def cuDeviceGetName(self, name: Any, length: Any, device: Any) -> int:
         name.value = b"Stand-in"
