@@ -5,29 +5,52 @@
     caches  = l4export.engine.kv_cache.kv_bytes
     working = weights / 20 + 1 GiB + call + floats
 
-    call    = T * 2 * (8 D + width) + logits              activations of one layer in float16; width as in the CPU's formula
-    logits  = batch * vocab * 6                           of each row's last token, float16 and float32
-    floats  = 2 * the largest matrix but the experts      quantised: a prompt's product with a matrix dequantises it first
+    call    = T * 2 * (8 D + width) + logits        activations of one layer in float16
+    logits  = batch * vocab * 6                     of each row's last token, float16 and float32
+    floats  = 2 * largest matrix but the experts    quantised: a prompt's product dequantises its matrix first
 
 T = batch * min(tokens of a call, context) are the tokens of one prefill call, D is the hidden width, and width is 4 I of
-a dense block, 4 I + k (3 I + 2 D) of shared and k routed experts, I being the width of one. The 5 % are for the arena,
-which rounds and splits. 1 GiB is for CUDA's context, the code of the kernels, and the workspaces of cuBLAS and cuDNN.
+a dense block, 4 I + k (3 I + 2 D) of shared and k routed experts, I being the width of one. The twentieth is for the
+arena, which rounds and splits. 1 GiB is for CUDA's context, the code of the kernels, and the workspaces of cuBLAS and cuDNN.
 Working memory is a bound that is stated, not a measurement. All logits of a prompt, as parity fetches them, take
 T * vocab * 6 bytes instead of `logits`.
 """
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from l4export.engine.kv_cache import kv_bytes
 from l4export.model.config import ModelConfig
 
-__all__ = ["GpuMemory", "feed_forward_width", "gpu_memory", "largest_context"]
+__all__ = ["GpuEngine", "GpuMemory", "feed_forward_width", "gpu_memory", "largest_context"]
 
 _BASE = 1 << 30
 _FLOAT = 2
 """Bytes of a float16."""
+
+
+@dataclass(frozen=True)
+class GpuEngine:
+    """What the formula asks of an engine.
+
+    Attributes:
+        config: Its model.
+        weights: Bytes of its data files.
+        quantised: Whether there are integers among them.
+        kv_layout: `chunked` or `static`.
+        kv_dtype: Of the caches, such as `fp16`.
+        call_tokens: The most tokens of a row in one call.
+    """
+
+    config: ModelConfig
+    weights: int
+    quantised: bool
+    kv_layout: str
+    kv_dtype: str
+    call_tokens: int
 
 
 @dataclass(frozen=True)
@@ -44,38 +67,21 @@ class GpuMemory:
         return self.weights + self.caches + self.working
 
 
-def gpu_memory(
-    config: ModelConfig,
-    weights: int,
-    quantised: bool,
-    kv_layout: str,
-    kv_dtype: str,
-    call_tokens: int,
-    context: int,
-    batch: int = 1,
-) -> GpuMemory:
-    """The formula above, for `batch` rows of up to `context` tokens and calls of up to `call_tokens` a row.
-
-    `weights` are the bytes of the data files; `quantised` says whether there are integers among them.
-    """
-    tokens = batch * min(call_tokens, context)
+def gpu_memory(engine: GpuEngine, context: int, batch: int = 1) -> GpuMemory:
+    """The formula above, for `batch` rows of up to `context` tokens."""
+    config = engine.config
+    tokens = batch * min(engine.call_tokens, context)
     call = tokens * _FLOAT * (8 * config.hidden_size + feed_forward_width(config))
     logits = batch * config.vocab_size * (_FLOAT + 4)
-    floats = _FLOAT * _largest_matrix(config) if quantised else 0
-    caches = kv_bytes(config, kv_layout, kv_dtype, context, batch)
-    return GpuMemory(weights, caches, weights // 20 + _BASE + call + logits + floats)
+    floats = _FLOAT * _largest_matrix(config) if engine.quantised else 0
+    caches = kv_bytes(config, engine.kv_layout, engine.kv_dtype, context, batch)
+    return GpuMemory(engine.weights, caches, engine.weights // 20 + _BASE + call + logits + floats)
 
 
-def largest_context(
-    free: int, config: ModelConfig, weights: int, quantised: bool, kv_layout: str, kv_dtype: str, call_tokens: int
-) -> int:
-    """The most tokens, up to the model's limit, of one row that fit `free` bytes; 0 if not even one does."""
-    low, high = 0, config.max_position_embeddings
-    while low < high:
-        middle = (low + high + 1) // 2
-        need = gpu_memory(config, weights, quantised, kv_layout, kv_dtype, call_tokens, middle)
-        low, high = (middle, high) if need.total <= free else (low, middle - 1)
-    return low
+def largest_context(engine: GpuEngine, fits: Callable[[GpuMemory], bool], batch: int = 1) -> int:
+    """The most tokens a row, up to the model's limit, whose memory fits; 0 if not even one token's does."""
+    contexts = range(1, engine.config.max_position_embeddings + 1)
+    return bisect.bisect_left(contexts, True, key=lambda context: not fits(gpu_memory(engine, context, batch)))
 
 
 def feed_forward_width(config: ModelConfig) -> int:

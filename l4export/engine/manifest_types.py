@@ -16,6 +16,7 @@ __all__ = [
     "DECODER",
     "FORMAT",
     "FORMAT_VERSION",
+    "DeviceNeeds",
     "EnginePart",
     "Graph",
     "InputSpec",
@@ -66,6 +67,19 @@ class Runtime:
 
 
 @dataclass(frozen=True)
+class DeviceNeeds:
+    """The least that a graph needs of a GPU, as versions such as "7.5".
+
+    Attributes:
+        compute_capability: What its operators have kernels for.
+        cuda: The version of CUDA that the driver must support.
+    """
+
+    compute_capability: str
+    cuda: str
+
+
+@dataclass(frozen=True)
 class EnginePart:
     """One of the compiled engines that make up a graph, run one after the other.
 
@@ -92,6 +106,7 @@ class Graph:
         profiles: Optimisation profiles of compiled engines, by the quantity that they limit; a decoder's has `tokens`,
             new tokens of a row in one call. None where nothing is compiled.
         parts: The compiled engines, in the order in which they run; none where the runtime reads `file`.
+        needs: What it needs of a GPU; None where it needs none, or the compiled engines say it themselves.
     """
 
     file: str
@@ -100,6 +115,7 @@ class Graph:
     outputs: tuple[TensorSpec, ...]
     profiles: tuple[Mapping[str, TokenRange], ...]
     parts: tuple[EnginePart, ...]
+    needs: DeviceNeeds | None = None
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,9 @@ class EngineSizes:
         key = (quant, dtype, len(constants))
         if key not in self._whole:
             attention = _attention(dtype, kv_dtype)
-            self._whole[key] = _Layout.of(_compile(self.config, self.target, quant, dtype, kv_layout, attention, max_context))
+            self._whole[key] = _Layout.of(
+                _compile(self.config, self.target, quant, dtype, kv_layout, attention, max_context)
+            )
         return self._whole[key].size(constants)
 
     def constants(self, dtype: str, kv_layout: str, kv_dtype: str, max_context: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from l4export.checkpoint import read_config
 from l4export.compiler.plan import PREFILL_TOKENS
-from l4export.engine.gpu_memory import gpu_memory
+from l4export.engine.gpu_memory import GpuEngine, gpu_memory
 from l4export.engine.kv_cache import kv_bytes
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
@@ -278,10 +278,8 @@ class _Planner:
     def beside(self, c: Combination, size: EngineSize, context: int) -> tuple[int, int]:
         """Return the bytes of KV cache and working memory for `context` tokens a row."""
         if c.target == "ort-cuda":
-            layout = c.kv_layout, c.kv_dtype
-            need = gpu_memory(
-                self.config, size.data, c.quant != "none", *layout, PREFILL_TOKENS, context, self.batch
-            )
+            engine = GpuEngine(self.config, size.data, c.quant != "none", c.kv_layout, c.kv_dtype, PREFILL_TOKENS)
+            need = gpu_memory(engine, context, self.batch)
             return need.caches, need.working
         return (
             kv_bytes(self.config, c.kv_layout, c.kv_dtype, context, self.batch),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from l4export.errors import EnvironmentLacks
+from l4export.machine.cuda import Cuda
 from l4export.machine.tensorrt_logger import new_logger
 from l4export.runtimes.cache.binding_plan import Tensor
 from l4export.runtimes.cache.device import Binding, Buffer
-from l4export.machine.cuda import Cuda
 from l4export.runtimes.tensorrt.plan import Range, Reported
 
 __all__ = ["TensorRTDevice"]

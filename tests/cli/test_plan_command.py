@@ -30,7 +30,9 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 
 def test_json(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the file as from the directory; every combination with all its bytes."""
-    code, out, err = plan(capsys, config / "config.json", "--device", "Spark", "--context", 1000, "--batch", 2, "--json")
+    code, out, err = plan(
+        capsys, config / "config.json", "--device", "Spark", "--context", 1000, "--batch", 2, "--json"
+    )
     assert (code, err) == (0, "")
     document: dict[str, Any] = json.loads(out)
     assert (document["device"], document["device_bytes"], document["batch"]) == ("spark", 128 * 10**9, 2)

@@ -8,7 +8,7 @@ import pytest
 
 from l4export.checkpoint.hf_config import config_from_hf
 from l4export.checkpoint.sample import hf_config
-from l4export.engine.gpu_memory import gpu_memory, largest_context
+from l4export.engine.gpu_memory import GpuEngine, gpu_memory, largest_context
 from l4export.engine.kv_cache import kv_bytes
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
@@ -186,9 +186,8 @@ def test_a_gpu_is_planned_for_engines_of_its_target() -> None:
         Combination(quant, "fp16", "chunked", "fp16", "ort-cuda") for quant in ("none", "int8", "int4")
     }
     for need in plan.needs:
-        expected = gpu_memory(
-            tiny(), need.weights, need.combination.quant != "none", "chunked", "fp16", 512, 1000, batch=2
-        )
+        engine = GpuEngine(tiny(), need.weights, need.combination.quant != "none", "chunked", "fp16", 512)
+        expected = gpu_memory(engine, 1000, batch=2)
         assert (need.weights, need.kv, need.working) == (expected.weights, expected.caches, expected.working)
     assert plan.choice is not None and plan.choice.combination.quant == "none"
 
@@ -196,15 +195,16 @@ def test_a_gpu_is_planned_for_engines_of_its_target() -> None:
 def test_a_gpus_memory_by_parts() -> None:
     """Tiny scout: D 64, I 32 beside 96 of a dense block, one of four experts, 256 tokens of vocabulary."""
     call = 512 * 2 * (8 * 64 + 4 * 32 + 3 * 32 + 2 * 64) + 256 * 6
-    plain = gpu_memory(tiny(), 10**6, False, "chunked", "fp16", 512, 1000)
+    engine = GpuEngine(tiny(), 10**6, False, "chunked", "fp16", 512)
+    plain = gpu_memory(engine, 1000)
     assert plain.caches == kv_bytes(tiny(), "chunked", "fp16", 1000)
     assert plain.working == 10**6 // 20 + (1 << 30) + call
     assert plain.total == 10**6 + plain.caches + plain.working
-    quantised = gpu_memory(tiny(), 10**6, True, "chunked", "fp16", 512, 1000)
+    quantised = gpu_memory(dataclasses.replace(engine, quantised=True), 1000)
     assert quantised.working - plain.working == 2 * 64 * 256  # the head in float16
-    reached = largest_context(plain.total, tiny(), 10**6, False, "chunked", "fp16", 512)
-    assert reached == 1000
-    assert largest_context(10**6, tiny(), 10**6, False, "chunked", "fp16", 512) == 0
+    assert largest_context(engine, lambda need: need.total <= plain.total) == 1000
+    assert largest_context(engine, lambda need: need.total <= 10**6) == 0
+    assert largest_context(engine, lambda need: need.caches <= plain.caches, batch=2) < 500
 
 
 @pytest.mark.parametrize(("layers", "measured"), [(8, 11.2e9), (48, 56.6e9)])
@@ -213,7 +213,9 @@ def test_the_weights_of_scout_are_those_that_were_measured(
 ) -> None:
     """INT4 with a head of 8 bits, as the data files were on an H200; the figures had three digits."""
     monkeypatch.setattr("l4export.sizing.memory_plan.EngineSizes", EngineSizes)
-    need = find(plan_memory(scout(layers), None, 131072, 1, "ort-cuda").needs, "int4", "fp16", "chunked", "fp16", "ort-cuda")
+    need = find(
+        plan_memory(scout(layers), None, 131072, 1, "ort-cuda").needs, "int4", "fp16", "chunked", "fp16", "ort-cuda"
+    )
     assert need.weights == pytest.approx(measured, rel=5e-3)
     if layers == 48:  # all of Scout, with a context as long as the examples' longest, on a card of 80 GB
         assert need.total < 76e9

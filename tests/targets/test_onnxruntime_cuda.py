@@ -6,7 +6,6 @@ import ctypes
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from cuda_stand_ins import Driver
 from l4export import runtimes
 from l4export.cli import main
 from l4export.compiler.build import build
@@ -27,8 +27,10 @@ from l4export.parity.whole_model import check_parity
 from l4export.quantization.policy import Policy, Rule, standard_policy
 from l4export.reference.transformers_model import HFReference
 from l4export.runtimes.cache.device_cache import DeviceCache
+from l4export.runtimes.onnxruntime.cuda_session import open_on_cuda
 from l4export.runtimes.onnxruntime.device import OnnxRuntimeDevice
-from l4export.runtimes.onnxruntime.engine import OnnxRuntimeEngine, cuda_plan
+from l4export.runtimes.onnxruntime.engine import OnnxRuntimeEngine, session_options
+from l4export.runtimes.onnxruntime.execution import cuda_plan
 from l4export.runtimes.onnxruntime.operator_check import check_operators
 from l4export.runtimes.session import Session
 from workshop import Workshop, assert_close, random_ids
@@ -92,7 +94,7 @@ def test_rows_on_a_device_are_those_of_the_host(quantized: Callable[[str], Path]
     assert isinstance(engine, OnnxRuntimeEngine)
     plan = cuda_plan(engine.manifest)
     (part,) = plan.parts
-    assert all(tensor.on_host == (tensor.cache is None) for tensor in part)
+    assert [tensor.name for tensor in part if tensor.on_host] == ["logits_to_keep"]
 
     def new_cache(manifest: Any, batch: int, capacity: int) -> DeviceCache:
         return DeviceCache(OnnxRuntimeDevice([engine.inference], "cpu"), plan, manifest, batch, capacity)
@@ -166,12 +168,12 @@ def test_another_provider_is_never_taken_in_silence(
     monkeypatch.setattr(ctypes, "CDLL", no_driver)
     with pytest.raises(EnvironmentLacks, match=r"there is no NVIDIA driver .*--provider cpu"):
         runtimes.load(quantized("int4"))
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(cuInit=lambda flags: 0))
+    driver = Driver()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
     with pytest.raises(EnvironmentLacks, match=r"has no CUDAExecutionProvider.*pip install 'l4export\[cuda\]'"):
         runtimes.load(quantized("int4"))
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.warns(UserWarning), pytest.raises(EnvironmentLacks, match="gave CPUExecutionProvider instead of CUDA"):
-        runtimes.load(quantized("int4"))
+        open_on_cuda(quantized("int4") / "decoder.onnx", session_options(1))
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
