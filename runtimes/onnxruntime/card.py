@@ -30,11 +30,13 @@ class Card:
         cuda: The GPU.
         directory: The engine.
         manifest: The engine's.
+        free: Bytes that were free before anything was loaded.
     """
 
     cuda: Cuda
     directory: Path
     manifest: Manifest
+    free: int
 
     def check_driver(self, needs: DeviceNeeds) -> None:
         """Check that the GPU has the capability and the driver the version of CUDA.
@@ -113,7 +115,7 @@ def open_card(directory: Path, manifest: Manifest) -> Card:
         f"{directory}: an ort-cuda engine runs on an NVIDIA GPU",
         "compare its numbers on a CPU with `l4export parity --provider cpu`",
     )
-    card = Card(cuda, directory, manifest)
+    card = Card(cuda, directory, manifest, cuda.memory()[0])
     if manifest.decoder.needs is not None:
         card.check_driver(manifest.decoder.needs)
     _check_package(directory, cuda)

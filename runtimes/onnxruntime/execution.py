@@ -37,11 +37,15 @@ class CudaExecution:
         self._on_host = host_inputs(inference)
 
     @property
-    def description(self) -> str:
-        """The GPU, and whether steps are recorded."""
+    def steps(self) -> str:
+        """Whether steps are recorded and repeated, and if not, why."""
         problem = self.recordings.problem
-        steps = "steps by CUDA graph" if problem is None else f"no CUDA graph: {problem}"
-        return f"{self.card.cuda.name} ({steps})"
+        return "steps by CUDA graph" if problem is None else f"no CUDA graph: {problem}"
+
+    @property
+    def description(self) -> str:
+        """The GPU, and how it executes steps."""
+        return f"{self.card.cuda.name} ({self.steps})"
 
     def new_cache(self, manifest: Manifest, batch: int, capacity: int) -> DeviceCache:
         """As `Engine.new_cache`, in the GPU's memory. Raises InputError when there is no room for it."""

@@ -8,13 +8,21 @@ recorded as a CUDA graph nothing may have moved.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from collections.abc import Collection
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.passes import RequireInputs
+from l4export.targets import TARGETS
+from l4export.targets.onnxruntime_cuda import ORT_CUDA
 
 CUDA = "CUDAExecutionProvider"
 
@@ -192,6 +200,15 @@ class Machine:
         self.out_of_memory = False
         self.runs: list[int] = []
         self.options: list[tuple[dict[str, str], Any]] = []
+
+
+def build_engine(checkpoint: Path, engine: Path) -> None:
+    """An ort-cuda engine, with the inputs that a GPU needs: none has a default."""
+    with pytest.MonkeyPatch.context() as patch:
+        required = dataclasses.replace(ORT_CUDA, lower=lambda options: [*ORT_CUDA.lower(options), RequireInputs()])
+        patch.setitem(TARGETS, "ort-cuda", required)
+        options = BuildOptions(target="ort-cuda", dtype="fp16", kv_layout="chunked", max_context=96)
+        build(checkpoint, engine, options)
 
 
 def install(patch: pytest.MonkeyPatch) -> Machine:

@@ -29,12 +29,7 @@ VOCAB = 256
 def built(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny Scout, chunks of 16, whose inputs have no defaults."""
     path = tmp_path_factory.mktemp("cuda") / "engine"
-    with pytest.MonkeyPatch.context() as patch:
-        lower = ORT_CUDA.lower
-        required = dataclasses.replace(ORT_CUDA, lower=lambda options: [*lower(options), passes.RequireInputs()])
-        patch.setitem(TARGETS, "ort-cuda", required)
-        options = BuildOptions(target="ort-cuda", dtype="fp16", kv_layout="chunked", max_context=96)
-        build(workshop.checkpoint("scout"), path, options)
+    stand_ins.build_engine(workshop.checkpoint("scout"), path)
     return path
 
 
