@@ -9,8 +9,8 @@
     logits  = batch * vocab * 6                  of each row's last token, float16 and float32
     floats  = 2 * largest matrix, no expert      quantised: a prompt's product dequantises its matrix
 
-T = batch * min(tokens of a call, context) are the tokens of one prefill call, D is the hidden width, and width is 4 I of
-a dense block, 4 I + k (3 I + 2 D) of shared and k routed experts, I being the width of one. The twentieth is for the
+T = batch * min(tokens of a call, context) are the tokens of one prefill call, D is the hidden width, and width is 4 I
+of a dense block, 4 I + k (3 I + 2 D) of shared and k routed experts, I being the width of one. The twentieth is for the
 arena, which rounds and splits. 1 GiB is for CUDA's context, the code of the kernels, and cuBLAS's and cuDNN's
 workspaces. Working memory is a bound that is stated, not a measurement. All logits of a prompt, as parity fetches them,
 take T * vocab * 6 bytes instead of `logits`.
