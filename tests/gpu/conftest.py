@@ -37,7 +37,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
     rows = [row for report in reports if report.when == "call" for name, row in report.user_properties if name == "row"]
-    if not rows:
+    if not rows or hasattr(terminalreporter.config, "workerinput"):  # the process that started the others has all rows
         return
     rows = [*(json.loads(RESULTS.read_text()) if RESULTS.exists() else []), *rows]
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
