@@ -139,3 +139,14 @@ class CudaBuffer:
         """As `l4export.runtimes.cache.device.Buffer`."""
         assert array.nbytes == self.nbytes and array.flags.c_contiguous
         self._cuda.to_host(array, self.address)
+
+    def copy(self) -> CudaBuffer:
+        """As `l4export.runtimes.cache.device.Buffer`."""
+        other = self._cuda.allocate(self.nbytes)
+        other.take(self)
+        return other
+
+    def take(self, other: CudaBuffer) -> None:
+        """As `l4export.runtimes.cache.device.Buffer`."""
+        assert other.nbytes == self.nbytes
+        self._cuda.copy(self.address, other.address, self.nbytes)

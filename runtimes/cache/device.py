@@ -24,6 +24,12 @@ class Buffer(Protocol):
     def read(self, array: NDArray[Any]) -> None:
         """Copy the bytes into a contiguous array of as many."""
 
+    def copy(self) -> Buffer:
+        """Another buffer of the same bytes. Raises MemoryError when there is no room for it."""
+
+    def take(self, other: Any) -> None:
+        """Copy the bytes of another buffer of this device, which has as many."""
+
 
 class Binding(Protocol):
     """Addresses of the decoder's inputs and outputs, which stay from run to run until they are bound anew."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from l4export.engine.manifest import Manifest
 from l4export.runtimes.cache.binding_plan import BindingPlan, Tensor
 from l4export.runtimes.cache.call_memory import CallMemory
-from l4export.runtimes.cache.device import Binding, Device
+from l4export.runtimes.cache.device import Binding, Buffer, Device
 from l4export.runtimes.cache.kv_cache import Arrays, Call, KVCache
 
 __all__ = ["DeviceCache"]
@@ -37,8 +37,8 @@ class _Calls:
 class DeviceCache(KVCache):
     """Buffers that stay where they are: the same address is a cache's input and output, in every profile.
 
-    A call sends its ids and lengths and fetches its logits; keys and values never leave the device, except when they
-    are saved or forked, or when a call is about to write over a chunk that is not over (see `mark`).
+    A call sends its ids and lengths and fetches its logits; keys and values leave the device only when they are saved
+    or forked, or when there is no room for the copy of a chunk that is about to be written over (see `mark`).
 
     Where the device records steps of one token, they have bindings and memory of their own, in which nothing moves from
     the first step on.
@@ -83,16 +83,19 @@ class DeviceCache(KVCache):
                 array[row, :, : tokens[index].shape[1]] = tokens[index]
             self._buffers[name].write(array)
 
-    def mark(self, losing: Iterable[tuple[int, int]]) -> dict[str, NDArray[Any]]:
-        """Copies, on the host, of the caches of one chunk, where a row writes over its own."""
+    def mark(self, losing: Iterable[tuple[int, int]]) -> dict[str, Buffer | NDArray[Any]]:
+        """Copies of the caches of one chunk, where a row writes over its own: on the device, or else on the host."""
         if not any(slots for _, slots in losing):
             return {}
-        return {name: self._read(name) for name, local in zip(self.spec.names, self.spec.local, strict=True) if local}
+        return {name: self._copy(name) for name, local in zip(self.spec.names, self.spec.local, strict=True) if local}
 
-    def restore(self, mark: dict[str, NDArray[Any]]) -> None:
+    def restore(self, mark: dict[str, Buffer | NDArray[Any]]) -> None:
         """Put the copies back; in the other caches nothing after a row's length is read."""
-        for name, array in mark.items():
-            self._buffers[name].write(array)
+        for name, copy in mark.items():
+            if isinstance(copy, np.ndarray):
+                self._buffers[name].write(copy)
+            else:
+                self._buffers[name].take(copy)
 
     def reset(self) -> None:
         """Nothing to clear: no slot is read before it is written."""
@@ -120,6 +123,12 @@ class DeviceCache(KVCache):
                 if row is not None:
                     shape, address = (1, *shape[1:]), address + row * self._nbytes(tensor.cache) // self.batch
                 binding.bind(tensor, shape, address)
+
+    def _copy(self, name: str) -> Buffer | NDArray[Any]:
+        try:
+            return self._buffers[name].copy()
+        except MemoryError:
+            return self._read(name)
 
     def _read(self, name: str) -> NDArray[Any]:
         array = np.empty(self._shapes[name], dtype=self.spec.dtype)

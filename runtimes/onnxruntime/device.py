@@ -55,6 +55,7 @@ class _Buffer:
     def __init__(self, nbytes: int, kind: str) -> None:
         import onnxruntime as ort
 
+        self._nbytes, self._kind = nbytes, kind
         try:
             self._value: Any = ort.OrtValue.ortvalue_from_shape_and_type([nbytes], np.uint8, kind, 0)
         except Exception as error:  # ONNX Runtime has no type of its own for it
@@ -70,6 +71,14 @@ class _Buffer:
 
     def read(self, array: NDArray[Any]) -> None:
         array.reshape(-1).view(np.uint8)[:] = self._value.numpy()
+
+    def copy(self) -> _Buffer:
+        other = _Buffer(self._nbytes, self._kind)
+        other.take(self)
+        return other
+
+    def take(self, other: _Buffer) -> None:
+        self._value.update_inplace(other._value.numpy())
 
 
 class _Binding:

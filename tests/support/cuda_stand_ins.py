@@ -202,12 +202,12 @@ class Machine:
         self.options: list[tuple[dict[str, str], Any]] = []
 
 
-def build_engine(checkpoint: Path, engine: Path) -> None:
+def build_engine(checkpoint: Path, engine: Path, max_context: int = 96) -> None:
     """An ort-cuda engine, with the inputs that a GPU needs: none has a default."""
     with pytest.MonkeyPatch.context() as patch:
         required = dataclasses.replace(ORT_CUDA, lower=lambda options: [*ORT_CUDA.lower(options), RequireInputs()])
         patch.setitem(TARGETS, "ort-cuda", required)
-        options = BuildOptions(target="ort-cuda", dtype="fp16", kv_layout="chunked", max_context=96)
+        options = BuildOptions(target="ort-cuda", dtype="fp16", kv_layout="chunked", max_context=max_context)
         build(checkpoint, engine, options)
 
 

@@ -20,7 +20,7 @@ from l4export.errors import EnvironmentLacks, InputError
 from l4export.runtimes.onnxruntime.engine import OnnxRuntimeEngine
 from l4export.targets import TARGETS, GraphOptions
 from l4export.targets.onnxruntime_cuda import ORT_CUDA
-from workshop import Workshop, random_ids
+from workshop import Workshop, copy_checkpoint, edit_config, random_ids
 
 VOCAB = 256
 
@@ -74,6 +74,20 @@ def test_rows_decode_in_one_call_wherever_they_are(built: Path, expected: Any, m
             assert set(machine.runs[before:]) == {-1}
 
 
+def test_contexts_beyond_131072(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt in pieces over position 131072, and steps: float16 caches with all slots of the context."""
+    checkpoint = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
+    edit_config(checkpoint, max_position_embeddings=300_000)
+    stand_ins.build_engine(checkpoint, tmp_path / "e", 140_000)
+    on_cpu = runtimes.load(tmp_path / "e", threads=1, provider="cpu").session(start=131_060, capacity=100)
+    stand_ins.install(monkeypatch)
+    engine = runtimes.load(tmp_path / "e", threads=1)
+    session = engine.session(start=131_060, capacity=100)
+    for piece in (random_ids(40), [1], [2]):
+        np.testing.assert_array_equal(session.append(piece), on_cpu.append(piece))
+    assert engine.session().kv_bytes == (3 * 16 + 140_000) * 128
+
+
 def test_what_is_as_it_was_is_not_sent_again(
     built: Path, machine: stand_ins.Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +103,31 @@ def test_what_is_as_it_was_is_not_sent_again(
     session.append([5])
     session.append([5])
     assert sent == [8, 8, 8]  # id and length; then the length alone
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_prompts_of_several_rows_leave_keys_and_values_on_the_gpu(
+    built: Path, machine: stand_ins.Machine, monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    """Even those that write over a chunk; the copy of it is on the host only where the GPU has no room."""
+    session = runtimes.load(built, threads=1).session(batch=2)
+    session.append([random_ids(20), random_ids(5)], last_only=True)
+    fetched: list[int] = []
+    copy = machine.driver.cuMemcpyDtoH_v2
+    monkeypatch.setattr(
+        machine.driver, "cuMemcpyDtoH_v2", lambda to, at, size: fetched.append(size.value) or copy(to, at, size)
+    )
+    monkeypatch.setattr(machine.driver, "cuMemAlloc_v2", _limited(machine.driver, has_room))
+    session.append([random_ids(20), random_ids(40)], last_only=True)
+    logits = 4 * VOCAB
+    assert (set(fetched) == {logits}) == has_room
+
+
+def _limited(driver: stand_ins.Driver, has_room: bool) -> Any:
+    """Allocation that refuses what is as large as a cache, if there is to be no room."""
+    allocate = driver.cuMemAlloc_v2
+    cache = 2 * 2 * 16 * 16 * 2  # rows, heads, slots, channels, bytes
+    return lambda address, size: 2 if size.value == cache and not has_room else allocate(address, size)
 
 
 def test_recordings_and_memory_go_with_their_session(built: Path, machine: stand_ins.Machine) -> None:
