@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow fuzz lint docs wheel-test clean
+.PHONY: quickstart test test-slow test-gpu fuzz lint docs wheel-test clean
 
 quickstart: $(STAMP)
 	rm -rf engines/kjv
@@ -14,10 +14,27 @@ quickstart: $(STAMP)
 	$(BIN)/l4export run engines/kjv --prompt "In the beginning" --max-new-tokens 120 --temperature 0.7 --seed 1 --stats
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow" tests
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu" tests
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests
+
+# On a GPU. GPU_PYTHON is a Python that has onnxruntime-gpu; without it an environment is made, with the extra `cuda`.
+GPU_VENV ?= .venv-gpu
+GPU_PYTHON ?= $(GPU_VENV)/bin/python
+GPU_STAMP = $(if $(filter $(GPU_VENV)/bin/python,$(GPU_PYTHON)),$(GPU_VENV)/.installed)
+GPU_LACKS = $$($(GPU_PYTHON) tests/gpu/lacking.py)
+
+test-gpu: $(GPU_STAMP)
+	test -z "$(GPU_LACKS)" || $(GPU_PYTHON) -m pip install --quiet --constraint constraints.txt $(GPU_LACKS)
+	rm -f gpu-results.json  # two runs add to it: numbers side by side; memory and speed with the GPU for themselves
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest --confcutdir tests/gpu -m gpu -k "parity" -n 4 tests/gpu
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest --confcutdir tests/gpu -m gpu -k "not parity" -n 0 tests/gpu
+
+$(GPU_VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[cuda,reference]"
+	touch $@
 
 fuzz: $(STAMP)  # CLASS, CASES, SEED (the number of the first case) and JOBS may be given
 	$(BIN)/python tests/fuzz $(if $(CLASS),--class $(CLASS)) $(if $(CASES),--cases $(CASES)) \

@@ -139,7 +139,7 @@ class Session(OneCaller):
             held[losing] = before.held[losing]
             self._undo(replace(before, held=held), mark, error)
             if isinstance(error, Exception) and not isinstance(error, L4Error):
-                raise InputError(f"the engine refused the call: {one_line(error)}") from error
+                raise InputError(f"the engine refused the call: {one_line(error, MemoryError)}") from error
             raise
         self._is_whole = True
         return logits

@@ -22,12 +22,15 @@ from l4export.errors import InputError
 from l4export.runtimes.arguments import a_path, shown
 
 if TYPE_CHECKING:
+    from l4export.benchmark.gpu import GpuReport
     from l4export.runtimes.engine import Engine
+    from l4export.runtimes.onnxruntime.execution import CudaExecution
     from l4export.runtimes.session import Session
 
 __all__ = ["BenchReport", "bench"]
 
 _WARM_UP_STEPS = 4
+_TRACED_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class BenchReport:
 
     `decode_bandwidth_share` is `decode_tokens_per_second` x `decode_weight_bytes` / `read_bandwidth`; see
     `l4export.benchmark` for the last two. `threads`, `read_bandwidth` and the share are of this machine's CPU, and
-    None where a GPU computes.
+    None where a GPU computes. `gpu` is of an `ort-cuda` engine on a GPU, and None elsewhere.
     """
 
     engine: str
@@ -65,6 +68,7 @@ class BenchReport:
     decode_weight_bytes: int
     read_bandwidth: float | None
     decode_bandwidth_share: float | None
+    gpu: GpuReport | None = None
 
     def to_json(self) -> str:
         """The report as a JSON document."""
@@ -106,7 +110,7 @@ def bench(
     first_token = statistics.median(measured.first_token)
     speed = decode / statistics.median(measured.decoding)
     total, needed = _weight_bytes(engine)
-    return BenchReport(
+    report = BenchReport(
         engine=str(path),
         provider=engine.provider,
         precision=engine.manifest.precision,
@@ -128,6 +132,26 @@ def bench(
         read_bandwidth=bandwidth,
         decode_bandwidth_share=None if bandwidth is None else speed * needed / bandwidth,
     )
+    device = getattr(engine, "device", None)
+    if device is None:
+        return report
+    return dataclasses.replace(report, gpu=_on_gpu(device, path, report, measured.caches, say))
+
+
+def _on_gpu(
+    device: CudaExecution, path: Path, report: BenchReport, caches: int, say: Callable[[str], None]
+) -> GpuReport:
+    """Measure the GPU, and trace some steps if there is room to load the engine again."""
+    from l4export.benchmark.gpu import gpu_report
+    from l4export.benchmark.step_profile import profile_steps
+
+    say("measuring the GPU's bandwidth")
+    gpu = gpu_report(device, report.weight_bytes, caches, report.decode_tokens_per_second * report.decode_weight_bytes)
+    if gpu.used_bytes > device.card.cuda.memory()[0]:
+        return gpu
+    say("tracing some steps")
+    step = profile_steps(path, load_manifest(path), report.prefill_tokens, _TRACED_STEPS, None)
+    return dataclasses.replace(gpu, step=step)
 
 
 def _check(manifest: Manifest, **counts: int | None) -> None:
@@ -146,7 +170,7 @@ def _check(manifest: Manifest, **counts: int | None) -> None:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Times in seconds, `first_token` and `decoding` of every run, and memory as `process_memory` gives it."""
+    """Times in seconds, `first_token` and `decoding` of every run; memory as `process_memory` gives it; cache bytes."""
 
     load: float
     cold_first_token: float
@@ -154,6 +178,7 @@ class _Measured:
     decoding: list[float]
     loaded_memory: dict[str, int]
     steady_memory: dict[str, int]
+    caches: int
 
 
 def _measure(
@@ -181,7 +206,9 @@ def _measure(
         first, rest = _run(session, ids, prefill)
         first_token.append(first)
         decoding.append(rest)
-    return engine, _Measured(load, cold_first_token, first_token, decoding, loaded_memory, process_memory())
+    return engine, _Measured(
+        load, cold_first_token, first_token, decoding, loaded_memory, process_memory(), session.kv_bytes
+    )
 
 
 def _run(session: Session, ids: NDArray[np.int64], prefill: int) -> tuple[float, float]:

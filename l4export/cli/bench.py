@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from l4export.benchmark.gpu import GpuReport
     from l4export.benchmark.measure import BenchReport
 
 __all__ = ["command"]
@@ -67,9 +68,32 @@ def _show(report: BenchReport) -> None:
             ("decode at that bandwidth", f"{report.read_bandwidth / report.decode_weight_bytes:.2f} tokens/s"),
             ("share of it that decode reaches", f"{report.decode_bandwidth_share:.0%}"),
         ]
+    if report.gpu is not None:
+        rows += _gpu_rows(report.gpu, report.decode_weight_bytes)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def _gpu_rows(gpu: GpuReport, decode_weight_bytes: int) -> list[tuple[str, str]]:
+    rows = [
+        ("GPU", f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.cuda}"),
+        ("decoding", gpu.steps),
+        ("copy on the GPU, read + written", f"{gpu.copy_bandwidth / 1e9:.1f} GB/s"),
+        ("decode at that bandwidth", f"{gpu.copy_bandwidth / decode_weight_bytes:.2f} tokens/s"),
+        ("share of it that decode reaches", f"{gpu.decode_bandwidth_share:.0%}"),
+        ("GPU memory, peak", f"{_gigabytes(gpu.used_bytes)} of {_gigabytes(gpu.memory_bytes)}"),
+        ("... weights", _gigabytes(gpu.weight_bytes)),
+        ("... caches", _gigabytes(gpu.cache_bytes)),
+        ("... working", _gigabytes(gpu.working_bytes)),
+    ]
+    if (step := gpu.step) is not None:
+        rows += [
+            ("traced step: operators", ", ".join(f"{count} on {name}" for name, count in step.operators.items())),
+            ("traced step: kernels", f"{step.kernels} in {step.gpu_seconds * 1e3:.2f} ms"),
+            ("traced step: on the host", f"{step.host_seconds * 1e3:.2f} ms"),
+        ]
+    return rows
 
 
 def _count(number: int, what: str) -> str:

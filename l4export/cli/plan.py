@@ -145,7 +145,8 @@ def _choice(need: Need, memory: int, wanted: int) -> str:
             f"It loses the least quality of all combinations that hold {wanted:,} tokens, as measured on a small model "
             "(`l4export quality` measures yours)"
         )
-    options = f"--quant {c.quant} --dtype {c.dtype} --kv-layout {c.kv_layout} --kv-dtype {c.kv_dtype}"
+    target = "" if c.target == "ort-cpu" else f"--target {c.target} "
+    options = f"{target}--quant {c.quant} --dtype {c.dtype} --kv-layout {c.kv_layout} --kv-dtype {c.kv_dtype}"
     parts = f"weights {_gb(need.weights)} + KV {_gb(need.kv)} + working {_gb(need.working)} = {_gb(need.total)}"
     return (
         f"Choose {options} --max-context {min(reached, wanted)}\n"

@@ -112,6 +112,7 @@ def _decoder(planned: BuildPlan) -> Graph:
         outputs=_outputs(planned.model.graph),
         profiles=tuple({"tokens": tokens} for tokens in planned.profiles) if planned.parts else (),
         parts=_parts(planned),
+        needs=planned.target.needs,
     )
 
 

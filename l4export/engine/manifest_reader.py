@@ -15,6 +15,7 @@ from l4export.engine.manifest_types import (
     FORMAT_VERSION,
     PACKED_WEIGHTS,
     CheckGraph,
+    DeviceNeeds,
     EnginePart,
     Graph,
     InputSpec,
@@ -39,6 +40,7 @@ FEATURES: frozenset[str] = frozenset({PACKED_WEIGHTS})
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int8", "uint8")
 _FLOATS = ("fp32", "fp16", "bf16")
 _KV_KINDS = ("chunked", "full")
+_VERSION = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -137,6 +139,7 @@ def _graph(fields: Fields) -> Graph:
         outputs=tuple(map(_tensor, fields.children("outputs"))),
         profiles=tuple(map(_profile, fields.children("profiles"))),
         parts=tuple(map(_part, fields.children("parts"))),
+        needs=None if fields.value("needs") is None else _needs(fields.child("needs")),
     )
 
 
@@ -150,6 +153,13 @@ def _check(fields: Fields) -> CheckGraph:
         record=fields.file("record"),
         rounded=fields.flag("rounded"),
     )
+
+
+def _needs(fields: Fields) -> DeviceNeeds:
+    for name in ("compute_capability", "cuda"):
+        if not _VERSION.fullmatch(fields.text(name)):
+            raise fields.refuse(name, f"is {fields.text(name)!r}; expected a version such as 7.5")
+    return DeviceNeeds(fields.text("compute_capability"), fields.text("cuda"))
 
 
 def _tensor(fields: Fields) -> TensorSpec:

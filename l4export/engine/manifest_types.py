@@ -22,6 +22,7 @@ __all__ = [
     "PORTABLE",
     "UNPACKED",
     "CheckGraph",
+    "DeviceNeeds",
     "EnginePart",
     "Graph",
     "InputSpec",
@@ -85,6 +86,19 @@ class Runtime:
 
 
 @dataclass(frozen=True)
+class DeviceNeeds:
+    """The least that a graph needs of a GPU, as versions such as "7.5".
+
+    Attributes:
+        compute_capability: What its operators have kernels for.
+        cuda: The version of CUDA that the driver must support.
+    """
+
+    compute_capability: str
+    cuda: str
+
+
+@dataclass(frozen=True)
 class EnginePart:
     """One of the compiled engines that make up a graph, run one after the other.
 
@@ -111,6 +125,7 @@ class Graph:
         profiles: Optimisation profiles of compiled engines, by the quantity that they limit; a decoder's has `tokens`,
             new tokens of a row in one call. None where nothing is compiled.
         parts: The compiled engines, in the order in which they run; none where the runtime reads `file`.
+        needs: What it needs of a GPU; None where it needs none, or the compiled engines say it themselves.
     """
 
     file: str
@@ -119,6 +134,7 @@ class Graph:
     outputs: tuple[TensorSpec, ...]
     profiles: tuple[Mapping[str, TokenRange], ...]
     parts: tuple[EnginePart, ...]
+    needs: DeviceNeeds | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +156,9 @@ class PackedWeight:
     file: str
     offset: int
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckGraph(Graph):
     """The decoder's first layers of every kind, chained as in the whole: what a device must compute as a CPU did.
 
@@ -211,6 +230,8 @@ class Manifest:
     def portable(self) -> Graph:
         """The same in the form that a CPU can run: mostly the decoder itself."""
         return self.graphs.get(PORTABLE, self.decoder)
+
+    @property
     def check(self) -> CheckGraph | None:
         """The graph by which a device is judged; None in engines without one."""
         graph = self.graphs.get(CHECK)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from l4export.errors import InputError
 
-__all__ = ["DEVICES", "Device", "device_memory"]
+__all__ = ["DEVICES", "Device", "device_memory", "device_target"]
 
 
 @dataclass(frozen=True)
@@ -14,16 +14,17 @@ class Device:
     """A device and its memory in bytes.
 
     The figure is the data sheet's, taken as decimal gigabytes. The memory has that many binary gigabytes, which is 7 %
-    more; the difference is left to the driver and the operating system.
+    more; the difference is left to the driver and the operating system. `target` is that of the engines planned for it.
     """
 
     title: str
     memory: int
+    target: str = "ort-cpu"
 
 
 DEVICES = {
-    "h100": Device("NVIDIA H100, 80 GB", 80 * 10**9),
-    "h200": Device("NVIDIA H200, 141 GB", 141 * 10**9),
+    "h100": Device("NVIDIA H100, 80 GB", 80 * 10**9, "ort-cuda"),
+    "h200": Device("NVIDIA H200, 141 GB", 141 * 10**9, "ort-cuda"),
     "thor": Device("NVIDIA Jetson Thor, 128 GB shared by CPU and GPU", 128 * 10**9),
     "spark": Device("NVIDIA DGX Spark, 128 GB shared by CPU and GPU", 128 * 10**9),
     "server64": Device("a server with 64 GB", 64 * 10**9),
@@ -43,3 +44,8 @@ def device_memory(device: str | int) -> int:
     if device < 1:
         raise InputError(f"a device of {device} bytes: a device has at least one byte of memory")
     return device
+
+
+def device_target(device: str | int) -> str:
+    """Return the target of the engines planned for a device: `ort-cpu` for one that has no name."""
+    return DEVICES[device].target if isinstance(device, str) else "ort-cpu"

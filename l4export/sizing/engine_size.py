@@ -22,7 +22,7 @@ from l4export.model.config import ModelConfig
 from l4export.model.decoder import build_decoder
 from l4export.model.weight_names import layer_of
 from l4export.quantization.policy import standard_policy
-from l4export.targets import GraphOptions
+from l4export.targets import TARGETS, GraphOptions
 from l4export.weights.placement import INLINE_BYTES, arrange, place_weights
 from l4export.weights.recipes import Constant, Recipe, Source
 
@@ -50,8 +50,9 @@ class EngineSizes:
     computed in milliseconds on a model with one layer of each kind, and replace those of the whole model.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, target: str = "ort-cpu") -> None:
         self.config = config
+        self.target = target
         self._specimen = _one_layer_a_kind(config)
         self._constants = functools.cache(self._find_constants)
         self._whole: dict[tuple[str, str, int], _Layout] = {}
@@ -60,13 +61,15 @@ class EngineSizes:
         """Return the size of the engine that `build` makes with these options.
 
         Raises:
-            InputError: the quantisation does not fit the model's widths.
+            InputError: the quantisation does not fit the model's widths, or the target's kernels.
         """
         constants = self.constants(dtype, kv_layout, kv_dtype, max_context)
         key = (quant, dtype, len(constants))
         if key not in self._whole:
             attention = _attention(dtype, kv_dtype)
-            self._whole[key] = _Layout.of(_compile(self.config, quant, dtype, kv_layout, attention, max_context))
+            self._whole[key] = _Layout.of(
+                _compile(self.config, self.target, quant, dtype, kv_layout, attention, max_context)
+            )
         return self._whole[key].size(constants)
 
     def constants(self, dtype: str, kv_layout: str, kv_dtype: str, max_context: int) -> tuple[int, ...]:
@@ -74,7 +77,7 @@ class EngineSizes:
         return self._constants(dtype, kv_layout, _attention(dtype, kv_dtype), max_context)
 
     def _find_constants(self, dtype: str, kv_layout: str, attention: str, max_context: int) -> tuple[int, ...]:
-        model = _compile(self._specimen, "none", dtype, kv_layout, attention, max_context)
+        model = _compile(self._specimen, self.target, "none", dtype, kv_layout, attention, max_context)
         tensors = [value.const_value for value in model.graph.initializers.values()]
         made = [tensor for tensor in tensors if tensor is not None and not isinstance(tensor, Recipe)]
         return tuple(tensor.nbytes for tensor in made if tensor.nbytes > INLINE_BYTES)
@@ -85,11 +88,14 @@ def _attention(dtype: str, kv_dtype: str) -> str:
     return kv_dtype if kv_dtype in FLOATS else dtype
 
 
-def _compile(config: ModelConfig, quant: str, dtype: str, kv_layout: str, attention: str, max_context: int) -> ir.Model:
+def _compile(
+    config: ModelConfig, target: str, quant: str, dtype: str, kv_layout: str, attention: str, max_context: int
+) -> ir.Model:
     """Return the lowered graph, which computes in `dtype` with caches of the float type `attention`."""
     model = build_decoder(config, lambda _, shape: Source(_Shape(shape)), FLOATS[dtype])
     kv_dtype = None if attention == dtype else attention
-    run_passes(model, pipeline("ort-cpu", GraphOptions(kv_layout, max_context, standard_policy(quant), kv_dtype)))
+    run_passes(model, pipeline(target, GraphOptions(kv_layout, max_context, standard_policy(quant), kv_dtype)))
+    TARGETS[target].check_graph(model)
     return model
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from l4export.checkpoint import read_config
+from l4export.compiler.plan import PREFILL_TOKENS
+from l4export.engine.gpu_memory import GpuEngine, gpu_memory
 from l4export.engine.kv_cache import kv_bytes
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
 from l4export.model.tensors import parameter_count
-from l4export.sizing.devices import device_memory
+from l4export.sizing.devices import device_memory, device_target
 from l4export.sizing.engine_size import EngineSize, EngineSizes
 from l4export.sizing.working_memory import working_bytes
 
@@ -32,6 +34,9 @@ WEIGHTS = {
 
 They rank the choices; another model may lose several times as much of it."""
 
+_CUDA_WEIGHTS = {("none", "fp16"): 0.02, ("int8", "fp16"): 0.08, ("int4", "fp16"): 1.66}
+"""The same for `--target ort-cuda`, which computes in float16: integers are taken to lose what they lose in float32."""
+
 _KV = {"fp32": 0.0, "fp16": 0.0, "int8": 0.02, "int4": 1.82}
 """The same for `--kv-dtype`."""
 
@@ -47,11 +52,12 @@ class Combination:
     dtype: str
     kv_layout: str
     kv_dtype: str
+    target: str = "ort-cpu"
 
     @property
     def loss(self) -> float:
         """Per cent of perplexity that weights and caches of these types cost on the trained example, added."""
-        return round(WEIGHTS[self.quant, self.dtype] + _KV[self.kv_dtype], 2)
+        return round({**WEIGHTS, **_CUDA_WEIGHTS}[self.quant, self.dtype] + _KV[self.kv_dtype], 2)
 
 
 @dataclass(frozen=True)
@@ -149,13 +155,18 @@ def plan(
         StorageError: reading failed.
     """
     memory = None if device is None else device_memory(device)
-    return plan_memory(read_config(Path(checkpoint)), memory, context, batch)
+    target = "ort-cpu" if device is None else device_target(device)
+    return plan_memory(read_config(Path(checkpoint)), memory, context, batch, target)
 
 
 def plan_memory(
-    config: ModelConfig, device_bytes: int | None = None, context: int | None = None, batch: int = 1
+    config: ModelConfig,
+    device_bytes: int | None = None,
+    context: int | None = None,
+    batch: int = 1,
+    target: str = "ort-cpu",
 ) -> MemoryPlan:
-    """Plan for `batch` rows of `context` tokens each.
+    """Plan for `batch` rows of `context` tokens each, with engines of `target`: `ort-cpu` or `ort-cuda`.
 
     Without `context`, the need of each combination is that of the largest context that fits (of one token if none
     does), or of the model's limit if there is no device.
@@ -170,10 +181,10 @@ def plan_memory(
     limit = config.max_position_embeddings
     if context is not None and not 1 <= context <= limit:
         raise InputError(f"--context {context}: this model takes 1 to {limit} tokens")
-    planner = _Planner(config, device_bytes, batch)
+    planner = _Planner(config, device_bytes, batch, target)
     needs: list[Need] = []
     refused: dict[Combination, str] = {}
-    for combination in _combinations(config):
+    for combination in _combinations(config, target):
         try:
             needs.append(planner.need(combination, context))
         except InputError as error:
@@ -189,11 +200,16 @@ def plan_memory(
     )
 
 
-def _combinations(config: ModelConfig) -> Iterator[Combination]:
+def _combinations(config: ModelConfig, target: str) -> Iterator[Combination]:
     """Yield all combinations, by growing loss of weights.
 
-    `concat` is left out, because it grows to the size of `static` and holds the old and the new caches at once.
+    `concat` is left out, because it grows to the size of `static` and holds the old and the new caches at once. On a
+    GPU caches are of the computing type, and `static` cannot mask chunks.
     """
+    if target == "ort-cuda":
+        layout = "chunked" if any(config.chunked_layers) else "static"
+        yield from (Combination(quant, dtype, layout, dtype, target) for quant, dtype in _CUDA_WEIGHTS)
+        return
     layouts = ("static", "chunked") if any(config.chunked_layers) else ("static",)
     for quant, dtype in WEIGHTS:
         for layout in layouts:
@@ -211,9 +227,9 @@ def _choice(needs: list[Need], context: int, device_bytes: int | None) -> Need |
 
 
 class _Planner:
-    def __init__(self, config: ModelConfig, device_bytes: int | None, batch: int) -> None:
+    def __init__(self, config: ModelConfig, device_bytes: int | None, batch: int, target: str) -> None:
         self.config, self.device_bytes, self.batch = config, device_bytes, batch
-        self.sizes = EngineSizes(config)
+        self.sizes = EngineSizes(config, target)
 
     def need(self, combination: Combination, context: int | None) -> Need:
         largest = None if self.device_bytes is None else self.largest_context(combination, self.device_bytes)
@@ -261,6 +277,10 @@ class _Planner:
 
     def beside(self, c: Combination, size: EngineSize, context: int) -> tuple[int, int]:
         """Return the bytes of KV cache and working memory for `context` tokens a row."""
+        if c.target == "ort-cuda":
+            engine = GpuEngine(self.config, size.data, c.quant != "none", c.kv_layout, c.kv_dtype, PREFILL_TOKENS)
+            need = gpu_memory(engine, context, self.batch)
+            return need.caches, need.working
         return (
             kv_bytes(self.config, c.kv_layout, c.kv_dtype, context, self.batch),
             working_bytes(self.config, size, c.kv_layout, c.kv_dtype, context, self.batch),

@@ -14,12 +14,13 @@ With T = batch * min(512, context) tokens of one prefill call, D the hidden widt
 
 `com.microsoft.GroupQueryAttention` of ONNX Runtime 1.31's CPU provider keeps no scores unless its type is float16. On a
 model of 240 million parameters the peak of a prefill call of 512 or 2048 tokens (int4, int8, fp8, float32) was within a
-fifth of this. Other providers have other kernels, but the same weights and caches.
+fifth of this. For a GPU the formula is that of `l4export.engine.gpu_memory`.
 """
 
 from __future__ import annotations
 
 from l4export.compiler.plan import PREFILL_TOKENS
+from l4export.engine.gpu_memory import feed_forward_width
 from l4export.engine.kv_cache import kv_capacities
 from l4export.model.config import ModelConfig
 from l4export.sizing.engine_size import EngineSize
@@ -34,18 +35,10 @@ def working_bytes(
 ) -> int:
     """Return the bytes of the formula above, for `batch` rows of up to `context` tokens each."""
     tokens = batch * min(PREFILL_TOKENS, context)
-    call = tokens * 4 * (8 * config.hidden_size + _feed_forward_width(config)) + batch * config.vocab_size * 4
+    call = tokens * 4 * (8 * config.hidden_size + feed_forward_width(config)) + batch * config.vocab_size * 4
     chunk = config.attention_chunk_size
     if kv_layout != "chunked" and any(config.chunked_layers) and chunk is not None and chunk < context:
         call += tokens * context * 5
     if kv_dtype == "fp16":
         call += tokens * config.num_attention_heads * max(kv_capacities(config, kv_layout, context)) * 4
     return _PROCESS + max(size.largest, call + 2 * size.dequantized)
-
-
-def _feed_forward_width(config: ModelConfig) -> int:
-    """Return the number of floats that the widest feed-forward block holds for a token."""
-    inner, k = config.intermediate_size, config.num_experts_per_tok
-    moe = 4 * inner + k * (3 * inner + 2 * config.hidden_size) if config.moe_layers else 0
-    dense = 4 * config.intermediate_size_mlp if len(config.moe_layers) < config.num_hidden_layers else 0
-    return max(moe, dense)

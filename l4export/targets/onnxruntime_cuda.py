@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from l4export.engine.manifest import Runtime
+from l4export.engine.manifest import DeviceNeeds, Runtime
 from l4export.targets.lowering import fused_operators
 from l4export.targets.onnxruntime_cuda_checks import check_cuda_graph
 from l4export.targets.target import CACHES_IN_PLACE, GraphOptions, Target
@@ -82,6 +82,8 @@ ORT_CUDA = Target(
     weight_kinds=("int8", "int4"),
     calibrates=True,
     is_judged=True,
+    # QMoE's and MatMulNBits's kernels for float16 begin with 7.5 (Turing); onnxruntime-gpu 1.31 is built with CUDA 13
+    needs=DeviceNeeds(compute_capability="7.5", cuda="13.0"),
     reasons={
         **CACHES_IN_PLACE,
         "fp32": "computes in fp16, which GroupQueryAttention needs there",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from l4export.engine.manifest import Runtime
+    from l4export.engine.manifest import DeviceNeeds, Runtime
     from l4export.engine.profiles import TokenRange
     from l4export.model.config import ModelConfig
     from l4export.quantization.codes_source import CodesSource
@@ -103,6 +103,7 @@ class Target:
             accuracy level lets them.
         compute_capabilities: Whether it is compiled for named GPUs.
         is_judged: Whether its engines carry a check graph, by which a runtime judges a device before it trusts it.
+        needs: The least that its engines need of a GPU.
         reasons: Why a value is not taken, in words that follow "--target NAME" in a message.
         lower: The passes from the common graph to the target's operators. Every CPU can run what they make, and the
             target is judged by it.
@@ -130,6 +131,7 @@ class Target:
     rounds_activations: bool = False
     compute_capabilities: bool = False
     is_judged: bool = False
+    needs: DeviceNeeds | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     check_options: Callable[[str, Policy | None, Sequence[str]], None] = lambda *_: None
     check_graph: Callable[[ir.Model], None] = lambda _: None

@@ -64,6 +64,11 @@ class BindingPlan:
     profiles: tuple[TokenRange, ...]
     chunk: int | None
 
+    @property
+    def logits(self) -> Tensor:
+        """The output of the last part that is no cache."""
+        return next(tensor for tensor in self.parts[-1] if tensor.name == "logits")
+
     def profile(self, tokens: int) -> int:
         """The first optimisation profile for calls of so many new tokens.
 
@@ -93,9 +98,9 @@ class BindingPlan:
 
 
 def plan_bindings(
-    manifest: Manifest, profiles: Sequence[TokenRange], on_host: Callable[[tuple[int | str, ...]], bool]
+    manifest: Manifest, profiles: Sequence[TokenRange], on_host: Callable[[TensorSpec], bool]
 ) -> BindingPlan:
-    """The plan of an engine. `on_host(shape)` says which tensors of one call the host keeps.
+    """The plan of an engine. `on_host` says which tensors of one call the host keeps.
 
     Raises:
         InputError: caches that do not stay in place.
@@ -107,7 +112,7 @@ def plan_bindings(
 
     def tensor(told: TensorSpec, is_output: bool) -> Tensor:
         cache = caches.get(told.name)
-        host, handed_on = cache is None and on_host(told.shape), told.name.startswith(_HANDED_ON)
+        host, handed_on = cache is None and on_host(told), told.name.startswith(_HANDED_ON)
         return Tensor(told.name, numpy_dtype(told.dtype), told.shape, is_output, host, cache, handed_on)
 
     parts = tuple(

@@ -24,6 +24,12 @@ class Buffer(Protocol):
     def read(self, array: NDArray[Any]) -> None:
         """Copy the bytes into a contiguous array of as many."""
 
+    def copy(self) -> Buffer:
+        """Another buffer of the same bytes. Raises MemoryError when there is no room for it."""
+
+    def take(self, other: Any) -> None:
+        """Copy the bytes of another buffer of this device, which has as many."""
+
 
 class Binding(Protocol):
     """Addresses of the decoder's inputs and outputs, which stay from run to run until they are bound anew."""
@@ -36,10 +42,20 @@ class Binding(Protocol):
 
 
 class Device(Protocol):
-    """One device with one loaded decoder, in one part or several that run one after the other."""
+    """One device with one loaded decoder, in one part or several that run one after the other.
+
+    Attributes:
+        records_steps: Whether it records what a `fixed` binding runs and repeats the recording.
+    """
+
+    records_steps: bool
 
     def allocate(self, nbytes: int) -> Buffer:
         """A buffer of zeros. Raises MemoryError when there is no room for it."""
 
-    def binding(self, part: int, profile: int) -> Binding:
-        """A binding on which nothing is bound, for calls of that part in that optimisation profile."""
+    def binding(self, part: int, profile: int, fixed: bool = False) -> Binding:
+        """A binding on which nothing is bound, for calls of that part in that optimisation profile.
+
+        `fixed` promises that from the first run on everything stays: shapes, addresses, and what inputs on the host
+        hold.
+        """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,36 @@ from numpy.typing import NDArray
 
 from l4export.engine.manifest import Manifest
 from l4export.runtimes.cache.binding_plan import BindingPlan, Tensor
+from l4export.runtimes.cache.call_memory import CallMemory
 from l4export.runtimes.cache.device import Binding, Buffer, Device
 from l4export.runtimes.cache.kv_cache import Arrays, Call, KVCache
 
 __all__ = ["DeviceCache"]
 
 
+@dataclass(frozen=True)
+class _Calls:
+    """Calls that share bindings, one a part, and the memory of what is no cache.
+
+    Attributes:
+        bindings: Of every part; its caches are bound.
+        memory: Where inputs and outputs lie.
+        bound: What is bound beside the caches: of each part, the shape and the address by the tensor's name.
+    """
+
+    bindings: list[Binding]
+    memory: CallMemory
+    bound: list[dict[str, tuple[tuple[int, ...], int]]]
+
+
 class DeviceCache(KVCache):
     """Buffers that stay where they are: the same address is a cache's input and output, in every profile.
 
-    A call sends its ids and lengths and fetches its logits; keys and values never leave the device, except when they
-    are saved or forked, or when a call is about to write over a chunk that is not over (see `mark`).
+    A call sends its ids and lengths and fetches its logits; keys and values leave the device only when they are saved
+    or forked, or when there is no room for the copy of a chunk that is about to be written over (see `mark`).
+
+    Where the device records steps of one token, they have bindings and memory of their own, in which nothing moves from
+    the first step on.
     """
 
     def __init__(self, device: Device, plan: BindingPlan, manifest: Manifest, batch: int, capacity: int) -> None:
@@ -30,8 +50,8 @@ class DeviceCache(KVCache):
         self._plan = plan
         self._shapes = plan.cache_shapes(batch, capacity)
         self._buffers = {name: device.allocate(self._nbytes(name)) for name in self.spec.names}
-        self._bindings: dict[tuple[int | None, int], list[Binding]] = {}
-        self._of_call: dict[str, tuple[int, Buffer]] = {}
+        self._calls: dict[tuple[int | None, int, bool], _Calls] = {}
+        self._prompts = CallMemory(device)
 
     @property
     def nbytes(self) -> int:
@@ -41,36 +61,19 @@ class DeviceCache(KVCache):
     def run(self, call: Call) -> NDArray[np.float32]:
         """Bind what is the call's own and execute, part by part; fetch the logits."""
         rows, tokens = call.ids.shape
+        is_step = self._device.records_steps and tokens == 1 and rows == self.batch
+        if tokens == 1:
+            call = replace(call, last_only=True)  # the same logits, and one kind of step
         sizes = self._plan.sizes(rows, tokens, call.last_only, self.capacity)
-        arrays: dict[str, NDArray[Any]] = {**call.inputs()}
-        bindings = self._part_bindings(call.row, self._plan.profile(tokens))
-        for part, binding in zip(self._plan.parts, bindings, strict=True):
-            own = [tensor for tensor in part if tensor.cache is None]
-            for tensor in own:
-                self._bind(binding, tensor, tensor.shape_in(sizes), arrays)
+        calls, inputs = self._calls_like(call.row, self._plan.profile(tokens), is_step), call.inputs()
+        for part, binding, bound in zip(self._plan.parts, calls.bindings, calls.bound, strict=True):
+            for tensor in part:
+                if tensor.cache is None:
+                    _bind(binding, bound, tensor, tensor.shape_in(sizes), calls.memory)
+                if tensor.name in inputs:
+                    calls.memory.send(tensor, inputs[tensor.name])
             binding.run()
-        for tensor in own:
-            if tensor.is_output and not tensor.on_host:
-                self._of_call[tensor.name][1].read(arrays[tensor.name])
-        return arrays["logits"]
-
-    def _bind(self, binding: Binding, tensor: Tensor, shape: tuple[int, ...], arrays: dict[str, NDArray[Any]]) -> None:
-        """A tensor of this call: sent from `arrays`, to be fetched into them, or handed on from part to part."""
-        if tensor.is_handed_on:
-            nbytes = math.prod(shape) * tensor.dtype.itemsize
-            binding.bind(tensor, shape, self._buffer_of_call(tensor.name, nbytes).address)
-            return
-        if tensor.is_output:
-            arrays[tensor.name] = np.empty(shape, dtype=tensor.dtype)
-        array = arrays[tensor.name]
-        assert array.shape == shape and array.dtype == tensor.dtype
-        if tensor.on_host:
-            binding.bind(tensor, shape, array.ctypes.data)
-            return
-        buffer = self._buffer_of_call(tensor.name, array.nbytes)
-        if not tensor.is_output:
-            buffer.write(array)
-        binding.bind(tensor, shape, buffer.address)
+        return calls.memory.fetch(self._plan.logits)
 
     def fill(self, rows: Sequence[Arrays]) -> None:
         """Sends whole buffers, zeros where there is no token."""
@@ -80,16 +83,19 @@ class DeviceCache(KVCache):
                 array[row, :, : tokens[index].shape[1]] = tokens[index]
             self._buffers[name].write(array)
 
-    def mark(self, losing: Iterable[tuple[int, int]]) -> dict[str, NDArray[Any]]:
-        """Copies, on the host, of the caches of one chunk, where a row writes over its own."""
+    def mark(self, losing: Iterable[tuple[int, int]]) -> dict[str, Buffer | NDArray[Any]]:
+        """Copies of the caches of one chunk, where a row writes over its own: on the device, or else on the host."""
         if not any(slots for _, slots in losing):
             return {}
-        return {name: self._read(name) for name, local in zip(self.spec.names, self.spec.local, strict=True) if local}
+        return {name: self._copy(name) for name, local in zip(self.spec.names, self.spec.local, strict=True) if local}
 
-    def restore(self, mark: dict[str, NDArray[Any]]) -> None:
+    def restore(self, mark: dict[str, Buffer | NDArray[Any]]) -> None:
         """Put the copies back; in the other caches nothing after a row's length is read."""
-        for name, array in mark.items():
-            self._buffers[name].write(array)
+        for name, copy in mark.items():
+            if isinstance(copy, np.ndarray):
+                self._buffers[name].write(copy)
+            else:
+                self._buffers[name].take(copy)
 
     def reset(self) -> None:
         """Nothing to clear: no slot is read before it is written."""
@@ -99,14 +105,16 @@ class DeviceCache(KVCache):
         named = zip(self.spec.names, self.spec.local, strict=True)
         return [self._read(name)[row, :, : local_count if local else count] for name, local in named]
 
-    def _part_bindings(self, row: int | None, profile: int) -> list[Binding]:
-        """Of every part, the caches of a row, or of all of them, bound once for each profile."""
-        if (row, profile) not in self._bindings:
-            bindings = [self._device.binding(part, profile) for part in range(len(self._plan.parts))]
+    def _calls_like(self, row: int | None, profile: int, is_step: bool) -> _Calls:
+        """Of a row, or of all of them, with the caches bound; made once."""
+        key = row, profile, is_step
+        if key not in self._calls:
+            bindings = [self._device.binding(part, profile, is_step) for part in range(len(self._plan.parts))]
             for part, binding in zip(self._plan.parts, bindings, strict=True):
                 self._bind_caches(part, binding, row)
-            self._bindings[row, profile] = bindings
-        return self._bindings[row, profile]
+            memory = CallMemory(self._device) if is_step else self._prompts
+            self._calls[key] = _Calls(bindings, memory, [{} for _ in bindings])
+        return self._calls[key]
 
     def _bind_caches(self, part: Sequence[Tensor], binding: Binding, row: int | None) -> None:
         for tensor in part:
@@ -116,13 +124,11 @@ class DeviceCache(KVCache):
                     shape, address = (1, *shape[1:]), address + row * self._nbytes(tensor.cache) // self.batch
                 binding.bind(tensor, shape, address)
 
-    def _buffer_of_call(self, name: str, nbytes: int) -> Buffer:
-        """Kept for as long as calls have the same size, as those of decoding have."""
-        size, buffer = self._of_call.get(name, (0, None))
-        if buffer is None or size != nbytes:
-            buffer = self._device.allocate(nbytes)
-            self._of_call[name] = nbytes, buffer
-        return buffer
+    def _copy(self, name: str) -> Buffer | NDArray[Any]:
+        try:
+            return self._buffers[name].copy()
+        except MemoryError:
+            return self._read(name)
 
     def _read(self, name: str) -> NDArray[Any]:
         array = np.empty(self._shapes[name], dtype=self.spec.dtype)
@@ -131,3 +137,18 @@ class DeviceCache(KVCache):
 
     def _nbytes(self, name: str) -> int:
         return math.prod(self._shapes[name]) * self.spec.dtype.itemsize
+
+
+def _bind(
+    binding: Binding,
+    bound: dict[str, tuple[tuple[int, ...], int]],
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    memory: CallMemory,
+) -> None:
+    """Bind a tensor to its place in `memory`, unless it is bound to it."""
+    place = shape, memory.address(tensor, shape)
+    if bound.get(tensor.name) != place:
+        bound.pop(tensor.name, None)  # an interruption must not leave it as bound
+        binding.bind(tensor, *place)
+        bound[tensor.name] = place

@@ -11,9 +11,8 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from l4export.runtimes.session import Session
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["ACCEPTED", "Executor", "capacity", "check_composition", "feed", "trust"]
+__all__ = ["ACCEPTED", "Execution", "Executor", "capacity", "check_composition", "feed", "trust"]
 
 ACCEPTED = {False: 1e-2, True: 3e-2}
 """Of the largest |logit|, where the CPU rounded activations and where it did not. What the CPU gives departs from
@@ -43,19 +42,26 @@ _NOTHING = float(np.finfo(np.float16).smallest_normal)
 """Logits that are no larger count as this large, so that zeros may be compared with zeros."""
 
 
+class Execution(Protocol):
+    """A loaded graph, and the caches of sessions on it."""
+
+    inference: onnxruntime.InferenceSession
+
+    def new_cache(self, manifest: Manifest, batch: int, capacity: int) -> KVCache:
+        """An empty cache, as `l4export.runtimes.engine.Engine.new_cache`."""
+
+
 @dataclass(frozen=True)
 class Executor:
     """What is judged.
 
     Attributes:
         provider: ONNX Runtime's name of the execution provider.
-        open_session: Loads a graph file on it, with a profile to be written to files that begin with the second path.
-        new_cache: Makes the cache of a session on a loaded graph, for a manifest, rows, and a capacity in tokens.
+        open_graph: Loads a graph of the engine on it; with a path, a profile is written to a file that begins so.
     """
 
     provider: str
-    open_session: Callable[[Path, Path], onnxruntime.InferenceSession]
-    new_cache: Callable[[onnxruntime.InferenceSession, Manifest, int, int], KVCache]
+    open_graph: Callable[[CheckGraph, Path | None], Execution]
 
 
 def trust(directory: Path, manifest: Manifest, executor: Executor, installation: Mapping[str, str]) -> None:
@@ -85,21 +91,40 @@ def check_composition(directory: Path, manifest: Manifest, executor: Executor) -
         raise InputError(f"{directory}: has no check graph, by which a GPU is judged; build the engine again")
     record = read_record(directory / check.record, check, manifest.model.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
-        inference = executor.open_session(directory / check.file, Path(folder) / "check")
-        decoder = check_decoder(manifest, check)
-        session = Session(partial(executor.new_cache, inference), decoder, 1, capacity(manifest, check), check.start)
-        try:
-            logits = feed(session, check, record.ids)
-        except InputError as error:
-            raise EnvironmentLacks(
-                f"{directory}: {executor.provider} does not execute the check graph: {error}; {_REMEDY}"
-            ) from error
-        _check_placement(directory, check, executor.provider, _executed(inference))
+        traced = executor.open_graph(check, Path(folder) / "check")
+        logits = _logits(directory, manifest, executor.provider, traced, record)
+        _check_placement(directory, check, executor.provider, _executed(traced.inference))
+    worst = _worst(directory, check, executor.provider, record, logits)
+    # once more without a trace, under which nothing is recorded and repeated as steps of decoding are
+    logits = _logits(directory, manifest, executor.provider, executor.open_graph(check, None), record)
+    return max(worst, _worst(directory, check, executor.provider, record, logits))
+
+
+def _logits(
+    directory: Path, manifest: Manifest, provider: str, execution: Execution, record: CheckRecord
+) -> NDArray[np.float32]:
+    """What the check graph gives, as `feed`."""
+    check = manifest.check
+    assert check is not None
+    decoder = check_decoder(manifest, check)
+    session = Session(execution.new_cache, decoder, 1, capacity(manifest, check), check.start)
+    try:
+        return feed(session, check, record.ids)
+    except InputError as error:
+        raise EnvironmentLacks(
+            f"{directory}: {provider} does not execute the check graph: {error}; {_REMEDY}"
+        ) from error
+
+
+def _worst(
+    directory: Path, check: CheckGraph, provider: str, record: CheckRecord, logits: NDArray[np.float32]
+) -> float:
+    """The largest difference; raises EnvironmentLacks where it is not accepted."""
     differences = _differences(check, record, CheckRecord.of(check, record.ids, logits, record.columns))
     if not (differences <= ACCEPTED[check.rounded]).all():
         at = int(np.argmax(np.nan_to_num(differences, nan=np.inf)))
         raise EnvironmentLacks(
-            f"{directory}: {executor.provider} computes the layers {', '.join(map(str, check.layers))} differently "
+            f"{directory}: {provider} computes the layers {', '.join(map(str, check.layers))} differently "
             f"from the CPU that built the engine, by {differences[at]:.2g} of the largest logit at position "
             f"{_position(check, at)}; {_REMEDY}"
         )

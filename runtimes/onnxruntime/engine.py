@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l4export.engine.manifest import Graph, Manifest
-from l4export.errors import EnvironmentLacks, InputError
+from l4export.engine.manifest import Graph, Manifest, PackedWeight
+from l4export.errors import EnvironmentLacks, InputError, printable
 from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.cache.kv_cache import KVCache
 from l4export.runtimes.engine import Engine
-from l4export.runtimes.onnxruntime.card import CUDA, open_card
+from l4export.runtimes.onnxruntime.card import CUDA, Card, open_card
+from l4export.runtimes.onnxruntime.composition_check import Executor, trust
 from l4export.runtimes.onnxruntime.cuda_session import open_on_cuda
 from l4export.runtimes.onnxruntime.execution import CudaExecution
-from l4export.runtimes.onnxruntime.operator_check import check_operators
+from l4export.runtimes.onnxruntime.portable import cpu_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -50,23 +52,19 @@ class OnnxRuntimeEngine(Engine):
         profile: Path | None = None,
     ) -> None:
         super().__init__(directory, manifest)
-        graph, decoder = manifest.decoder, directory / manifest.decoder.file
-        self._intended = _PROVIDERS[graph.runtime.provider]
+        self._intended = _PROVIDERS[manifest.decoder.runtime.provider]
         executor = _PROVIDERS[provider] if provider else self._intended
-        card = open_card(directory, manifest) if executor == CUDA else None
-        options = session_options(threads, manifest.precision["activations"] == "fp8", profile)
-        if card is None:
-            self.inference = open_session(decoder, options)
-            self.device = None
-        else:
-            _check_inputs(decoder, graph)
-            self.inference, recordings = open_on_cuda(decoder, options)
-            if profile is not None:
-                recordings.problem = "the session is profiled"
-            self.device = CudaExecution(card, self.inference, recordings)
-        _check_interface(self.inference, graph, decoder)
+        self.device: CudaExecution | None = None
         if executor == CUDA:
-            check_operators(decoder, executor)
+            card = open_card(directory, manifest)
+            _check_composition(directory, manifest, card)  # before the engine takes the card's memory
+            self.device = _open_on_card(directory, manifest.decoder, card, threads, profile)
+            self.inference = self.device.inference
+        else:
+            decoder = directory / manifest.portable.file
+            options = session_options(threads, manifest.precision["activations"] == "fp8", profile)
+            self.inference = open_session(decoder, options, manifest.packed_weights)
+            _check_interface(self.inference, manifest.portable, decoder)
 
     @property
     def provider(self) -> str:
@@ -87,6 +85,30 @@ class OnnxRuntimeEngine(Engine):
         if self.device is None:
             return new_host_cache(self.inference, manifest, batch, capacity)
         return self.device.new_cache(manifest, batch, capacity)
+
+
+def _open_on_card(
+    directory: Path, graph: Graph, card: Card, threads: int | None, profile: Path | None
+) -> CudaExecution:
+    """One of an engine's graphs on a GPU. A session with a profile runs every step as prompts are run."""
+    path = directory / graph.file
+    _check_inputs(path, graph)
+    inference, recordings = open_on_cuda(path, session_options(threads, profile=profile))
+    if profile is not None:
+        recordings.problem = "the session is profiled"
+    _check_interface(inference, graph, path)
+    return CudaExecution(card, inference, recordings)
+
+
+def _check_composition(directory: Path, manifest: Manifest, card: Card) -> None:
+    """Trust the GPU with the engine's numbers, or raise as `trust`."""
+    import onnxruntime as ort
+
+    def opened(check: Graph, profile: Path | None) -> CudaExecution:
+        return _open_on_card(directory, check, card, None, profile)
+
+    installation = {**card.cuda.installation, "onnxruntime": str(ort.__version__)}
+    trust(directory, manifest, Executor(CUDA, opened), installation)
 
 
 def _check_inputs(decoder: Path, graph: Graph) -> None:
@@ -114,18 +136,20 @@ def _check_interface(inference: onnxruntime.InferenceSession, graph: Graph, deco
             )
 
 
-def open_session(decoder: Path, options: Any) -> onnxruntime.InferenceSession:
-    """Load a graph on the CPU, with the options of `session_options`.
+def open_session(decoder: Path, options: Any, packed: Sequence[PackedWeight] = ()) -> onnxruntime.InferenceSession:
+    """Load a graph on the CPU, with the options of `session_options`; `packed` are the weights to be unpacked for it.
 
     Raises:
-        InputError: a graph that ONNX Runtime does not take.
+        InputError: a graph that ONNX Runtime does not take, or packed weights that do not fit into memory.
     """
     import onnxruntime as ort
 
     try:
-        return ort.InferenceSession(str(decoder), options, providers=[_CPU])
+        return cpu_session(str(decoder), options, decoder.parent, packed)
+    except InputError:
+        raise
     except Exception as error:
-        detail = " ".join(str(error).split())[:300]
+        detail = printable(str(error))[:300]
         raise InputError(f"{decoder}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
 
 

@@ -46,7 +46,8 @@ def cpu_session(
         raise InputError(f"{engine}: too little memory for its experts' weights, which a CPU needs unpacked") from error
     if values:
         options.add_external_initializers([weight.name for weight in packed], values)
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    # its fallback prints banners before it fails again
+    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     session.unpacked_weights = values  # ONNX Runtime reads them where they are, and does not own them
     return session
 

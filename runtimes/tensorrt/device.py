@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from l4export.errors import EnvironmentLacks
+from l4export.machine.cuda import Cuda
 from l4export.machine.tensorrt_logger import new_logger
 from l4export.runtimes.cache.binding_plan import Tensor
 from l4export.runtimes.cache.device import Binding, Buffer
-from l4export.runtimes.tensorrt.cuda import Cuda
 from l4export.runtimes.tensorrt.plan import Range, Reported
 
 __all__ = ["TensorRTDevice"]
@@ -28,6 +28,8 @@ class TensorRTDevice:
         EnvironmentLacks: TensorRT does not take an engine: another version, or another GPU, than it was built for.
     """
 
+    records_steps = False
+
     def __init__(self, trt: Any, engines: Sequence[Path], cuda: Cuda) -> None:
         self._trt, self._cuda = trt, cuda
         self._logger = new_logger(trt)
@@ -39,8 +41,8 @@ class TensorRTDevice:
         """As `l4export.runtimes.cache.device.Device`."""
         return self._cuda.allocate(nbytes)
 
-    def binding(self, part: int, profile: int) -> Binding:
-        """An execution context in that profile, of this binding alone."""
+    def binding(self, part: int, profile: int, fixed: bool = False) -> Binding:
+        """An execution context in that profile, of this binding alone; nothing is gained by `fixed`."""
         with self._creating:
             context = self._engines[part].create_execution_context()
             if context is None:
@@ -61,9 +63,10 @@ class TensorRTDevice:
             engine = self._runtime.deserialize_cuda_engine(blob)
         if engine is None:
             trt, cuda, errors = self._trt, self._cuda, self._logger.errors
+            capability = ".".join(map(str, cuda.capability))
             why = " ".join(errors[0].split())[:300] if errors else "it does not say why"
             raise EnvironmentLacks(
-                f"{path}: {trt.__name__} {trt.__version__} on {cuda.name} (compute capability {cuda.capability}) "
+                f"{path}: {trt.__name__} {trt.__version__} on {cuda.name} (compute capability {capability}) "
                 f"does not take it ({why}); build it again with this version and for this GPU"
             )
         return engine

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from l4export.engine.manifest import Manifest
 from l4export.errors import InputError
+from l4export.machine.cuda import Cuda
 from l4export.machine.tensorrt import MODULES, check_package, check_version
 from l4export.runtimes.cache.device_cache import DeviceCache
 from l4export.runtimes.cache.kv_cache import KVCache
 from l4export.runtimes.engine import Engine
-from l4export.runtimes.tensorrt.cuda import Cuda
 from l4export.runtimes.tensorrt.device import TensorRTDevice
 from l4export.runtimes.tensorrt.plan import departures, tensorrt_plan
 

@@ -43,7 +43,7 @@ class Reported:
 def tensorrt_plan(manifest: Manifest) -> BindingPlan:
     """What a session binds: everything on the device, but for scalars, which decide shapes and are read by the host."""
     profiles = [profile["tokens"] for profile in manifest.decoder.profiles]
-    return plan_bindings(manifest, profiles, lambda shape: not shape)
+    return plan_bindings(manifest, profiles, lambda told: not told.shape)
 
 
 def departures(plan: BindingPlan, part: int, reported: Mapping[str, Reported]) -> list[str]:

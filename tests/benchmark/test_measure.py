@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+import cuda_stand_ins as stand_ins
+from judged_engines import judged_engine
 from l4export.benchmark.decode_weights import decode_weight_bytes
 from l4export.benchmark.measure import BenchReport, bench
 from l4export.benchmark.memory import read_bandwidth
+from l4export.benchmark.step_profile import StepProfile, profile_steps, step_profile
 from l4export.checkpoint.hf_config import config_from_hf
 from l4export.checkpoint.sample import hf_config
+from l4export.cli.bench import _show
+from l4export.engine.manifest import load_manifest
 from l4export.errors import InputError
 from l4export.model.tensors import parameter_count
 from workshop import Workshop
@@ -135,3 +143,45 @@ def test_command_line(workshop: Workshop) -> None:
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "max_context" in refused.stderr
     refused = subprocess.run([*command, "--threads", "99999999999"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and "--threads" in refused.stderr
+
+
+# On a GPU ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_trace_of_steps(workshop: Workshop) -> None:
+    """As ONNX Runtime writes it, of a CPU: every operator ran there, and no kernel on a GPU."""
+    path = workshop.engine_path("guard", "chunked")
+    profile = profile_steps(path, load_manifest(path), 5, 3, None)
+    assert set(profile.operators) == {"CPUExecutionProvider"} and profile.operators["CPUExecutionProvider"] > 20
+    assert profile.kernels == 0 and profile.gpu_seconds == 0 and 0 < profile.host_seconds < 10
+
+
+def test_kernels_count_for_the_step_in_which_they_ran() -> None:
+    def event(cat: str, name: str, ts: int, dur: int, **args: str) -> dict[str, object]:
+        return {"cat": cat, "name": name, "ts": ts, "dur": dur, "args": args}
+
+    runs = [event("Session", "model_run", 1000 * n, 500) for n in (3, 1, 2)]
+    kernels = [
+        event("Kernel", "gemm", at, dur) for at, dur in ((1010, 99), (2010, 40), (2100, 60), (3001, 30), (3400, 50))
+    ]
+    nodes = [event("Node", "a_kernel_time", 3000, 9, provider="CUDA"), event("Node", "a_fence_before", 3000, 1)]
+    profile = step_profile([*kernels, *runs, *nodes], 2)
+    assert profile == StepProfile({"CUDA": 1}, 2, pytest.approx(90e-6), pytest.approx(500e-6))
+
+
+def test_a_report_of_a_gpu(wide_scout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stand-ins: the figures add up, and the table has them."""
+    judged_engine(wide_scout, tmp_path / "e")
+    stand_ins.install(monkeypatch)
+    report = bench(tmp_path / "e", prefill=20, decode=5, repeats=1)
+    gpu = report.gpu
+    assert gpu is not None and gpu.step is not None
+    assert (gpu.name, gpu.compute_capability, gpu.cuda, gpu.steps) == ("Stand-in", "8.9", "13.0", "steps by CUDA graph")
+    assert gpu.used_bytes == gpu.weight_bytes + gpu.cache_bytes + gpu.working_bytes
+    share = report.decode_tokens_per_second * report.decode_weight_bytes / gpu.copy_bandwidth
+    assert gpu.decode_bandwidth_share == pytest.approx(share)
+    assert json.loads(report.to_json())["gpu"]["step"]["kernels"] == 0
+    with redirect_stdout(io.StringIO()) as out:
+        _show(report)
+    for words in ("steps by CUDA graph", "copy on the GPU, read + written", "traced step: kernels", "Stand-in"):
+        assert words in out.getvalue()

@@ -30,10 +30,12 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 
 def test_json(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the file as from the directory; every combination with all its bytes."""
-    code, out, err = plan(capsys, config / "config.json", "--device", "H100", "--context", 1000, "--batch", 2, "--json")
+    code, out, err = plan(
+        capsys, config / "config.json", "--device", "Spark", "--context", 1000, "--batch", 2, "--json"
+    )
     assert (code, err) == (0, "")
     document: dict[str, Any] = json.loads(out)
-    assert (document["device"], document["device_bytes"], document["batch"]) == ("h100", 80 * 10**9, 2)
+    assert (document["device"], document["device_bytes"], document["batch"]) == ("spark", 128 * 10**9, 2)
     assert len(document["combinations"]) == 40
     for row in document["combinations"]:
         assert row["total_bytes"] == row["weights_bytes"] + row["kv_bytes"] + row["working_bytes"]
@@ -138,3 +140,14 @@ def test_full_size_takes_seconds_and_little_memory(tmp_path: Path, variant: str,
     assert usage.exit_code == (1 if variant == "maverick" and "h200" in options else 0)
     assert usage.peak < 10**9
     assert usage.seconds < 20
+
+
+def test_an_h100_is_planned_for_cuda(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Engines of another target, and the command that builds the choice. (Tiny experts have no block for CUDA.)"""
+    code, out, _ = plan(capsys, config, "--device", "h100", "--context", 1000)
+    assert code == 0
+    assert "Choose --target ort-cuda --quant none --dtype fp16 --kv-layout chunked --kv-dtype fp16" in out
+    assert "Left out: /layers.0/moe/experts/MoE: experts in blocks of" in out
+    code, out, _ = plan(capsys, config, "--device", "h100", "--json")
+    document = json.loads(out)
+    assert {row["target"] for row in document["combinations"]} == {"ort-cuda"}

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from judged_engines import computing, judged_engine
 from safetensors.numpy import load_file
 
+from judged_engines import computing, judged_engine
 from l4export.checkpoint import sample
 from l4export.cli import main
 from l4export.compiler import check_graph

@@ -170,7 +170,7 @@ def test_a_graph_beside_the_decoder_is_an_entry(planned: Planned) -> None:
     tower = {"file": "vision.onnx", "runtime": {"name": "onnxruntime", "provider": "cuda"}, "profiles": [], "parts": []}
     pixels = {"name": "pixels", "dtype": "uint8", "shape": ["tiles", 3, 336, 336], "optional": False}
     features = {"name": "features", "dtype": "float32", "shape": ["tiles", 144, 64]}
-    raw["graphs"]["vision_tower"] = {**tower, "inputs": [pixels], "outputs": [features]}
+    raw["graphs"]["vision_tower"] = {**tower, "inputs": [pixels], "outputs": [features], "needs": None}
     assert "graphs.vision_tower.file is 'vision.onnx', which is not among the files" in refusal(raw)
     raw["files"]["vision.onnx"] = raw["files"]["decoder.onnx"]
     manifest = read(json.dumps(raw))

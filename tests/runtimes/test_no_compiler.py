@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from judged_engines import judged_engine
 
+from judged_engines import judged_engine
 from workshop import Workshop
 
 COMPILER = (

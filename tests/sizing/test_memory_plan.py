@@ -8,10 +8,11 @@ import pytest
 
 from l4export.checkpoint.hf_config import config_from_hf
 from l4export.checkpoint.sample import hf_config
+from l4export.engine.gpu_memory import GpuEngine, gpu_memory, largest_context
 from l4export.engine.kv_cache import kv_bytes
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
-from l4export.sizing.engine_size import EngineSize
+from l4export.sizing.engine_size import EngineSize, EngineSizes
 from l4export.sizing.memory_plan import Combination, Need, plan_memory
 from l4export.sizing.working_memory import working_bytes
 
@@ -23,7 +24,7 @@ WEIGHTS = {"none": 4 * MB, "int8": MB, "fp8": MB, "int4": MB // 2}
 class Sizes:
     """A stand-in for the graph plane, which has its own test: two tables, up to 2500 positions (16 with chunks)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, target: str) -> None:
         if config.intermediate_size % 16:
             self.refused = {"int8", "int4"}
         else:
@@ -165,3 +166,56 @@ def test_working_memory_by_parts() -> None:
 def test_dense_blocks_count_by_their_width() -> None:
     config, size = tiny("guard"), EngineSize(data=10**6, largest=0, dequantized=0)
     assert working_bytes(config, size, "chunked", "fp32", 1, 1) == PROCESS + 4 * (8 * 64 + 4 * 96) + 256 * 4
+
+
+# On a GPU ------------------------------------------------------------------------------------------------------------
+
+
+def scout(layers: int) -> ModelConfig:
+    """Scout at full size, or its first layers."""
+    c = config_from_hf(hf_config("scout", "full"), "scout")
+    first = {name: getattr(c, name)[:layers] for name in ("rope_layers", "chunked_layers")}
+    moe = tuple(layer for layer in c.moe_layers if layer < layers)
+    return dataclasses.replace(c, num_hidden_layers=layers, moe_layers=moe, **first)
+
+
+def test_a_gpu_is_planned_for_engines_of_its_target() -> None:
+    """One layout, caches of the computing type; no bytes that are in no formula."""
+    plan = plan_memory(tiny(), 10**10, 1000, 2, "ort-cuda")
+    assert {need.combination for need in plan.needs} == {
+        Combination(quant, "fp16", "chunked", "fp16", "ort-cuda") for quant in ("none", "int8", "int4")
+    }
+    for need in plan.needs:
+        engine = GpuEngine(tiny(), need.weights, need.combination.quant != "none", "chunked", "fp16", 512)
+        expected = gpu_memory(engine, 1000, batch=2)
+        assert (need.weights, need.kv, need.working) == (expected.weights, expected.caches, expected.working)
+    assert plan.choice is not None and plan.choice.combination.quant == "none"
+
+
+def test_a_gpus_memory_by_parts() -> None:
+    """Tiny scout: D 64, I 32 beside 96 of a dense block, one of four experts, 256 tokens of vocabulary."""
+    call = 512 * 2 * (8 * 64 + 4 * 32 + 3 * 32 + 2 * 64) + 256 * 6
+    engine = GpuEngine(tiny(), 10**6, False, "chunked", "fp16", 512)
+    plain = gpu_memory(engine, 1000)
+    assert plain.caches == kv_bytes(tiny(), "chunked", "fp16", 1000)
+    assert plain.working == 10**6 // 20 + (1 << 30) + call
+    assert plain.total == 10**6 + plain.caches + plain.working
+    quantised = gpu_memory(dataclasses.replace(engine, quantised=True), 1000)
+    assert quantised.working - plain.working == 2 * 64 * 256  # the head in float16
+    assert largest_context(engine, lambda need: need.total <= plain.total) == 1000
+    assert largest_context(engine, lambda need: need.total <= 10**6) == 0
+    assert largest_context(engine, lambda need: need.caches <= plain.caches, batch=2) < 500
+
+
+@pytest.mark.parametrize(("layers", "measured"), [(8, 11.2e9), (48, 56.6e9)])
+def test_the_weights_of_scout_are_those_that_were_measured(
+    monkeypatch: pytest.MonkeyPatch, layers: int, measured: float
+) -> None:
+    """INT4 with a head of 8 bits, as the data files were on an H200; the figures had three digits."""
+    monkeypatch.setattr("l4export.sizing.memory_plan.EngineSizes", EngineSizes)
+    need = find(
+        plan_memory(scout(layers), None, 131072, 1, "ort-cuda").needs, "int4", "fp16", "chunked", "fp16", "ort-cuda"
+    )
+    assert need.weights == pytest.approx(measured, rel=5e-3)
+    if layers == 48:  # all of Scout, with a context as long as the examples' longest, on a card of 80 GB
+        assert need.total < 76e9

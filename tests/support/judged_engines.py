@@ -12,16 +12,22 @@ import onnxruntime as ort
 
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
-from l4export.engine.manifest import Manifest
+from l4export.engine.manifest import CheckGraph, Manifest, load_manifest
+from l4export.graph.layer_excerpt import excerpt_layers
+from l4export.inspection.graph_file import load_graph
 from l4export.quantization.policy import standard_policy
 from l4export.runtimes.cache.device_cache import DeviceCache
 from l4export.runtimes.onnxruntime.composition_check import Executor
 from l4export.runtimes.onnxruntime.device import OnnxRuntimeDevice
-from l4export.runtimes.onnxruntime.engine import cuda_plan, session_options
+from l4export.runtimes.onnxruntime.engine import session_options
+from l4export.runtimes.onnxruntime.execution import cuda_plan
+from l4export.runtimes.onnxruntime.portable import unpacked
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 Change = Callable[[ir.Graph], None]
+ExecutorOf = Callable[[Path], Executor]
+"""What executes the graphs of an engine's directory."""
 
 
 def judged_engine(checkpoint: Path, engine: Path, quant: str = "none", **changes: Any) -> Path:
@@ -31,39 +37,61 @@ def judged_engine(checkpoint: Path, engine: Path, quant: str = "none", **changes
     return engine
 
 
-def cpu_cache(inference: ort.InferenceSession, manifest: Manifest, batch: int, capacity: int) -> DeviceCache:
-    """The cache of a device whose memory is the CPU provider's."""
-    return DeviceCache(OnnxRuntimeDevice([inference], "cpu"), cuda_plan(manifest), manifest, batch, capacity)
+def cpu_form(path: Path, change: Change | None = None) -> bytes:
+    """A graph of an engine as a CPU runs it, packed weights unpacked within it: `decoder.onnx` or `check.onnx`."""
+    engine = path.parent
+    manifest = load_manifest(engine)
+    model = load_graph(engine, manifest)
+    if manifest.check and path.name == manifest.check.file:
+        model = excerpt_layers(model, manifest.check.layers)
+    values = model.graph.initializers
+    for weight in manifest.packed_weights:
+        if weight.name in values:
+            values[weight.name].const_value = ir.tensor(unpacked(engine, weight), name=weight.name)
+    if change:
+        change(model.graph)
+    return bytes(ir.to_proto(model).SerializeToString())
 
 
-def computing(change: Change | None = None) -> Executor:
+class OnCpu:
+    """The CPU provider behind the bindings of a device."""
+
+    def __init__(self, inference: ort.InferenceSession) -> None:
+        self.inference = inference
+
+    def new_cache(self, manifest: Manifest, batch: int, capacity: int) -> DeviceCache:
+        """A cache in the CPU provider's memory."""
+        device = OnnxRuntimeDevice([self.inference], "cpu")
+        return DeviceCache(device, cuda_plan(manifest), manifest, batch, capacity)
+
+
+def computing(change: Change | None = None) -> ExecutorOf:
     """A provider that computes what the graph says, or what it says after a change."""
 
-    def opened(path: Path, profile: Path) -> ort.InferenceSession:
-        model = ir.load(path)
-        if change:
-            change(model.graph)
-        options = session_options(threads=1)
-        options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=[CPU])
+    def of(engine: Path) -> Executor:
+        def opened(check: CheckGraph, profile: Path | None) -> OnCpu:
+            options = session_options(threads=1, profile=profile)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(engine))
+            return OnCpu(ort.InferenceSession(cpu_form(engine / check.file, change), options, providers=[CPU]))
 
-    return Executor(CPU, opened, cpu_cache)
+        return Executor(CPU, opened)
+
+    return of
 
 
-def said_to_be_on_cuda(but: str) -> Executor:
+def said_to_be_on_cuda(but: str) -> ExecutorOf:
     """A provider whose profile says that it executed every node, except those of one operator."""
-    honest = computing()
 
-    class Told:
+    class Told(OnCpu):
         def __init__(self, inference: ort.InferenceSession) -> None:
-            self.inference = inference
+            self._honest = inference
+            super().__init__(self)  # type: ignore[arg-type]
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(self.inference, name)
+            return getattr(self._honest, name)
 
         def end_profiling(self) -> str:
-            path = Path(self.inference.end_profiling())
+            path = Path(self._honest.end_profiling())
             events = json.loads(path.read_text())
             for event in events:
                 if event["cat"] == "Node" and event["args"].get("op_name") != but:
@@ -71,30 +99,8 @@ def said_to_be_on_cuda(but: str) -> Executor:
             path.write_text(json.dumps(events))
             return str(path)
 
-    return Executor(CUDA, lambda path, profile: Told(honest.open_session(path, profile)), cpu_cache)  # type: ignore[arg-type,return-value]
+    def of(engine: Path) -> Executor:
+        honest = computing()(engine)
+        return Executor(CUDA, lambda check, profile: Told(honest.open_graph(check, profile).inference))
 
-
-class Driver:
-    """As much of NVIDIA's driver as an engine asks before it is judged."""
-
-    def __init__(self, name: str = "Imagined 100", capability: tuple[int, int] = (9, 0), version: int = 13000) -> None:
-        self.name, self.capability, self.version = name, capability, version
-
-    def cuInit(self, _: int) -> int:
-        return 0
-
-    def cuDeviceGet(self, device: Any, _: int) -> int:
-        device._obj.value = 0
-        return 0
-
-    def cuDeviceGetName(self, buffer: Any, *_: Any) -> int:
-        buffer.value = self.name.encode()
-        return 0
-
-    def cuDeviceGetAttribute(self, number: Any, which: int, _: Any) -> int:
-        number._obj.value = self.capability[which - 75]
-        return 0
-
-    def cuDriverGetVersion(self, number: Any) -> int:
-        number._obj.value = self.version
-        return 0
+    return of

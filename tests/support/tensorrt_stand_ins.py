@@ -1,6 +1,6 @@
-"""Stand-ins for what a machine without a GPU lacks: NVIDIA's driver, and TensorRT's runtime for a compiled engine.
+"""A stand-in for TensorRT's runtime for a compiled engine, on the driver of `cuda_stand_ins`.
 
-The driver's memory is this process's. The engine is the lowered graph on ONNX Runtime's CPU provider, without the one
+The engine is the lowered graph on ONNX Runtime's CPU provider, without the one
 attribute that ONNX Runtime refuses, and says of itself what TensorRT's own parser says of that graph.
 """
 
@@ -18,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import tensorrt_rtx as trt
 
+from cuda_stand_ins import Driver
 from l4export.runtimes.tensorrt.plan import Reported
 from l4export.targets.tensorrt import compile_process as tensorrt_compile
 
@@ -74,65 +75,6 @@ def parsed(path: Path, profiles: Sequence[tuple[int, int, int]]) -> dict[str, Re
         )
         for index, tensor in enumerate([*inputs, *outputs])
     }
-
-
-class Driver:
-    """libcuda.so.1, with one GPU whose memory is the host's."""
-
-    def __init__(self) -> None:
-        self.memory: dict[int, Any] = {}
-        self.limit = 1 << 30
-
-    def cuInit(self, flags: int) -> int:
-        return 0
-
-    def cuDeviceGet(self, device: Any, index: Any) -> int:
-        return int(index.value != 0)
-
-    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:
-        context._obj.value = 0xC0
-        return 0
-
-    def cuCtxSetCurrent(self, context: Any) -> int:
-        return int(context.value != 0xC0)
-
-    def cuStreamCreate(self, stream: Any, flags: Any) -> int:
-        stream._obj.value = 0x57
-        return 0
-
-    def cuStreamSynchronize(self, stream: Any) -> int:
-        return int(stream.value != 0x57)
-
-    def cuDeviceGetName(self, name: Any, length: Any, device: Any) -> int:
-        name.value = b"Stand-in"
-        return 0
-
-    def cuDeviceGetAttribute(self, number: Any, attribute: Any, device: Any) -> int:
-        number._obj.value = {75: 8, 76: 9}[attribute.value]
-        return 0
-
-    def cuMemAlloc_v2(self, address: Any, size: Any) -> int:
-        if size.value > self.limit:
-            return 2
-        block = ctypes.create_string_buffer(b"\xff" * size.value, size.value)
-        address._obj.value = ctypes.addressof(block)
-        self.memory[ctypes.addressof(block)] = block
-        return 0
-
-    def cuMemsetD8_v2(self, address: Any, value: Any, size: Any) -> int:
-        ctypes.memset(address.value, value.value, size.value)
-        return 0
-
-    def cuMemFree_v2(self, address: Any) -> int:
-        return 0 if self.memory.pop(address.value, None) else 1
-
-    def cuMemcpyHtoD_v2(self, address: Any, source: Any, size: Any) -> int:
-        ctypes.memmove(address.value, source.value, size.value)
-        return 0
-
-    def cuMemcpyDtoH_v2(self, target: Any, address: Any, size: Any) -> int:
-        ctypes.memmove(target.value, address.value, size.value)
-        return 0
 
 
 class Context:

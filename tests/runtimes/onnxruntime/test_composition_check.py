@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import shutil
 from collections.abc import Callable
@@ -13,16 +12,18 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from judged_engines import CPU, CUDA, Change, Driver, computing, cpu_cache, judged_engine, said_to_be_on_cuda
 from safetensors.numpy import load_file, save_file
 
+import cuda_stand_ins as stand_ins
+from cuda_stand_ins import Driver
+from judged_engines import CPU, CUDA, Change, ExecutorOf, computing, judged_engine, said_to_be_on_cuda
 from l4export import runtimes
 from l4export.compiler import check_graph
 from l4export.engine.check_record import CHECK_RECORD
 from l4export.engine.manifest import MANIFEST, load_manifest
 from l4export.errors import EnvironmentLacks, InputError
-from l4export.runtimes.onnxruntime import composition_check, engine, verdicts
-from l4export.runtimes.onnxruntime.composition_check import Executor, check_composition
+from l4export.runtimes.onnxruntime import composition_check, verdicts
+from l4export.runtimes.onnxruntime.composition_check import check_composition
 from l4export.storage.file_records import file_record
 from workshop import copy_checkpoint
 
@@ -39,8 +40,8 @@ def judged(wide_scout: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return make
 
 
-def check(path: Path, executor: Executor | None = None) -> float:
-    return check_composition(path, load_manifest(path), executor or computing())
+def check(path: Path, executor: ExecutorOf | None = None) -> float:
+    return check_composition(path, load_manifest(path), (executor or computing())(path))
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
@@ -265,15 +266,11 @@ def test_a_damaged_record_is_refused(judged: Callable[[str], Path], tmp_path: Pa
 
 
 class Machine:
-    """One where the CPU provider goes for CUDA. `judged` counts the checks, which pass unless they are `real`."""
+    """One with a GPU. `judged` counts the checks, which pass unless they are `real`."""
 
     def __init__(self, patch: pytest.MonkeyPatch, caches: Path) -> None:
-        self.judged, self.real, self.driver = 0, False, Driver()
+        self.judged, self.real, self.gpu = 0, False, stand_ins.install(patch, judges=True)
         patch.setenv("XDG_CACHE_HOME", str(caches))
-        patch.setattr(ctypes, "CDLL", lambda name: self.driver)
-        patch.setattr(engine, "_CUDA", CPU)
-        patch.setitem(engine._PROVIDERS, "cuda", CPU)
-        patch.setattr(engine, "_cuda_cache", cpu_cache)
         real = composition_check.check_composition
 
         def counted(*arguments: Any) -> float:
@@ -310,9 +307,9 @@ def test_another_machine_judges_again(
 ) -> None:
     path = Path(shutil.copytree(judged("none"), tmp_path / "e"))
     assert machine.opens(path) == 1
-    for machine.driver in (Driver("Imagined 200"), Driver(capability=(8, 9)), Driver(version=12080)):
+    for machine.gpu.driver in (Driver("Imagined 200"), Driver(capability=(9, 0)), Driver(version=13010)):
         assert [machine.opens(path), machine.opens(path)] == [1, 0]
-    monkeypatch.setattr("l4export.machine.cuda_card._MODULE", tmp_path / "version")
+    monkeypatch.setattr("l4export.machine.cuda._MODULE", tmp_path / "version")
     (tmp_path / "version").write_text("580.65.06\n")
     assert [machine.opens(path), machine.opens(path)] == [1, 0]
     monkeypatch.setattr(ort, "__version__", "9.9.9")

@@ -82,7 +82,7 @@ class Recording(OnnxRuntimeDevice):
         super().__init__([stand_ins.without_attribute(engine / part.graph) for part in parts], "cpu")
         self.runs: list[tuple[int, dict[str, tuple[Tensor, tuple[int, ...], int]]]] = []
 
-    def binding(self, part: int, profile: int) -> Binding:
+    def binding(self, part: int, profile: int, fixed: bool = False) -> Binding:
         device, inner = self, super().binding(part, profile)
         bound: dict[str, tuple[Tensor, tuple[int, ...], int]] = {}
 

@@ -1,0 +1,99 @@
+"""What an `ort-cuda` engine takes of a GPU's memory: the formula of `l4export plan`, and of the check before loading.
+
+    total   = weights + caches + working
+    weights = bytes of the data files: each lies on the GPU once, in the layout that its kernel reads
+    caches  = l4export.engine.kv_cache.kv_bytes
+    working = weights / 20 + 1 GiB + call + floats
+
+    call    = T * 2 * (8 D + width) + logits     activations of one layer in float16
+    logits  = batch * vocab * 6                  of each row's last token, float16 and float32
+    floats  = 2 * largest matrix, no expert      quantised: a prompt's product dequantises its matrix
+
+T = batch * min(tokens of a call, context) are the tokens of one prefill call, D is the hidden width, and width is 4 I
+of a dense block, 4 I + k (3 I + 2 D) of shared and k routed experts, I being the width of one. The twentieth is for the
+arena, which rounds and splits. 1 GiB is for CUDA's context, the code of the kernels, and cuBLAS's and cuDNN's
+workspaces. Working memory is a bound that is stated, not a measurement. All logits of a prompt, as parity fetches them,
+take T * vocab * 6 bytes instead of `logits`.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from l4export.engine.kv_cache import kv_bytes
+from l4export.model.config import ModelConfig
+
+__all__ = ["GpuEngine", "GpuMemory", "feed_forward_width", "gpu_memory", "largest_context"]
+
+_BASE = 1 << 30
+_FLOAT = 2
+"""Bytes of a float16."""
+
+
+@dataclass(frozen=True)
+class GpuEngine:
+    """What the formula asks of an engine.
+
+    Attributes:
+        config: Its model.
+        weights: Bytes of its data files.
+        quantised: Whether there are integers among them.
+        kv_layout: `chunked` or `static`.
+        kv_dtype: Of the caches, such as `fp16`.
+        call_tokens: The most tokens of a row in one call.
+    """
+
+    config: ModelConfig
+    weights: int
+    quantised: bool
+    kv_layout: str
+    kv_dtype: str
+    call_tokens: int
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Bytes of weights, of caches, and of working memory."""
+
+    weights: int
+    caches: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.caches + self.working
+
+
+def gpu_memory(engine: GpuEngine, context: int, batch: int = 1) -> GpuMemory:
+    """The formula above, for `batch` rows of up to `context` tokens."""
+    config = engine.config
+    tokens = batch * min(engine.call_tokens, context)
+    call = tokens * _FLOAT * (8 * config.hidden_size + feed_forward_width(config))
+    logits = batch * config.vocab_size * (_FLOAT + 4)
+    floats = _FLOAT * _largest_matrix(config) if engine.quantised else 0
+    caches = kv_bytes(config, engine.kv_layout, engine.kv_dtype, context, batch)
+    return GpuMemory(engine.weights, caches, engine.weights // 20 + _BASE + call + logits + floats)
+
+
+def largest_context(engine: GpuEngine, fits: Callable[[GpuMemory], bool], batch: int = 1) -> int:
+    """The most tokens a row, up to the model's limit, whose memory fits; 0 if not even one token's does."""
+    contexts = range(1, engine.config.max_position_embeddings + 1)
+    return bisect.bisect_left(contexts, True, key=lambda context: not fits(gpu_memory(engine, context, batch)))
+
+
+def feed_forward_width(config: ModelConfig) -> int:
+    """The number of floats that the widest feed-forward block holds for a token."""
+    inner, k = config.intermediate_size, config.num_experts_per_tok
+    moe = 4 * inner + k * (3 * inner + 2 * config.hidden_size) if config.moe_layers else 0
+    dense = 4 * config.intermediate_size_mlp if len(config.moe_layers) < config.num_hidden_layers else 0
+    return max(moe, dense)
+
+
+def _largest_matrix(config: ModelConfig) -> int:
+    """Elements of the largest matrix that is no expert: the head's, a feed-forward's, or that of q, k and v."""
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    widest = max(config.vocab_size, 2 * config.intermediate_size_mlp, 2 * config.intermediate_size)
+    return config.hidden_size * max(widest, heads * config.head_dim)
