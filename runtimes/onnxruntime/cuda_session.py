@@ -41,8 +41,12 @@ def provider_options(records: bool) -> dict[str, str]:
     }
 
 
-def open_on_cuda(decoder: Path, options: Any) -> tuple[onnxruntime.InferenceSession, Recordings]:
+def open_on_cuda(
+    decoder: Path, options: Any, problem: str | None = None
+) -> tuple[onnxruntime.InferenceSession, Recordings]:
     """Load a graph on CUDA, with CUDA graphs where ONNX Runtime can record it and else without.
+
+    A `problem` is why the caller does not want them.
 
     `options` are those of `session_options`; they are changed.
 
@@ -55,7 +59,7 @@ def open_on_cuda(decoder: Path, options: Any) -> tuple[onnxruntime.InferenceSess
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # `session.disable_cpu_ep_fallback` is left off: it refuses the operators that compute shapes, too.
     try:
-        session, recordings = _session(decoder, options, True), Recordings()
+        session, recordings = _session(decoder, options, problem is None), Recordings(problem)
     except InputError as error:
         if _NO_GRAPH not in str(error):
             raise

@@ -93,9 +93,8 @@ def _open_on_card(
     """One of an engine's graphs on a GPU. A session with a profile runs every step as prompts are run."""
     path = directory / graph.file
     _check_inputs(path, graph)
-    inference, recordings = open_on_cuda(path, session_options(threads, profile=profile))
-    if profile is not None:
-        recordings.problem = "the session is profiled"
+    problem = None if profile is None else "the session is profiled"
+    inference, recordings = open_on_cuda(path, session_options(threads, profile=profile), problem)
     _check_interface(inference, graph, path)
     return CudaExecution(card, inference, recordings)
 

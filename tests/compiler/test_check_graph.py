@@ -122,7 +122,7 @@ def test_a_check_far_from_the_first_position(workshop: Workshop, tmp_path: Path)
     path = judged_engine(checkpoint, tmp_path / "e", max_context=200)
     check = load_manifest(path).check
     assert check is not None and check.start == 48
-    assert check_composition(path, load_manifest(path), computing()) < 1e-3
+    assert check_composition(path, load_manifest(path), computing()(path)) < 1e-3
 
 
 def test_no_byte_of_a_weight_is_written_twice(engine: Path) -> None:
@@ -204,7 +204,7 @@ def test_weights_that_are_taken_over_are_checked_anew(wide_scout: Path, tmp_path
     judged_engine(wide_scout, path, max_context=80, force=True)
     assert (path / "decoder-00001-of-00001.data").stat().st_ino == inode
     check = load_manifest(path).check
-    assert check is not None and check_composition(path, load_manifest(path), computing()) < 1e-3
+    assert check is not None and check_composition(path, load_manifest(path), computing()(path)) < 1e-3
 
 
 def test_without_onnxruntime_nothing_is_written(

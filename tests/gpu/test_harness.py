@@ -8,6 +8,7 @@ import pytest
 
 import cuda_stand_ins as stand_ins
 from gpu_checks import parity_row, speed_row, transformers_row
+from judged_engines import judged_engine
 
 
 def test_parity_rows(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_parity_rows(tmp_path: Path) -> None:
 
 
 def test_speed_rows(wide_scout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_ins.build_engine(wide_scout, tmp_path / "engine")
+    judged_engine(wide_scout, tmp_path / "engine")
     stand_ins.install(monkeypatch)
     row = speed_row(tmp_path / "engine", 10, 3)
     assert row["gpu"]["steps"] == "steps by CUDA graph" and row["gpu"]["used_bytes"] <= row["formula_bytes"]

@@ -44,14 +44,17 @@ from l4export.engine.manifest import load_manifest
 from l4export.runtimes.cache.device_cache import DeviceCache
 from l4export.runtimes.onnxruntime.composition_check import Executor, check_composition
 from l4export.runtimes.onnxruntime.device import OnnxRuntimeDevice
-from l4export.runtimes.onnxruntime.engine import cuda_plan, open_session
+from l4export.runtimes.onnxruntime.engine import open_session, session_options
+from l4export.runtimes.onnxruntime.execution import cuda_plan
 
-def opened(graph, profile):
-    return open_session(graph, "CPUExecutionProvider", 1, False, profile)
+class OnCpu:
+    def __init__(self, graph, profile):
+        self.inference = open_session(path / graph.file, session_options(1, profile=profile))
 
-def new_cache(inference, manifest, batch, capacity):
-    return DeviceCache(OnnxRuntimeDevice([inference], "cpu"), cuda_plan(manifest), manifest, batch, capacity)
+    def new_cache(self, manifest, batch, capacity):
+        device = OnnxRuntimeDevice([self.inference], "cpu")
+        return DeviceCache(device, cuda_plan(manifest), manifest, batch, capacity)
 
 path = Path({str(path)!r})
-check_composition(path, load_manifest(path), Executor("CPUExecutionProvider", opened, new_cache))"""
+check_composition(path, load_manifest(path), Executor("CPUExecutionProvider", OnCpu))"""
     assert loaded_by(program) == set()

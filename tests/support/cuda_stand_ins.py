@@ -8,6 +8,7 @@ recorded as a CUDA graph nothing may have moved.
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,6 +120,15 @@ class CudaSession:
     def get_provider_graph_assignment_info(self) -> list[Any]:
         nodes = [SimpleNamespace(**node) for node in self.machine.on_cpu]
         return [SimpleNamespace(ep_name="CPUExecutionProvider", get_nodes=lambda: nodes)] if nodes else []
+
+    def end_profiling(self) -> str:
+        path = Path(self.inner.end_profiling())
+        events = json.loads(path.read_text())
+        for event in events:
+            if event["cat"] == "Node":
+                event["args"]["provider"] = CUDA
+        path.write_text(json.dumps(events))
+        return str(path)
 
     def io_binding(self) -> CudaBinding:
         return CudaBinding(self)

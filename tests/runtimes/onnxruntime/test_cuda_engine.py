@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,9 @@ import pytest
 
 import cuda_stand_ins as stand_ins
 from judged_engines import judged_engine
-from l4export import passes, runtimes
-from l4export.compiler.build import build
-from l4export.compiler.options import BuildOptions
+from l4export import runtimes
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.runtimes.onnxruntime.engine import OnnxRuntimeEngine
-from l4export.targets import TARGETS, GraphOptions
-from l4export.targets.onnxruntime_cuda import ORT_CUDA
 from workshop import Workshop, copy_checkpoint, edit_config, random_ids
 
 VOCAB = 256
@@ -177,15 +174,16 @@ def test_options(built: Path, machine: stand_ins.Machine) -> None:
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 
-def test_inputs_with_defaults_are_refused(workshop: Workshop, tmp_path: Path, machine: stand_ins.Machine) -> None:
+def test_inputs_with_defaults_are_refused(built: Path, tmp_path: Path, machine: stand_ins.Machine) -> None:
     """On CUDA a call cannot override them: the numbers would be wrong."""
-    options = BuildOptions(target="ort-cuda", dtype="fp16", kv_layout="chunked", max_context=96)
-    with pytest.MonkeyPatch.context() as patch:
-        steps = [step for step in ORT_CUDA.lower(GraphOptions("chunked", 96)) if type(step) is not passes.RequireInputs]
-        patch.setitem(TARGETS, "ort-cuda", dataclasses.replace(ORT_CUDA, lower=lambda _: steps))
-        build(workshop.checkpoint("guard"), tmp_path / "e", options)
-    with pytest.raises(InputError, match="logits_to_keep has a default, which CUDA lets no call override"):
-        runtimes.load(tmp_path / "e", threads=1)
+    path = Path(shutil.copytree(built, tmp_path / "e"))
+    raw = json.loads((path / "manifest.json").read_text())
+    for graph in raw["graphs"].values():
+        for value in graph["inputs"]:
+            value["optional"] |= value["name"] == "mask_start"
+    (path / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match="mask_start has a default, which CUDA lets no call override"):
+        runtimes.load(path, threads=1)
 
 
 @pytest.mark.parametrize(
