@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from l4export.engine.companions import TEXT_FILES, is_companion
+from l4export.engine.companions import SETTINGS_FILES, is_companion
 from l4export.engine.manifest import DECODER, MANIFEST, listed_files
 from l4export.errors import InputError
 from l4export.storage.journal import JOURNAL, is_journal
@@ -45,7 +45,7 @@ STAGED_MANIFEST = f"{MANIFEST}.partial"
 _STAGED_JOURNAL = f"{JOURNAL}.partial"
 _JOURNALS = (JOURNAL, _STAGED_JOURNAL)
 _MANIFESTS = (MANIFEST, STAGED_MANIFEST)
-_NAMES = (MANIFEST, CALIBRATION_REPORT, GENAI_CONFIG, *TEXT_FILES)
+_NAMES = (MANIFEST, CALIBRATION_REPORT, GENAI_CONFIG, *SETTINGS_FILES)
 _OF_DECODER = re.compile(rf"{DECODER}(-\d{{5}}-of-\d{{5}})?\.(onnx|data|engine)")
 _OF_LAYER = re.compile(r"layer-\d{5}\.(codes|json|hidden)")
 

@@ -35,7 +35,7 @@ MOST_SIDE = 1 << 16
 MOST_BYTES = 1 << 28
 """Of an image file."""
 
-_FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded. Pillow knows others, some of which run programs (EPS) or are seldom tested."""
 
 _STRIPE_PIXELS = 1 << 22

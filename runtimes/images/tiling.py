@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from l4export.runtimes.images.resize import resize
 
-__all__ = ["Grid", "choose_grid", "cut", "tiles_of"]
+__all__ = ["Grid", "choose_grid", "cut", "fitted", "tiles_of"]
 
 Grid = tuple[int, int]
 """Rows and columns of tiles."""
@@ -53,21 +53,27 @@ def cut(planes: NDArray[np.uint8], grid: Grid, tile: int, fill_canvas: bool = Fa
     """
     (rows, columns), (_, height, width) = grid, planes.shape
     page = np.zeros((3, rows * tile, columns * tile), np.uint8)
-    fitted = resize(planes, *_fitted(height, width, grid, tile, fill_canvas))
-    page[:, : fitted.shape[1], : fitted.shape[2]] = fitted
+    new_height, new_width = fitted(height, width, grid, tile, fill_canvas)
+    page[:, :new_height, :new_width] = resize(planes, new_height, new_width)
     cells = page.reshape(3, rows, tile, columns, tile).transpose(1, 3, 0, 2, 4).reshape(-1, 3, tile, tile)
     return np.concatenate([cells, resize(planes, tile, tile)[None]]) if len(cells) > 1 else cells
 
 
-def _fitted(height: int, width: int, grid: Grid, tile: int, fill_canvas: bool) -> tuple[int, int]:
-    """Height and width of the image on its page: all of it, enlarged to one tile's side at the most."""
-    most_height, most_width = grid[0] * tile, grid[1] * tile
-    if not fill_canvas:
-        most_height, most_width = min(max(height, tile), most_height), min(max(width, tile), most_width)
-    by_width, by_height = most_width / width, most_height / height
-    if by_width < by_height:
-        return max(min(floor(height * by_width), most_height), 1), most_width
-    return most_height, max(min(floor(width * by_height), most_width), 1)
+def fitted(height: int, width: int, grid: Grid, tile: int, fill_canvas: bool = False) -> tuple[int, int]:
+    """Height and width of an image on its page: all of it, enlarged to one tile's side at the most.
+
+    transformers computes the scale of a side in float32 where the page limits it, and in float64 elsewhere
+    (`get_max_res_without_distortion`, to which it gives tensors and integers). Sizes depend on it.
+    """
+    page = grid[0] * tile, grid[1] * tile
+    wanted = page if fill_canvas else (max(height, tile), max(width, tile))
+    kinds = [np.float32 if fill_canvas or most < want else np.float64 for most, want in zip(page, wanted, strict=True)]
+    most_height, most_width = np.minimum(page, wanted).tolist()
+    by_height, by_width = kinds[0](most_height) / kinds[0](height), kinds[1](most_width) / kinds[1](width)
+    compared = np.float32 if np.float32 in kinds else np.float64
+    if compared(by_width) < compared(by_height):
+        return max(min(floor(kinds[1](height) * by_width), most_height), 1), most_width
+    return most_height, max(min(floor(kinds[0](width) * by_height), most_width), 1)
 
 
 @lru_cache(maxsize=16)
