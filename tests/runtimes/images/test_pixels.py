@@ -1,7 +1,8 @@
-"""Tiles against transformers' own processor: not one value differs."""
+"""Tiles against what transformers makes of the same images (tests/support/transformers_images.py): all bits are equal."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -9,81 +10,81 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import MODES, in_mode, picture
-from reference_images import image_processor, pixels_and_grids
+from image_cases import RECORD, digest, grid_cases, pixel_cases
+from pictures import picture
+from PIL import Image
 
 from l4export.errors import InputError
 from l4export.runtimes.images.decoding import Frame
 from l4export.runtimes.images.processor import ImageProcessor
-from l4export.runtimes.images.settings import ImageSettings
+from l4export.runtimes.images.resize import resize
+from l4export.runtimes.images.settings import ImageSettings, read_settings
 from l4export.runtimes.images.tiling import choose_grid, fitted
 
-SIZES = [
-    *((1, 1), (1, 2), (2, 1), (1, 1000), (1000, 1), (3, 3), (5, 7), (336, 336), (337, 336), (336, 337), (335, 1009)),
-    *((100, 50), (480, 640), (600, 800), (1080, 1920), (64, 1024), (4000, 300), (1500, 2000), (31, 2000), (672, 336)),
-]
+RECORDED = json.loads(RECORD.read_text(encoding="utf-8"))
+CASES = {name: (image, changed) for name, image, changed in pixel_cases()}
 
 
-def assert_identical(images: list[Any], reference: list[Any] | None = None, **of_processor: Any) -> None:
-    tiles, grids = pixels_and_grids(REFERENCE, reference or images, input_data_format="channels_last", **of_processor)
-    done = ImageProcessor()(images, max_tiles=of_processor.get("max_patches"))
-    assert list(done.grids) == grids
-    assert done.tiles.dtype == np.float32 and np.array_equal(done.tiles, tiles)
+def test_the_record_is_of_these_cases() -> None:
+    assert list(CASES) == list(RECORDED["pixels"]) and len(CASES) > 100
+    assert RECORDED["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
 
 
-REFERENCE = image_processor()
+@pytest.mark.parametrize("name", CASES)
+def test_tiles_are_those_of_transformers(tmp_path: Any, name: str) -> None:
+    image, changed = CASES[name]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(changed))
+    done = ImageProcessor(read_settings(tmp_path))([image])
+    assert done.tiles.dtype == np.float32
+    assert f"{done.grids[0][0]} x {done.grids[0][1]}: {digest(done.tiles)}" == RECORDED["pixels"][name]
+    if list(changed) == ["max_patches"]:
+        assert ImageProcessor()([image], max_tiles=changed["max_patches"]).digests == done.digests
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_sizes(size: tuple[int, int]) -> None:
-    assert_identical([picture(*size)])
+def test_grids_and_sizes_are_those_of_transformers() -> None:
+    found = []
+    for height, width, most, fill in grid_cases():
+        grid = choose_grid(height, width, 336, most, fill)
+        found.append([list(grid), list(fitted(height, width, grid, 336, fill))])
+    assert digest(found) == RECORDED["grids"]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [(1, 1), (40, 33), (200, 500), (400, 350)], ids=str)
-def test_modes(mode: str, size: tuple[int, int]) -> None:
-    assert_identical([in_mode(mode, *size)])
+SIDE = st.integers(1, 400)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
-def test_transparent_colours(mode: str) -> None:
-    image = in_mode(mode, 50, 40)
-    image.info["transparency"] = {"RGB": (image.getpixel((3, 3))), "P": bytes(range(256))}.get(mode, 255)
-    assert_identical([image])
+@settings(deadline=None, max_examples=150)
+@given(st.tuples(SIDE, SIDE), st.tuples(SIDE, SIDE))
+def test_resizing_is_that_of_pytorch(old: tuple[int, int], new: tuple[int, int]) -> None:
+    planes = np.ascontiguousarray(picture(*old).transpose(2, 0, 1))
+    try:
+        expected = torch.nn.functional.interpolate(
+            torch.from_numpy(planes)[None], new, mode="bilinear", align_corners=False, antialias=True
+        )
+    except RuntimeError as error:
+        assert "INTERNAL ASSERT" in str(error) and new == (1, 1)  # a fault of this PyTorch
+        return
+    assert np.array_equal(resize(planes, *new), expected[0].numpy())
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.tuples(st.integers(1, 700), st.integers(1, 700)), st.integers(1, 20))
-def test_any_size_and_number_of_tiles(size: tuple[int, int], max_tiles: int) -> None:
-    assert_identical([picture(*size)], max_patches=max_tiles)
-
-
-@pytest.mark.parametrize("changed", [
-    {"size": {"height": 56, "width": 56}},
-    {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]},
-    {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0]},
-    {"resize_to_max_canvas": True},
-    {"max_patches": 4, "resize_to_max_canvas": True},
-], ids=lambda changed: " ".join(changed))
-def test_settings(changed: dict[str, Any]) -> None:
-    names = {"image_mean": "mean", "image_std": "std", "max_patches": "max_tiles", "resize_to_max_canvas": "fill_canvas"}
-    own = {names.get(name, name): tuple(value) if isinstance(value, list) else value for name, value in changed.items()}
-    if size := own.pop("size", None):
-        own["tile"] = size["height"]
-    for size in ((40, 90), (336, 200), (700, 500)):
-        tiles, grids = pixels_and_grids(image_processor(**changed), [picture(*size)], input_data_format="channels_last")
-        done = ImageProcessor(ImageSettings(**own))([picture(*size)])
-        assert list(done.grids) == grids and np.array_equal(done.tiles, tiles)
+@pytest.mark.parametrize("old", [(1, 40_000), (40_000, 1), (3, 9000)], ids=str)
+def test_resizing_by_large_factors_is_that_of_pytorch(old: tuple[int, int]) -> None:
+    """Where float32 no longer holds the sums."""
+    planes = np.ascontiguousarray(picture(*old).transpose(2, 0, 1))
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(planes)[None], (7, 7), mode="bilinear", align_corners=False, antialias=True
+    )
+    assert np.array_equal(resize(planes, 7, 7), expected[0].numpy())
 
 
 def test_several_images_and_what_is_said_about_them() -> None:
     pictures = [picture(480, 640), picture(9, 9), picture(600, 800)]
-    assert_identical(pictures)
     done = ImageProcessor()(pictures)
     assert len(done) == 3 and done.grids == ((2, 2), (1, 1), (2, 3))
     assert done.tile_counts == (5, 1, 7) and done.feature_rows == (720, 144, 1008)
-    assert [len(done.tiles_of(index)) for index in range(3)] == [5, 1, 7]
-    assert np.array_equal(done.tiles_of(2), ImageProcessor()(pictures[2:]).tiles)
+    alone = [ImageProcessor()([one]) for one in pictures]
+    assert np.array_equal(done.tiles, np.concatenate([one.tiles for one in alone]))
+    assert all(np.array_equal(done.tiles_of(index), one.tiles) for index, one in enumerate(alone))
+    assert done.digests == tuple(digest for one in alone for digest in one.digests)
     none = ImageProcessor()([])
     assert none.tiles.shape == (0, 3, 336, 336) and none.grids == none.digests == none.feature_rows == ()
 
@@ -93,34 +94,17 @@ def test_digests_are_those_of_tiles() -> None:
     one = picture(400, 300)
     other = one.copy()
     other[399, 299, 2] ^= 255
-    first, second, third = make([one, other, one]).digests
+    first, second, third = make([one, other, Image.fromarray(one)]).digests
     assert first == third != second and len(first) == 64
     assert make([one], max_tiles=1).digests != (first,)  # equal pixels, but other tiles
     assert ImageProcessor(ImageSettings(mean=(0.4, 0.5, 0.5)))([one]).digests != (first,)
 
 
 def test_frames_have_one_tile_unless_more_are_asked_for() -> None:
-    one = picture(1080, 1920)
-    assert ImageProcessor()([Frame(one), one]).grids == ((1, 1), (3, 5))
-    assert ImageProcessor()([Frame(one), one], max_tiles=6).grids == ((2, 3), (2, 3))
-    assert_identical([one], max_patches=1)
-
-
-@pytest.mark.parametrize("fill_canvas", [False, True])
-def test_grids_and_sizes_of_many_images(fill_canvas: bool) -> None:
-    """As transformers' definition says, which mixes float32 and float64."""
-    from transformers.image_utils import SizeDict
-    from transformers.models.llama4 import image_processing_llama4 as definition
-
-    pages = torch.tensor(definition.find_supported_resolutions(16, SizeDict(height=336, width=336)))
-    sizes = np.exp(np.random.default_rng(5).uniform(0, 9.5, (1500, 2))).astype(int).tolist()
-    for height, width in [*sizes, (2695, 3069), (40, 90), (700, 500)]:
-        page = definition.get_best_fit((height, width), pages, fill_canvas)
-        grid = choose_grid(height, width, 336, 16, fill_canvas)
-        assert [side * 336 for side in grid] == page.tolist(), (height, width)
-        wanted = page if fill_canvas else (min(max(height, 336), page[0]), min(max(width, 336), page[1]))
-        size = definition.get_max_res_without_distortion((height, width), wanted)
-        assert fitted(height, width, grid, 336, fill_canvas) == tuple(max(int(side), 1) for side in size)
+    one = picture(108, 192)
+    make = ImageProcessor(ImageSettings(tile=56))
+    assert make([Frame(one), one]).grids == ((1, 1), (2, 4))
+    assert make([Frame(one), one], max_tiles=6).grids == ((2, 3), (2, 3))
 
 
 @pytest.mark.parametrize("images", ["photo.png", b"x", picture(3, 3), None, 5], ids=lambda images: type(images).__name__)
