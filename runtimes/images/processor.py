@@ -88,8 +88,7 @@ class ImageProcessor:
             EnvironmentLacks: the package Pillow is missing, which arrays do not need.
             StorageError: a file cannot be read.
         """
-        if not is_sequence(images) or isinstance(images, np.ndarray):
-            raise InputError(f"images: must be a sequence of images, not {type(images).__name__}")
+        _check_sequence(images)
         if max_tiles is not None:
             max_tiles = a_whole_number(max_tiles, "max_tiles", 1, self.settings.most_tiles)
         made = [self._one(image, f"image {number}", max_tiles) for number, image in enumerate(images, 1)]
@@ -102,11 +101,12 @@ class ImageProcessor:
         if max_tiles is None:
             max_tiles = 1 if isinstance(image, Frame) else settings.max_tiles
         pixels = decode(image.image if isinstance(image, Frame) else image, name)
-        grid = choose_grid(*pixels.shape[:2], settings.tile, max_tiles, settings.fill_canvas)
+        height, width, _ = pixels.shape
+        grid = choose_grid(height, width, settings.tile, max_tiles, settings.fill_canvas)
         tiles = cut(np.ascontiguousarray(pixels.transpose(2, 0, 1)), grid, settings.tile, settings.fill_canvas)
         digest = hashlib.sha256(repr((grid, tiles.shape)).encode())
         digest.update(self._values.tobytes())
-        digest.update(np.ascontiguousarray(tiles))
+        digest.update(np.ascontiguousarray(tiles).data)
         return grid, tiles, digest.hexdigest()
 
     def _joined(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -127,6 +127,11 @@ class ImageProcessor:
         rescaled = _bfloat16(np.arange(256, dtype=np.float32) * np.float32(settings.rescale_factor))
         mean, std = (_bfloat16(np.array(three, np.float32)[:, None]) for three in (settings.mean, settings.std))
         return _bfloat16(_bfloat16(rescaled - mean) / std)
+
+
+def _check_sequence(images: object) -> None:
+    if not is_sequence(images) or isinstance(images, np.ndarray):
+        raise InputError(f"images: must be a sequence of images, not {type(images).__name__}")
 
 
 def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:

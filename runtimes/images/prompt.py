@@ -45,22 +45,25 @@ class ImageTokens:
             InputError: one is not there, or the model takes features at another token than `<|patch|>`.
         """
         names = ("image", "image_start", "image_end", "patch", "tile_x_separator", "tile_y_separator")
-        ids = {name: tokenizer.token_to_id(f"<|{name}|>") for name in names}
-        if missing := [f"<|{name}|>" for name, token in ids.items() if token is None]:
-            raise InputError(f"tokenizer: has no token {missing[0]}, which images need; copy it from the checkpoint")
-        if len(set(ids.values())) < len(names):
-            raise InputError("tokenizer: two of the tokens of images have one id; copy it from the checkpoint")
-        if ids["patch"] != image_token_index:
-            found = f"<|patch|> has the id {ids['patch']}, but image_token_index is {image_token_index}"
+        image, start, end, patch, column, row = (_id_of(tokenizer, f"<|{name}|>") for name in names)
+        if patch != image_token_index:
+            found = f"<|patch|> has the id {patch}, but image_token_index is {image_token_index}"
             raise InputError(f"tokenizer: {found}; copy both from one checkpoint")
-        return cls(*(ids[name] for name in names), rows_of_a_tile)
+        return cls(image, start, end, patch, column, row, rows_of_a_tile)
 
     def block(self, grid: Grid) -> list[int]:
         """The tokens of an image: tiles by rows where there are several, and the global or only tile."""
         rows, columns = grid
         tile = [self.patch] * self.rows_of_a_tile
-        line = [*((tile + [self.column]) * (columns - 1)), *tile, self.row]
+        line = [*([*tile, self.column] * (columns - 1)), *tile, self.row]
         return [self.start, *(line * rows if rows * columns > 1 else []), self.image, *tile, self.end]
+
+
+def _id_of(tokenizer: Tokenizer, name: str) -> int:
+    token: int | None = tokenizer.token_to_id(name)
+    if token is None:
+        raise InputError(f"tokenizer: has no token {name}, which images need; copy it from the checkpoint")
+    return token
 
 
 def expand_images(ids: Sequence[int], grids: Sequence[Grid], tokens: ImageTokens) -> list[int]:

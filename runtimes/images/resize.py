@@ -70,7 +70,8 @@ class _Block:
         """Weighted sums of whole numbers as the pixels that they are; no weight is negative, so none leaves 0...255."""
         sums += 2.0 ** (self.precision - 1)
         sums *= 2.0**-self.precision  # exact; the cast to uint8 that follows cuts the rest off
-        return np.minimum(sums, 255, out=sums)
+        np.minimum(sums, 255, out=sums)
+        return sums
 
 
 def _narrow(values: NDArray[np.uint8], block: _Block, result: NDArray[np.uint8]) -> None:

@@ -55,7 +55,11 @@ class ContentForms:
         for message in messages:
             content, role = message.get("content"), str(message.get("role"))
             for part in content if isinstance(content, list) else []:
-                if isinstance(part, dict) and (kind := str(part.get("type"))) != "text" and self._leaves_out(role, part):
+                if (
+                    isinstance(part, dict)
+                    and (kind := str(part.get("type"))) != "text"
+                    and self._leaves_out(role, part)
+                ):
                     raise ValueError(f"it leaves out parts of type {kind[:40]!r} in a message of {role[:40]!r}")
 
     def _leaves_out(self, role: str, part: dict[str, Any]) -> bool:

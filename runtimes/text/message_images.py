@@ -81,7 +81,9 @@ def _source(part: Mapping[str, Any], name: str, fetch: Fetch | None) -> Any:
 
 def _fetched(url: Any, name: str, fetch: Fetch | None) -> bytes:
     if fetch is None or not isinstance(url, str):
-        raise InputError(f"{name}: is at {shown(url)}, and URLs are not followed; give its bytes, or a `fetch` function")
+        raise InputError(
+            f"{name}: is at {shown(url)}, and URLs are not followed; give its bytes, or a `fetch` function"
+        )
     if not isinstance(data := fetch(url), bytes):
         raise InputError(f"{name}: fetch gave {type(data).__name__} and not bytes for {shown(url)}; correct it")
     return data

@@ -11,7 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from l4export.runtimes.text.codec import TextCodec
 
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>", "<|eom|>"]
-IMAGE = [f"<|{name}|>" for name in ("image", "image_start", "image_end", "patch", "tile_x_separator", "tile_y_separator")]
+IMAGE = [
+    f"<|{name}|>" for name in ("image", "image_start", "image_end", "patch", "tile_x_separator", "tile_y_separator")
+]
 CORPUS = ["the quick brown fox, the dog; user system assistant ipython", "naïve café e\u0301", "日本語 🙂 👩‍🚀"] * 3
 HARD = "the  fox 🙂👩‍🚀🇩🇪 e\u0301 \ufffd\ufffd  日本\n\n\t\x00 שלום" + "a" * 40
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from pictures import MODES, in_mode, picture
+from PIL import Image, ImageOps
 
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.runtimes.images import decoding
@@ -65,7 +65,7 @@ def test_a_file_that_ends_early_is_whole_or_refused(data: bytes) -> None:
             assert np.array_equal(pixels_of(data[:size]), whole), size
         except InputError as error:
             assert str(error).startswith("image 1: ")
-    with pytest.raises(InputError, match="cannot be decoded.*give a whole image file|no image in a format"):
+    with pytest.raises(InputError, match=r"cannot be decoded.*give a whole image file|no image in a format"):
         pixels_of(data[: len(data) // 2])
 
 
@@ -105,8 +105,9 @@ def test_the_first_frame_of_an_animation() -> None:
     for format in ("GIF", "PNG", "WEBP", "TIFF"):
         alone = encoded(PHOTO, format, **{"lossless": True} if format == "WEBP" else {})
         options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
-        assert np.array_equal(pixels_of(encoded(PHOTO, format, save_all=True, append_images=others, **options)),
-                              pixels_of(alone))
+        assert np.array_equal(
+            pixels_of(encoded(PHOTO, format, save_all=True, append_images=others, **options)), pixels_of(alone)
+        )
 
 
 def test_grey_of_16_bits_loses_its_lower_8() -> None:
@@ -176,7 +177,11 @@ def test_what_is_no_image_is_refused(image: Any) -> None:
 def test_files_that_are_none(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "text").write_text("hello")
-    for name, message in {"pipe": "not a regular file", "absent": "no such file", "text": "is no image in a format"}.items():
+    for name, message in {
+        "pipe": "not a regular file",
+        "absent": "no such file",
+        "text": "is no image in a format",
+    }.items():
         with pytest.raises(InputError, match=f"{tmp_path / name}: {message}"):
             pixels_of(tmp_path / name)
     for path in (tmp_path, "/dev/zero"):
@@ -188,7 +193,7 @@ def test_files_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(decoding, "MOST_BYTES", 1 << 20)
     (tmp_path / "large").write_bytes(FORMATS["PNG"] + bytes(1 << 20))
     for image in (tmp_path / "large", (tmp_path / "large").read_bytes()):
-        with pytest.raises(InputError, match="has .* bytes, and at most 1 MiB are read"):
+        with pytest.raises(InputError, match=r"has .* bytes, and at most 1 MiB are read"):
             pixels_of(image)
 
 

@@ -1,4 +1,4 @@
-"""Tiles against what transformers makes of the same images (tests/support/transformers_images.py): all bits are equal."""
+"""Tiles against what transformers makes of the same images (tests/support/transformers_images.py): bit for bit."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def test_frames_have_one_tile_unless_more_are_asked_for() -> None:
     assert make([Frame(one), one], max_tiles=6).grids == ((2, 3), (2, 3))
 
 
-@pytest.mark.parametrize("images", ["photo.png", b"x", picture(3, 3), None, 5], ids=lambda images: type(images).__name__)
+@pytest.mark.parametrize(
+    "images", ["photo.png", b"x", picture(3, 3), None, 5], ids=lambda images: type(images).__name__
+)
 def test_images_come_in_a_sequence(images: Any) -> None:
     with pytest.raises(InputError, match="images: must be a sequence"):
         ImageProcessor()(images)

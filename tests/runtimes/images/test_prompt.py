@@ -68,7 +68,9 @@ def test_the_tokens_of_an_image_as_released() -> None:
     assert len(expand_images([90] * 4, [(1, 1)] * 4, tokens)) == 4 * 147
 
 
-@pytest.mark.parametrize(("prompt", "images"), [("", 1), ("<|image|>", 0), ("<|image|> <|image|>", 1), ("x<|image|>", 2)])
+@pytest.mark.parametrize(
+    ("prompt", "images"), [("", 1), ("<|image|>", 0), ("<|image|> <|image|>", 1), ("x<|image|>", 2)]
+)
 def test_placeholders_and_images_match(codec: TextCodec, prompt: str, images: int) -> None:
     with pytest.raises(InputError, match=f"has {prompt.count('image')} placeholders .* for {images} images"):
         expand_images(codec.encode(prompt), [(1, 1)] * images, TOKENS)
@@ -76,7 +78,9 @@ def test_placeholders_and_images_match(codec: TextCodec, prompt: str, images: in
 
 @pytest.mark.parametrize("token", sorted(set(IMAGE) - {"<|image|>"}))
 def test_tokens_that_only_images_have_are_refused(codec: TextCodec, token: str) -> None:
-    chat = [{"role": "user", "content": [{"type": "image", "image": picture(5, 5)}, {"type": "text", "text": f"a{token}"}]}]
+    chat = [
+        {"role": "user", "content": [{"type": "image", "image": picture(5, 5)}, {"type": "text", "text": f"a{token}"}]}
+    ]
     with pytest.raises(InputError, match=re.escape(f"prompt: spells {token}, which stands within images alone")):
         expanded(codec, chat)
     ids = expanded(codec, chat, special_tokens_as_text=True)  # where it stays text it does no harm
@@ -108,17 +112,20 @@ def test_images_are_given_in_several_ways(codec: TextCodec, tmp_path: Path) -> N
     assert len(set(ImageProcessor(SETTINGS)(images).digests)) == 1
 
 
-@pytest.mark.parametrize(("part", "message"), [
-    ({}, "has none of image, path, bytes"),
-    ({"path": None}, "has none of image, path, bytes"),
-    ({"path": "a", "bytes": b"b"}, "has path and bytes of"),
-    ({"url": "https://example.com/a.png"}, "is at 'https.*URLs are not followed"),
-    ({"image": "http://example.com/a.png"}, "URLs are not followed"),
-    ({"base64": "?"}, "base64 is '.', which is none"),
-    ({"base64": 5}, "base64 is 5, which is none"),
-    ({"path": b"x"}, "path is of type bytes"),
-    ({"bytes": "x"}, "bytes is of type str"),
-])
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({}, "has none of image, path, bytes"),
+        ({"path": None}, "has none of image, path, bytes"),
+        ({"path": "a", "bytes": b"b"}, "has path and bytes of"),
+        ({"url": "https://example.com/a.png"}, "is at 'https.*URLs are not followed"),
+        ({"image": "http://example.com/a.png"}, "URLs are not followed"),
+        ({"base64": "?"}, "base64 is '.', which is none"),
+        ({"base64": 5}, "base64 is 5, which is none"),
+        ({"path": b"x"}, "path is of type bytes"),
+        ({"bytes": "x"}, "bytes is of type str"),
+    ],
+)
 def test_parts_without_an_image_are_refused(codec: TextCodec, part: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^image 1 of the messages: .*{message}"):
         codec.encode_messages([{"role": "user", "content": [{"type": "image", **part}]}])
@@ -144,7 +151,7 @@ def test_an_image_where_the_template_has_none_is_refused(codec: TextCodec) -> No
     with pytest.raises(InputError, match="leaves out parts of type 'image' in a message of 'system'"):
         codec.encode_messages([{"role": "system", "content": content}, {"role": "user", "content": "?"}])
     text_alone = templated("{% for m in messages %}{{ m.content | trim }}{% endfor %}")
-    with pytest.raises(InputError, match="has 0 placeholders .* for 1 images"):
+    with pytest.raises(InputError, match=r"has 0 placeholders .* for 1 images"):
         expanded(text_alone, [{"role": "user", "content": content}])
 
 
@@ -158,7 +165,7 @@ def test_ids_alone_would_lose_images(codec: TextCodec) -> None:
 
 def test_tokenizers_without_the_tokens_of_images() -> None:
     tokenizer = Tokenizer.from_str(with_images().to_str())
-    with pytest.raises(InputError, match="<|patch|> has the id .*, but image_token_index is 5"):
+    with pytest.raises(InputError, match=r"<\|patch\|> has the id .*, but image_token_index is 5"):
         ImageTokens.of(tokenizer, 4, 5)
     with pytest.raises(InputError, match=r"has no token <\|image\|>, which images need"):
         ImageTokens.of(templated("").tokenizer, 4, 5)

@@ -75,12 +75,16 @@ def test_hostile_settings_are_refused_by_name(tmp_path: Path, name: str, value: 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    *(("patch_size", value) for value in (0, -14, 113, 1.5)),
-    *(("pixel_shuffle_ratio", value) for value in (0, -0.5, float("nan"), 0.4, 1 / 3, 1e-300, 2)),
-    ("patch_token", "<|other|>"),
-    ("image_processor", [1]),
-], ids=str)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("patch_size", value) for value in (0, -14, 113, 1.5)),
+        *(("pixel_shuffle_ratio", value) for value in (0, -0.5, float("nan"), 0.4, 1 / 3, 1e-300, 2)),
+        ("patch_token", "<|other|>"),
+        ("image_processor", [1]),
+    ],
+    ids=str,
+)
 def test_hostile_settings_of_prompts_are_refused_by_name(tmp_path: Path, name: str, value: Any) -> None:
     write(tmp_path, IMAGE, {**PROCESSOR, name: value})
     with pytest.raises(InputError, match=rf"config.json: {name} is "):
@@ -89,7 +93,7 @@ def test_hostile_settings_of_prompts_are_refused_by_name(tmp_path: Path, name: s
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000, '{"size": ' + "9" * 10_000 + "}"], ids=len)
 def test_broken_files_are_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(InputError, match="preprocessor_config.json: .*copy it|size is .*: give"):
+    with pytest.raises(InputError, match=r"preprocessor_config.json: .*copy it|size is .*: give"):
         read_settings(write(tmp_path, text, None))
 
 

@@ -69,7 +69,9 @@ def test_frames_that_are_too_large(clip: Path, monkeypatch: pytest.MonkeyPatch) 
         frames(clip)
 
 
-@pytest.mark.parametrize("options", [{"every": 0}, {"every": float("nan")}, {"every": "1"}, {"at_most": 0}, {"at_most": 10**6}])
+@pytest.mark.parametrize(
+    "options", [{"every": 0}, {"every": float("nan")}, {"every": "1"}, {"at_most": 0}, {"at_most": 10**6}]
+)
 def test_impossible_options(clip: Path, options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(options))} is .*: give"):
         frames(clip, **options)
