@@ -7,6 +7,7 @@ a person sees.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -81,8 +82,8 @@ def decode(image: ImageSource, name: str) -> NDArray[np.uint8]:
         with _refusing(name):
             return _pixels(image, name)
     if isinstance(image, bytes | bytearray | memoryview):
-        if len(image) > MOST_BYTES:
-            raise _too_many_bytes(name, len(image))
+        if (size := memoryview(image).nbytes) > MOST_BYTES:
+            raise _too_many_bytes(name, size)
         return _decode_file(io.BytesIO(image), name)
     if isinstance(image, str | os.PathLike) and isinstance(path := os.fspath(image), str) and "\0" not in path:
         with open_regular(Path(path), "give the path of an image") as file:
@@ -119,7 +120,7 @@ def _refusing(name: str) -> Iterator[None]:
     except L4Error:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno == errno.EIO:
             raise StorageError(f"{name}: cannot be read: {error.strerror}; check the disk") from None
         text = "".join(c if c.isprintable() else "?" for c in one_line(error, OSError, SyntaxError))
         raise InputError(f"{name}: cannot be decoded ({text}); give a whole image file") from None

@@ -79,8 +79,8 @@ def expand_images(ids: Sequence[int], grids: Sequence[Grid], tokens: ImageTokens
         tokens.column: "<|tile_x_separator|>",
         tokens.row: "<|tile_y_separator|>",
     }
-    if spelled := next((token for token in ids if token in names), None):
-        raise InputError(f"prompt: spells {names[spelled]}, which stands within images alone; leave it out")
+    if spelled := next((names[token] for token in ids if token in names), None):
+        raise InputError(f"prompt: spells {spelled}, which stands within images alone; leave it out")
     if (count := list(ids).count(tokens.image)) != len(grids):
         raise InputError(f"prompt: has {count} placeholders <|image|> for {len(grids)} images; give as many of both")
     blocks = iter(grids)

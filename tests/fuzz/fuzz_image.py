@@ -63,6 +63,7 @@ class ImageSubject(Subject):
     """Images and settings, made into tiles and into prompts."""
 
     name = "image"
+    seconds = 60.0  # the largest that are accepted take 5 seconds of a processor
 
     def prepare(self) -> None:
         """An image of each format."""

@@ -110,6 +110,12 @@ def test_the_first_frame_of_an_animation() -> None:
         )
 
 
+def test_photos_of_several_pictures() -> None:
+    """As some cameras write them: a JPEG with another one behind it."""
+    data = encoded(PHOTO, "MPO", save_all=True, append_images=[Image.fromarray(picture(37, 53, 1))])
+    assert np.array_equal(pixels_of(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
 def test_grey_of_16_bits_loses_its_lower_8() -> None:
     values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
     assert pixels_of(encoded(Image.fromarray(values), "PNG"))[..., 0].tolist() == [[0, 0, 1, 128, 255]]

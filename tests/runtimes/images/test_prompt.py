@@ -66,6 +66,8 @@ def test_the_tokens_of_an_image_as_released() -> None:
     assert grid == [80, *row, *row, 90, *[92] * 144, 81]
     assert expand_images([1, 90, 2], [(1, 1)], tokens) == [1, *one, 2]
     assert len(expand_images([90] * 4, [(1, 1)] * 4, tokens)) == 4 * 147
+    with pytest.raises(InputError, match=r"spells <\|image_start\|>"):
+        expand_images([5, 0], [], ImageTokens(90, 0, 81, 92, 84, 85, 144))
 
 
 @pytest.mark.parametrize(
