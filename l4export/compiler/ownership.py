@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from l4export.engine.check_record import CHECK_RECORD
-from l4export.engine.companions import TEXT_FILES, is_companion
+from l4export.engine.companions import SETTINGS_FILES, is_companion
 from l4export.engine.manifest import CHECK, DECODER, MANIFEST, PORTABLE, listed_files
 from l4export.errors import InputError
 from l4export.storage.journal import JOURNAL, is_journal
@@ -47,7 +47,7 @@ _STAGED_JOURNAL = f"{JOURNAL}.partial"
 _JOURNALS = (JOURNAL, _STAGED_JOURNAL)
 _MANIFESTS = (MANIFEST, STAGED_MANIFEST)
 _GRAPHS = (f"{PORTABLE}.onnx", f"{CHECK}.onnx", CHECK_RECORD)
-_NAMES = (MANIFEST, CALIBRATION_REPORT, GENAI_CONFIG, *_GRAPHS, *TEXT_FILES)
+_NAMES = (MANIFEST, CALIBRATION_REPORT, GENAI_CONFIG, *_GRAPHS, *SETTINGS_FILES)
 _OF_DECODER = re.compile(rf"{DECODER}(-\d{{5}}-of-\d{{5}})?\.(onnx|data|engine)")
 _OF_LAYER = re.compile(r"layer-\d{5}\.(codes|json|hidden)")
 

@@ -1,4 +1,4 @@
-"""The small files that go with a checkpoint's weights: text, generation defaults, and the terms of use."""
+"""The small files that go with a checkpoint's weights: for text, images and generation, and the terms of use."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 from l4export.errors import InputError
 from l4export.storage.opened_file import OpenedFile
 
-__all__ = ["TEMPLATE_FOLDER", "TEXT_FILES", "is_companion", "open_companions"]
+__all__ = ["SETTINGS_FILES", "TEMPLATE_FOLDER", "is_companion", "open_companions"]
 
-TEXT_FILES = (
+SETTINGS_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "processor_config.json",
+    "preprocessor_config.json",
     "chat_template.json",
     "chat_template.jinja",
     "generation_config.json",
@@ -36,7 +37,7 @@ _MOST_BYTES_OF = {"tokenizer.json": 128 << 20}
 
 def is_companion(name: str) -> bool:
     """Tell whether a file of an engine may be a companion, by its name."""
-    return name in TEXT_FILES or bool(TERMS.fullmatch(name) or _NAMED_TEMPLATE.fullmatch(name))
+    return name in SETTINGS_FILES or bool(TERMS.fullmatch(name) or _NAMED_TEMPLATE.fullmatch(name))
 
 
 def open_companions(checkpoint: Path) -> dict[str, OpenedFile]:
@@ -53,7 +54,7 @@ def open_companions(checkpoint: Path) -> dict[str, OpenedFile]:
     if not checkpoint.is_dir():
         return {}
     found = {name: checkpoint / name for name in sorted(os.listdir(checkpoint)) if is_companion(name)}
-    found = {name: path for name, path in found.items() if name in TEXT_FILES or not path.is_dir()}
+    found = {name: path for name, path in found.items() if name in SETTINGS_FILES or not path.is_dir()}
     if (folder := checkpoint / TEMPLATE_FOLDER).is_dir():
         found |= {f"{TEMPLATE_FOLDER}.{path.name}": path for path in sorted(folder.glob("*.jinja"))}
     return {name: _opened(path, _MOST_BYTES_OF.get(name, _MOST_BYTES)) for name, path in found.items()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from l4export.errors import InputError
 from l4export.runtimes.text.chat_template import ChatTemplates, plain_value
+from l4export.runtimes.text.message_images import Fetch, has_images, take_images
 from l4export.runtimes.text.spelled_tokens import SpelledTokens
 from l4export.runtimes.text.stream import TextStream
 from l4export.runtimes.text.text_files import read_text_files
@@ -160,7 +161,8 @@ class TextCodec:
                 special tokens.
 
         Raises:
-            InputError: there is no such template, something goes wrong inside it, it takes too long or too much memory.
+            InputError: there is no such template, something goes wrong inside it, it takes too long or too much memory,
+                or it leaves out parts that are not text.
             EnvironmentLacks: the package jinja2 is missing.
         """
         source = self._templates.choose(chat_template, variables.get("tools"))
@@ -177,8 +179,10 @@ class TextCodec:
         """Return the ids of `render_chat`, without added special tokens: the template has written them all.
 
         With `special_tokens_as_text`, special tokens that messages and variables spell out stay text, so that only
-        those which the template writes are tokens. Raises as `render_chat` and `encode`.
+        those which the template writes are tokens. Raises as `render_chat` and `encode`, and where parts hold images.
         """
+        if has_images(messages):
+            raise InputError("messages: hold images, which ids alone would lose; use encode_messages")
         if not special_tokens_as_text:
             prompt = self.render_chat(messages, add_generation_prompt, chat_template, **variables)
             return self.encode(prompt, add_special_tokens=False)
@@ -190,6 +194,28 @@ class TextCodec:
         self._check_text(prompt)
         with _encoding():
             return spelled.encode_marked(prompt)
+
+    def encode_messages(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+        special_tokens_as_text: bool = False,
+        fetch: Fetch | None = None,
+        **variables: Any,
+    ) -> tuple[list[int], list[Any]]:
+        """Return the ids of messages with images, and the images in their order.
+
+        An image is a part {"type": "image"} with `path`, `bytes`, `base64`, `image` or, where there is `fetch`, `url`.
+        In the ids it is the token that the template writes for it, `<|image|>`: `expand_images` replaces these by the
+        tokens of the processed images, and refuses other numbers of them, such as a text's own without an image.
+
+        Raises as `encode_chat`, and for parts without an image, or with an image that is given in no known way.
+        """
+        messages, images = take_images(messages, fetch)
+        return self.encode_chat(
+            messages, add_generation_prompt, chat_template, special_tokens_as_text, **variables
+        ), images
 
     @cached_property
     def _spelled(self) -> SpelledTokens:

@@ -29,6 +29,7 @@ class ContentForms:
     def __init__(self, rendered: Callable[[Sequence[Any]], str | None]) -> None:
         self._rendered = rendered
         self._known: dict[str, Form] = {}
+        self._drops: dict[tuple[str, str], bool] = {}
 
     def of(self, role: str) -> Form:
         """The forms for messages of a role."""
@@ -44,6 +45,34 @@ class ContentForms:
             else message
             for message in messages
         ]
+
+    def check_parts(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse parts, such as videos, that the template would leave out without a word.
+
+        Raises:
+            ValueError: there is one.
+        """
+        for message in messages:
+            content, role = message.get("content"), str(message.get("role"))
+            for part in content if isinstance(content, list) else []:
+                if (
+                    isinstance(part, dict)
+                    and (kind := str(part.get("type"))) != "text"
+                    and self._leaves_out(role, part)
+                ):
+                    raise ValueError(f"it leaves out parts of type {kind[:40]!r} in a message of {role[:40]!r}")
+
+    def _leaves_out(self, role: str, part: dict[str, Any]) -> bool:
+        """Whether it writes the same without such a part; the first of its type tells for all."""
+        kind = role, str(part.get("type"))
+        if kind not in self._drops:
+            text = _parts(_NEEDLE)
+            without, written = (
+                self._rendered(self._conversation({"role": role, "content": content}))
+                for content in (text, [*text, part])
+            )
+            self._drops[kind] = written is not None and written == without
+        return self._drops[kind]
 
     def _adapted(self, content: Any, role: str) -> Any:
         form = self.of(role)

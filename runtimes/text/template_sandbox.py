@@ -46,6 +46,7 @@ def answer(request: dict[str, Any], payload: bytes) -> Any:
         forms = _forms(request["template"], json.dumps(request["special_tokens"]))
         if "messages" not in request:
             return forms.of("user")
+        forms.check_parts(request["messages"])
         variables = request["special_tokens"] | request["variables"]
         return _write(template, request["longest"], messages=forms.adapt(request["messages"]), **variables)
     except TemplateError as error:

@@ -107,6 +107,7 @@ COMPANIONS = {
     "added_tokens.json": "{}",
     "chat_template.json": "{}",
     "processor_config.json": "{}",
+    "preprocessor_config.json": "{}",
     "chat_template.jinja": TEMPLATE,
     "additional_chat_templates/tool_use.jinja": "T{{ tools | tojson }}",
     "generation_config.json": "{}",

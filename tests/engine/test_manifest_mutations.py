@@ -21,7 +21,8 @@ REPLACEMENTS = (DELETED, None, [], {}, "x", "\ud800", -1, 1.5, True, 10**40, TOO
 FREE = re.compile(
     r"""generator | target | passes(\.\d+)? | source(\.config\.json)? | graphs\.decoder\.runtime\.(name|provider)
     | graphs\.check(\.(start|rounded|(operators|calls)(\.\d+)?|inputs\.\d+\.optional))?
-    | graphs\.portable | graphs\.decoder\.needs | graphs\.decoder\.inputs\.\d+\.optional | graphs\.decoder\.parts\.\d+\.inputs\.\d+
+    | graphs\.portable | graphs\.decoder\.needs
+    | graphs\.decoder\.inputs\.\d+\.optional | graphs\.decoder\.parts\.\d+\.inputs\.\d+
     | model\.(use_qk_norm|attn_temperature_tuning|tie_word_embeddings|attn_scale|floor_scale|rms_norm_eps|rope_theta)
     | model\.(bos|pad)_token_id | model\.(eos_token_ids|moe_layers|rope_layers)(\.\d+)? | model\.rope_scaling(\.\w+)?
     | options(\.(?!policy\b).*)? | options\.policy\.rules\.\d\.(?!kind).* | options\.policy\.accuracy_level

@@ -21,6 +21,7 @@ _SUBJECTS = {
     "engine": "fuzz_engine.EngineSubject",
     "session": "fuzz_session.SessionSubject",
     "tokenizer": "fuzz_tokenizer.TokenizerSubject",
+    "image": "fuzz_image.ImageSubject",
     "partial": "fuzz_partial.PartialSubject",
     "calibration": "fuzz_partial.CalibrationSubject",
 }

@@ -22,7 +22,7 @@ from fuzz_harness import resident_bytes, run_cases
 from fuzz_json import Pairs, Raw, dumps, mutate_json, nested
 from l4export.errors import CheckFailed, InputError
 
-CASES = {"checkpoint": 60, "engine": 100, "session": 200, "tokenizer": 150, "partial": 40}
+CASES = {"checkpoint": 60, "engine": 100, "session": 200, "tokenizer": 150, "image": 200, "partial": 40}
 
 
 @pytest.mark.parametrize("name", [*CASES, pytest.param("calibration", marks=pytest.mark.slow)])

@@ -25,7 +25,9 @@ def loaded_by(program: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["", ".engine", ".onnxruntime.engine", ".tensorrt", ".tensorrt.engine"])
+@pytest.mark.parametrize(
+    "module", ["", ".engine", ".onnxruntime.engine", ".tensorrt", ".tensorrt.engine", ".images.processor"]
+)
 def test_importing_a_runtime(module: str) -> None:
     assert loaded_by(f"import l4export.runtimes{module}") == set()
 

@@ -11,6 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from l4export.runtimes.text.codec import TextCodec
 
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>", "<|eom|>"]
+IMAGE = [
+    f"<|{name}|>" for name in ("image", "image_start", "image_end", "patch", "tile_x_separator", "tile_y_separator")
+]
 CORPUS = ["the quick brown fox, the dog; user system assistant ipython", "naïve café e\u0301", "日本語 🙂 👩‍🚀"] * 3
 HARD = "the  fox 🙂👩‍🚀🇩🇪 e\u0301 \ufffd\ufffd  日本\n\n\t\x00 שלום" + "a" * 40
 
@@ -26,6 +29,13 @@ def byte_level(corpus: list[str] = CORPUS) -> Tokenizer:
     tokenizer.train_from_iterator(corpus, trainer)
     begin = [(SPECIAL[0], 0)]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{SPECIAL[0]} $A", special_tokens=begin)
+    return tokenizer
+
+
+def with_images() -> Tokenizer:
+    """The same with the tokens of images, as the last of its ids."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(IMAGE)
     return tokenizer
 
 
