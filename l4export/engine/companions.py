@@ -17,6 +17,7 @@ TEXT_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "preprocessor_config.json",
     "processor_config.json",
     "chat_template.json",
     "chat_template.jinja",

@@ -56,11 +56,11 @@ class VisionConfig:
     def from_dict(cls, raw: Mapping[str, Any], where: str) -> VisionConfig:
         """The inverse of `to_dict`; every field must be there (`InputError`), and unknown ones are ignored."""
         fields = Fields(raw, where, required=True)
-        integers = {
+        values: dict[str, Any] = {
             name: fields.typed(name, fields.value(name, None), int, *limits) for name, limits in _INTEGERS.items()
         }
-        numbers = {name: fields.number(name, 0.0) for name in ("pixel_shuffle_ratio", "rope_theta")}
-        return checked_vision(cls(**integers, **numbers), fields)
+        values |= {name: fields.number(name, 0.0) for name in ("pixel_shuffle_ratio", "rope_theta")}
+        return checked_vision(cls(**values), fields)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, in the order of their declaration."""
@@ -105,23 +105,24 @@ class VisionConfig:
 
 def checked_vision(config: VisionConfig, fields: Fields) -> VisionConfig:
     """Refuse values that are fine one by one and contradict each other."""
-    c = config
-    ratio, heads = c.pixel_shuffle_ratio, c.num_attention_heads
+    c, ratio, heads = config, config.pixel_shuffle_ratio, config.num_attention_heads
+    block, width = round(1 / ratio) if _is_one_over(ratio) else 0, c.hidden_size // heads
+    inner = c.hidden_size * block**2
     rules = [
         (c.hidden_size % heads, "num_attention_heads", f"is {heads}; it must divide hidden_size {c.hidden_size}"),
-        (c.hidden_size // heads % 4, "hidden_size", f"gives heads of {c.hidden_size // heads}; 2-D RoPE needs a multiple of 4"),
+        (width % 4, "hidden_size", f"gives heads of {width}; 2-D RoPE needs a multiple of 4"),
         (c.image_size % c.patch_size, "image_size", f"is {c.image_size}, no multiple of patch_size {c.patch_size}"),
         (c.grid**2 > _MOST_PATCHES, "image_size", f"gives {c.grid}x{c.grid} patches; expected {_MOST_PATCHES} at most"),
-        (not _is_one_over(ratio), "pixel_shuffle_ratio", f"is {ratio}; expected one over a whole number"),
+        (not block, "pixel_shuffle_ratio", f"is {ratio}; expected one over a whole number"),
         (
-            _is_one_over(ratio) and c.grid % round(1 / ratio),
+            block and c.grid % block,
             "pixel_shuffle_ratio",
             f"is {ratio}, which does not cut {c.grid}x{c.grid} patches into whole blocks",
         ),
         (
-            _is_one_over(ratio) and c.intermediate_size != c.hidden_size * round(1 / ratio) ** 2,
+            c.intermediate_size != inner,
             "intermediate_size",
-            f"is {c.intermediate_size}; the adapter takes hidden_size / pixel_shuffle_ratio^2 = {c.hidden_size * round(1 / ratio) ** 2}",
+            f"is {c.intermediate_size}; the adapter takes hidden_size / pixel_shuffle_ratio^2 = {inner}",
         ),
     ]
     for broken, name, problem in rules:
