@@ -1,4 +1,4 @@
-"""Graph passes: each rewrites the decoder in place, checks its precondition and says what it does as a formula."""
+"""Graph passes: each rewrites a graph in place, checks its precondition and says what it does as a formula."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from l4export.passes.cast_kv_cache import CastKVCache
 from l4export.passes.fix_cache_capacity import FixCacheCapacity
 from l4export.passes.fuse_attention import FuseAttention
 from l4export.passes.fuse_experts import FuseExperts
+from l4export.passes.fuse_tile_attention import FuseTileAttention
 from l4export.passes.inline_dialect import InlineDialect
 from l4export.passes.keep_weights_untransposed import KeepWeightsUntransposed
 from l4export.passes.lay_out_kv_cache import LayOutKVCache
@@ -14,6 +15,7 @@ from l4export.passes.leave_checks_to_runtime import LeaveChecksToRuntime
 from l4export.passes.limit_context import LimitContext
 from l4export.passes.lower_attention import LowerAttention
 from l4export.passes.lower_experts import LowerExperts
+from l4export.passes.lower_tile_attention import LowerTileAttention
 from l4export.passes.mark_raw_expert_weights import MarkRawExpertWeights
 from l4export.passes.move_qk_norm_before_rotary import MoveQKNormBeforeRotary
 from l4export.passes.pack_projections import PackProjections
@@ -32,6 +34,7 @@ __all__ = [
     "FixCacheCapacity",
     "FuseAttention",
     "FuseExperts",
+    "FuseTileAttention",
     "InlineDialect",
     "KeepWeightsUntransposed",
     "LayOutKVCache",
@@ -39,6 +42,7 @@ __all__ = [
     "LimitContext",
     "LowerAttention",
     "LowerExperts",
+    "LowerTileAttention",
     "MarkRawExpertWeights",
     "MoveQKNormBeforeRotary",
     "PackProjections",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from l4export.engine.manifest import Runtime
 from l4export.targets.genai_config import write_genai_config
-from l4export.targets.lowering import fused_operators
+from l4export.targets.lowering import fused_operators, fused_vision
 from l4export.targets.target import Target
 
 __all__ = ["NO_BFLOAT16", "ORT_CPU"]
@@ -24,5 +24,6 @@ ORT_CPU = Target(
     rounds_activations=True,
     reasons=NO_BFLOAT16,
     lower=fused_operators,
+    lower_vision=fused_vision,
     finish=write_genai_config,
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from l4export.engine.manifest import Runtime
 from l4export.errors import InputError
-from l4export.targets.lowering import fused_operators
+from l4export.targets.lowering import fused_operators, fused_vision
 from l4export.targets.target import CACHES_IN_PLACE, GraphOptions, Target
 
 if TYPE_CHECKING:
@@ -77,5 +77,6 @@ ORT_CUDA = Target(
         "fp8": "has no documented kernel for FP8 weights",
     },
     lower=_operators,
+    lower_vision=fused_vision,
     check_graph=_check_graph,
 )

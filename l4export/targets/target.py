@@ -105,6 +105,7 @@ class Target:
         reasons: Why a value is not taken, in words that follow "--target NAME" in a message.
         lower: The passes from the common graph to the target's operators. Every CPU can run what they make, and the
             target is judged by it.
+        lower_vision: The same for a vision tower, with the policy of its weights.
         specialise: The passes from there to forms that only the target's device executes.
         check_options: Refuses combinations of dtype, policy and compute capabilities that the attributes above do not
             exclude.
@@ -122,6 +123,7 @@ class Target:
     kv_dtypes: tuple[str, ...]
     weight_kinds: tuple[str, ...]
     lower: Callable[[GraphOptions], list[ir.passes.InPlacePass]]
+    lower_vision: Callable[[Policy | None], list[ir.passes.InPlacePass]]
     specialise: Callable[[GraphOptions], list[ir.passes.InPlacePass]] = lambda _: []
     calibrates: bool = False
     activations: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from l4export.engine.manifest import Runtime
-from l4export.targets.lowering import standard_operators
+from l4export.targets.lowering import standard_operators, standard_vision
 from l4export.targets.target import CACHES_IN_PLACE, GraphOptions, LayerRange, Target, UnfinishedEngine
 
 if TYPE_CHECKING:
@@ -33,6 +33,13 @@ def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
         # any number format, any head width
         passes.AllowDecomposedAttention(),
     ]
+
+
+def _vision(policy: Policy | None) -> list[ir.passes.InPlacePass]:
+    """Return the passes of a vision tower to standard ONNX, and those that TensorRT needs beyond it."""
+    from l4export import passes
+
+    return [*standard_vision(policy), passes.AllowDecomposedAttention()]
 
 
 def _check_capabilities(dtype: str, policy: Policy | None, capabilities: Sequence[str]) -> None:
@@ -75,6 +82,7 @@ TENSORRT_RTX = Target(
     compute_capabilities=True,
     reasons=CACHES_IN_PLACE,
     lower=_operators,
+    lower_vision=_vision,
     check_options=_check_capabilities,
     cut=_cut,
     check_machine=partial(_check_machine, "tensorrt-rtx"),
