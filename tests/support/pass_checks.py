@@ -71,6 +71,12 @@ FEWER_BITS: Order = {
 
 OTHER_FLOATS: Order = {"cast_kv_cache": lambda: passes.CastKVCache(ir.DataType.FLOAT16)}
 
+VISION: Order = {
+    "fuse_tile_attention": passes.FuseTileAttention,
+    "lower_tile_attention": passes.LowerTileAttention,
+}
+"""Passes of the vision tower, each of which can be the first."""
+
 ORDERS = (PASSES, STANDARD, FEWER_BITS, OTHER_FLOATS)
 MAKE = {name: make for order in ORDERS for name, make in order.items()}
 EVERY = list(MAKE)
