@@ -19,7 +19,7 @@ from l4export.compiler.ownership import CALIBRATION, CALIBRATION_REPORT
 from l4export.compiler.plan import BuildPlan, plan_build
 from l4export.compiler.provenance import generator
 from l4export.compiler.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
-from l4export.engine.manifest import DECODER, Manifest
+from l4export.engine.manifest import Manifest
 from l4export.errors import StorageError
 from l4export.quantization.weights import CalibratedWeight
 from l4export.storage.file_records import FileRecord, file_record
@@ -83,7 +83,7 @@ def run_build(
     """Carry out a plan; returns the engine's manifest. Raises as `build`."""
     if planned.scales_text:
         check_can_measure()
-    planned.target.check_machine(planned.model, planned.parts)
+    planned.target.check_machine(planned.model, planned.parts, planned.tower.model if planned.tower else None)
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
     except OSError as error:
@@ -99,7 +99,7 @@ class _Build:
     ) -> None:
         self.planned, self.directory = planned, directory
         self.on_progress, self.on_notice = on_progress, on_notice
-        self.files = planned.graph.files
+        self.files = planned.files
         self.written = 0
 
     def run(self) -> Manifest:
@@ -141,7 +141,7 @@ class _Build:
         if old is None or self._graph_holds_codes() or not may_have_weights(old, self._draft(), self.files):
             return None
         draft = engine_manifest(self.planned, {}, self.planned.sources.records())
-        weights = reusable_weights(engine, old, draft, self.files, f"{DECODER}.onnx")
+        weights = reusable_weights(engine, old, draft, self.planned.graphs)
         if weights is None:
             return None
         self.on_notice("the weights have not changed; they are taken over from the engine that is there")
@@ -160,16 +160,17 @@ class _Build:
             scales(planned.model)
             if planned.dump:
                 planned.dump(len(planned.passes), planned.passes[-1], planned.model)
-        name = emit_graph(planned.model, self.files, partial, DECODER)
-        finishing = planned.target.finish(self._unfinished(partial, name))
+        names = [emit_graph(graph.model, graph.files, partial, graph.name) for graph in planned.graphs]
+        finishing = planned.target.finish(self._unfinished(partial, *names))
         copied = {name: file.copy_to(partial / name) for name, file in planned.inputs.companions.items()}
-        return copied | {name: file_record(partial / name) for name in (name, *finishing, *self._reports())}
+        return copied | {name: file_record(partial / name) for name in (*names, *finishing, *self._reports())}
 
-    def _unfinished(self, partial: Path, graph: str) -> UnfinishedEngine:
+    def _unfinished(self, partial: Path, graph: str, tower: str | None = None) -> UnfinishedEngine:
         planned, options = self.planned, self.planned.options
         return UnfinishedEngine(
             directory=partial,
             graph=graph,
+            tower=tower,
             model=planned.model,
             config=planned.config,
             kv_layout=options.kv_layout,
@@ -260,13 +261,14 @@ def _journal_head(planned: BuildPlan) -> dict[str, str]:
         "target": planned.options.target,
         "dtype": planned.options.float_dtype,
         "layers": planned.options.layers,
+        "vision": planned.options.tower_dtype if planned.tower else None,
         "policy": policy and policy.to_dict(),
     }
     return {
         "l4export": generator(),
         "checkpoint": planned.inputs.checkpoint.header_digest(),
         "options": json.dumps(options),
-        "plan": plan_digest(planned.graph.files),
+        "plan": plan_digest(planned.files),
         **({"calibration": calibration.digest()} if calibration else {}),
     }
 
@@ -276,7 +278,7 @@ def _sources_of_units(planned: BuildPlan) -> dict[int, Collection[str]]:
     everything = frozenset(planned.sources.names)
     found: dict[int, Collection[str]] = {}  # by evaluation: many units have one in common
     sources: dict[int, Collection[str]] = {}
-    for unit in units(planned.graph.files):
+    for unit in units(planned.files):
         key = id(unit.evaluation.outputs[0])
         if key not in found:
             found[key] = _files_read(unit.evaluation.outputs[0], everything)

@@ -9,11 +9,14 @@ import onnx_ir as ir
 from l4export.calibration.activation_scales import METHOD as ACTIVATION_METHOD
 from l4export.calibration.kv_scales import METHOD as KV_METHOD
 from l4export.calibration.text import CalibrationText
+from l4export.compiler.compile import CompiledGraph
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import BuildPlan
 from l4export.compiler.provenance import generator
 from l4export.engine.kv_cache import KV_STORAGE, kv_capacities
-from l4export.engine.manifest import DECODER, EnginePart, Graph, InputSpec, KVLayer, Manifest, TensorSpec
+from l4export.engine.manifest import DECODER, VISION, EnginePart, Graph, InputSpec, KVLayer, Manifest, TensorSpec
+from l4export.engine.vision_interface import TILES_PER_CALL
+from l4export.graph.contents import layer_values
 from l4export.model.config import ModelConfig
 from l4export.storage.file_records import FileRecord
 from l4export.targets.tensorrt.parts import cut_decoder, part_names
@@ -25,7 +28,7 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
     """The manifest of an engine with these files, from these sources; without them, a draft to compare with."""
     config, options = planned.config, planned.options
     return Manifest(
-        requires=(),
+        requires=(VISION,) if planned.tower else (),
         generator=generator(),
         target=options.target,
         model=config,
@@ -35,6 +38,7 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
             "kv_cache": options.cache_dtype,
             "activations": options.activations or options.float_dtype,
             "quant": _quant(options),
+            **({VISION: options.tower_dtype} if planned.tower else {}),
         },
         max_context=planned.inputs.max_context,
         kv_layout=options.kv_layout,
@@ -42,11 +46,12 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
         kv_layers=_kv_layers(config, options.kv_layout, planned.inputs.max_context),
         prefill_max_tokens=planned.prefill_tokens,
         prefill_cut=planned.prefill_cut,
-        graphs={DECODER: _decoder(planned)},
+        graphs={DECODER: _decoder(planned), **({VISION: _tower(planned, planned.tower)} if planned.tower else {})},
         passes=planned.passes,
         options={"weights": _weight_options(planned), "decoder": _decoder_options(planned)},
         source=source,
         files=files,
+        vision=planned.inputs.vision if planned.tower else None,
     )
 
 
@@ -57,6 +62,7 @@ def _weight_options(planned: BuildPlan) -> dict[str, Any]:
     return {
         "dtype": options.float_dtype,
         **({"layers": list(options.layers)} if options.layers else {}),
+        **({VISION: options.tower_dtype} if planned.tower else {}),
         **({"policy": policy.to_dict()} if policy else {}),
         **({"auto": dict(policy.origin)} if policy and policy.origin else {}),
         **({"calibration": text.to_dict()} if text else {}),
@@ -94,6 +100,21 @@ def _decoder(planned: BuildPlan) -> Graph:
         outputs=_outputs(planned.model.graph),
         profiles=tuple({"tokens": tokens} for tokens in planned.profiles) if planned.parts else (),
         parts=_parts(planned),
+    )
+
+
+def _tower(planned: BuildPlan, tower: CompiledGraph) -> Graph:
+    """The vision tower, compiled as one engine where the decoder is compiled."""
+    inputs, outputs, file = _inputs(tower.model.graph), _outputs(tower.model.graph), f"{VISION}.onnx"
+    layers = (0, len(layer_values(tower.model.graph)))
+    part = EnginePart(layers, file, f"{VISION}.engine", inputs, outputs)
+    return Graph(
+        file=file,
+        runtime=planned.target.runtime,
+        inputs=inputs,
+        outputs=outputs,
+        profiles=({"tiles": TILES_PER_CALL},) if planned.parts else (),
+        parts=(part,) if planned.parts else (),
     )
 
 

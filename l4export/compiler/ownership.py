@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from l4export.engine.companions import TEXT_FILES, is_companion
-from l4export.engine.manifest import DECODER, MANIFEST, listed_files
+from l4export.engine.manifest import DECODER, MANIFEST, VISION, listed_files
 from l4export.errors import InputError
 from l4export.storage.journal import JOURNAL, is_journal
 from l4export.targets.genai_config import GENAI_CONFIG
@@ -46,7 +46,7 @@ _STAGED_JOURNAL = f"{JOURNAL}.partial"
 _JOURNALS = (JOURNAL, _STAGED_JOURNAL)
 _MANIFESTS = (MANIFEST, STAGED_MANIFEST)
 _NAMES = (MANIFEST, CALIBRATION_REPORT, GENAI_CONFIG, *TEXT_FILES)
-_OF_DECODER = re.compile(rf"{DECODER}(-\d{{5}}-of-\d{{5}})?\.(onnx|data|engine)")
+_OF_GRAPH = re.compile(rf"({DECODER}|{VISION})(-\d{{5}}-of-\d{{5}})?\.(onnx|data|engine)")
 _OF_LAYER = re.compile(r"layer-\d{5}\.(codes|json|hidden)")
 
 Chooses = Callable[["os.DirEntry[str]"], bool]
@@ -136,7 +136,7 @@ def _of_engine(listed: Mapping[str, int]) -> Chooses:
     """The files of an engine: those whose names builds write, and those that the manifest lists with their sizes."""
 
     def ours(entry: os.DirEntry[str]) -> bool:
-        known = entry.name in _NAMES or bool(_OF_DECODER.fullmatch(entry.name))
+        known = entry.name in _NAMES or bool(_OF_GRAPH.fullmatch(entry.name))
         return known or listed.get(entry.name) == entry.stat(follow_symlinks=False).st_size
 
     return ours

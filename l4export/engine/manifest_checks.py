@@ -9,6 +9,7 @@ from l4export.engine.decoder_interface import DecoderInterface
 from l4export.engine.kv_cache import KV_STORAGE, kv_capacities, prefill_cut
 from l4export.engine.manifest_fields import refusal
 from l4export.engine.manifest_types import DECODER, Manifest
+from l4export.engine.vision_interface import tower_contradictions
 from l4export.model.config_fields import show
 
 __all__ = ["check_manifest"]
@@ -23,7 +24,7 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     Raises:
         InputError: it does; the error names the file `where` and the first such field.
     """
-    for check in (_sequences, _kv_cache, _precision, _graphs, _decoder, _parts):
+    for check in (_sequences, _kv_cache, _precision, _graphs, tower_contradictions, _decoder, _parts):
         for path, problem in check(manifest):
             raise refusal(where, path, problem)
 

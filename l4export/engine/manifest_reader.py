@@ -12,6 +12,7 @@ from l4export.engine.manifest_fields import Fields
 from l4export.engine.manifest_types import (
     FORMAT,
     FORMAT_VERSION,
+    VISION,
     EnginePart,
     Graph,
     InputSpec,
@@ -23,12 +24,13 @@ from l4export.engine.manifest_types import (
 from l4export.engine.profiles import TokenRange
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
+from l4export.model.vision_config import VisionConfig
 from l4export.storage.file_records import FileRecord
 
 __all__ = ["FEATURES", "read_manifest"]
 
-FEATURES: frozenset[str] = frozenset()
-"""What `requires` may name: features that came after format version 3 began. There is none yet."""
+FEATURES: frozenset[str] = frozenset({VISION})
+"""What `requires` may name: features that came after format version 3 began."""
 
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int8", "uint8")
 _FLOATS = ("fp32", "fp16", "bf16")
@@ -63,6 +65,7 @@ def read_manifest(raw: Mapping[str, Any], where: str) -> Manifest:
         options=_options(fields),
         source={name: _record(record) for name, record in fields.child("source").files().items()},
         files={name: _record(record) for name, record in fields.child("files").files().items()},
+        vision=_vision(fields),
     )
 
 
@@ -99,13 +102,24 @@ def _model(fields: Fields) -> ModelConfig:
         raise InputError(f"{error}; build the engine again") from error
 
 
+def _vision(fields: Fields) -> VisionConfig | None:
+    if VISION not in fields.raw:
+        return None
+    try:
+        return VisionConfig.from_dict(fields.child(VISION).raw, f"{fields.where}: {VISION}")
+    except InputError as error:
+        raise InputError(f"{error}; build the engine again") from error
+
+
 def _precision(fields: Fields) -> dict[str, str]:
+    tower = {VISION: fields.choice(VISION, _FLOATS)} if VISION in fields.raw else {}
     return {
         "weights": fields.choice("weights", _FLOATS),
         "compute": fields.choice("compute", _FLOATS),
         "kv_cache": fields.choice("kv_cache", dict.fromkeys([*_FLOATS, *KV_DTYPES])),
         "activations": fields.choice("activations", (*_FLOATS, "fp8")),
         "quant": fields.text("quant"),
+        **tower,
     }
 
 

@@ -10,12 +10,14 @@ from typing import Any
 from l4export.engine.kv_cache import KVStorage
 from l4export.engine.profiles import TokenRange
 from l4export.model.config import ModelConfig
+from l4export.model.vision_config import VisionConfig
 from l4export.storage.file_records import FileRecord
 
 __all__ = [
     "DECODER",
     "FORMAT",
     "FORMAT_VERSION",
+    "VISION",
     "EnginePart",
     "Graph",
     "InputSpec",
@@ -30,6 +32,9 @@ FORMAT_VERSION = 3
 
 DECODER = "decoder"
 """The graph that every engine has: its name in a manifest, and what the names of its files begin with."""
+
+VISION = "vision"
+"""The graph of an engine that sees images; also what its manifest requires of a runtime, and calls the tower."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Graph:
         inputs: In the graph's order.
         outputs: In the graph's order.
         profiles: Optimisation profiles of compiled engines, by the quantity that they limit; a decoder's has `tokens`,
-            new tokens of a row in one call. None where nothing is compiled.
+            new tokens of a row in one call, a vision tower's `tiles`. None where nothing is compiled.
         parts: The compiled engines, in the order in which they run; none where the runtime reads `file`.
     """
 
@@ -120,7 +125,8 @@ class Manifest:
     target: str
     model: ModelConfig
     precision: dict[str, str]
-    """`compute`, `weights`, `kv_cache` and `activations` (of products with FP8 weights) dtypes; `quant`."""
+    """`compute`, `weights`, `kv_cache` and `activations` (of products with FP8 weights) dtypes; `quant`; the dtype of
+    `vision`, where there is a tower."""
     max_context: int
     """Longest sequence, in tokens, that a session may hold."""
     kv_layout: str
@@ -138,6 +144,8 @@ class Manifest:
     """The checkpoint's files that the engine was made from, by name."""
     files: dict[str, FileRecord]
     """The engine's files, all but the manifest, by name."""
+    vision: VisionConfig | None = None
+    """The tower of the graph `vision`; None: the engine sees no images."""
 
     @property
     def decoder(self) -> Graph:
@@ -153,6 +161,7 @@ class Manifest:
             "generator": self.generator,
             "target": self.target,
             "model": self.model.to_dict(),
+            **({VISION: self.vision.to_dict()} if self.vision else {}),
             "precision": self.precision,
             "max_context": self.max_context,
             "kv_cache": {"layout": self.kv_layout, "storage": self.kv_storage, "layers": self.kv_layers},

@@ -17,6 +17,8 @@ from l4export.targets.target import CACHES_IN_PLACE, GraphOptions, Target
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from l4export.quantization.policy import Policy
+
 __all__ = ["ORT_CUDA"]
 
 _EXPERT_BLOCKS = (64, 128)
@@ -38,6 +40,11 @@ def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
         # bad input is refused by the runtime, not by the graph
         passes.LeaveChecksToRuntime(),
     ]
+
+
+def _vision(policy: Policy | None) -> list[ir.passes.InPlacePass]:
+    """The fused operators of a vision tower; its activations are left as they are too."""
+    return fused_vision(policy and dataclasses.replace(policy, accuracy_level=1))
 
 
 def _check_graph(model: ir.Model) -> None:
@@ -77,6 +84,6 @@ ORT_CUDA = Target(
         "fp8": "has no documented kernel for FP8 weights",
     },
     lower=_operators,
-    lower_vision=fused_vision,
+    lower_vision=_vision,
     check_graph=_check_graph,
 )

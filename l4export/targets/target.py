@@ -57,6 +57,7 @@ class UnfinishedEngine:
     Attributes:
         directory: The directory of the graph and its data files.
         graph: The name of the decoder's file in it.
+        tower: That of the vision tower's; None where there is none.
         model: The lowered decoder; its weights are in the data files.
         config: The configuration of the model.
         kv_layout: `concat`, `static` or `chunked`.
@@ -72,6 +73,7 @@ class UnfinishedEngine:
 
     directory: Path
     graph: str
+    tower: str | None
     model: ir.Model
     config: ModelConfig
     kv_layout: str
@@ -111,7 +113,8 @@ class Target:
             exclude.
         check_graph: Refuses a lowered graph that the target would execute differently.
         cut: Ranges of layers to be compiled, each within a budget of memory in bytes; None where nothing is compiled.
-        check_machine: Raises `EnvironmentLacks` where a planned graph with these parts cannot be compiled.
+        check_machine: Raises `EnvironmentLacks` where a planned decoder with these parts, or its vision tower, cannot
+            be compiled.
         finish: Adds files to the engine and returns their names.
     """
 
@@ -134,5 +137,5 @@ class Target:
     check_options: Callable[[str, Policy | None, Sequence[str]], None] = lambda *_: None
     check_graph: Callable[[ir.Model], None] = lambda _: None
     cut: Callable[[ir.Graph, int | None], tuple[LayerRange, ...]] | None = None
-    check_machine: Callable[[ir.Model, Sequence[LayerRange]], None] = lambda *_: None
+    check_machine: Callable[[ir.Model, Sequence[LayerRange], ir.Model | None], None] = lambda *_: None
     finish: Callable[[UnfinishedEngine], list[str]] = lambda _: []

@@ -54,13 +54,14 @@ def _cut(graph: ir.Graph, budget: int | None) -> tuple[LayerRange, ...]:
     return layer_ranges(graph, budget)
 
 
-def _check_machine(provider: str, model: ir.Model, parts: Sequence[LayerRange]) -> None:
+def _check_machine(provider: str, model: ir.Model, parts: Sequence[LayerRange], tower: ir.Model | None) -> None:
     """Check the machine before the weights are written, not after."""
     from l4export.targets.tensorrt.compile import check_memory, check_tensorrt
     from l4export.targets.tensorrt.parts import constant_bytes, cut_decoder
 
     check_tensorrt(provider)
-    check_memory(max(constant_bytes(part.graph) for part in cut_decoder(model, parts)))
+    compiled = [*cut_decoder(model, parts), *([tower] if tower else [])]
+    check_memory(max(constant_bytes(part.graph) for part in compiled))
 
 
 def _compile(provider: str, engine: UnfinishedEngine) -> list[str]:
