@@ -60,14 +60,14 @@ class DeviceCache(KVCache):
             nbytes = math.prod(shape) * tensor.dtype.itemsize
             binding.bind(tensor, shape, self._buffer_of_call(tensor.name, nbytes).address)
             return
-        if tensor.is_output:
+        if tensor.is_output or not all(shape):  # `image_features` of a text has no rows
             arrays[tensor.name] = np.empty(shape, dtype=tensor.dtype)
         array = arrays[tensor.name]
         assert array.shape == shape and array.dtype == tensor.dtype
         if tensor.on_host:
             binding.bind(tensor, shape, array.ctypes.data)
             return
-        buffer = self._buffer_of_call(tensor.name, array.nbytes)
+        buffer = self._buffer_of_call(tensor.name, max(1, array.nbytes))
         if not tensor.is_output:
             buffer.write(array)
         binding.bind(tensor, shape, buffer.address)
