@@ -51,7 +51,7 @@ class ImageClient:
         return np.asarray(logits)
 
     def feed(self, ids: np.ndarray, features: np.ndarray, cuts: Sequence[int] = ()) -> np.ndarray:
-        """Logits of one row's tokens [S], cut at these positions, each call with the features of its own image tokens."""
+        """Logits of one row's tokens [S], cut at these positions; a call has the features of its image tokens."""
         done, found = 0, []
         for start, stop in zip([0, *cuts], [*cuts, len(ids)], strict=True):
             part = ids[None, start:stop]
