@@ -47,8 +47,9 @@ def planned_manifest(checkpoint: Path, parts: Sequence[tuple[int, int]] = (), **
     if parts:
         planned = dataclasses.replace(planned, parts=tuple(parts))
     manifest = engine_manifest(planned, {}, {"config.json": RECORD})
-    graph = manifest.decoder
-    names = [graph.file, *(name for part in graph.parts for name in (part.graph, part.engine))]
+    graphs = manifest.graphs.values()
+    names = [graph.file for graph in graphs]
+    names += [name for graph in graphs for part in graph.parts for name in (part.graph, part.engine)]
     raw: dict[str, Any] = json.loads(dataclasses.replace(manifest, files=dict.fromkeys(names, RECORD)).to_json())
     return raw
 
