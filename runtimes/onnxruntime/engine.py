@@ -9,6 +9,9 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from l4export.engine.manifest import Graph, Manifest
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.machine.cuda_driver import open_driver
@@ -19,6 +22,7 @@ from l4export.runtimes.cache.kv_cache import KVCache
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.onnxruntime.device import OnnxRuntimeDevice
 from l4export.runtimes.onnxruntime.operator_check import check_operators
+from l4export.runtimes.onnxruntime.vision_tower import VisionTower
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -57,6 +61,11 @@ class OnnxRuntimeEngine(Engine):
         _check_interface(self.inference, graph, decoder)
         if executor == _CUDA:
             check_operators(decoder, executor)
+        self._tower = VisionTower(directory, manifest, session_options(threads))
+
+    def image_features(self, tiles: NDArray[np.float32]) -> NDArray[Any]:
+        """What the decoder takes for the image tokens of tiles; see `VisionTower.features`. The CPU computes it."""
+        return self._tower.features(tiles)
 
     @property
     def provider(self) -> str:
