@@ -69,6 +69,19 @@ def test_its_features_are_those_of_transformers(shape: str, target: str | None) 
         assert worst(got, features_of(tower, values)) <= ROUNDING
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["ort-cpu", "onnx"])
+def test_as_deep_as_the_released_tower(target: str) -> None:
+    """34 layers, heads of 88 channels, 577 tokens a tile, a quarter of the width."""
+    raw = vision_raw(hidden_size=352, num_hidden_layers=34, intermediate_size=1408, image_size=336, patch_size=14)
+    tower = transformers_tower(raw)
+    model = graph_of(raw, state_of(tower))
+    run_passes(model, vision_pipeline(target))
+    values = pixels(2, 336)
+    (got,) = loaded(model).run(None, {"pixel_values": values})
+    assert worst(got, features_of(tower, values)) <= ROUNDING
+
+
 def test_tiles_can_be_cut_into_any_batches() -> None:
     raw = vision_raw()
     model = graph_of(raw, state_of(transformers_tower(raw)))
