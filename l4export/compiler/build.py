@@ -170,7 +170,6 @@ class _Build:
         return UnfinishedEngine(
             directory=partial,
             graph=graph,
-            tower=tower,
             model=planned.model,
             config=planned.config,
             kv_layout=options.kv_layout,
@@ -181,6 +180,7 @@ class _Build:
             parts=planned.parts,
             compute_capabilities=options.compute_capabilities,
             on_notice=self.on_notice,
+            tower=tower,
         )
 
     def _emit(self, partial: Path) -> dict[str, FileRecord]:

@@ -57,7 +57,6 @@ class UnfinishedEngine:
     Attributes:
         directory: The directory of the graph and its data files.
         graph: The name of the decoder's file in it.
-        tower: That of the vision tower's; None where there is none.
         model: The lowered decoder; its weights are in the data files.
         config: The configuration of the model.
         kv_layout: `concat`, `static` or `chunked`.
@@ -69,11 +68,11 @@ class UnfinishedEngine:
         parts: The layers of each engine to be compiled; empty where nothing is compiled.
         compute_capabilities: Those of the GPUs to compile for, such as "8.9".
         on_notice: Called with each line that a person may want to read.
+        tower: The name of the vision tower's file; None where there is none.
     """
 
     directory: Path
     graph: str
-    tower: str | None
     model: ir.Model
     config: ModelConfig
     kv_layout: str
@@ -84,6 +83,7 @@ class UnfinishedEngine:
     parts: tuple[LayerRange, ...]
     compute_capabilities: tuple[str, ...]
     on_notice: Callable[[str], None]
+    tower: str | None = None
 
 
 @dataclass(frozen=True)
