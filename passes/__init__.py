@@ -1,4 +1,4 @@
-"""Graph passes: each rewrites the decoder in place, checks its precondition and says what it does as a formula."""
+"""Graph passes: each rewrites a graph in place, checks its precondition and says what it does as a formula."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from l4export.passes.fuse_experts import FuseExperts
 from l4export.passes.fuse_qk_norm import FuseQKNorm
 from l4export.passes.fuse_residual_norm import FuseResidualNorm
 from l4export.passes.fuse_swish import FuseSwish
+from l4export.passes.fuse_tile_attention import FuseTileAttention
 from l4export.passes.inline_dialect import InlineDialect
 from l4export.passes.keep_positions_by_gather import KeepPositionsByGather
 from l4export.passes.keep_weights_untransposed import KeepWeightsUntransposed
@@ -20,6 +21,7 @@ from l4export.passes.leave_checks_to_runtime import LeaveChecksToRuntime
 from l4export.passes.limit_context import LimitContext
 from l4export.passes.lower_attention import LowerAttention
 from l4export.passes.lower_experts import LowerExperts
+from l4export.passes.lower_tile_attention import LowerTileAttention
 from l4export.passes.mark_raw_expert_weights import MarkRawExpertWeights
 from l4export.passes.move_qk_norm_before_rotary import MoveQKNormBeforeRotary
 from l4export.passes.pack_expert_weights import PackExpertWeights
@@ -47,6 +49,7 @@ __all__ = [
     "FuseQKNorm",
     "FuseResidualNorm",
     "FuseSwish",
+    "FuseTileAttention",
     "InlineDialect",
     "KeepPositionsByGather",
     "KeepWeightsUntransposed",
@@ -55,6 +58,7 @@ __all__ = [
     "LimitContext",
     "LowerAttention",
     "LowerExperts",
+    "LowerTileAttention",
     "MarkRawExpertWeights",
     "MoveQKNormBeforeRotary",
     "PackExpertWeights",

@@ -18,12 +18,13 @@ class AllowDecomposedAttention(ir.passes.InPlacePass):
     same. ONNX Runtime and the ONNX checker refuse the attribute, so only TensorRT's pipeline has this pass.
 
     Raises:
-        onnx_ir.passes.PreconditionError: an `l4.Attention` is left.
+        onnx_ir.passes.PreconditionError: an `l4.Attention` or `l4.TileAttention` is left.
     """
 
     def requires(self, model: ir.Model) -> None:
         """Every attention is a standard one."""
         require_none(model, "Attention", DOMAIN, "run LowerAttention first")
+        require_none(model, "TileAttention", DOMAIN, "run LowerTileAttention first")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Mark every standard `Attention`."""

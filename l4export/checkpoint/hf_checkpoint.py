@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from l4export.checkpoint.hf_config import config_from_hf, possible_tokens
+from l4export.checkpoint.hf_vision import vision_from_hf
 from l4export.checkpoint.quantization_config import check_weights_are_plain, quantization_method
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.unreadable import (
@@ -24,6 +25,7 @@ from l4export.checkpoint.unreadable import (
 from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
 from l4export.model.config_fields import Fields
+from l4export.model.vision_config import VisionConfig
 from l4export.storage.opened_file import OpenedFile
 from l4export.storage.safetensors import TensorFile, parse_json_object
 
@@ -31,6 +33,7 @@ __all__ = ["Checkpoint", "SourceTensor", "open_checkpoint", "read_config"]
 
 _MAX_JSON = 64 * 2**20
 _MAX_TENSORS = 2**18  # Maverick's experts one by one, each in four parts, are 80,000
+_TOWER = ("vision_model.", "multi_modal_projector.")
 _CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
@@ -52,7 +55,25 @@ class Checkpoint:
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> SourceTensor:
         """The text model's tensor `name` (without prefix); `InputError` unless it has that shape and a float dtype."""
-        full = self.prefix + name
+        return self._stored(self.prefix + name, shape)
+
+    def vision_tensor(self, name: str, shape: tuple[int, ...]) -> SourceTensor:
+        """The vision tower's tensor `name`; `InputError` unless it has that shape and a float dtype."""
+        return self._stored(name, shape)
+
+    def has_vision(self) -> bool:
+        """Whether there are tensors of a vision tower."""
+        return any(name.startswith(_TOWER) for name in self.tensors)
+
+    def vision_config(self) -> VisionConfig:
+        """What config.json says of the vision tower.
+
+        Raises:
+            InputError: a field of a wrong type or range, or one that contradicts another.
+        """
+        return vision_from_hf(self.raw_config, str(self.path / _CONFIG), self.config.vocab_size)
+
+    def _stored(self, full: str, shape: tuple[int, ...]) -> SourceTensor:
         if full not in self.tensors:
             if file_name := self._index.get(full):
                 raise InputError(
@@ -81,6 +102,19 @@ class Checkpoint:
             if name not in used and not name.endswith("rotary_emb.inv_freq") and not is_cache_scale(name):
                 raise InputError(
                     f"{self.path}: tensor {self.prefix + name!r} {extra_tensor(name, self.config.num_hidden_layers)}"
+                )
+
+    def check_vision_known(self, used: Collection[str]) -> None:
+        """Refuse tensors of the vision tower whose names are not among those `used`.
+
+        Raises:
+            InputError: there is such a tensor.
+        """
+        for name in self.tensors:
+            if name.startswith(_TOWER) and name not in used:
+                raise InputError(
+                    f"{self.path}: tensor {name!r} is no part of the vision tower that config.json describes; "
+                    "config.json and the weights do not match, and --vision none builds without the tower"
                 )
 
     def notes(self) -> list[str]:

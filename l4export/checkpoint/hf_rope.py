@@ -18,7 +18,7 @@ from typing import Any
 from l4export.model.config_fields import Fields, show
 from l4export.model.rope import RopeScaling, read_scaling
 
-__all__ = ["KEYS", "rope_from_hf"]
+__all__ = ["KEYS", "rope_from_hf", "theta_from_hf"]
 
 KEYS = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 """The fields of a text config that decide rotation."""
@@ -51,7 +51,7 @@ def rope_from_hf(text: Fields, max_positions: int, head_dim: int) -> tuple[float
     rope = _chosen(text)
     if nested := [key for key, value in rope.raw.items() if isinstance(value, Mapping) or key.endswith("_attention")]:
         raise rope.refuse(f"rope_type of {show(nested[0])}", "is set apart; Llama 4 has one for all layers")
-    theta = (rope if "rope_theta" in rope.raw else text).number("rope_theta", _DEFAULT_THETA)
+    theta = theta_from_hf(text, _DEFAULT_THETA)
     _check_whole_heads_rotate(rope, text)
     # transformers 4 took an object without a type for llama3, transformers 5 takes it for default.
     unnamed = None if "factor" in rope.raw else "default"
@@ -71,6 +71,12 @@ def rope_from_hf(text: Fields, max_positions: int, head_dim: int) -> tuple[float
     if kind == "yarn":
         rope.raw |= _yarn(rope, max_positions)
     return theta, read_scaling(rope)
+
+
+def theta_from_hf(fields: Fields, default: float) -> float:
+    """The base of the angles, from the object that decides, or from beside it; `InputError` unless it is above 0."""
+    rope = _chosen(fields)
+    return (rope if "rope_theta" in rope.raw else fields).number("rope_theta", default)
 
 
 def _chosen(text: Fields) -> Fields:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from l4export.checkpoint.hf_config import config_from_hf
+from l4export.checkpoint.sample_vision import whole_config, write_processor
+from l4export.checkpoint.sample_weights import SampleWeight, blocks, weights_of_sample
 from l4export.errors import InputError, StorageError
-from l4export.model.config import ModelConfig
-from l4export.model.tensors import tensors
-from l4export.model.weight_names import kind_of
 from l4export.storage.safetensors_writer import safetensors_header, write_safetensors
 
 __all__ = ["FULL_VARIANTS", "SIZES", "VARIANTS", "hf_config", "write_sample"]
@@ -32,23 +27,6 @@ FULL_VARIANTS = ("scout", "maverick")
 _SHARD_BYTES = 10**9
 _FULL_SHARD_BYTES = 5 * 10**9  # as in the released checkpoints
 _PROBE_BYTES = 64 * 2**20  # large enough to tell a hole from a block, small enough to be no harm where it is filled
-_BLOCK = 8 * 2**20  # elements drawn at a time: 32 MiB of float32
-_GAINS = {
-    "router": 2.5,  # scores from 0.1 to 0.99, so that experts differ clearly
-    "head": 2.5,
-    "embedding": 2.5,  # where it is the head too
-}
-"""Standard deviations of a weight's outputs for inputs of order one, where they are not 1."""
-
-
-@dataclass(frozen=True)
-class _Weight:
-    """One tensor to draw: normal with a standard deviation, or a norm's (`std` None), uniform in [0.5, 1.5)."""
-
-    name: str
-    shape: tuple[int, ...]
-    std: float | None
-
 
 _SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -158,20 +136,27 @@ def _check_sample(variant: str, size: str) -> None:
 
 
 def write_sample(
-    out: Path, variant: str, size: str, seed: int, progress: Callable[[int, int], None] | None = None
+    out: Path,
+    variant: str,
+    size: str,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    vision: bool = False,
 ) -> None:
     """Writes the checkpoint `out`, which must not exist, from one of `VARIANTS`, one of `SIZES` and a seed.
 
     Each tensor has its own random generator, seeded with (seed, name): equal arguments give equal bytes, and how
     tensors are ordered or sharded does not matter. `progress(done, total)` is told bytes. Size `full` has no weights:
-    its tensors are holes in sparse files, which read as zeros and take no room. Built in a temporary sibling and
-    renamed when complete.
+    its tensors are holes in sparse files, which read as zeros and take no room. With `vision` the model sees images: it
+    has a vision tower and the image processor's files. Built in a temporary sibling and renamed when complete.
 
     Raises:
         InputError: bad arguments.
         StorageError: writing fails, or `full` is asked of a file system that does not keep holes.
     """
     raw = hf_config(variant, size)
+    if vision:
+        raw = whole_config(raw, variant, size)
     if os.path.lexists(out):
         raise InputError(f"{out}: exists already; choose another directory or remove it")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -179,6 +164,8 @@ def write_sample(
         temporary.mkdir(parents=True)
         try:
             (temporary / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+            if vision:
+                write_processor(temporary, raw)
             if size == "full":
                 _require_holes(temporary, out)
                 _write_holes(temporary, raw)
@@ -199,7 +186,7 @@ def _write_weights(path: Path, raw: dict[str, Any], seed: int, progress: Callabl
 
     def chunks(name: str) -> Iterator[np.ndarray]:
         nonlocal done
-        for block in _blocks(weights[name], seed, dtype):
+        for block in blocks(weights[name], seed, dtype):
             yield block
             done += block.nbytes
             if progress is not None:
@@ -236,10 +223,10 @@ def _taken_bytes(descriptor: int) -> int:
     return os.fstat(descriptor).st_blocks * 512
 
 
-def _inventory(raw: dict[str, Any]) -> tuple[str, dict[str, _Weight], dict[str, int]]:
+def _inventory(raw: dict[str, Any]) -> tuple[str, dict[str, SampleWeight], dict[str, int]]:
     """The dtype as safetensors spells it, the weights by name, and their sizes in bytes."""
     dtype, itemsize = ("F32", 4) if raw["dtype"] == "float32" else ("BF16", 2)
-    weights = {weight.name: weight for weight in _weights(config_from_hf(raw, "sample"))}
+    weights = {weight.prefix + weight.name: weight for weight in weights_of_sample(raw)}
     return dtype, weights, {name: math.prod(weight.shape) * itemsize for name, weight in weights.items()}
 
 
@@ -255,22 +242,6 @@ def _files(path: Path, nbytes: dict[str, int], limit: int) -> list[tuple[Path, l
     return files
 
 
-def _weights(config: ModelConfig) -> list[_Weight]:
-    """Every tensor of the text model."""
-    return [_Weight(name, shape, _deviation(name, shape, config)) for name, shape in tensors(config).items()]
-
-
-def _deviation(name: str, shape: tuple[int, ...], config: ModelConfig) -> float | None:
-    """The standard deviation that keeps activations of order one; None for a norm."""
-    kind = kind_of(name)
-    if kind == "norm":
-        return None
-    if kind == "embedding" and not config.tie_word_embeddings:
-        return 1.0
-    width = shape[1]  # of the input, in [out, in] and in [experts, in, out]
-    return _GAINS.get(kind, 1.0) / math.sqrt(width)
-
-
 def _shards(nbytes: dict[str, int], limit: int) -> list[list[str]]:
     """Names cut into consecutive groups of at most `limit` bytes; a larger tensor is a group of its own."""
     groups: list[list[str]] = [[]]
@@ -282,18 +253,3 @@ def _shards(nbytes: dict[str, int], limit: int) -> list[list[str]]:
         groups[-1].append(name)
         filled += size
     return groups
-
-
-def _blocks(weight: _Weight, seed: int, dtype: str) -> Iterator[np.ndarray]:
-    """The tensor's bytes in blocks, uint8; drawn in float32, rounded to bfloat16 if `dtype` is BF16."""
-    key = hashlib.sha256(f"{seed}/{weight.name}".encode()).digest()
-    generator = np.random.Generator(np.random.SFC64(int.from_bytes(key, "little")))
-    count = math.prod(weight.shape)
-    for start in range(0, count, _BLOCK):
-        size = min(_BLOCK, count - start)
-        if weight.std is None:
-            values = generator.random(size, np.float32) + np.float32(0.5)
-        else:
-            values = generator.standard_normal(size, np.float32)
-            values *= np.float32(weight.std)
-        yield (values if dtype == "F32" else values.astype(ml_dtypes.bfloat16)).view(np.uint8)

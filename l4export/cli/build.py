@@ -56,6 +56,18 @@ class _Interrupted(L4Error):
         help="The GPUs that a TensorRT for RTX engine is compiled for, as 8.9,12.0.",
     ),
     option(
+        "--vision",
+        type=click.Choice(["auto", "none"]),
+        default="auto",
+        show_default=True,
+        help="auto: with the vision tower of a checkpoint that has one. none: the text model alone.",
+    ),
+    option(
+        "--vision-dtype",
+        type=click.Choice(["fp32", "fp16", "bf16"]),
+        help="Float type of the vision tower; --quant leaves it as it is.  [default: --dtype]",
+    ),
+    option(
         "--layers",
         metavar="A:B",
         callback=lambda *a: _layers(a[2]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -21,7 +22,8 @@ __all__ = ["command"]
     "--size", type=click.Choice(["tiny", "bench", "full"]), default="tiny", show_default=True, help="Size of the model."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the weights.")
-def command(out: Path, variant: str, size: str, seed: int) -> None:
+@click.option("--vision", is_flag=True, help="With a vision tower and the image processor's files (not mobile).")
+def command(out: Path, variant: str, size: str, seed: int, vision: bool) -> None:
     """Write a checkpoint with seeded random weights to the new directory OUT.
 
     tiny: about 200 thousand parameters and chunks of 16 tokens, so that a hundred tokens use every feature.
@@ -33,11 +35,14 @@ def command(out: Path, variant: str, size: str, seed: int) -> None:
     """
     from l4export.checkpoint import open_checkpoint
     from l4export.checkpoint.sample import write_sample
-    from l4export.model.tensors import parameter_count
+    from l4export.model.tensors import parameter_count, vision_tensors
 
-    write_sample(out, variant, size, seed)
+    write_sample(out, variant, size, seed, vision=vision)
     checkpoint = open_checkpoint(out)
-    what = f"{out}: {variant} {size}, {parameter_count(checkpoint.config).total:,} parameters"
+    count = parameter_count(checkpoint.config).total
+    if vision:
+        count += sum(map(math.prod, vision_tensors(checkpoint.vision_config(), checkpoint.config.hidden_size).values()))
+    what = f"{out}: {variant} {size}, {count:,} parameters"
     if size != "full":
         click.echo(f"{what}, seed {seed}")
         return

@@ -21,7 +21,7 @@ from l4export.compiler.plan import BuildPlan, plan_build
 from l4export.compiler.portable import write_portable
 from l4export.compiler.provenance import generator
 from l4export.compiler.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
-from l4export.engine.manifest import DECODER, Manifest
+from l4export.engine.manifest import Manifest
 from l4export.errors import StorageError
 from l4export.quantization.packed_codes import PackedCodes
 from l4export.quantization.weights import CalibratedWeight
@@ -88,7 +88,7 @@ def run_build(
         check_can_measure()
     if planned.target.is_judged:
         check_can_record()
-    planned.target.check_machine(planned.model, planned.parts)
+    planned.target.check_machine(planned.model, planned.parts, planned.tower.model if planned.tower else None)
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
     except OSError as error:
@@ -104,7 +104,7 @@ class _Build:
     ) -> None:
         self.planned, self.directory = planned, directory
         self.on_progress, self.on_notice = on_progress, on_notice
-        self.files = planned.graph.files
+        self.files = planned.files
         self.written = 0
 
     def run(self) -> Manifest:
@@ -146,7 +146,7 @@ class _Build:
         if old is None or self._graph_holds_codes() or not may_have_weights(old, self._draft(), self.files):
             return None
         draft = engine_manifest(self.planned, {}, self.planned.sources.records())
-        weights = reusable_weights(engine, old, draft, self.files, f"{DECODER}.onnx")
+        weights = reusable_weights(engine, old, draft, self.planned.graphs)
         if weights is None:
             return None
         self.on_notice("the weights have not changed; they are taken over from the engine that is there")
@@ -165,15 +165,16 @@ class _Build:
             scales(planned.model)
             if planned.dump:
                 planned.dump(len(planned.passes), planned.passes[-1], planned.model)
+
         portable = write_portable(planned.graph, partial)
-        name = emit_graph(planned.model, self.files, partial, DECODER)
+        names = [emit_graph(graph.model, graph.files, partial, graph.name) for graph in planned.graphs]
         checking = write_check(planned, self._draft(), partial)
-        finishing = planned.target.finish(self._unfinished(partial, name))
+        finishing = planned.target.finish(self._unfinished(partial, *names))
         copied = {name: file.copy_to(partial / name) for name, file in planned.inputs.companions.items()}
-        written = (name, *portable, *checking, *finishing, *self._reports())
+        written = (*names, *portable, *checking, *finishing, *self._reports())
         return copied | {name: file_record(partial / name) for name in written}
 
-    def _unfinished(self, partial: Path, graph: str) -> UnfinishedEngine:
+    def _unfinished(self, partial: Path, graph: str, tower: str | None = None) -> UnfinishedEngine:
         planned, options = self.planned, self.planned.options
         return UnfinishedEngine(
             directory=partial,
@@ -188,6 +189,7 @@ class _Build:
             parts=planned.parts,
             compute_capabilities=options.compute_capabilities,
             on_notice=self.on_notice,
+            tower=tower,
         )
 
     def _emit(self, partial: Path) -> dict[str, FileRecord]:
@@ -271,13 +273,14 @@ def _journal_head(planned: BuildPlan) -> dict[str, str]:
         "target": planned.options.target,
         "dtype": planned.options.float_dtype,
         "layers": planned.options.layers,
+        "vision": planned.options.tower_dtype if planned.tower else None,
         "policy": policy and policy.to_dict(),
     }
     return {
         "l4export": generator(),
         "checkpoint": planned.inputs.checkpoint.header_digest(),
         "options": json.dumps(options),
-        "plan": plan_digest(planned.graph.files),
+        "plan": plan_digest(planned.files),
         **({"calibration": calibration.digest()} if calibration else {}),
     }
 
@@ -287,7 +290,7 @@ def _sources_of_units(planned: BuildPlan) -> dict[int, Collection[str]]:
     everything = frozenset(planned.sources.names)
     found: dict[int, Collection[str]] = {}  # by evaluation: many units have one in common
     sources: dict[int, Collection[str]] = {}
-    for unit in units(planned.graph.files):
+    for unit in units(planned.files):
         key = id(unit.evaluation.outputs[0])
         if key not in found:
             found[key] = _files_read(unit.evaluation.outputs[0], everything)

@@ -13,6 +13,7 @@ from l4export.engine.companions import open_companions
 from l4export.engine.kv_cache import KV_BITS
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
+from l4export.model.vision_config import VisionConfig
 from l4export.runtimes.text.check import check_text
 from l4export.storage.opened_file import OpenedFile
 
@@ -43,6 +44,7 @@ class BuildInputs:
     Attributes:
         checkpoint: All of it.
         config: The model that is built: the checkpoint's, or that of the layers in `options.layers`.
+        vision: The vision tower that is built; None: none is.
         max_context: The longest sequence in tokens that the engine is for.
         companions: The small files that are copied into the engine, by their names in it.
         about_text: What a person should know about tokenizer and chat template, a line each.
@@ -51,6 +53,7 @@ class BuildInputs:
 
     checkpoint: Checkpoint
     config: ModelConfig
+    vision: VisionConfig | None
     max_context: int
     companions: Mapping[str, OpenedFile]
     about_text: tuple[str, ...]
@@ -75,12 +78,26 @@ def open_inputs(checkpoint_path: Path, options: BuildOptions) -> BuildInputs:
     companions = open_companions(checkpoint_path)
     checkpoint = open_checkpoint(checkpoint_path)
     config = checkpoint.config if options.layers is None else checkpoint.config.slice_layers(*options.layers)
+    vision = _vision(checkpoint, options)
     max_context = _max_context(config, options.max_context)
     about_text = tuple(check_text(checkpoint.path, config.vocab_size))
     texts = _texts(checkpoint, options)
     for file in companions.values():  # the tokenizer and the stop tokens were read by path in between
         file.check_in_place()
-    return BuildInputs(checkpoint, config, max_context, companions, about_text, texts)
+    return BuildInputs(checkpoint, config, vision, max_context, companions, about_text, texts)
+
+
+def _vision(checkpoint: Checkpoint, options: BuildOptions) -> VisionConfig | None:
+    if options.vision == "none":
+        return None
+    if not checkpoint.has_vision():
+        if options.vision_dtype is not None:
+            raise InputError(f"--vision-dtype: {checkpoint.path} has no vision tower; leave it out")
+        return None
+    try:
+        return checkpoint.vision_config()
+    except InputError as error:
+        raise InputError(f"{error}; --vision none builds without the tower") from error
 
 
 def _max_context(config: ModelConfig, asked: int | None) -> int:

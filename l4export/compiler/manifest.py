@@ -21,6 +21,7 @@ from l4export.engine.manifest import (
     DECODER,
     PACKED_WEIGHTS,
     PORTABLE,
+    VISION,
     CheckGraph,
     EnginePart,
     Graph,
@@ -30,6 +31,8 @@ from l4export.engine.manifest import (
     Runtime,
     TensorSpec,
 )
+from l4export.engine.vision_interface import TILES_PER_CALL
+from l4export.graph.contents import layer_values
 from l4export.graph.layer_excerpt import excerpt_layers
 from l4export.model.config import ModelConfig
 from l4export.storage.file_records import FileRecord
@@ -42,7 +45,7 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
     """The manifest of an engine with these files, from these sources; without them, a draft to compare with."""
     config, options, packed = planned.config, planned.options, packed_weights(planned.graph.files)
     return Manifest(
-        requires=(PACKED_WEIGHTS,) if packed else (),
+        requires=(*((PACKED_WEIGHTS,) if packed else ()), *((VISION,) if planned.tower else ())),
         generator=generator(),
         target=options.target,
         model=config,
@@ -52,6 +55,7 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
             "kv_cache": options.cache_dtype,
             "activations": options.activations or options.float_dtype,
             "quant": _quant(options),
+            **({VISION: options.tower_dtype} if planned.tower else {}),
         },
         max_context=planned.inputs.max_context,
         kv_layout=options.kv_layout,
@@ -59,12 +63,13 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
         kv_layers=_kv_layers(config, options.kv_layout, planned.inputs.max_context),
         prefill_max_tokens=planned.prefill_tokens,
         prefill_cut=planned.prefill_cut,
-        graphs={DECODER: _decoder(planned), **_portable(planned), **_check(planned)},
+        graphs={DECODER: _decoder(planned), **_tower(planned), **_portable(planned), **_check(planned)},
         passes=planned.passes,
         options={"weights": _weight_options(planned), "decoder": _decoder_options(planned)},
         source=source,
         files=files,
         packed_weights=packed,
+        vision=planned.inputs.vision if planned.tower else None,
     )
 
 
@@ -75,6 +80,7 @@ def _weight_options(planned: BuildPlan) -> dict[str, Any]:
     return {
         "dtype": options.float_dtype,
         **({"layers": list(options.layers)} if options.layers else {}),
+        **({VISION: options.tower_dtype} if planned.tower else {}),
         **({"policy": policy.to_dict()} if policy else {}),
         **({"auto": dict(policy.origin)} if policy and policy.origin else {}),
         **({"calibration": text.to_dict()} if text else {}),
@@ -146,6 +152,25 @@ def _check(planned: BuildPlan) -> dict[str, Graph]:
         rounded=rounds_on_cpu(graph),
     )
     return {CHECK: check}
+
+
+def _tower(planned: BuildPlan) -> dict[str, Graph]:
+    """The vision tower, compiled as one engine where the decoder is compiled; nothing where none is built."""
+    tower = planned.tower
+    if tower is None:
+        return {}
+    inputs, outputs, file = _inputs(tower.model.graph), _outputs(tower.model.graph), f"{VISION}.onnx"
+    layers = (0, len(layer_values(tower.model.graph)))
+    part = EnginePart(layers, file, f"{VISION}.engine", inputs, outputs)
+    graph = Graph(
+        file=file,
+        runtime=planned.target.runtime,
+        inputs=inputs,
+        outputs=outputs,
+        profiles=({"tiles": TILES_PER_CALL},) if planned.parts else (),
+        parts=(part,) if planned.parts else (),
+    )
+    return {VISION: graph}
 
 
 def _parts(planned: BuildPlan) -> tuple[EnginePart, ...]:

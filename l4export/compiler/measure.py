@@ -12,7 +12,7 @@ import onnx_ir as ir
 from l4export import passes
 from l4export.calibration.activation_scales import activation_scales
 from l4export.calibration.kv_scales import kv_scales
-from l4export.compiler.compile import compile_graph
+from l4export.compiler.compile import compile_decoder
 from l4export.compiler.manifest import engine_manifest
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import BuildPlan
@@ -57,9 +57,9 @@ def measure_scales(
     what = "activations" if planned.options.activations else "the KV cache"
     on_notice(f"calibrating {what}: {text.tokens} tokens of {text.name}")
     observed = _as_observed(planned.options)
-    graph = compile_graph(planned.inputs, observed, planned.calibration_directory)
+    graph = compile_decoder(planned.inputs, observed, planned.calibration_directory)
     name = emit_graph(graph.model, graph.files, directory, DECODER)
-    unmeasured = dataclasses.replace(planned, options=observed, graph=graph, parts=())
+    unmeasured = dataclasses.replace(planned, options=observed, graphs=(graph,), parts=())
     manifest = engine_manifest(unmeasured, {name: file_record(directory / name)}, {})
     if planned.options.activations:
         return passes.SetActivationScales(activation_scales(directory, manifest, text.sequences[0]))

@@ -18,6 +18,7 @@ from l4export.weights.emission import DEFAULT_BUDGET
 
 __all__ = [
     "DEFAULT_MAX_CONTEXT",
+    "VISION_CHOICES",
     "BuildOptions",
     "BuildResources",
     "CalibrationTexts",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 DEFAULT_MAX_CONTEXT = 8192
+VISION_CHOICES = ("auto", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class WeightOptions:
         bits_per_weight: The policy is chosen by measured damage, to fit so many bits per weight
             (`l4export.compiler.auto_policy`); then `policy` must be None.
         layers: (A, B) builds an engine of the layers A to B - 1 alone; None: of all.
+        vision: `auto` builds the vision tower of a checkpoint that has one, `none` the text model alone.
+        vision_dtype: Float type of the tower; None: that of the text model.
     """
 
     target: str = "ort-cpu"
@@ -47,11 +51,18 @@ class WeightOptions:
     policy: Policy | None = None
     bits_per_weight: float | None = None
     layers: tuple[int, int] | None = None
+    vision: str = "auto"
+    vision_dtype: str | None = None
 
     @property
     def float_dtype(self) -> str:
         """`dtype`, or the target's default."""
         return self.dtype or TARGETS[self.target].dtypes[0]
+
+    @property
+    def tower_dtype(self) -> str:
+        """`vision_dtype`, or what the text model computes in."""
+        return self.vision_dtype or self.float_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +151,9 @@ def check_options(options: BuildOptions) -> None:
     _known("--dtype", options.float_dtype, FLOATS)
     if options.kv_dtype is not None:
         _known("--kv-dtype", options.kv_dtype, KV_DTYPES)
+    _known("--vision", options.vision, VISION_CHOICES)
     _check_target(TARGETS[target], options)
+    _check_tower(TARGETS[target], options)
     _check_texts(options)
     if options.bits_per_weight is not None and options.policy is not None:
         raise InputError("--bits-per-weight: the policy is given, nothing is left to choose; leave one of them out")
@@ -174,6 +187,15 @@ def _check_target(target: Target, options: BuildOptions) -> None:
         able = [name for name, other in TARGETS.items() if other.compute_capabilities]
         raise InputError(f"--compute-capability is for --target {', '.join(able)}")
     target.check_options(options.float_dtype, options.policy, options.compute_capabilities)
+
+
+def _check_tower(target: Target, options: BuildOptions) -> None:
+    """The tower's dtype. Every target computes one in float32 as well."""
+    if options.vision_dtype is not None:
+        _taken(target, "--vision-dtype", options.vision_dtype, tuple(dict.fromkeys(("fp32", *target.dtypes))))
+        if options.vision == "none":
+            raise InputError("--vision-dtype: nothing is built for --vision none; leave it out")
+        target.check_options(options.vision_dtype, None, options.compute_capabilities)
 
 
 def _taken(target: Target, option: str, value: str, taken: tuple[str, ...]) -> None:

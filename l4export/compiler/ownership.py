@@ -16,7 +16,7 @@ from pathlib import Path
 
 from l4export.engine.check_record import CHECK_RECORD
 from l4export.engine.companions import SETTINGS_FILES, is_companion
-from l4export.engine.manifest import CHECK, DECODER, MANIFEST, PORTABLE, listed_files
+from l4export.engine.manifest import CHECK, DECODER, MANIFEST, PORTABLE, VISION, listed_files
 from l4export.errors import InputError
 from l4export.storage.journal import JOURNAL, is_journal
 from l4export.targets.genai_config import GENAI_CONFIG
@@ -48,7 +48,7 @@ _JOURNALS = (JOURNAL, _STAGED_JOURNAL)
 _MANIFESTS = (MANIFEST, STAGED_MANIFEST)
 _GRAPHS = (f"{PORTABLE}.onnx", f"{CHECK}.onnx", CHECK_RECORD)
 _NAMES = (MANIFEST, CALIBRATION_REPORT, GENAI_CONFIG, *_GRAPHS, *SETTINGS_FILES)
-_OF_DECODER = re.compile(rf"{DECODER}(-\d{{5}}-of-\d{{5}})?\.(onnx|data|engine)")
+_OF_GRAPH = re.compile(rf"({DECODER}|{VISION})(-\d{{5}}-of-\d{{5}})?\.(onnx|data|engine)")
 _OF_LAYER = re.compile(r"layer-\d{5}\.(codes|json|hidden)")
 
 Chooses = Callable[["os.DirEntry[str]"], bool]
@@ -138,7 +138,7 @@ def _of_engine(listed: Mapping[str, int]) -> Chooses:
     """The files of an engine: those whose names builds write, and those that the manifest lists with their sizes."""
 
     def ours(entry: os.DirEntry[str]) -> bool:
-        known = entry.name in _NAMES or bool(_OF_DECODER.fullmatch(entry.name))
+        known = entry.name in _NAMES or bool(_OF_GRAPH.fullmatch(entry.name))
         return known or listed.get(entry.name) == entry.stat(follow_symlinks=False).st_size
 
     return ours

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 
 from l4export import passes
+from l4export.quantization.policy import Policy
 from l4export.targets import TARGETS, GraphOptions
 
-__all__ = ["OnStage", "pass_name", "pipeline", "run_passes", "specialisation"]
+__all__ = ["OnStage", "pass_name", "pipeline", "run_passes", "specialisation", "vision_pipeline"]
 
 OnStage = Callable[[int, str, ir.Model], None]
 """Receives (index, name, model): the graph at the start (0, "reference") and after each pass."""
@@ -27,6 +28,19 @@ def pipeline(target: str, options: GraphOptions) -> list[ir.passes.InPlacePass]:
         passes.LayOutKVCache(options.kv_layout),
         # the target's own operators: a file each in l4export/targets
         *TARGETS[target].lower(options),
+        # what is left of the dialect becomes standard operators
+        passes.InlineDialect(),
+        passes.RemoveUnused(),
+    ]
+
+
+def vision_pipeline(target: str, policy: Policy | None = None) -> list[ir.passes.InPlacePass]:
+    """The passes from the reference graph of a vision tower to the target's operators.
+
+    `policy` is that of the tower's weights alone; None: nothing is quantised.
+    """
+    return [
+        *TARGETS[target].lower_vision(policy),
         # what is left of the dialect becomes standard operators
         passes.InlineDialect(),
         passes.RemoveUnused(),

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from l4export import passes
 from l4export.calibration.text import CalibrationText
-from l4export.compiler.compile import CompiledGraph, compile_graph
+from l4export.compiler.compile import CompiledGraph, compile_graphs
 from l4export.compiler.dump import Dump
 from l4export.compiler.inputs import BuildInputs, open_inputs
 from l4export.compiler.options import BuildOptions, check_options
@@ -22,6 +22,7 @@ from l4export.engine.profiles import TokenRange, token_profiles
 from l4export.model.config import ModelConfig
 from l4export.targets import TARGETS, LayerRange, Target
 from l4export.weights.emission import check_budget
+from l4export.weights.placement import DataFile
 
 __all__ = ["PREFILL_TOKENS", "BuildPlan", "plan_build"]
 
@@ -36,7 +37,7 @@ class BuildPlan:
     Attributes:
         inputs: What is read.
         options: What was asked for, with the policy that `--quant auto` chose.
-        graph: The engine's decoder.
+        graphs: The engine's graphs, the decoder first.
         sources: The checkpoint's files that it reads, opened.
         parts: The layers of each engine to be compiled; empty where nothing is compiled.
         calibration_directory: Where a calibration keeps the codes of weights.
@@ -45,7 +46,7 @@ class BuildPlan:
 
     inputs: BuildInputs
     options: BuildOptions
-    graph: CompiledGraph
+    graphs: tuple[CompiledGraph, ...]
     sources: Sources
     parts: tuple[LayerRange, ...]
     calibration_directory: Path
@@ -55,6 +56,21 @@ class BuildPlan:
     def target(self) -> Target:
         """What the engine is for."""
         return TARGETS[self.options.target]
+
+    @property
+    def graph(self) -> CompiledGraph:
+        """The engine's decoder."""
+        return self.graphs[0]
+
+    @property
+    def tower(self) -> CompiledGraph | None:
+        """The vision tower; None where none is built."""
+        return self.graphs[1] if len(self.graphs) > 1 else None
+
+    @property
+    def files(self) -> tuple[DataFile, ...]:
+        """Every graph's data files."""
+        return tuple(file for graph in self.graphs for file in graph.files)
 
     @property
     def model(self) -> ir.Model:
@@ -69,7 +85,7 @@ class BuildPlan:
     @property
     def data_files(self) -> dict[str, int]:
         """Name and size in bytes of each data file to be written."""
-        return {file.name: file.size for file in self.graph.files}
+        return {file.name: file.size for file in self.files}
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -128,12 +144,14 @@ def plan_build(
     if options.bits_per_weight is not None:
         options = _with_chosen_policy(inputs, options, on_step)
     dump = Dump(options.dump_ir) if options.dump_ir else None
-    graph = compile_graph(inputs, options, calibration_directory, dump)
-    sources = Sources(inputs.source_files(graph.source_files), inputs.companions)
-    check_budget(graph.files, options.workers, options.weights_budget)
+    graphs = compile_graphs(inputs, options, calibration_directory, dump)
+    names = dict.fromkeys(name for graph in graphs for name in graph.source_files)
+    sources = Sources(inputs.source_files(names), inputs.companions)
+    for graph in graphs:
+        check_budget(graph.files, options.workers, options.weights_budget)
     cut = TARGETS[options.target].cut
-    parts = cut(graph.model.graph, options.memory_budget) if cut else ()
-    return BuildPlan(inputs, options, graph, sources, parts, calibration_directory, dump)
+    parts = cut(graphs[0].model.graph, options.memory_budget) if cut else ()
+    return BuildPlan(inputs, options, graphs, sources, parts, calibration_directory, dump)
 
 
 def _with_chosen_policy(

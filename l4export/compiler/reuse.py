@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from l4export.compiler.compile import CompiledGraph
 from l4export.engine.manifest import MANIFEST, Manifest, load_manifest, verify_files
 from l4export.errors import CheckFailed, InputError
 from l4export.storage.file_records import FileRecord, file_record
@@ -55,12 +56,14 @@ def is_up_to_date(engine: Path, old: Manifest, draft: Manifest, copied: Mapping[
 
 
 def reusable_weights(
-    engine: Path, old: Manifest, draft: Manifest, files: Sequence[DataFile], graph: str
+    engine: Path, old: Manifest, draft: Manifest, graphs: Sequence[CompiledGraph]
 ) -> dict[str, FileRecord] | None:
     """The records of the engine's data files, if they hold what is planned, byte for byte; else None."""
+    files = [file for graph in graphs for file in graph.files]
     if old.source != draft.source or not may_have_weights(old, draft, files):
         return None
-    names = [graph, *(file.name for file in files)]
+    data = [file.name for file in files]
+    names = [*(graph.file for graph in graphs), *data]
     if any(not (engine / name).is_file() or file_record(engine / name) != old.files.get(name) for name in names):
         return None
     planned = {
@@ -69,9 +72,10 @@ def reusable_weights(
         for placed in file.placements
         for value in placed.values
     }
-    if _placed(engine / graph) != planned or not all(_has_constants(engine, file) for file in files):
+    placed = set[tuple[object, ...]]().union(*(_placed(engine / graph.file) for graph in graphs))
+    if placed != planned or not all(_has_constants(engine, file) for file in files):
         return None
-    return {name: old.files[name] for name in names[1:]}
+    return {name: old.files[name] for name in data}
 
 
 def take_over(engine: Path, target: Path, names: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ SETTINGS_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "preprocessor_config.json",
     "processor_config.json",
     "preprocessor_config.json",
     "chat_template.json",

@@ -22,14 +22,15 @@ _CALL_INPUTS: dict[str, Shape] = {
 }
 """Inputs of every call beside the caches, all int64, with their shapes."""
 
-_MAY_BE_OPTIONAL = {"logits_to_keep", "mask_start", "cache_start"}
+_MAY_BE_OPTIONAL = {"logits_to_keep", "mask_start", "cache_start", "image_features"}
 
 
 class DecoderInterface:
     """Inputs and outputs of a decoder, or of the part of it that holds `layers`, [first, after the last].
 
     A part takes `hidden_states.{n}` where another part comes before it and n is its first layer, and gives them where
-    another follows. Of the inputs of a call it takes those that it uses; a whole decoder takes all.
+    another follows. Where the engine sees images, what has the first layer takes `image_features`, the rows of the
+    call's image tokens. Of the inputs of a call it takes those that it uses; a whole decoder takes all.
     """
 
     def __init__(self, manifest: Manifest, layers: tuple[int, int]) -> None:
@@ -37,6 +38,7 @@ class DecoderInterface:
         (start, stop), is_last = layers, layers[1] == manifest.model.num_hidden_layers
         self.inputs: dict[str, tuple[str, Shape]] = {name: ("int64", shape) for name, shape in _CALL_INPUTS.items()}
         self.inputs |= self._hidden(start) if start else {}
+        self.inputs |= self._image_features() if manifest.vision and start == 0 else {}
         self.inputs |= self._caches("past_key_values", "past")
         self.outputs = self._logits() if is_last else self._hidden(stop)
         self.outputs |= self._caches("present", "present")
@@ -113,6 +115,10 @@ class DecoderInterface:
         capacity = self.manifest.kv_layers[int(name.split(".")[1])].capacity
         assert capacity is not None
         return (*shape[:2], capacity, shape[3])
+
+    def _image_features(self) -> dict[str, tuple[str, Shape]]:
+        dtype = KV_STORAGE[self.manifest.precision["compute"]].dtype
+        return {"image_features": (dtype, ("image_tokens", self.manifest.model.hidden_size))}
 
     def _hidden(self, layer: int) -> dict[str, tuple[str, Shape]]:
         dtype = KV_STORAGE[self.manifest.precision["compute"]].dtype

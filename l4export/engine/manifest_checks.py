@@ -12,6 +12,7 @@ from l4export.engine.decoder_interface import DecoderInterface
 from l4export.engine.kv_cache import KV_STORAGE, kv_capacities, prefill_cut
 from l4export.engine.manifest_fields import refusal
 from l4export.engine.manifest_types import CHECK, DECODER, PACKED_WEIGHTS, PORTABLE, UNPACKED, Manifest, Runtime
+from l4export.engine.vision_interface import tower_contradictions
 from l4export.engine.weight_layout import fits
 from l4export.model.config_fields import show
 
@@ -27,7 +28,7 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     Raises:
         InputError: it does; the error names the file `where` and the first such field.
     """
-    for check in (_sequences, _kv_cache, _precision, _graphs, _decoder, _parts, _portable, _packed_weights, _check):
+    for check in _CHECKS:
         for path, problem in check(manifest):
             raise refusal(where, path, problem)
 
@@ -196,3 +197,9 @@ def _check(manifest: Manifest) -> Iterator[Contradiction]:
         yield f"{path}.runtime", f"is {check.runtime}, and the decoder's is {manifest.decoder.runtime}"
     interface = DecoderInterface(check_decoder(manifest, check), (0, len(check.layers)))
     yield from interface.contradictions(check.inputs, check.outputs, path)
+
+
+_CHECKS = (
+    *(_sequences, _kv_cache, _precision, _graphs, tower_contradictions, _decoder, _parts),
+    *(_portable, _packed_weights, _check),
+)

@@ -14,6 +14,7 @@ from l4export.engine.manifest_types import (
     FORMAT,
     FORMAT_VERSION,
     PACKED_WEIGHTS,
+    VISION,
     CheckGraph,
     DeviceNeeds,
     EnginePart,
@@ -30,11 +31,12 @@ from l4export.engine.weight_layout import MIXED_GEMM_SM80
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
 from l4export.model.config_fields import show
+from l4export.model.vision_config import VisionConfig
 from l4export.storage.file_records import FileRecord
 
 __all__ = ["FEATURES", "read_manifest"]
 
-FEATURES: frozenset[str] = frozenset({PACKED_WEIGHTS})
+FEATURES: frozenset[str] = frozenset({PACKED_WEIGHTS, VISION})
 """What `requires` may name: features that came after format version 3 began."""
 
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int8", "uint8")
@@ -76,6 +78,7 @@ def read_manifest(raw: Mapping[str, Any], where: str) -> Manifest:
         source={name: _record(record) for name, record in fields.child("source").files().items()},
         files={name: _record(record) for name, record in fields.child("files").files().items()},
         packed_weights=tuple(map(_packed_weight, packed)),
+        vision=_vision(fields),
     )
 
 
@@ -112,13 +115,24 @@ def _model(fields: Fields) -> ModelConfig:
         raise InputError(f"{error}; build the engine again") from error
 
 
+def _vision(fields: Fields) -> VisionConfig | None:
+    if VISION not in fields.raw:
+        return None
+    try:
+        return VisionConfig.from_dict(fields.child(VISION).raw, f"{fields.where}: {VISION}")
+    except InputError as error:
+        raise InputError(f"{error}; build the engine again") from error
+
+
 def _precision(fields: Fields) -> dict[str, str]:
+    tower = {VISION: fields.choice(VISION, _FLOATS)} if VISION in fields.raw else {}
     return {
         "weights": fields.choice("weights", _FLOATS),
         "compute": fields.choice("compute", _FLOATS),
         "kv_cache": fields.choice("kv_cache", dict.fromkeys([*_FLOATS, *KV_DTYPES])),
         "activations": fields.choice("activations", (*_FLOATS, "fp8")),
         "quant": fields.text("quant"),
+        **tower,
     }
 
 

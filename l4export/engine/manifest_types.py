@@ -11,6 +11,7 @@ from typing import Any
 from l4export.engine.kv_cache import KVStorage
 from l4export.engine.profiles import TokenRange
 from l4export.model.config import ModelConfig
+from l4export.model.vision_config import VisionConfig
 from l4export.storage.file_records import FileRecord
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PACKED_WEIGHTS",
     "PORTABLE",
     "UNPACKED",
+    "VISION",
     "CheckGraph",
     "DeviceNeeds",
     "EnginePart",
@@ -48,8 +50,12 @@ PACKED_WEIGHTS = "packed_weights"
 UNPACKED = "unpacked-weights"
 """The data file that a portable graph names for weights which are packed. There is none: whoever opens the graph gives
 it unpacked weights, and nobody can open it with packed bytes."""
+
 CHECK = "check"
 """The graph by which a device is judged, in engines of targets that have one."""
+
+VISION = "vision"
+"""The graph of an engine that sees images; also what its manifest requires of a runtime, and calls the tower."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ class Graph:
         inputs: In the graph's order.
         outputs: In the graph's order.
         profiles: Optimisation profiles of compiled engines, by the quantity that they limit; a decoder's has `tokens`,
-            new tokens of a row in one call. None where nothing is compiled.
+            new tokens of a row in one call, a vision tower's `tiles`. None where nothing is compiled.
         parts: The compiled engines, in the order in which they run; none where the runtime reads `file`.
         needs: What it needs of a GPU; None where it needs none, or the compiled engines say it themselves.
     """
@@ -200,7 +206,8 @@ class Manifest:
     target: str
     model: ModelConfig
     precision: dict[str, str]
-    """`compute`, `weights`, `kv_cache` and `activations` (of products with FP8 weights) dtypes; `quant`."""
+    """`compute`, `weights`, `kv_cache` and `activations` (of products with FP8 weights) dtypes; `quant`; the dtype of
+    `vision`, where there is a tower."""
     max_context: int
     """Longest sequence, in tokens, that a session may hold."""
     kv_layout: str
@@ -220,6 +227,8 @@ class Manifest:
     """The engine's files, all but the manifest, by name."""
     packed_weights: tuple[PackedWeight, ...] = ()
     """The weights that lie in the order of a device's kernels, which a CPU must unpack."""
+    vision: VisionConfig | None = None
+    """The tower of the graph `vision`; None: the engine sees no images."""
 
     @property
     def decoder(self) -> Graph:
@@ -251,6 +260,7 @@ class Manifest:
             "generator": self.generator,
             "target": self.target,
             "model": self.model.to_dict(),
+            **({VISION: self.vision.to_dict()} if self.vision else {}),
             "precision": self.precision,
             "max_context": self.max_context,
             "kv_cache": {"layout": self.kv_layout, "storage": self.kv_storage, "layers": self.kv_layers},

@@ -4,7 +4,8 @@ Every operator is a model-local function whose body in standard operators is its
 the dialect is an executable ONNX model. Passes match one dialect node instead of a cloud of primitives.
 
 Letters in shapes: B batch, S new tokens, P cache slots passed in, T cache slots handed out, H query heads,
-K key/value heads, d head width, D hidden width, I expert width, E experts, V vocabulary.
+K key/value heads, d head width, D hidden width, I expert width, E experts, V vocabulary. Of images: t tiles, T pixels
+along a side of a tile, g patches along it, P pixels along a side of a patch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from l4export.graph import dialect_bodies as bodies
+from l4export.graph import vision_bodies
 
 __all__ = [
     "DOMAIN",
@@ -30,6 +32,7 @@ NO_LIMIT = 2**62
 
 REFUSALS = frozenset(
     {
+        "image_features_must_match_image_tokens",
         "new_tokens_must_stay_in_one_chunk",
         "rows_must_be_padded_on_the_right",
         "sequence_must_fit_max_context",
@@ -111,6 +114,34 @@ _SOURCES: dict[str, tuple[str, str]] = {
         bodies.KEEP_LAST_POSITIONS,
         "hidden [B, S, D], logits_to_keep int64 [] n -> the n last real positions of each row [B, n, D]; all S of "
         "them where n = 0. A row with fewer than n real tokens gives them first, padding after.",
+    ),
+    "MergeImages": (
+        vision_bodies.MERGE_IMAGES,
+        "embedded [B, S, D], token_ids int64 [B, S], image_features [rows, D] -> embedded with the rows of features in "
+        "the places of the tokens image_token, in row-major order; as it is where there are no rows. Another number of "
+        "such tokens than of rows stops the run in the node image_features_must_match_image_tokens.",
+    ),
+    "Patches": (
+        vision_bodies.PATCHES,
+        "pixel_values [t, 3, T, T] -> [t, g*g, 3*P*P]: patches in row-major order, in each first channel, then row, "
+        "then column.",
+    ),
+    "AppendClassToken": (
+        vision_bodies.APPEND_CLASS_TOKEN,
+        "x [t, N, D], class_embedding [D] -> [t, N + 1, D] with the class embedding last.",
+    ),
+    "TileAngles": (
+        vision_bodies.TILE_ANGLES,
+        "x [t, M, D], cos and sin [M, d/2] -> the same angles for every tile: cos, sin [t, M, d/2].",
+    ),
+    "TileAttention": (
+        vision_bodies.TILE_ATTENTION,
+        "q, k, v [t, M, H*d] -> softmax(q k' / sqrt(d)) v within each tile [t, M, H*d]; every token sees all.",
+    ),
+    "PixelShuffle": (
+        vision_bodies.PIXEL_SHUFFLE,
+        "x [t, g*g, D] -> [t, (g/block)^2, block*block*D]: blocks of patches in row-major order, in each the channels "
+        "of its first patch, of the next, row by row.",
     ),
 }
 

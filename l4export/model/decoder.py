@@ -6,28 +6,23 @@ pipeline is judged against it. Letters in shapes are those of `l4export.graph.di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from l4export.graph.builder import GraphBuilder
-from l4export.graph.contents import LayerValue, Weights, note
-from l4export.graph.dialect import DOMAIN, NO_LIMIT, OPSET_VERSION, dialect_functions
+from l4export.graph.contents import LayerValue, note
+from l4export.graph.dialect import DOMAIN, NO_LIMIT
 from l4export.model.config import ModelConfig
 from l4export.model.tensors import tensors
-from l4export.weights.recipes import Cast, Recipe, Transpose
+from l4export.model.weighted_graph import IR_VERSION, WeightedGraph, WeightSource, graph_input, typed
 
 __all__ = ["IR_VERSION", "build_decoder"]
 
-IR_VERSION = 11
 
-WeightSource = Callable[[str, tuple[int, ...]], Recipe]
-"""Gives the recipe of a checkpoint tensor from its name (without prefix) and the shape it must have."""
-
-
-def build_decoder(config: ModelConfig, weights: WeightSource, dtype: ir.DataType) -> ir.Model:
+def build_decoder(
+    config: ModelConfig, weights: WeightSource, dtype: ir.DataType, image_token: int | None = None
+) -> ir.Model:
     """The decoder as an `ir.Model` that computes in `dtype` (FLOAT or FLOAT16).
 
     Inputs: `input_ids` int64 [B, S]; `attention_mask` int64 [B, total], ones then zeros; `past_key_values.{i}.key` and
@@ -35,11 +30,13 @@ def build_decoder(config: ModelConfig, weights: WeightSource, dtype: ir.DataType
     position's logits, n for the last n of each row. `mask_start` int64 [B] or [1]: the tokens that lie in the cache
     before the mask's first column, so that a mask need not grow with the sequence; 0 by default. `cache_start` int64
     [B] or [1]: the position of the token in slot 0; tokens before it are in no cache and nobody sees them; 0 by
-    default. Outputs: `logits` float32 [B, S or n, V]; `present.{i}.key`, `.value`.
+    default. With an `image_token` there is one more, `image_features` [image_tokens, D]: the rows that stand for the
+    tokens of this call that are it, in row-major order; with no rows, the default, these tokens are as any other.
+    Outputs: `logits` float32 [B, S or n, V]; `present.{i}.key`, `.value`.
 
     Raises what `weights` raises for a tensor that is missing or has another shape.
     """
-    return _Decoder(config, weights, dtype).build()
+    return _Decoder(config, weights, dtype).build(image_token)
 
 
 @dataclass(frozen=True)
@@ -55,18 +52,15 @@ class _Step:
     sin: ir.Value | None
 
 
-class _Decoder:
+class _Decoder(WeightedGraph):
     def __init__(self, config: ModelConfig, weights: WeightSource, dtype: ir.DataType) -> None:
+        super().__init__(tensors(config), weights, dtype)
         self.config = config
-        self.shapes = tensors(config)
-        self.weights = weights
-        self.dtype = dtype
-        self.b = GraphBuilder()
 
-    def build(self) -> ir.Model:
+    def build(self, image_token: int | None) -> ir.Model:
         config, b = self.config, self.b
-        input_ids = _input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
-        mask = _input("attention_mask", ir.DataType.INT64, ["batch", "total"])
+        input_ids = graph_input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
+        mask = graph_input("attention_mask", ir.DataType.INT64, ["batch", "total"])
         keep = b.initializer(ir.tensor(np.asarray(0, dtype=np.int64)), "logits_to_keep")
         mask_start, cache_start = self.start("mask_start"), self.start("cache_start")
         caches = [self.cache(layer) for layer in range(config.num_hidden_layers)]
@@ -83,6 +77,10 @@ class _Decoder:
         embedding = self.weight("model.embed_tokens.weight")
         tokens = b.op("CheckedTokens", input_ids, domain=DOMAIN, name="input_ids", vocab_size=config.vocab_size)
         x = b.op("Gather", embedding, tokens, name="embed_tokens")
+        optional = [keep, mask_start, cache_start]
+        if image_token is not None:
+            optional.append(features := self.image_features())
+            x = b.op("MergeImages", x, tokens, features, domain=DOMAIN, name="image_features", image_token=image_token)
         presents: list[ir.Value] = []
         for layer, (past_key, past_value) in enumerate(caches):
             with b.scope(f"layers.{layer}"):
@@ -91,13 +89,20 @@ class _Decoder:
         x = self.norm(x, "model.norm.weight", "norm")
         x = b.op("KeepLastPositions", x, new_length, keep, domain=DOMAIN, name="logits_to_keep")
         logits = self.head(x, embedding)
-        inputs = [input_ids, mask, *(value for pair in caches for value in pair), keep, mask_start, cache_start]
-        return self.model(inputs, [logits, *presents])
+        inputs = [input_ids, mask, *(value for pair in caches for value in pair), *optional]
+        return self.model(inputs, [logits, *presents], "llama4")
 
     def start(self, name: str) -> ir.Value:
         """An input of one number, or of one number for each row. It is 0 unless a client gives it."""
         value = self.b.initializer(ir.tensor(np.zeros(1, dtype=np.int64)), name)
         value.shape = ir.Shape(["batch_or_1"])
+        return value
+
+    def image_features(self) -> ir.Value:
+        """An input of rows that stand for image tokens. There are none unless a client gives them."""
+        width = self.config.hidden_size
+        value = self.b.initializer(ir.tensor(np.zeros((0, width), self.dtype.numpy())), "image_features")
+        value.shape = ir.Shape(["image_tokens", width])
         return value
 
     def step(self, past_length: ir.Value, total: ir.Value, input_ids: ir.Value, cache_start: ir.Value) -> _Step:
@@ -130,7 +135,7 @@ class _Decoder:
         else:
             with b.scope("mlp"):
                 y = self.mlp(f"{prefix}.feed_forward", h)
-        x = _typed(b.op("Add", x, y, name="mlp_residual"), self.dtype, ["batch", "sequence", self.config.hidden_size])
+        x = typed(b.op("Add", x, y, name="mlp_residual"), self.dtype, ["batch", "sequence", self.config.hidden_size])
         return note(x, LayerValue("residual", layer)), key, value
 
     def attention(
@@ -222,48 +227,14 @@ class _Decoder:
         if self.dtype != ir.DataType.FLOAT:
             logits = b.op("Cast", logits, to=int(ir.DataType.FLOAT), name="lm_head/Cast")
         logits.name = "logits"
-        return _typed(logits, ir.DataType.FLOAT, ["batch", "logits_sequence", config.vocab_size])
-
-    def linear(self, x: ir.Value, weight: str, name: str) -> ir.Value:
-        """x W' for a weight stored [out, in]; the graph's initializer is its transpose [in, out]."""
-        recipe = Transpose(self.weights(weight, self.shapes[weight]), (1, 0))
-        holds = Weights((weight,), "transposed")
-        return self.b.op("MatMul", x, self.initializer(recipe, holds), name=f"{name}/MatMul")
-
-    def weight(self, name: str) -> ir.Value:
-        return self.initializer(self.weights(name, self.shapes[name]), Weights((name,)))
-
-    def initializer(self, recipe: Recipe, holds: Weights) -> ir.Value:
-        """A weight under its checkpoint name, in the dtype of the graph."""
-        cast = recipe if recipe.dtype == self.dtype else Cast(recipe, self.dtype)
-        return self.b.initializer(cast, holds.names[0], holds)
+        return typed(logits, ir.DataType.FLOAT, ["batch", "logits_sequence", config.vocab_size])
 
     def cache(self, layer: int) -> tuple[ir.Value, ir.Value]:
         """The inputs that carry a layer's past keys and values."""
         shape: list[int | str] = ["batch", self.config.num_key_value_heads, "past", self.config.head_dim]
-        key, value = (_input(f"past_key_values.{layer}.{kind}", self.dtype, shape) for kind in ("key", "value"))
+        key, value = (graph_input(f"past_key_values.{layer}.{kind}", self.dtype, shape) for kind in ("key", "value"))
         return note(key, LayerValue("past_key", layer)), note(value, LayerValue("past_value", layer))
 
     def cache_output(self, value: ir.Value) -> ir.Value:
         shape: list[int | str] = ["batch", self.config.num_key_value_heads, "present", self.config.head_dim]
-        return _typed(value, self.dtype, shape)
-
-    def model(self, inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:
-        graph = ir.Graph(
-            inputs,
-            outputs,
-            nodes=self.b.nodes,
-            initializers=self.b.initializers,
-            opset_imports={"": OPSET_VERSION, DOMAIN: 1},
-            name="llama4",
-        )
-        return ir.Model(graph, ir_version=IR_VERSION, functions=dialect_functions())
-
-
-def _input(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-
-
-def _typed(value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-    value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
-    return value
+        return typed(value, self.dtype, shape)

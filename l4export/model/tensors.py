@@ -1,6 +1,6 @@
-"""The inventory of a text model: the name and the shape of each of its tensors, from the config alone.
+"""The inventory of a model: the name and the shape of each of its tensors, from the config alone.
 
-This is the one place that knows them. The decoder graph, sample checkpoints, the streamed reference, sizes and counts
+This is the one place that knows them. The graphs, sample checkpoints, the streamed reference, sizes and counts
 all take them from here.
 """
 
@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass
 
 from l4export.model.config import ModelConfig
+from l4export.model.vision_config import VisionConfig
 from l4export.model.weight_names import kind_of
 
-__all__ = ["ParameterCount", "parameter_count", "tensors"]
+__all__ = ["ParameterCount", "parameter_count", "tensors", "vision_tensors"]
 
 Shape = tuple[int, ...]
 
@@ -33,6 +34,43 @@ def tensors(config: ModelConfig) -> dict[str, Shape]:
     if not config.tie_word_embeddings:
         found["lm_head.weight"] = embedding
     return found
+
+
+def vision_tensors(config: VisionConfig, width: int) -> dict[str, Shape]:
+    """Name and shape of every tensor of a vision tower for a decoder of `width` channels, in the order of their use.
+
+    Names are those of transformers' `Llama4ForConditionalGeneration`. Linear layers are stored [out, in]; those of the
+    layers have biases.
+    """
+    tower, hidden, inner, out = "vision_model", config.hidden_size, config.intermediate_size, config.projector_size
+    found: dict[str, Shape] = {
+        f"{tower}.patch_embedding.linear.weight": (hidden, 3 * config.patch_size**2),
+        f"{tower}.class_embedding": (hidden,),
+        f"{tower}.positional_embedding_vlm": (config.grid**2 + 1, hidden),
+        **_layer_norm(f"{tower}.layernorm_pre", hidden),
+    }
+    for layer in range(config.num_hidden_layers):
+        name = f"{tower}.model.layers.{layer}"
+        found |= _layer_norm(f"{name}.input_layernorm", hidden)
+        for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            found |= _linear(f"{name}.self_attn.{projection}", hidden, hidden)
+        found |= _layer_norm(f"{name}.post_attention_layernorm", hidden)
+        found |= _linear(f"{name}.mlp.fc1", inner, hidden) | _linear(f"{name}.mlp.fc2", hidden, inner)
+    return {
+        **found,
+        **_layer_norm(f"{tower}.layernorm_post", hidden),
+        f"{tower}.vision_adapter.mlp.fc1.weight": (out, inner),
+        f"{tower}.vision_adapter.mlp.fc2.weight": (out, out),
+        "multi_modal_projector.linear_1.weight": (width, out),
+    }
+
+
+def _layer_norm(name: str, width: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _linear(name: str, rows: int, columns: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
 
 
 def _layer(config: ModelConfig, layer: int) -> dict[str, Shape]:

@@ -10,7 +10,9 @@ from l4export.targets.target import GraphOptions
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["fused_operators", "standard_operators"]
+    from l4export.quantization.policy import Policy
+
+__all__ = ["fused_operators", "fused_vision", "standard_operators", "standard_vision"]
 
 
 def fused_operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
@@ -49,4 +51,29 @@ def standard_operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
         *([passes.QuantizeWeightsInONNX(options.policy)] if options.policy else []),
         # activations that they are multiplied by in fewer bits too
         *([passes.QuantizeActivations()] if options.activations else []),
+    ]
+
+
+def fused_vision(policy: Policy | None) -> list[ir.passes.InPlacePass]:
+    """Return the passes of a vision tower to ONNX Runtime's fused operators."""
+    from l4export import passes
+
+    return [
+        # rotation from tables, attention without a mask
+        passes.FuseTileAttention(),
+        # weights stay in the checkpoint's order
+        passes.KeepWeightsUntransposed(),
+        # weights in fewer bits, where the policy names them
+        *([passes.QuantizeWeightsForOnnxRuntime(policy), passes.PackProjections()] if policy else []),
+    ]
+
+
+def standard_vision(policy: Policy | None) -> list[ir.passes.InPlacePass]:
+    """Return the passes of a vision tower to the operators of opset 24 alone."""
+    from l4export import passes
+
+    return [
+        passes.LowerTileAttention(),
+        # weights in fewer bits, where the policy names them
+        *([passes.QuantizeWeightsInONNX(policy)] if policy else []),
     ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from l4export.engine.manifest import Runtime
 from l4export.targets.genai_config import write_genai_config
-from l4export.targets.lowering import fused_operators
+from l4export.targets.lowering import fused_operators, fused_vision
 from l4export.targets.target import GraphOptions, Target
 
 if TYPE_CHECKING:
@@ -36,5 +36,6 @@ ORT_CPU = Target(
     rounds_activations=True,
     reasons=NO_BFLOAT16,
     lower=_operators,
+    lower_vision=fused_vision,
     finish=write_genai_config,
 )

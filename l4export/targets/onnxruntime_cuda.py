@@ -13,12 +13,14 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from l4export.engine.manifest import DeviceNeeds, Runtime
-from l4export.targets.lowering import fused_operators
+from l4export.targets.lowering import fused_operators, fused_vision
 from l4export.targets.onnxruntime_cuda_checks import check_cuda_graph
 from l4export.targets.target import CACHES_IN_PLACE, GraphOptions, Target
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from l4export.quantization.policy import Policy
 
 __all__ = ["ORT_CUDA"]
 
@@ -72,6 +74,11 @@ def _device_forms(options: GraphOptions) -> list[ir.passes.InPlacePass]:
     ]
 
 
+def _vision(policy: Policy | None) -> list[ir.passes.InPlacePass]:
+    """The fused operators of a vision tower; its activations are left as they are too."""
+    return fused_vision(policy and dataclasses.replace(policy, accuracy_level=1))
+
+
 ORT_CUDA = Target(
     name="ort-cuda",
     summary="ONNX Runtime's fused operators, on CUDA",
@@ -93,4 +100,5 @@ ORT_CUDA = Target(
     lower=_operators,
     specialise=_device_forms,
     check_graph=check_cuda_graph,
+    lower_vision=_vision,
 )

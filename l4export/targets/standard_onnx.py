@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from l4export.engine.manifest import Runtime
 from l4export.targets.genai_config import write_genai_config
-from l4export.targets.lowering import standard_operators
+from l4export.targets.lowering import standard_operators, standard_vision
 from l4export.targets.onnxruntime_cpu import NO_BFLOAT16
 from l4export.targets.target import CACHES_IN_PLACE, Target
 
@@ -22,5 +22,6 @@ ONNX = Target(
     positive_scales=True,
     reasons={**CACHES_IN_PLACE, **NO_BFLOAT16},
     lower=standard_operators,
+    lower_vision=standard_vision,
     finish=write_genai_config,
 )

@@ -68,6 +68,7 @@ class UnfinishedEngine:
         parts: The layers of each engine to be compiled; empty where nothing is compiled.
         compute_capabilities: Those of the GPUs to compile for, such as "8.9".
         on_notice: Called with each line that a person may want to read.
+        tower: The name of the vision tower's file; None where there is none.
     """
 
     directory: Path
@@ -82,6 +83,7 @@ class UnfinishedEngine:
     parts: tuple[LayerRange, ...]
     compute_capabilities: tuple[str, ...]
     on_notice: Callable[[str], None]
+    tower: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,14 @@ class Target:
         reasons: Why a value is not taken, in words that follow "--target NAME" in a message.
         lower: The passes from the common graph to the target's operators. Every CPU can run what they make, and the
             target is judged by it.
+        lower_vision: The same for a vision tower, with the policy of its weights.
         specialise: The passes from there to forms that only the target's device executes.
         check_options: Refuses combinations of dtype, policy and compute capabilities that the attributes above do not
             exclude.
         check_graph: Refuses a lowered graph that the target would execute differently.
         cut: Ranges of layers to be compiled, each within a budget of memory in bytes; None where nothing is compiled.
-        check_machine: Raises `EnvironmentLacks` where a planned graph with these parts cannot be compiled.
+        check_machine: Raises `EnvironmentLacks` where a planned decoder with these parts, or its vision tower, cannot
+            be compiled.
         finish: Adds files to the engine and returns their names.
     """
 
@@ -124,6 +128,7 @@ class Target:
     kv_dtypes: tuple[str, ...]
     weight_kinds: tuple[str, ...]
     lower: Callable[[GraphOptions], list[ir.passes.InPlacePass]]
+    lower_vision: Callable[[Policy | None], list[ir.passes.InPlacePass]]
     specialise: Callable[[GraphOptions], list[ir.passes.InPlacePass]] = lambda _: []
     calibrates: bool = False
     activations: tuple[str, ...] = ()
@@ -136,5 +141,5 @@ class Target:
     check_options: Callable[[str, Policy | None, Sequence[str]], None] = lambda *_: None
     check_graph: Callable[[ir.Model], None] = lambda _: None
     cut: Callable[[ir.Graph, int | None], tuple[LayerRange, ...]] | None = None
-    check_machine: Callable[[ir.Model, Sequence[LayerRange]], None] = lambda *_: None
+    check_machine: Callable[[ir.Model, Sequence[LayerRange], ir.Model | None], None] = lambda *_: None
     finish: Callable[[UnfinishedEngine], list[str]] = lambda _: []

@@ -81,11 +81,12 @@ class BindingPlan:
         raise InputError(f"the engine has no optimisation profile for {tokens} tokens in a call")
 
     def sizes(self, rows: int, tokens: int, last_only: bool, capacity: int) -> dict[str, int]:
-        """What the names in shapes stand for, in a call of `tokens` new tokens for each of `rows` rows."""
+        """What the names in shapes stand for, in a call of `tokens` new tokens for each of `rows` rows, text alone."""
         return {
             **dict.fromkeys(("batch", "batch_or_1"), rows),
             **dict.fromkeys(("sequence", "total"), tokens),
             "logits_sequence": 1 if last_only else tokens,
+            "image_tokens": 0,
             "capacity": capacity,
             "chunk_capacity": min(capacity, self.chunk or capacity),
         }

@@ -44,7 +44,7 @@ class CallMemory:
         place = self._places.get(tensor.name)
         if place is None or place.array.shape != shape:
             self._places.pop(tensor.name, None)  # freed before the next is allocated
-            nbytes = math.prod(shape) * tensor.dtype.itemsize
+            nbytes = max(1, math.prod(shape) * tensor.dtype.itemsize)  # `image_features` of a text has no rows
             buffer = None if tensor.on_host else self._device.allocate(nbytes)
             place = self._places[tensor.name] = _Place(np.empty(shape, tensor.dtype), buffer)
         return place.address

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from l4export.engine.manifest import Graph, Manifest, PackedWeight
 from l4export.errors import EnvironmentLacks, InputError, printable
 from l4export.runtimes.cache.host_cache import new_host_cache
@@ -17,6 +20,7 @@ from l4export.runtimes.onnxruntime.composition_check import Executor, trust
 from l4export.runtimes.onnxruntime.cuda_session import open_on_cuda
 from l4export.runtimes.onnxruntime.execution import CudaExecution
 from l4export.runtimes.onnxruntime.portable import cpu_session
+from l4export.runtimes.onnxruntime.vision_tower import VisionTower
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -65,6 +69,11 @@ class OnnxRuntimeEngine(Engine):
             options = session_options(threads, manifest.precision["activations"] == "fp8", profile)
             self.inference = open_session(decoder, options, manifest.packed_weights)
             _check_interface(self.inference, manifest.portable, decoder)
+        self._tower = VisionTower(directory, manifest, session_options(threads))
+
+    def image_features(self, tiles: NDArray[np.float32]) -> NDArray[Any]:
+        """What the decoder takes for the image tokens of tiles; see `VisionTower.features`. The CPU computes it."""
+        return self._tower.features(tiles)
 
     @property
     def provider(self) -> str:

@@ -79,12 +79,12 @@ def _range(plan: BindingPlan, tensor: Tensor, profile: int) -> Range:
         return _VALUES
     least, _, most = plan.profiles[profile]
     try:
-        low, high = (tensor.shape_in(_sizes(tokens)) for tokens in (least, most))
+        low, high = tensor.shape_in({**_sizes(least), "image_tokens": 0}), tensor.shape_in(_sizes(most))
     except KeyError as error:
         raise InputError(f"{tensor.name} has no fixed number of slots; build the engine again") from error
     return low, high
 
 
 def _sizes(tokens: int) -> dict[str, int]:
-    """Of one row, without the slots of caches: TensorRT's are numbers."""
-    return {"batch": 1, "batch_or_1": 1, "sequence": tokens, "total": tokens}
+    """Of one row whose tokens are all of images, without the slots of caches: TensorRT's are numbers."""
+    return {"batch": 1, "batch_or_1": 1, "sequence": tokens, "total": tokens, "image_tokens": tokens}

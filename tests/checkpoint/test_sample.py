@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from l4export.checkpoint import open_checkpoint, sample
+from l4export.checkpoint import open_checkpoint, sample, sample_weights
 from l4export.checkpoint.hf_config import config_from_hf
 from l4export.checkpoint.sample import VARIANTS, hf_config, write_sample
+from l4export.checkpoint.sample_vision import VISION_VARIANTS
 from l4export.errors import InputError, StorageError
-from l4export.model.tensors import parameter_count
+from l4export.model.tensors import parameter_count, vision_tensors
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def test_a_seed_decides_every_byte(samples: dict[str, Path], tmp_path: Path, mon
     assert all((ours.tensors[name].read() != tensor.read()).any() for name, tensor in other.tensors.items())
     # neither shards nor blocks change a weight
     monkeypatch.setattr(sample, "_SHARD_BYTES", 100_000)
-    monkeypatch.setattr(sample, "_BLOCK", 1000)
+    monkeypatch.setattr(sample_weights, "_BLOCK", 1000)
     write_sample(tmp_path / "shards", "scout", "tiny", seed=0)
     shards = open_checkpoint(tmp_path / "shards")
     assert len(shards.files) > 5 and (tmp_path / "shards" / "model.safetensors.index.json").exists()
@@ -180,3 +182,45 @@ def test_full_size_is_refused_where_it_would_be_a_lie(tmp_path: Path, monkeypatc
     with pytest.raises(StorageError, match="does not keep sparse files"):
         write_sample(tmp_path / "out", "scout", "full", 0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("variant", VISION_VARIANTS)
+def test_one_with_a_tower_is_what_transformers_loads_whole(variant: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import Llama4ForConditionalGeneration
+
+    write_sample(tmp_path / "out", variant, "tiny", seed=0, vision=True)
+    if variant == "guard":  # transformers cannot run a chunk size of null
+        raw = json.loads((tmp_path / "out" / "config.json").read_text())
+        raw["text_config"]["attention_chunk_size"] = 4096
+        (tmp_path / "out" / "config.json").write_text(json.dumps(raw))
+    model, report = Llama4ForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values()), report
+    pixels = torch.from_numpy(np.random.default_rng(1).uniform(-1, 1, (3, 3, 16, 16)).astype(np.float32))
+    with torch.no_grad():
+        features = model.multi_modal_projector(model.eval().vision_model(pixels).last_hidden_state)
+    assert features.shape == (3, 4, 64) and 0.5 < features.std() < 2  # as the embeddings, which are of order one
+    assert (features[0] - features[1]).abs().max() > 0.1
+
+
+def test_a_tower_leaves_the_text_model_as_it_is(samples: dict[str, Path], tmp_path: Path) -> None:
+    write_sample(tmp_path / "out", "scout", "tiny", seed=0, vision=True)
+    text, whole = open_checkpoint(samples["scout"]), open_checkpoint(tmp_path / "out")
+    assert whole.config == text.config and whole.has_vision() and not text.has_vision()
+    for name, tensor in text.tensors.items():
+        np.testing.assert_array_equal(tensor.read(), whole.tensors[f"language_model.{name}"].read())
+    assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["size"]["height"] == 16
+
+
+def test_full_size_has_the_released_tower(tmp_path: Path) -> None:
+    write_sample(tmp_path / "out", "maverick", "full", seed=0, vision=True)
+    checkpoint = open_checkpoint(tmp_path / "out")
+    shapes = vision_tensors(checkpoint.vision_config(), 5120)
+    assert sum(map(math.prod, shapes.values())) == 871_932_416
+    for name, shape in shapes.items():
+        checkpoint.vision_tensor(name, shape)
+
+
+def test_mobile_sees_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'mobile' has no vision tower; choose scout, maverick, guard"):
+        write_sample(tmp_path / "out", "mobile", "tiny", 0, vision=True)

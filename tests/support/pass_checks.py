@@ -101,6 +101,12 @@ CUDA: Order = {
     "fuse_qk_norm": passes.FuseQKNorm,
 }
 
+VISION: Order = {
+    "fuse_tile_attention": passes.FuseTileAttention,
+    "lower_tile_attention": passes.LowerTileAttention,
+}
+"""Passes of the vision tower, each of which can be the first."""
+
 ORDERS = (PASSES, STANDARD, FEWER_BITS, FOR_CUDA, OTHER_FLOATS, CUDA)
 MAKE = {name: make for order in ORDERS for name, make in order.items()}
 EVERY = list(MAKE)

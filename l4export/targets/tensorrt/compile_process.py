@@ -85,10 +85,13 @@ def _compile_for(trt: Any, config: Any, capabilities: Sequence[str]) -> None:
 def profile_shapes(inputs: Iterable[ir.Value], tokens: tuple[int, ...]) -> dict[str, Corners]:
     """Return the smallest, the likeliest and the largest shape of every input, for calls of so many tokens of one row.
 
+    Any of the tokens may be of an image, and mostly none is. Of a vision tower the numbers are those of tiles.
+
     Caches have one shape. The mask covers the new tokens alone (`mask_start` stands for the others). A scalar has the
     range of its value instead: `logits_to_keep` 0 or 1.
     """
     ranges = {"batch": (1, 1, 1), "batch_or_1": (1, 1, 1), "sequence": tokens, "total": tokens}
+    ranges |= {"image_tokens": (0, 0, tokens[-1]), "tiles": tokens}
     return {str(value.name): _corners(value, ranges) for value in inputs}
 
 

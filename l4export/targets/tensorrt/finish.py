@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from l4export.engine.vision_interface import TILES_PER_CALL
 from l4export.machine.tensorrt import MODULES
 from l4export.targets.target import UnfinishedEngine
 from l4export.targets.tensorrt.compile import compile_engine
@@ -14,7 +15,9 @@ __all__ = ["compile_parts"]
 
 
 def compile_parts(provider: str, engine: UnfinishedEngine) -> list[str]:
-    """Write each part's graph into the engine's directory and compile it there; return the names of all these files.
+    """Write each part's graph into the engine's directory and compile it there, and the vision tower, if there is one.
+
+    Returns the names of the files that were added.
 
     Args:
         provider: `tensorrt-rtx` or `tensorrt`.
@@ -36,4 +39,13 @@ def compile_parts(provider: str, engine: UnfinishedEngine) -> list[str]:
             *(engine.compute_capabilities, engine.profiles),
         )
         files += [graph, compiled]
+    if engine.tower:
+        engine.on_notice(f"compiling with {MODULES[provider]}, the vision tower")
+        compiled = f"{Path(engine.tower).stem}.engine"
+        compile_engine(
+            provider,
+            *(engine.directory / engine.tower, engine.directory / compiled),
+            *(engine.compute_capabilities, [TILES_PER_CALL]),
+        )
+        files.append(compiled)
     return files

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from l4export.engine.manifest import Runtime
-from l4export.targets.lowering import standard_operators
+from l4export.targets.lowering import standard_operators, standard_vision
 from l4export.targets.target import CACHES_IN_PLACE, GraphOptions, LayerRange, Target, UnfinishedEngine
 
 if TYPE_CHECKING:
@@ -35,6 +35,13 @@ def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
     ]
 
 
+def _vision(policy: Policy | None) -> list[ir.passes.InPlacePass]:
+    """Return the passes of a vision tower to standard ONNX, and those that TensorRT needs beyond it."""
+    from l4export import passes
+
+    return [*standard_vision(policy), passes.AllowDecomposedAttention()]
+
+
 def _check_capabilities(dtype: str, policy: Policy | None, capabilities: Sequence[str]) -> None:
     from l4export.targets.tensorrt.compile import check_capabilities
 
@@ -47,13 +54,14 @@ def _cut(graph: ir.Graph, budget: int | None) -> tuple[LayerRange, ...]:
     return layer_ranges(graph, budget)
 
 
-def _check_machine(provider: str, model: ir.Model, parts: Sequence[LayerRange]) -> None:
+def _check_machine(provider: str, model: ir.Model, parts: Sequence[LayerRange], tower: ir.Model | None) -> None:
     """Check the machine before the weights are written, not after."""
     from l4export.targets.tensorrt.compile import check_memory, check_tensorrt
     from l4export.targets.tensorrt.parts import constant_bytes, cut_decoder
 
     check_tensorrt(provider)
-    check_memory(max(constant_bytes(part.graph) for part in cut_decoder(model, parts)))
+    compiled = [*cut_decoder(model, parts), *([tower] if tower else [])]
+    check_memory(max(constant_bytes(part.graph) for part in compiled))
 
 
 def _compile(provider: str, engine: UnfinishedEngine) -> list[str]:
@@ -75,6 +83,7 @@ TENSORRT_RTX = Target(
     compute_capabilities=True,
     reasons=CACHES_IN_PLACE,
     lower=_operators,
+    lower_vision=_vision,
     check_options=_check_capabilities,
     cut=_cut,
     check_machine=partial(_check_machine, "tensorrt-rtx"),

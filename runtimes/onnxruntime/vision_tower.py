@@ -1,0 +1,69 @@
+"""An engine's vision tower on ONNX Runtime's CPU provider."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4export.engine.manifest import VISION, Manifest
+from l4export.engine.vision_interface import TILES_PER_CALL
+from l4export.errors import InputError
+from l4export.runtimes.arguments import shown
+
+__all__ = ["VisionTower"]
+
+
+class VisionTower:
+    """What an engine sees images with: loaded when it is first asked, shared by any number of threads.
+
+    `options` are ONNX Runtime's for the session.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, options: Any) -> None:
+        self._directory, self._manifest, self._options = directory, manifest, options
+        self._loading, self._session = threading.Lock(), None
+
+    def features(self, tiles: NDArray[np.float32]) -> NDArray[Any]:
+        """Rows [rows, D] for the image tokens of these tiles, in order, in the dtype that the decoder takes.
+
+        A few tiles are computed at a time, so that memory does not grow with their number; every tile gives the same
+        numbers however they are put together.
+
+        Args:
+            tiles: Pixel values float32 [n, 3, T, T], n of 1 or more, as the checkpoint's image processor gives them.
+
+        Raises:
+            InputError: the engine has no tower, or the array is something else.
+        """
+        vision = self._manifest.vision
+        if vision is None:
+            raise InputError(f"{self._directory}: sees no images; build it from a checkpoint with a vision tower")
+        shape = (3, vision.image_size, vision.image_size)
+        if not isinstance(tiles, np.ndarray) or tiles.ndim != 4 or tiles.shape[1:] != shape or not len(tiles):
+            told = list(tiles.shape) if isinstance(tiles, np.ndarray) else shown(tiles)
+            raise InputError(f"tiles are {told}: give an array of shape [1 or more, {', '.join(map(str, shape))}]")
+        if tiles.dtype != np.float32 or not np.isfinite(tiles).all():
+            raise InputError(f"tiles are of {tiles.dtype}, or not all finite: give finite float32 pixel values")
+        session, at_a_time = self._loaded(), TILES_PER_CALL[-1]
+        pieces = [
+            session.run(None, {"pixel_values": tiles[start : start + at_a_time]})[0]
+            for start in range(0, len(tiles), at_a_time)
+        ]
+        return np.concatenate(pieces)
+
+    def _loaded(self) -> Any:
+        import onnxruntime as ort
+
+        with self._loading:
+            if self._session is None:
+                path = self._directory / self._manifest.graphs[VISION].file
+                try:
+                    self._session = ort.InferenceSession(path, self._options, ["CPUExecutionProvider"])
+                except Exception as error:
+                    detail = " ".join(str(error).split())[:300]
+                    raise InputError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
+            return self._session

@@ -1,0 +1,34 @@
+"""A build of several graphs that was cut short goes on, in the middle of either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from l4export.checkpoint.sample import write_sample
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.weights import placement
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_it_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    monkeypatch.setattr(placement, "_UNIT_BYTES", 20_000)
+    write_sample(tmp_path / "c", "guard", "tiny", seed=0, vision=True)
+    options, told = BuildOptions(max_context=64, jobs=1), list[str]()
+    build(tmp_path / "c", tmp_path / "whole", options)
+
+    def stop(done: int, total: int) -> None:
+        if done > share * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "c", tmp_path / "e", options, stop)
+    build(tmp_path / "c", tmp_path / "e", options, on_notice=told.append)
+    assert any(line.startswith("resuming: ") for line in told)
+    assert contents(tmp_path / "e") == contents(tmp_path / "whole")
