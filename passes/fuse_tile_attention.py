@@ -17,8 +17,8 @@ _ORT = "com.microsoft"
 class FuseTileAttention(ir.passes.InPlacePass):
     """The vision tower's attention by the operators that ONNX Runtime has kernels for.
 
-    * Rotation: `com.microsoft.RotaryEmbedding` with the tables cos, sin [M, d/2] as they are and one position id 0, from which
-      it counts in every tile; the standard operator would want the tables once a tile.
+    * Rotation: `com.microsoft.RotaryEmbedding` with the tables cos, sin [M, d/2] as they are and one position id, 0,
+      from which it counts in every tile; the standard operator would want the tables once a tile.
     * Attention: `com.microsoft.MultiHeadAttention` without masks, which takes flash attention at any head width.
 
     Raises:
