@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,12 @@ TEMPLATE_CHARACTERS = 1 << 20
 """Longest chat template that is compiled; Llama 4's has 5 thousand characters."""
 
 PROMPT_CHARACTERS = 64 << 20
-"""Longest text that a chat template may produce."""
+"""Longest text that a chat template may produce of any messages."""
+
+_OWN_CHARACTERS = 1 << 20
+_TIMES = 8
+"""A template may write so many characters of its own, and each that it is given so often: JSON's escapes take six. Ids
+of a text take two hundred times its bytes while it is encoded, so a short message must not become a long prompt."""
 
 RENDER_SECONDS = 10.0
 """Time that a chat template may take; Llama 4's takes milliseconds."""
@@ -70,11 +76,12 @@ class ChatTemplates:
             InputError: anything that goes wrong in it, a limit that it exceeds, or values that JSON cannot say.
             EnvironmentLacks: the package jinja2 is missing.
         """
-        request = {
+        request: dict[str, Any] = {
             "messages": [_message(plain_value(message, "messages")) for message in messages],
             "variables": {name: plain_value(value, name) for name, value in variables.items()},
-            "longest": PROMPT_CHARACTERS,
         }
+        given = len(json.dumps(request, ensure_ascii=False))
+        request["longest"] = min(PROMPT_CHARACTERS, _OWN_CHARACTERS + _TIMES * given)
         prompt = self._ask(source, request, "correct the messages or the template")
         if not isinstance(prompt, str):
             raise InputError("chat template: it makes no text; correct the template")

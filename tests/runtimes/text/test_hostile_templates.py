@@ -93,6 +93,15 @@ def test_greedy_templates_are_stopped() -> None:
         assert codec.render_chat([]) == "fine"
 
 
+def test_a_short_message_makes_no_long_prompt() -> None:
+    """Ids of ten million characters would take two gigabytes of this process."""
+    template = templated("{% for i in range(5000) %}{{ 'a' * 1000 }}{% endfor %}{{ messages[0]['content'] }}")
+    with pytest.raises(InputError, match=r"it writes more than 10\d{5} characters"):
+        template.render_chat([{"role": "user", "content": "x"}])
+    said = "b" * 600_000
+    assert len(template.render_chat([{"role": "user", "content": said}])) == 5_600_000
+
+
 def test_sizes_of_templates_and_prompts_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "PROMPT_CHARACTERS", 1000)
     assert len(templated("{% for i in range(10) %}{{ 'a' * 100 }}{% endfor %}").render_chat([])) == 1000
