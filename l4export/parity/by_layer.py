@@ -18,6 +18,7 @@ from l4export.errors import CheckFailed, InputError
 from l4export.inspection.dequantized_weights import DequantizedWeights
 from l4export.inspection.taps import EngineTaps, tap_engine
 from l4export.parity.logits import LogitComparison, compare_logits, failures_of
+from l4export.parity.random_text import random_text
 from l4export.parity.thresholds import Demands
 from l4export.parity.whole_model import chunk_boundaries
 from l4export.reference.of_engine import open_reference, sliced_layers
@@ -122,7 +123,7 @@ def check_layers(
     demands = Demands.of(manifest, thresholds or {}, prefill, decode, dequantized).without("greedy_prefix")
     say("opening the reference")
     reference = open_reference(manifest, checkpoint, DequantizedWeights(engine_path).rows if dequantized else None)
-    ids = np.random.default_rng(seed).integers(0, manifest.model.vocab_size, prefill + decode, dtype=np.int64)
+    ids = random_text(manifest, prefill + decode, seed)
     say("running the engine")
     engine = tap_engine(engine_path, manifest, [ids[:prefill], *ids[prefill:, None]])
     say(f"comparing {manifest.model.num_hidden_layers} layers")
