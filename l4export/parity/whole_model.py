@@ -17,6 +17,7 @@ from l4export.parity.thresholds import Demands
 from l4export.reference.of_engine import load_reference
 from l4export.reference.routing_ties import follow_ties
 from l4export.reports.verdict import Verdict, missed
+from l4export.runtimes.random_text import random_text
 
 if TYPE_CHECKING:
     from l4export.reference.transformers_model import HFReference
@@ -104,7 +105,7 @@ def check_parity(
     demands = Demands.of(engine.manifest, thresholds or {}, prefill, decode, dequantized)
     say("loading the reference")
     reference = load_reference(engine.manifest, checkpoint, engine_path if dequantized else None)
-    ids = np.random.default_rng(seed).integers(0, engine.config.vocab_size, prefill + decode, dtype=np.int64)
+    ids = random_text(engine.manifest, prefill + decode, seed)
     say("running the engine")
     given = _engine_logits(engine, ids, prefill)
     say("running the reference")
