@@ -18,13 +18,13 @@ from l4export.errors import CheckFailed, InputError
 from l4export.inspection.dequantized_weights import DequantizedWeights
 from l4export.inspection.taps import EngineTaps, tap_engine
 from l4export.parity.logits import LogitComparison, compare_logits, failures_of
-from l4export.parity.random_text import random_text
 from l4export.parity.thresholds import Demands
 from l4export.parity.whole_model import chunk_boundaries
 from l4export.reference.of_engine import open_reference, sliced_layers
 from l4export.reference.routing_ties import followed_choices
 from l4export.reference.streamed_model import StreamedReference
 from l4export.reports.verdict import Verdict
+from l4export.runtimes.random_text import random_text
 
 if TYPE_CHECKING:
     from l4export.reference.streamed_layer import LayerTaps

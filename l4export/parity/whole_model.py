@@ -15,11 +15,11 @@ from l4export.model.config import ModelConfig
 from l4export.parity.image_prompt import Pictures, image_prompt
 from l4export.parity.images import ImageComparison, compare_images
 from l4export.parity.logits import LogitComparison, compare_logits, departing, failures_of
-from l4export.parity.random_text import random_text
 from l4export.parity.thresholds import Demands
 from l4export.reference.of_engine import load_reference
 from l4export.reference.routing_ties import follow_ties
 from l4export.reports.verdict import Verdict, missed
+from l4export.runtimes.random_text import random_text
 
 if TYPE_CHECKING:
     from l4export.reference.transformers_model import HFReference

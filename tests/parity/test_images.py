@@ -27,12 +27,13 @@ from l4export.errors import EnvironmentLacks, InputError
 from l4export.parity import images as compared_images
 from l4export.parity.image_prompt import seeded_pictures
 from l4export.parity.image_thresholds import image_thresholds
-from l4export.parity.random_text import random_text
 from l4export.parity.whole_model import ParityReport, check_parity
 from l4export.quantization.policy import Policy, Rule, standard_policy
 from l4export.runtimes.image_features import ImageFeatures
 from l4export.runtimes.images.processor import ImageProcessor
 from l4export.runtimes.images.prompt import ImageTokens, expand_images
+from l4export.runtimes.images.settings import ImageSettings
+from l4export.runtimes.random_text import random_text
 from l4export.runtimes.text.codec import TextCodec
 from l4export.storage.file_records import FileRecord
 from pictures import picture
@@ -53,7 +54,7 @@ class Room:
         return self.root / variant
 
     def _engine(self, variant: str, **options: Any) -> Path:
-        path = self.root / f"{variant}-{'-'.join(map(str, options.values()))[:40]}-engine"
+        path = self.root / f"engine-{len(list(self.root.iterdir()))}"
         build(self.checkpoint(variant), path, BuildOptions(**{"max_context": 128, **options}))
         return path
 
@@ -276,17 +277,18 @@ def test_what_sees_nothing_is_refused_by_name(room: Room, tmp_path: Path, monkey
 def test_text_alone_has_no_image_tokens(room: Room) -> None:
     engine = room.engine("guard")
     token = load_manifest(engine).vision.image_token_id  # type: ignore[union-attr]
-    assert token in np.random.default_rng(0).integers(0, 256, 100)
-    report = check_parity(engine, room.checkpoint("guard"), 90, 10)
+    seed = next(seed for seed in range(9) if token in np.random.default_rng(seed).integers(0, 256, 100))
+    report = check_parity(engine, room.checkpoint("guard"), 90, 10, seed=seed)
     assert report.passed and report.images is None
-    assert token not in random_text(load_manifest(engine), 100, 0)
+    assert token not in random_text(load_manifest(engine), 100, seed)
 
 
 def test_seeded_pictures_are_of_several_sizes() -> None:
     shapes = {tuple(picture.shape for picture in seeded_pictures(336, seed)) for seed in range(5)}
     assert len(shapes) == 5
-    for seed in range(5):
-        images = ImageProcessor()(seeded_pictures(336, seed))
+    processor = ImageProcessor(ImageSettings(tile=28))
+    for seed in range(20):
+        images = processor(seeded_pictures(28, seed))
         assert images.grids == ((1, 1), (1, 2), (2, 3)) and len(set(images.digests)) == 3
     again, same = (seeded_pictures(16, 7) for _ in range(2))
     assert all(np.array_equal(*pair) for pair in zip(again, same, strict=True))

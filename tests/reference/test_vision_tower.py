@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +66,10 @@ def test_a_tower_that_transformers_does_not_take_is_refused(tmp_path: Path) -> N
         HFVisionTower(open_checkpoint(tmp_path / "c"))
 
 
-def test_a_processor_that_cannot_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers' processors are there with torchvision alone, which the tests' environment has not."""
-    import transformers
-
-    def missing(*arguments: object, **options: object) -> None:
-        raise ImportError("Llama4ImageProcessor requires the Torchvision library")
-
-    monkeypatch.setattr(transformers.Llama4ImageProcessor, "from_pretrained", missing, raising=False)
+def test_a_processor_that_cannot_run_says_so(tmp_path: Path) -> None:
+    """transformers has it with torchvision alone."""
+    if find_spec("torchvision"):
+        pytest.skip("torchvision is here")
     write_sample(tmp_path / "c", "guard", "tiny", seed=3, vision=True)
     picture = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(EnvironmentLacks, match=r"Llama4ImageProcessor cannot be run here: .*Torchvision"):
