@@ -89,8 +89,9 @@ def command(
     """Compare ENGINE with transformers in float32 on the reference checkpoint's own weights.
 
     Both run the same seeded tokens. The logits of every position are compared, on prefill and on teacher-forced decode,
-    and then a greedy continuation. With --image or --images, so is what the engine sees. With --stream, the hidden states, expert choices, keys and values of every layer are
-    compared instead of the continuation: this works for models of any size, and names the first layer that departs.
+    and then a greedy continuation. With --image or --images, the prompt shows images, and what the engine sees of them
+    is compared too. With --stream, the hidden states, expert choices, keys and values of every layer are compared
+    instead of the continuation: this works for models of any size, and names the first layer that departs.
 
     The exit code is 1 if a threshold is not met. This command needs the `reference` extra.
     """
@@ -130,9 +131,9 @@ def _show(report: ParityReport | LayerParityReport) -> None:
 
     console = Console()
     if isinstance(report, ParityReport):
+        _show_logits(console, report)
         if report.images:
             _show_images(console, report.images, report.thresholds)
-        _show_logits(console, report)
     else:
         _show_layers(console, report)
     crossed = report.chunk_boundaries
@@ -148,8 +149,9 @@ def _show_images(console: Console, images: ImageComparison, thresholds: Mapping[
     from rich.table import Table
 
     grids = ", ".join(f"{rows} x {columns}" for rows, columns in images.grids)
-    title = f"images: grids {grids}; {images.tiles} tiles, {images.feature_rows} tokens with features"
-    table = Table(title=title, title_justify="left")
+    seen = f"images on grids of {grids}: {images.tiles} tiles, {images.feature_rows} tokens with features"
+    console.print(seen, highlight=False, soft_wrap=True)
+    table = Table()
     for heading in ("", "figure", "threshold"):
         table.add_column(heading, justify="right" if heading else "left")
     figures = {**vars(images), **vars(images.processor)}

@@ -122,7 +122,9 @@ def compare_features(
         raise InputError(f"features of shape {list(engine.shape)} against {list(reference.shape)}: not comparable")
     if not np.isfinite(engine).all():
         at = int(np.argwhere(~np.isfinite(engine))[0][0]) // rows
-        raise InputError(f"the engine's features of tile {at} are not finite: its vision tower was built or loaded wrong")
+        raise InputError(
+            f"the engine's features of tile {at} are not finite: its vision tower was built or loaded wrong"
+        )
     difference = np.abs(reference.astype(np.float64) - engine)
     largest = float(np.abs(reference).max())
     return ImageComparison(

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from pictures import picture
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tiny_tokenizers import IMAGE
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from l4export.checkpoint.sample import write_sample
-from l4export.checkpoint.sample_vision import VISION_VARIANTS
+from l4export.cli import main
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import load_manifest
@@ -36,9 +37,7 @@ from l4export.runtimes.images.settings import ImageSettings
 from l4export.runtimes.random_text import random_text
 from l4export.runtimes.text.codec import TextCodec
 from l4export.storage.file_records import FileRecord
-from pictures import picture
 from workshop import copy_checkpoint
-
 
 
 class Room:
@@ -135,8 +134,8 @@ def test_engines_see_what_transformers_sees(room: Room, variant: str, layout: st
         "top1_agreement": 1.0,
         "greedy_prefix": 1.0,
     }
-    told = json.loads(report.to_json())["images"]
-    assert told["processor"]["ids_agreement"] is None and "tokenizer" in told["processor"]["not_compared"]["ids_agreement"]
+    told = json.loads(report.to_json())["images"]["processor"]
+    assert told["ids_agreement"] is None and "tokenizer" in told["not_compared"]["ids_agreement"]
 
 
 def test_images_are_files_too_and_a_slice_sees(room: Room, tmp_path: Path) -> None:
@@ -172,9 +171,8 @@ def test_a_quantised_tower_is_held_to_what_its_numbers_can(room: Room) -> None:
 
 def test_a_quantised_decoder_leaves_the_tower_to_be_judged(room: Room) -> None:
     engine, checkpoint = room.engine("guard", policy=standard_policy("int8")), room.checkpoint("guard")
-    against_checkpoint, dequantised = (
-        check_parity(engine, checkpoint, 20, 4, images="seeded", dequantized=dequantized) for dequantized in (False, True)
-    )
+    against_checkpoint = check_parity(engine, checkpoint, 20, 4, images="seeded")
+    dequantised = check_parity(engine, checkpoint, 20, 4, images="seeded", dequantized=True)
     assert against_checkpoint.thresholds == {"feature_difference": 1e-5} and against_checkpoint.passed
     assert dequantised.thresholds == {"feature_difference": 1e-5, "kl_mean": 5e-2} and dequantised.passed
 
@@ -281,6 +279,30 @@ def test_text_alone_has_no_image_tokens(room: Room) -> None:
     report = check_parity(engine, room.checkpoint("guard"), 90, 10, seed=seed)
     assert report.passed and report.images is None
     assert token not in random_text(load_manifest(engine), 100, seed)
+
+
+def test_the_command_shows_what_is_seen(room: Room, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        start = "parity", room.engine("guard"), "--reference", room.checkpoint("guard"), "--prefill", 9, "--decode", 2
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in (*start, *arguments)])
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    Image.fromarray(picture(20, 40)).save(tmp_path / "a.png")
+    code, out, _ = run("--image", tmp_path / "a.png", "--image", tmp_path / "a.png", "--json", tmp_path / "report")
+    assert code == 0 and "grids of 2 x 3, 2 x 3: 14 tiles, 56 tokens with features" in out
+    assert "not compared" in out and "Torchvision" in out and "parity: passed" in out
+    report = json.loads((tmp_path / "report").read_text())
+    assert report["images"]["feature_difference"] < report["thresholds"]["feature_difference"] == 1e-5
+    code, out, err = run("--images", "seeded", "--threshold", "feature_difference=1e-9")
+    assert code == 1 and "parity: FAILED" in out and "images feature_difference" in err
+    for arguments, word in (
+        (("--images", "seeded", "--image", tmp_path / "a.png"), "--images: --image names others"),
+        (("--images", "seeded", "--stream"), "--stream: images are compared without it"),
+        (("--image", tmp_path / "none.png"), "none.png"),
+    ):
+        code, out, err = run(*arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1) and word in err
 
 
 def test_seeded_pictures_are_of_several_sizes() -> None:
