@@ -105,13 +105,11 @@ def command(
     if image_files and made_images:
         raise InputError("--images: --image names others; leave one of them out")
     images: Pictures = made_images or image_files
-    if stream and images:
-        raise InputError("--stream: images are compared without it; leave one of them out")
     if json_file is not None and str(json_file) != "-":
         json_file.touch()  # an unwritable file is found now, not after minutes of work
     limits = dict(parse_threshold(item, "max_relative_difference=1e-4") for item in thresholds)
     check: Callable[..., ParityReport | LayerParityReport]
-    check = check_layers if stream else partial(check_parity, provider=provider, images=images)
+    check = partial(check_layers, images=images) if stream else partial(check_parity, provider=provider, images=images)
     with Console(stderr=True).status("") as status:
         report = check(engine, reference, prefill, decode, limits, seed, dequantized, status.update)
     if json_file is not None and str(json_file) == "-":
@@ -132,10 +130,10 @@ def _show(report: ParityReport | LayerParityReport) -> None:
     console = Console()
     if isinstance(report, ParityReport):
         _show_logits(console, report)
-        if report.images:
-            _show_images(console, report.images, report.thresholds)
     else:
         _show_layers(console, report)
+    if report.images:
+        _show_images(console, report.images, report.thresholds)
     crossed = report.chunk_boundaries
     remark = "" if crossed else " (chunking was not exercised)"
     console.print(f"chunk boundaries crossed: {crossed}{remark}", highlight=False)

@@ -18,7 +18,8 @@ from l4export.reports.verdict import missed
 from l4export.runtimes.images.prompt import expand_images
 
 if TYPE_CHECKING:
-    from l4export.runtimes.engine import Engine
+    from l4export.engine.manifest import Manifest
+    from l4export.runtimes.image_features import ImageFeatures
     from l4export.runtimes.text.codec import TextCodec
 
 __all__ = ["ImageComparison", "ProcessorComparison", "compare_features", "compare_images", "compare_processors"]
@@ -45,7 +46,8 @@ class ImageComparison:
     `grids` are each image's rows and columns of tiles; `tiles` counts those of all images, and `feature_rows` the
     prompt's tokens that are features of theirs. `max_feature_difference` and `mean_feature_difference` compare the
     features of the engine's tower with those of transformers' tower and projector in float32, on the same pixel values.
-    `feature_difference` is the first of them divided by the reference's largest |feature|, `largest_feature`.
+    `feature_difference` is the first of them divided by the reference's largest |feature|, `largest_feature`, and
+    `worst_tile` is the tile that has it, of those of all images, counted from 0.
     """
 
     grids: tuple[tuple[int, int], ...]
@@ -66,24 +68,26 @@ class ImageComparison:
 
 
 def compare_images(
-    engine: Engine, checkpoint: Path, prompt: ImagePrompt
+    manifest: Manifest, tower: ImageFeatures | None, checkpoint: Path, prompt: ImagePrompt
 ) -> tuple[ImageComparison, NDArray[np.float32]]:
-    """Compare what an engine sees in a prompt with what transformers sees.
+    """Compare what an engine sees in a prompt, with its `tower`, with what transformers sees.
 
     Also returns the reference's features [rows, D] of the prompt's images.
 
     Raises:
-        InputError: the checkpoint has no vision tower or another one; the engine's features are no numbers.
+        InputError: the engine's runtime has no tower; the checkpoint has none or another one; the engine's features are
+            no numbers.
         EnvironmentLacks: torch or transformers is missing.
     """
-    assert engine.features is not None  # `image_prompt` refuses others
-    processor = compare_processors(checkpoint, prompt, engine.text)
-    expected = load_tower(engine.manifest, checkpoint).features(prompt.images.tiles)
-    given = np.concatenate(engine.features.of(prompt.images))
+    if tower is None:
+        raise InputError(f"images: the runtime of {manifest.target} engines sees none; leave them out")
+    processor = compare_processors(checkpoint, prompt)
+    expected = load_tower(manifest, checkpoint).features(prompt.images.tiles)
+    given = np.concatenate(tower.of(prompt.images))
     return compare_features(prompt, expected, given, processor), expected
 
 
-def compare_processors(checkpoint: Path, prompt: ImagePrompt, text: TextCodec | None) -> ProcessorComparison:
+def compare_processors(checkpoint: Path, prompt: ImagePrompt) -> ProcessorComparison:
     """Compare the engine's tiles, and the ids of a text with the images, with those of transformers' processor."""
     reasons: dict[str, str] = {}
 
@@ -92,11 +96,11 @@ def compare_processors(checkpoint: Path, prompt: ImagePrompt, text: TextCodec | 
         return float(np.abs(theirs - ours).max()) if theirs.shape == ours.shape else np.inf
 
     def ids() -> float:
-        if text is None or prompt.remark:
+        if prompt.codec is None or prompt.remark:
             raise EnvironmentLacks(prompt.remark or "the engine has no tokenizer")
-        written = _as_text(prompt, text)
+        written = _as_text(prompt, prompt.codec)
         theirs = transformers_ids(checkpoint, written, prompt.pictures)
-        ours = np.asarray(expand_images(text.encode(written), prompt.images.grids, prompt.tokens))
+        ours = np.asarray(expand_images(prompt.codec.encode(written), prompt.images.grids, prompt.tokens))
         return float((theirs == ours).mean()) if theirs.shape == ours.shape else 0.0
 
     def compared(name: str, measure: Callable[[], float]) -> float | None:

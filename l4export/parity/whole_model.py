@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l4export.model.config import ModelConfig
-from l4export.parity.image_prompt import Pictures, image_prompt
+from l4export.parity.image_prompt import Pictures, are_given, image_prompt
 from l4export.parity.images import ImageComparison, compare_images
 from l4export.parity.logits import LogitComparison, compare_logits, departing, failures_of
 from l4export.parity.thresholds import Demands
@@ -115,17 +115,18 @@ def check_parity(
     say = on_step or (lambda _: None)
     say("loading the engine")
     engine = runtimes.load(engine_path, provider=provider)
-    demands = Demands.of(engine.manifest, thresholds or {}, prefill, decode, dequantized, images=bool(images))
-    prompt = image_prompt(engine, images, prefill, decode, seed) if images else None
+    demands = Demands.of(engine.manifest, thresholds or {}, prefill, decode, dequantized, are_given(images))
+    prompt = image_prompt(engine_path, engine.manifest, images, prefill, decode, seed) if are_given(images) else None
     ids = random_text(engine.manifest, prefill + decode, seed) if prompt is None else prompt.ids
     prefill, shown = len(ids) - decode, None if prompt is None else prompt.images
-    say("loading the reference")
-    reference = load_reference(engine.manifest, checkpoint, engine_path if dequantized else None)
-    seen = None
+    seen, features = None, None
     if prompt is not None:
         say("comparing what is seen")
-        seen, features = compare_images(engine, checkpoint, prompt)
+        seen, features = compare_images(engine.manifest, engine.features, checkpoint, prompt)
         demands = demands.of_compared(seen.processor.not_compared, thresholds or {})
+    say("loading the reference")
+    reference = load_reference(engine.manifest, checkpoint, engine_path if dequantized else None)
+    if prompt is not None and features is not None:
         reference.see(features, prompt.tokens.patch)
     say("running the engine")
     given = _engine_logits(engine, ids, prefill, shown)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from pictures import picture
 from PIL import Image
-from safetensors.numpy import load_file, save_file
-from tiny_tokenizers import IMAGE
-from tokenizers import Tokenizer, models, pre_tokenizers
+from seeing_engines import Room, changed, processed, reverse_features, write_tokenizer
 
 from l4export.checkpoint.sample import write_sample
 from l4export.cli import main
@@ -26,93 +19,21 @@ from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import load_manifest
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.parity import images as compared_images
-from l4export.parity.image_prompt import seeded_pictures
+from l4export.parity.by_layer import check_layers
+from l4export.parity.image_prompt import image_prompt, seeded_pictures
 from l4export.parity.image_thresholds import image_thresholds
 from l4export.parity.whole_model import ParityReport, check_parity
 from l4export.quantization.policy import Policy, Rule, standard_policy
 from l4export.runtimes.image_features import ImageFeatures
 from l4export.runtimes.images.processor import ImageProcessor
-from l4export.runtimes.images.prompt import ImageTokens, expand_images
 from l4export.runtimes.images.settings import ImageSettings
 from l4export.runtimes.random_text import random_text
-from l4export.runtimes.text.codec import TextCodec
-from l4export.storage.file_records import FileRecord
 from workshop import copy_checkpoint
-
-
-class Room:
-    """Tiny checkpoints that see, and engines built from them."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.checkpoint = cache(self._checkpoint)
-        self.engine = cache(self._engine)
-
-    def _checkpoint(self, variant: str) -> Path:
-        write_sample(self.root / variant, variant, "tiny", seed=3, vision=True)
-        return self.root / variant
-
-    def _engine(self, variant: str, **options: Any) -> Path:
-        path = self.root / f"engine-{len(list(self.root.iterdir()))}"
-        build(self.checkpoint(variant), path, BuildOptions(**{"max_context": 128, **options}))
-        return path
 
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
     return Room(tmp_path_factory.mktemp("room"))
-
-
-def changed(source: Path, target: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Path:
-    """A checkpoint with one tensor changed."""
-    copy_checkpoint(source, target)
-    weights = load_file(target / "model.safetensors")
-    weights[name] = np.ascontiguousarray(change(weights[name]))
-    save_file(weights, target / "model.safetensors")
-    return target
-
-
-def reverse_features(engine: Path) -> None:
-    """Make the decoder of an engine take its features from the last row to the first."""
-    model = onnx.load(engine / "decoder.onnx", load_external_data=False)
-    for node in model.graph.node:
-        node.input[:] = ["reversed" if name == "image_features" else name for name in node.input]
-    bounds = {"starts": [-1], "ends": [np.iinfo(np.int64).min], "axes": [0], "steps": [-1]}
-    for name, values in bounds.items():
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values, np.int64), f"reversed.{name}"))
-    names = ["image_features", *(f"reversed.{name}" for name in bounds)]
-    model.graph.node.insert(0, onnx.helper.make_node("Slice", names, ["reversed"]))
-    data = model.SerializeToString()
-    (engine / "decoder.onnx").write_bytes(data)
-    manifest = load_manifest(engine)
-    record = FileRecord(len(data), hashlib.sha256(data).hexdigest())
-    changed = dataclasses.replace(manifest, files={**manifest.files, "decoder.onnx": record})
-    (engine / "manifest.json").write_text(changed.to_json())
-
-
-def write_tokenizer(directory: Path) -> None:
-    """A tokenizer of 256 words, among them the tokens of images, of which the model knows `<|patch|>`."""
-    words = {f"w{index}": index for index in range(256)}
-    for name, index in zip(IMAGE, (250, 230, 231, 236, 251, 252), strict=True):
-        del words[f"w{index}"]
-        words[name] = index
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(IMAGE)
-    tokenizer.save(str(directory / "tokenizer.json"))
-
-
-def processed(engine: Path) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """What stands for transformers' processor: tiles of pictures, and ids of a text with them."""
-    codec, processor = TextCodec.open(engine), ImageProcessor.open(engine)
-    assert codec is not None
-    tokens = ImageTokens.of(codec.tokenizer, 4, 236)
-
-    def made(pictures: Any, text: str = "<|image|>" * 3) -> tuple[np.ndarray, np.ndarray]:
-        images = processor(pictures)
-        return images.tiles, np.asarray(expand_images(codec.encode(text), images.grids, tokens))
-
-    return made
 
 
 @pytest.mark.parametrize(
@@ -177,6 +98,14 @@ def test_a_quantised_decoder_leaves_the_tower_to_be_judged(room: Room) -> None:
     assert dequantised.thresholds == {"feature_difference": 1e-5, "kl_mean": 5e-2} and dequantised.passed
 
 
+@pytest.mark.parametrize(("variant", "layout"), [("scout", "chunked"), ("maverick", "static")])
+def test_layer_by_layer_the_engine_sees_the_same(room: Room, variant: str, layout: str) -> None:
+    report = check_layers(room.engine(variant, kv_layout=layout), room.checkpoint(variant), 20, 8, images="seeded")
+    assert report.passed and report.first_departure is None and report.images is not None
+    assert report.images.feature_difference < 1e-5 and report.logits.positions == 20 + 44 + 17 + 8
+    assert max(layer.hidden for layer in report.layers) < 1e-5
+
+
 # Faults, and the figures that show them
 
 
@@ -197,6 +126,8 @@ def test_features_at_other_places_show_in_the_logits(room: Room, tmp_path: Path)
     assert report.images is not None and report.images.feature_difference < 1e-5
     assert report.failures and all(words.startswith(("prefill", "decode", "greedy")) for words in report.failures)
     assert report.prefill.max_relative_difference > 0.01
+    layers = check_layers(engine, room.checkpoint("scout"), 20, 4, images="seeded")
+    assert layers.first_departure == 0 and layers.images is not None and not layers.images.failures(layers.thresholds)
 
 
 def test_features_that_are_no_numbers_are_refused(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +196,12 @@ def test_what_sees_nothing_is_refused_by_name(room: Room, tmp_path: Path, monkey
         config["vision_config"]["rope_parameters"]["rope_theta"] = 500.0
         (other / "config.json").write_text(json.dumps(config))
         check_parity(room.engine("guard"), other, 4, 2, images="seeded")
+    with pytest.raises(InputError, match="the runtime of ort-cpu engines sees none"):
+        prompt = image_prompt(room.engine("guard"), load_manifest(room.engine("guard")), "seeded", 4, 2, 0)
+        compared_images.compare_images(load_manifest(room.engine("guard")), None, room.checkpoint("guard"), prompt)
+    for what in ("a.png", picture(4, 5), Path("a.png")):
+        with pytest.raises(InputError, match=r"images is .*: give a sequence of images, or 'seeded'"):
+            check_parity(room.engine("guard"), room.checkpoint("guard"), 4, 2, images=what)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="image 1: "):
         check_parity(room.engine("guard"), room.checkpoint("guard"), 4, 2, images=[b"no image"])
     monkeypatch.setattr(ImageFeatures, "of", lambda *_: pytest.fail("the tower ran"))
@@ -296,9 +233,10 @@ def test_the_command_shows_what_is_seen(room: Room, tmp_path: Path, capsys: pyte
     assert report["images"]["feature_difference"] < report["thresholds"]["feature_difference"] == 1e-5
     code, out, err = run("--images", "seeded", "--threshold", "feature_difference=1e-9")
     assert code == 1 and "parity: FAILED" in out and "images feature_difference" in err
+    code, out, _ = run("--images", "seeded", "--stream")
+    assert code == 0 and "grids of 1 x 1, 1 x 2, 2 x 3: 11 tiles" in out and "parity: passed" in out
     for arguments, word in (
         (("--images", "seeded", "--image", tmp_path / "a.png"), "--images: --image names others"),
-        (("--images", "seeded", "--stream"), "--stream: images are compared without it"),
         (("--image", tmp_path / "none.png"), "none.png"),
     ):
         code, out, err = run(*arguments)
