@@ -81,8 +81,8 @@ def compare_images(
     """
     if tower is None:
         raise InputError(f"images: the runtime of {manifest.target} engines sees none; leave them out")
-    processor = compare_processors(checkpoint, prompt)
     expected = load_tower(manifest, checkpoint).features(prompt.images.tiles)
+    processor = compare_processors(checkpoint, prompt)
     given = np.concatenate(tower.of(prompt.images))
     return compare_features(prompt, expected, given, processor), expected
 
