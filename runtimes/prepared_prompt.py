@@ -44,8 +44,10 @@ def place_images(
         if images:
             raise InputError(f"{directory}: sees no images; build it from a checkpoint with a vision tower")
         return list(ids), None
-    if not images and vision.image_token_id not in ids and codec.tokenizer.token_to_id("<|image|>") not in ids:
+    if not images and codec.tokenizer.token_to_id("<|image|>") is None:  # nothing can be spelled, either
         return list(ids), None
+    tokens = ImageTokens.of(codec.tokenizer, vision.rows_per_tile, vision.image_token_id)
+    if not images:
+        return expand_images(ids, (), tokens), None
     processed = ImageProcessor.open(directory)(images, max_tiles)
-    tokens = ImageTokens.of(codec.tokenizer, processed.rows_of_a_tile, vision.image_token_id)
-    return expand_images(ids, processed.grids, tokens), processed if images else None
+    return expand_images(ids, processed.grids, tokens), processed
