@@ -154,6 +154,4 @@ def _image_clause(engine: Engine, images: ProcessedImages | None) -> str:
     if not figures:
         return ""
     tiles = sum(image["tiles"] for image in figures["images"])
-    return (
-        f"; {len(figures['images'])} images of {tiles} tiles, seen in {figures['tower_seconds']} s of the first token's"
-    )
+    return f"; of the time to the first token the vision tower took {figures['tower_seconds']} s for {tiles} tiles"
