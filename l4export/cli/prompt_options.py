@@ -69,7 +69,7 @@ class Prompt:
             return codec.encode_messages(_read_messages(self.messages), special_tokens_as_text=as_text)
         prompt, images = str(self.text), [str(path) for path in self.images]
         places = 0 if as_text else prompt.count(_PLACEHOLDER)
-        if places and places != len(images):
+        if images and places and places != len(images):
             raise InputError(
                 f"--prompt: has {places} placeholders {_PLACEHOLDER} for {len(images)} images; give --image for each"
             )
