@@ -29,7 +29,8 @@ class TensorRTTower:
 
     def __init__(self, directory: Path, manifest: Manifest, open_device: Callable[[Path], TensorRTDevice]) -> None:
         self._directory, self._manifest, self._open_device = directory, manifest, open_device
-        self._calling, self._device = threading.Lock(), None
+        self._calling = threading.Lock()
+        self._device: TensorRTDevice | None = None
 
     def features(self, tiles: NDArray[np.float32]) -> NDArray[Any]:
         """Rows [rows, D] for the image tokens of these tiles, in order, in the dtype that the decoder takes.
