@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from l4export.engine.file_checks import check_files
 from l4export.engine.manifest import Manifest
@@ -16,10 +17,12 @@ from l4export.runtimes.generation import Steps, continuations
 from l4export.runtimes.image_features import ImageFeatures
 from l4export.runtimes.images.processor import ProcessedImages
 from l4export.runtimes.new_tokens import Images
+from l4export.runtimes.prepared_prompt import place_images
 from l4export.runtimes.sampling import Sampler
 from l4export.runtimes.saved_session import read_session
 from l4export.runtimes.session import Session
 from l4export.runtimes.text.codec import TextCodec
+from l4export.runtimes.text.message_images import Fetch
 
 __all__ = ["Engine"]
 
@@ -64,6 +67,36 @@ class Engine(ABC):
     def text(self) -> TextCodec | None:
         """Tokenizer and chat template; None when the checkpoint had no tokenizer.json."""
         return TextCodec.open(self.directory)
+
+    def prepare(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        max_tiles: int | None = None,
+        special_tokens_as_text: bool = False,
+        fetch: Fetch | None = None,
+        **variables: Any,
+    ) -> tuple[list[int], ProcessedImages | None]:
+        """Make of messages what `generate` and `Session.append` take: token ids, and images if there are any.
+
+        Args:
+            messages: As for `TextCodec.encode_messages`: an image is a part {"type": "image"} with `path`, `bytes`,
+                `base64`, `image` or, where there is `fetch`, `url`.
+            max_tiles: The most tiles into which an image is cut; None: as the checkpoint says.
+            special_tokens_as_text: Whether special tokens that messages spell out stay text.
+            fetch: Gets what a URL leads to.
+            variables: What else `TextCodec.encode_messages` and the chat template take.
+
+        Raises:
+            InputError: no tokenizer or chat template, messages that they refuse, images for an engine that sees none,
+                or what is no image.
+            EnvironmentLacks: a package is missing.
+            StorageError: a file cannot be read.
+        """
+        if self.text is None:
+            raise InputError(f"{self.directory}: has no tokenizer.json, which messages need")
+        options: dict[str, Any] = {"special_tokens_as_text": special_tokens_as_text, "fetch": fetch, **variables}
+        ids, images = self.text.encode_messages(messages, **options)
+        return place_images(self.directory, self.manifest, self.text, ids, images, max_tiles)
 
     def session(self, batch: int = 1, capacity: int | None = None, start: int | Sequence[int] = 0) -> Session:
         """A fresh session of `batch` rows that can hold up to `capacity` tokens each (default: `max_context`).

@@ -141,8 +141,10 @@ class Feeding:
 
     def _features_of(self, rows: range, ids: NDArray[np.int64]) -> NDArray[Any] | None:
         """What the decoder takes for a call's image tokens, row by row; None where it has no such input."""
-        if self._input is None or self._features is None:
-            return self._input and self._input.none
+        if self._input is None:
+            return None
+        if self._features is None:
+            return self._input.none
         parts = [
             part
             for row, count in zip(rows, (ids == self._input.token).sum(axis=1), strict=True)

@@ -125,7 +125,9 @@ def _images(raw: Any, lengths: Sequence[int], path: Path) -> tuple[tuple[PlacedI
         at = 0
         for image in row:
             match image:
-                case [int(start), int(stop), str(digest)] if at <= start < stop <= length and _DIGEST.fullmatch(digest):
+                case [start, stop, str(digest)] if (
+                    type(start) is type(stop) is int and at <= start < stop <= length and _DIGEST.fullmatch(digest)
+                ):
                     at = stop
                 case _:
                     raise _damaged(path, "an image is not one of its tokens")

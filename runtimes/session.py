@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from l4export.engine.manifest import Manifest
 from l4export.errors import InputError, L4Error, one_line
-from l4export.runtimes.arguments import a_flag, a_path, a_whole_number, integers, is_sequence, shown
+from l4export.runtimes.arguments import a_flag, a_path, a_whole_number, integers, is_sequence, per_row, shown
 from l4export.runtimes.cache.chunks import Chunks
 from l4export.runtimes.cache.kv_cache import NewCache
 from l4export.runtimes.feature_rows import FeatureInput, FeatureRows
@@ -20,6 +20,7 @@ from l4export.runtimes.feeding import Feeding, Limits
 from l4export.runtimes.image_features import ImageFeatures
 from l4export.runtimes.new_tokens import Images, NewTokens, TokenIds, checked_images, checked_tokens
 from l4export.runtimes.one_caller import OneCaller, exclusive
+from l4export.runtimes.rewinding import rewound
 from l4export.runtimes.saved_session import write_session
 from l4export.runtimes.session_state import SessionState
 
@@ -56,7 +57,7 @@ class Session(OneCaller):
         self.batch = a_whole_number(batch, "batch", 1, _MOST_ROWS)
         if capacity is not None and a_whole_number(capacity, "capacity", 1) > limit:
             raise InputError(f"capacity is {capacity}: this engine was built for 1 to {limit} tokens (--max-context)")
-        starts = self._per_row(start, "start")
+        starts = per_row(start, "start", self.batch)
         if starts.min() < 0 or starts.max() >= limit:
             raise InputError(f"start is {shown(start)}: this engine has positions 0 to {limit - 1} (--max-context)")
         room = limit - int(starts.min()) if capacity is None else int(capacity)
@@ -188,23 +189,7 @@ class Session(OneCaller):
                 session in use. The session is as before.
         """
         self._check_whole()
-        counts, chunks = self._per_row(tokens, "tokens"), self._chunks()
-        for row, (count, length) in enumerate(zip(counts.tolist(), self.lengths.tolist(), strict=True)):
-            if not 0 <= count <= length:
-                raise InputError(f"row {row}: cannot go back {count} tokens, it has {length}")
-            end = int(self.positions[row]) - count
-            if image := self._state.image_at(row, length - count):
-                raise InputError(
-                    f"row {row}: cannot go back to {length - count} tokens, in the middle of an image; go back to "
-                    f"{image.start} or {image.stop} tokens"
-                )
-            if not chunks.complete(row, end):
-                begin, size = end - end % chunks.size, chunks.size
-                raise InputError(
-                    f"row {row}: cannot go back to position {end}, the keys of its chunk are gone; go back to position "
-                    f"{max(begin, self.starts[row])} or {begin + size} and append from there"
-                )
-        self._set_state(self._state.back_to(self.lengths - counts))
+        self._set_state(rewound(self._state, per_row(tokens, "tokens", self.batch), self._chunks()))
 
     @exclusive
     def fork(self, rows: Sequence[int] | None = None) -> Session:
@@ -313,12 +298,3 @@ class Session(OneCaller):
     def _check_whole(self) -> None:
         if not self._is_whole:
             raise InputError("the session is unusable: an append was left half done; reset it or start a new one")
-
-    def _per_row(self, value: int | Sequence[int], name: str) -> NDArray[np.int64]:
-        """One whole number for every row, or one each."""
-        given = integers(value)
-        if given is None or given.dtype == object or given.shape not in ((), (self.batch,)):
-            raise InputError(
-                f"{name} is {shown(value)}: give a whole number, or one for each row; the session has {self.batch}"
-            )
-        return np.broadcast_to(given, self.batch).astype(np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,13 +59,3 @@ class SessionState:
         """The state of some rows."""
         images = tuple(self.images[row] for row in rows)
         return SessionState(self.capacity, self.lengths[rows], self.starts[rows], self.held[rows], images)
-
-    def image_at(self, row: int, length: int) -> PlacedImage | None:
-        """The image of which some features and not all lie within the first `length` tokens of a row."""
-        return next((image for image in self.images[row] if image.start < length < image.stop), None)
-
-    def back_to(self, lengths: NDArray[np.int64]) -> SessionState:
-        """The state with so many tokens of each row, where none of them ends within an image."""
-        pairs = zip(self.images, lengths, strict=True)
-        kept = tuple(tuple(image for image in images if image.stop <= length) for images, length in pairs)
-        return replace(self, lengths=lengths, images=kept)
