@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 
 from l4export.errors import InputError
 
-__all__ = ["a_flag", "a_number", "a_path", "a_whole_number", "integers", "is_sequence", "rows_of_ids", "shown"]
+__all__ = [
+    "a_flag",
+    "a_number",
+    "a_path",
+    "a_whole_number",
+    "integers",
+    "is_sequence",
+    "per_row",
+    "rows_of_ids",
+    "shown",
+]
 
 
 _MOST = 2**63 - 1
@@ -101,6 +111,18 @@ def integers(values: object) -> NDArray[Any] | None:
     if array.dtype.kind not in "iu" or _holds_a_boolean(values):
         return None
     return array.astype(object) if array.dtype.kind == "u" and array.max() > _MOST else array
+
+
+def per_row(value: object, name: str, rows: int) -> NDArray[np.int64]:
+    """One whole number for every row, or one each, as int64 [rows].
+
+    Raises:
+        InputError: it is something else.
+    """
+    given = integers(value)
+    if given is None or given.dtype == object or given.shape not in ((), (rows,)):
+        raise InputError(f"{name} is {shown(value)}: give a whole number, or one for each row; the session has {rows}")
+    return np.broadcast_to(given, rows).astype(np.int64)
 
 
 def rows_of_ids(token_ids: object) -> list[NDArray[Any]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from l4export.errors import InputError
 from l4export.runtimes.cache.chunks import Chunks
 from l4export.runtimes.cache.kv_cache import Call, KVCache
+from l4export.runtimes.feature_rows import FeatureInput, FeatureRows
 
 __all__ = ["Feeding", "Limits"]
 
@@ -38,19 +39,31 @@ class Limits:
 class Feeding:
     """New tokens of every row on their way through the decoder.
 
-    `lengths` and `chunks` are this object's own; the session takes them over when all calls have succeeded.
+    `lengths` and `chunks` are this object's own; the session takes them over when all calls have succeeded. `features`
+    has a row for every image token; None: image tokens are taken by their embedding.
 
     Attributes:
         lengths: int64 [batch], tokens that each row holds; grows from call to call.
         chunks: Which chunk's keys each row holds; changes from call to call.
     """
 
-    def __init__(self, cache: KVCache, limits: Limits, lengths: NDArray[np.int64], chunks: Chunks) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        limits: Limits,
+        lengths: NDArray[np.int64],
+        chunks: Chunks,
+        feature_input: FeatureInput | None = None,
+        features: Sequence[FeatureRows] | None = None,
+    ) -> None:
         self.lengths = lengths
         self.chunks = chunks
         self._cache = cache
         self._limits = limits
         self._batch = len(lengths)
+        self._input, self._features = feature_input, features
+        # stands where a row has no token; an image token would take another row's features
+        self._filler = int(feature_input is not None and feature_input.token == 0)
 
     def logits(self, rows: Sequence[NDArray[np.int64]], last_only: bool) -> NDArray[np.float32]:
         """Feed the rows together where the decoder can, else row by row; logits as `Session.append` returns them."""
@@ -85,7 +98,7 @@ class Feeding:
 
     def _step(self, rows: Sequence[NDArray[np.int64]], counts: NDArray[Any], logits: NDArray[np.float32]) -> None:
         """One token a row. A row without one is fed a placeholder whose slot its next token overwrites."""
-        ids = np.asarray([[row[0] if len(row) else 0] for row in rows], dtype=np.int64)
+        ids = np.asarray([[row[0] if len(row) else self._filler] for row in rows], dtype=np.int64)
         out = self._run(None, ids, np.ones(self._batch, dtype=np.int64), True)
         self.lengths += counts
         fed = counts > 0
@@ -97,7 +110,7 @@ class Feeding:
         """The beginnings of all rows in one call, padded on the right; returns how many tokens each row was fed."""
         most = [self._at_most(row) for row in range(self._batch)]
         done: NDArray[np.int64] = np.minimum(counts, most)
-        ids = np.zeros((self._batch, int(done.max())), dtype=np.int64)
+        ids = np.full((self._batch, int(done.max())), self._filler, dtype=np.int64)
         for row, tokens in enumerate(rows):
             ids[row, : done[row]] = tokens[: done[row]]
         out = self._run(None, ids, done, last_only)
@@ -118,9 +131,23 @@ class Feeding:
         rows = range(self._batch) if row is None else range(row, row + 1)
         for each in rows:
             self.chunks.write(each, int(self.chunks.starts[each] + self.lengths[each]))
-        part = slice(rows.start, rows.stop)
-        logits = self._cache.run(Call(row, ids, counts, self.lengths[part], self.chunks.starts[part], last_only))
+        part, features = slice(rows.start, rows.stop), self._features_of(rows, ids)
+        call = Call(row, ids, counts, self.lengths[part], self.chunks.starts[part], last_only, features)
+        logits = self._cache.run(call)
         due = (len(rows), 1 if last_only else ids.shape[1], self._limits.vocab)
         if logits.shape != due:
             raise InputError(f"the engine gave logits of shape {logits.shape}, not {due}; build it again")
         return logits
+
+    def _features_of(self, rows: range, ids: NDArray[np.int64]) -> NDArray[Any] | None:
+        """What the decoder takes for a call's image tokens, row by row; None where it has no such input."""
+        if self._input is None:
+            return None
+        if self._features is None:
+            return self._input.none
+        parts = [
+            part
+            for row, count in zip(rows, (ids == self._input.token).sum(axis=1), strict=True)
+            for part in self._features[row].take(int(count))
+        ]
+        return np.concatenate([self._input.none, *parts])

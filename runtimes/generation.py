@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator
+from typing import Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from l4export.runtimes.new_tokens import NewTokens
 from l4export.runtimes.one_caller import OneCaller, exclusive
 from l4export.runtimes.sampling import Sampler
 from l4export.runtimes.session import Session
@@ -33,13 +33,12 @@ class Steps(OneCaller, Iterator[T], Generic[T]):
 
 
 def continuations(
-    session: Session, prompts: Sequence[NDArray[Any]], sampler: Sampler, stops: frozenset[int], max_new_tokens: int
+    session: Session, prompts: NewTokens, sampler: Sampler, stops: frozenset[int], max_new_tokens: int
 ) -> Iterator[list[int | None]]:
     """Continue the prompts in an empty session of as many rows; yields one list a step, None where a row has ended."""
-    step: list[Any] = list(prompts)
-    running = [True] * len(prompts)
+    running = [True] * len(prompts.rows)
+    logits = session.append(prompts.rows, last_only=True, images=prompts.images)[:, 0]
     for count in range(max_new_tokens):
-        logits = session.append(step, last_only=True)[:, 0]
         chosen = sampler(np.where(np.asarray(running)[:, None], logits, 0))
         tokens = [int(token) if on else None for token, on in zip(chosen, running, strict=True)]
         yield list(tokens)  # what the caller does to it changes nothing here
@@ -48,4 +47,4 @@ def continuations(
             running[row] = token is not None and token not in stops and not full
         if not any(running) or count + 1 == max_new_tokens:
             return
-        step = [[token] if on and token is not None else [] for token, on in zip(tokens, running, strict=True)]
+        logits = session.step([token if on else None for token, on in zip(tokens, running, strict=True)])

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,14 +25,15 @@ from l4export.engine.manifest import Manifest
 from l4export.errors import InputError, StorageError
 from l4export.runtimes.cache.chunks import Chunks
 from l4export.runtimes.cache.kv_cache import CacheSpec
-from l4export.runtimes.session_state import SessionState
+from l4export.runtimes.session_state import PlacedImage, SessionState
 from l4export.storage.safetensors import ARRAY_DTYPES, TensorFile, parse_json_object
 from l4export.storage.safetensors_writer import write_safetensors
 
 __all__ = ["read_session", "write_session"]
 
-_FORMAT = "l4export-session-1"
+_FORMAT = "l4export-session-2"
 _ROWS = ("lengths", "starts", "held")
+_DIGEST = re.compile("[0-9a-f]{64}")
 _NO_COUNT = 2**48
 """More tokens than there can be."""
 _DTYPE_NAMES = {dtype: name for name, dtype in ARRAY_DTYPES.items()}
@@ -92,7 +94,7 @@ def _state(
     rows = [raw[name] if isinstance(raw.get(name), list) else [] for name in _ROWS]
     numbers = [raw.get("capacity"), *itertools.chain(*rows)]
     if (
-        raw.keys() != {"capacity", *_ROWS}
+        raw.keys() != {"capacity", "images", *_ROWS}
         or not rows[0]
         or len({len(row) for row in rows}) != 1
         or any(type(number) is not int or not 0 <= number < _NO_COUNT for number in numbers)
@@ -108,13 +110,34 @@ def _state(
         or not all(chunks.complete(row, int(end)) for row, end in enumerate(ends))
     ):
         raise _damaged(path, "its state does not fit this engine")
+    images = _images(raw["images"], rows[0], path)
+    if any(images) and manifest.vision is None:
+        raise _damaged(path, "it has images, and its engine sees none")
     shapes = [spec.shapes(int(lengths[row]), chunks.used(row, int(end))) for row, end in enumerate(ends)]
-    return SessionState(raw["capacity"], lengths, starts, held), shapes
+    return SessionState(raw["capacity"], lengths, starts, held, images), shapes
+
+
+def _images(raw: Any, lengths: Sequence[int], path: Path) -> tuple[tuple[PlacedImage, ...], ...]:
+    """Of each row; they lie within its tokens and one behind the other."""
+    if not isinstance(raw, list) or len(raw) != len(lengths) or not all(isinstance(row, list) for row in raw):
+        raise _damaged(path, "its images are not those of its rows")
+    for row, length in zip(raw, lengths, strict=True):
+        at = 0
+        for image in row:
+            match image:
+                case [start, stop, str(digest)] if (
+                    type(start) is type(stop) is int and at <= start < stop <= length and _DIGEST.fullmatch(digest)
+                ):
+                    at = stop
+                case _:
+                    raise _damaged(path, "an image is not one of its tokens")
+    return tuple(tuple(PlacedImage(*image) for image in row) for row in raw)
 
 
 def _state_json(state: SessionState) -> str:
     rows = {name: getattr(state, name).tolist() for name in _ROWS}
-    return json.dumps({"capacity": state.capacity, **rows})
+    images = [[[image.start, image.stop, image.digest] for image in row] for row in state.images]
+    return json.dumps({"capacity": state.capacity, **rows, "images": images})
 
 
 def _digest(state: str, arrays: Iterable[NDArray[Any]]) -> str:

@@ -12,19 +12,21 @@ from numpy.typing import NDArray
 
 from l4export.engine.manifest import Manifest
 from l4export.errors import InputError, L4Error, one_line
-from l4export.runtimes.arguments import a_flag, a_path, a_whole_number, integers, rows_of_ids, shown
+from l4export.runtimes.arguments import a_flag, a_path, a_whole_number, integers, is_sequence, per_row, shown
 from l4export.runtimes.cache.chunks import Chunks
 from l4export.runtimes.cache.kv_cache import NewCache
+from l4export.runtimes.feature_rows import FeatureInput, FeatureRows
 from l4export.runtimes.feeding import Feeding, Limits
+from l4export.runtimes.image_features import ImageFeatures
+from l4export.runtimes.new_tokens import Images, NewTokens, TokenIds, checked_images, checked_tokens
 from l4export.runtimes.one_caller import OneCaller, exclusive
+from l4export.runtimes.rewinding import rewound
 from l4export.runtimes.saved_session import write_session
 from l4export.runtimes.session_state import SessionState
 
 __all__ = ["Session", "TokenIds"]
 
 _MOST_ROWS = 1 << 20
-
-TokenIds = Sequence[int] | Sequence[Sequence[int]] | NDArray[Any]
 
 
 class Session(OneCaller):
@@ -48,19 +50,21 @@ class Session(OneCaller):
         batch: int,
         capacity: int | None = None,
         start: int | Sequence[int] = 0,
+        features: ImageFeatures | None = None,
     ) -> None:
         super().__init__()
         limit = manifest.max_context
         self.batch = a_whole_number(batch, "batch", 1, _MOST_ROWS)
         if capacity is not None and a_whole_number(capacity, "capacity", 1) > limit:
             raise InputError(f"capacity is {capacity}: this engine was built for 1 to {limit} tokens (--max-context)")
-        starts = self._per_row(start, "start")
+        starts = per_row(start, "start", self.batch)
         if starts.min() < 0 or starts.max() >= limit:
             raise InputError(f"start is {shown(start)}: this engine has positions 0 to {limit - 1} (--max-context)")
         room = limit - int(starts.min()) if capacity is None else int(capacity)
         self._new_cache = new_cache
         self.manifest = manifest
         self._piece = manifest.prefill_max_tokens
+        self._features, self._feature_input = features, FeatureInput.of(manifest)
         self._set_state(SessionState.empty(room, starts, manifest.prefill_cut))
         self._is_whole = True
         try:
@@ -101,7 +105,7 @@ class Session(OneCaller):
         return self._cache.nbytes
 
     @exclusive
-    def append(self, token_ids: TokenIds, last_only: bool = False) -> NDArray[np.float32]:
+    def append(self, token_ids: TokenIds, last_only: bool = False, images: Images = None) -> NDArray[np.float32]:
         """Feed new tokens and return their logits.
 
         An append that fails or is interrupted leaves the session as it was. If even that fails, as it may on a lost
@@ -109,31 +113,51 @@ class Session(OneCaller):
 
         Args:
             token_ids: For one row a sequence of ids; for several rows one sequence each, of any lengths. An empty one
-                leaves its row as it is.
+                leaves its row as it is. Where there are images, the ids have their tokens.
             last_only: Compute the logits of each row's last new token only, so the head is computed once a row.
+            images: Those that the new tokens show, whole: what an `ImageProcessor` made, for several rows a sequence
+                with that or None for each. The tower computes what the engine does not have yet.
 
         Returns:
             float32 [batch, n, vocab], n the longest row's new tokens, or 1 with `last_only`. Entries that belong to no
             token (a shorter row's tail, a row without new tokens) are NaN.
 
         Raises:
-            InputError: ids out of range, nothing to feed, more tokens than `capacity`, a session in use, or an engine
-                that refuses the call.
+            InputError: ids out of range, nothing to feed, more tokens than `capacity`, other images than the ids have
+                tokens for, a session in use, or an engine that refuses the call.
         """
         self._check_whole()
-        rows, last_only = self.checked(token_ids), a_flag(last_only, "last_only")
-        before, chunks = self._state, self._chunks()
+        new, last_only = self.checked(token_ids, images), a_flag(last_only, "last_only")
+        return self._feed(new, last_only, self._rows_of(new))
+
+    @exclusive
+    def step(self, tokens: Sequence[int | None]) -> NDArray[np.float32]:
+        """Feed one chosen token a row, None for a row that goes no further; logits float32 [batch, vocab].
+
+        Should a model choose the image token itself, that is taken by its embedding, as in transformers. Otherwise, and
+        in what it raises, as `append`.
+        """
+        self._check_whole()
+        if not is_sequence(tokens):
+            raise InputError(f"tokens is {shown(tokens)}: give one token id or None for each row")
+        rows = checked_tokens([[] if token is None else [token] for token in tokens], self._state, self.manifest)
+        return self._feed(NewTokens(rows, [None] * self.batch, [()] * self.batch), True, None)[:, 0]
+
+    def _feed(self, new: NewTokens, last_only: bool, features: Sequence[FeatureRows] | None) -> NDArray[np.float32]:
+        """Feed checked tokens; see `append`."""
+        rows, before, chunks = new.rows, self._state, self._chunks()
         losing = [row for row in range(self.batch) if chunks.loses(row, int(before.ends[row]), len(rows[row]))]
         manifest = self.manifest
         # attention of ort-cuda engines is told the capacity, not the longest row, and sees no first call of many rows
         together = manifest.decoder.runtime.provider != "cuda"
         limits = Limits(self._piece, self.capacity, manifest.max_context, manifest.model.vocab_size, together)
-        feeding = Feeding(self._cache, limits, before.lengths.copy(), chunks)
+        feeding = Feeding(self._cache, limits, before.lengths.copy(), chunks, self._feature_input, features)
         mark = self._cache.mark([(row, chunks.used(row, int(before.ends[row]))) for row in losing])
         self._is_whole = False
         try:
             logits = feeding.logits(rows, last_only)
-            self._set_state(replace(before, lengths=feeding.lengths, held=chunks.held))
+            images = tuple(had + has for had, has in zip(before.images, new.placed, strict=True))
+            self._set_state(replace(before, lengths=feeding.lengths, held=chunks.held, images=images))
         except BaseException as error:
             held = chunks.held.copy()  # of rows whose chunk was over, that chunk is written over
             held[losing] = before.held[losing]
@@ -144,6 +168,13 @@ class Session(OneCaller):
         self._is_whole = True
         return logits
 
+    def _rows_of(self, new: NewTokens) -> list[FeatureRows] | None:
+        """The features of each row's new images; None where no row has any."""
+        if self._features is None or not any(new.images):
+            return None
+        features = self._features
+        return [FeatureRows(features.of(images) if images else []) for images in new.images]
+
     @exclusive
     def rewind(self, tokens: int | Sequence[int]) -> None:
         """Forget the last `tokens` tokens of every row, or another number for each row.
@@ -151,23 +182,14 @@ class Session(OneCaller):
         In layout `chunked` the keys of a chunk are gone when the next one has begun: a row can go back within its
         chunk, and to any chunk's beginning.
 
+        A row cannot go back into an image, of which the tokens that follow would need the rest.
+
         Raises:
-            InputError: fewer tokens than that, a negative number, keys that are gone, or a session in use. The session
-                is as before.
+            InputError: fewer tokens than that, a negative number, keys that are gone, the middle of an image, or a
+                session in use. The session is as before.
         """
         self._check_whole()
-        counts, chunks = self._per_row(tokens, "tokens"), self._chunks()
-        for row, (count, length) in enumerate(zip(counts.tolist(), self.lengths.tolist(), strict=True)):
-            if not 0 <= count <= length:
-                raise InputError(f"row {row}: cannot go back {count} tokens, it has {length}")
-            end = int(self.positions[row]) - count
-            if not chunks.complete(row, end):
-                begin, size = end - end % chunks.size, chunks.size
-                raise InputError(
-                    f"row {row}: cannot go back to position {end}, the keys of its chunk are gone; go back to position "
-                    f"{max(begin, self.starts[row])} or {begin + size} and append from there"
-                )
-        self._set_state(replace(self._state, lengths=self.lengths - counts))
+        self._set_state(rewound(self._state, per_row(tokens, "tokens", self.batch), self._chunks()))
 
     @exclusive
     def fork(self, rows: Sequence[int] | None = None) -> Session:
@@ -184,7 +206,7 @@ class Session(OneCaller):
             raise InputError(f"rows are {shown(rows)}: give rows of 0 to {self.batch - 1}")
         numbers = [int(row) for row in chosen]
         tokens = [self._tokens(row) for row in numbers]
-        return Session.restored(self._new_cache, self.manifest, self._state.of(numbers), tokens)
+        return Session.restored(self._new_cache, self.manifest, self._state.of(numbers), tokens, self._features)
 
     @exclusive
     def save(self, path: str | Path) -> None:
@@ -205,9 +227,10 @@ class Session(OneCaller):
         manifest: Manifest,
         state: SessionState,
         tokens: Sequence[Sequence[NDArray[Any]]],
+        features: ImageFeatures | None = None,
     ) -> Session:
         """A session in a given state; `tokens` holds for each row what `Session.tokens` gives. They are copied."""
-        session = cls(new_cache, manifest, len(state.lengths), state.capacity, state.starts.tolist())
+        session = cls(new_cache, manifest, len(state.lengths), state.capacity, state.starts.tolist(), features)
         session._set_state(state)
         session._cache.fill(tokens)
         return session
@@ -232,41 +255,19 @@ class Session(OneCaller):
         self._check_whole()
         return self._tokens(a_whole_number(row, "row", 0, self.batch - 1))
 
-    def checked(self, token_ids: TokenIds) -> list[NDArray[np.int64]]:
-        """The new tokens of each row, int64 [n], as `append` would feed them now.
+    def checked(self, token_ids: TokenIds, images: Images = None) -> NewTokens:
+        """The new tokens and images of each row, as `append` would feed them now.
 
         Raises:
             InputError: `append` would refuse them.
         """
-        rows = rows_of_ids(token_ids)
-        if len(rows) != self.batch:
-            raise InputError(f"{len(rows)} rows of token ids for a session of {self.batch}: give one sequence a row")
-        if not any(row.size for row in rows):
-            raise InputError("no token ids to append: give at least one")
-        for index, row in enumerate(rows):
-            self._check_row(index, row)
-        return [row.astype(np.int64) for row in rows]
+        rows = checked_tokens(token_ids, self._state, self.manifest)
+        # a graph alone takes any ids as text
+        return checked_images(rows, images, self._state, self.manifest.vision if self._features else None)
 
     def __reduce__(self) -> NoReturn:
         """Refuse `copy` and `pickle`: two sessions would write into one cache."""
         raise InputError("a session cannot be copied or pickled: use fork for a copy, save for a file")
-
-    def _check_row(self, index: int, row: NDArray[Any]) -> None:
-        """Whether the ids are those of tokens, and whether there is room for them."""
-        vocab, limit, state = self.manifest.model.vocab_size, self.manifest.max_context, self._state
-        if row.size and (row.min() < 0 or row.max() >= vocab):
-            bad = row[(row < 0) | (row >= vocab)][0]
-            raise InputError(f"row {index}: token id {shown(bad)} is outside the vocabulary (0 to {vocab - 1})")
-        if state.lengths[index] + row.size > state.capacity:
-            raise InputError(
-                f"row {index}: {state.lengths[index]} + {row.size} tokens are more than the session's capacity of "
-                f"{state.capacity}; shorten the prompt or build with a larger --max-context"
-            )
-        if state.ends[index] + row.size > limit:
-            raise InputError(
-                f"row {index}: {row.size} tokens from position {state.ends[index]} on go beyond the engine's "
-                f"context of {limit}; shorten the prompt or build with a larger --max-context"
-            )
 
     def _tokens(self, row: int) -> Sequence[NDArray[Any]]:
         used = self._chunks().used(row, int(self.positions[row]))
@@ -297,12 +298,3 @@ class Session(OneCaller):
     def _check_whole(self) -> None:
         if not self._is_whole:
             raise InputError("the session is unusable: an append was left half done; reset it or start a new one")
-
-    def _per_row(self, value: int | Sequence[int], name: str) -> NDArray[np.int64]:
-        """One whole number for every row, or one each."""
-        given = integers(value)
-        if given is None or given.dtype == object or given.shape not in ((), (self.batch,)):
-            raise InputError(
-                f"{name} is {shown(value)}: give a whole number, or one for each row; the session has {self.batch}"
-            )
-        return np.broadcast_to(given, self.batch).astype(np.int64)

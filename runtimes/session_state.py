@@ -9,7 +9,22 @@ from numpy.typing import NDArray
 
 from l4export.runtimes.cache.chunks import Chunks
 
-__all__ = ["SessionState"]
+__all__ = ["PlacedImage", "SessionState"]
+
+
+@dataclass(frozen=True)
+class PlacedImage:
+    """An image in a row of tokens.
+
+    Attributes:
+        start: How many of the row's tokens stand before its first feature.
+        stop: How many of them stand up to its last feature.
+        digest: As `ProcessedImages` has it. Equal prompts have equal token ids and equal digests.
+    """
+
+    start: int
+    stop: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -21,17 +36,19 @@ class SessionState:
         lengths: int64 [batch], tokens that each row holds.
         starts: int64 [batch], positions of each row's first token.
         held: int64 [batch], the chunk whose keys lie in each row's caches of one chunk; see `Chunks`.
+        images: Of each row, those that it holds, in their order.
     """
 
     capacity: int
     lengths: NDArray[np.int64]
     starts: NDArray[np.int64]
     held: NDArray[np.int64]
+    images: tuple[tuple[PlacedImage, ...], ...]
 
     @staticmethod
     def empty(capacity: int, starts: NDArray[np.int64], chunk: int | None) -> SessionState:
         """Without a token; `chunk` is the size of a chunk, None where there are none."""
-        return SessionState(capacity, np.zeros_like(starts), starts, Chunks(chunk, starts).held)
+        return SessionState(capacity, np.zeros_like(starts), starts, Chunks(chunk, starts).held, ((),) * len(starts))
 
     @property
     def ends(self) -> NDArray[np.int64]:
@@ -40,4 +57,5 @@ class SessionState:
 
     def of(self, rows: list[int]) -> SessionState:
         """The state of some rows."""
-        return SessionState(self.capacity, self.lengths[rows], self.starts[rows], self.held[rows])
+        images = tuple(self.images[row] for row in rows)
+        return SessionState(self.capacity, self.lengths[rows], self.starts[rows], self.held[rows], images)

@@ -20,6 +20,7 @@ from l4export.benchmark.memory import forget_peak, process_memory, read_bandwidt
 from l4export.engine.manifest import Manifest, load_manifest
 from l4export.errors import InputError
 from l4export.runtimes.arguments import a_path, shown
+from l4export.runtimes.random_text import random_text
 
 if TYPE_CHECKING:
     from l4export.benchmark.gpu import GpuReport
@@ -194,7 +195,7 @@ def _measure(
     load = time.perf_counter() - began
     loaded_memory = process_memory()
     say("warming up")
-    ids = np.random.default_rng(0).integers(0, engine.config.vocab_size, prefill + decode)
+    ids = random_text(engine.manifest, prefill + decode)
     session = engine.session(capacity=len(ids))
     session.append(ids[:prefill], last_only=True)
     cold_first_token = time.perf_counter() - began

@@ -10,10 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from l4export.engine.manifest import Manifest
 from l4export.runtimes.onnxruntime.engine import OnnxRuntimeEngine
+from l4export.runtimes.random_text import random_text
 
 __all__ = ["StepProfile", "profile_steps", "step_profile"]
 
@@ -42,7 +41,7 @@ def profile_steps(directory: Path, manifest: Manifest, prefill: int, steps: int,
 
     `provider` as for `l4export.runtimes.load`. The memory of an engine is needed once more.
     """
-    ids = np.random.default_rng(0).integers(0, manifest.model.vocab_size, prefill + _WARM_UP_STEPS + steps)
+    ids = random_text(manifest, prefill + _WARM_UP_STEPS + steps)
     with TemporaryDirectory() as folder:
         engine = OnnxRuntimeEngine(directory, manifest, None, provider, Path(folder) / "trace")
         session = engine.session(capacity=len(ids))

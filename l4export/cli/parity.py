@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from l4export.parity.by_layer import LayerParityReport
+    from l4export.parity.image_prompt import Pictures
+    from l4export.parity.images import ImageComparison
     from l4export.parity.whole_model import ParityReport
 
 __all__ = ["command"]
@@ -26,13 +28,26 @@ __all__ = ["command"]
 @click.option(
     "--reference", required=True, type=click.Path(path_type=Path), help="The checkpoint that ENGINE was built from."
 )
-@click.option("--prefill", type=int, default=64, show_default=True, help="Tokens fed in one call.")
+@click.option("--prefill", type=int, default=64, show_default=True, help="Tokens of text fed in one call.")
 @click.option(
     "--decode",
     type=int,
     default=32,
     show_default=True,
     help="Tokens fed one by one, and tokens of the greedy continuation.",
+)
+@click.option(
+    "--image",
+    "image_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Show this image within the prefill. May be given several times.",
+)
+@click.option(
+    "--images",
+    "made_images",
+    type=click.Choice(["seeded"]),
+    help="Show three pictures of different sizes that the seed makes.",
 )
 @click.option(
     "--threshold",
@@ -62,6 +77,8 @@ def command(
     reference: Path,
     prefill: int,
     decode: int,
+    image_files: tuple[Path, ...],
+    made_images: Literal["seeded"] | None,
     thresholds: tuple[str, ...],
     seed: int,
     dequantized: bool,
@@ -72,8 +89,9 @@ def command(
     """Compare ENGINE with transformers in float32 on the reference checkpoint's own weights.
 
     Both run the same seeded tokens. The logits of every position are compared, on prefill and on teacher-forced decode,
-    and then a greedy continuation. With --stream, the hidden states, expert choices, keys and values of every layer are
-    compared instead of the continuation: this works for models of any size, and names the first layer that departs.
+    and then a greedy continuation. With --image or --images, the prompt shows images, and what the engine sees of them
+    is compared too. With --stream, the hidden states, expert choices, keys and values of every layer are compared
+    instead of the continuation: this works for models of any size, and names the first layer that departs.
 
     The exit code is 1 if a threshold is not met. This command needs the `reference` extra.
     """
@@ -84,11 +102,14 @@ def command(
 
     if stream and provider is not None:
         raise InputError("--provider: --stream runs everything on a CPU; leave one of them out")
+    if image_files and made_images:
+        raise InputError("--images: --image names others; leave one of them out")
+    images: Pictures = made_images or image_files
     if json_file is not None and str(json_file) != "-":
         json_file.touch()  # an unwritable file is found now, not after minutes of work
     limits = dict(parse_threshold(item, "max_relative_difference=1e-4") for item in thresholds)
     check: Callable[..., ParityReport | LayerParityReport]
-    check = check_layers if stream else partial(check_parity, provider=provider)
+    check = partial(check_layers, images=images) if stream else partial(check_parity, provider=provider, images=images)
     with Console(stderr=True).status("") as status:
         report = check(engine, reference, prefill, decode, limits, seed, dequantized, status.update)
     if json_file is not None and str(json_file) == "-":
@@ -111,6 +132,8 @@ def _show(report: ParityReport | LayerParityReport) -> None:
         _show_logits(console, report)
     else:
         _show_layers(console, report)
+    if report.images:
+        _show_images(console, report.images, report.thresholds)
     crossed = report.chunk_boundaries
     remark = "" if crossed else " (chunking was not exercised)"
     console.print(f"chunk boundaries crossed: {crossed}{remark}", highlight=False)
@@ -118,6 +141,25 @@ def _show(report: ParityReport | LayerParityReport) -> None:
     if not report.thresholds:
         verdict = "no threshold applies to the quality of a quantised engine; set one with --threshold NAME=VALUE"
     console.print(f"parity: {verdict}", highlight=False, soft_wrap=True)
+
+
+def _show_images(console: Console, images: ImageComparison, thresholds: Mapping[str, float]) -> None:
+    from rich.table import Table
+
+    grids = ", ".join(f"{rows} x {columns}" for rows, columns in images.grids)
+    seen = f"images on grids of {grids}: {images.tiles} tiles, {images.feature_rows} tokens with features"
+    console.print(seen, highlight=False, soft_wrap=True)
+    table = Table()
+    for heading in ("", "figure", "threshold"):
+        table.add_column(heading, justify="right" if heading else "left")
+    figures = {**vars(images), **vars(images.processor)}
+    for label, name, form in _IMAGE_ROWS:
+        value, limit = figures[name], thresholds.get(name)
+        shown = "not compared" if value is None else format(value, form)
+        table.add_row(label, shown, "" if limit is None else f"{limit:g}")
+    console.print(table)
+    for name, reason in images.processor.not_compared.items():
+        console.print(f"{name} is not compared: {reason}", highlight=False, soft_wrap=True)
 
 
 def _show_logits(console: Console, report: ParityReport) -> None:
@@ -168,6 +210,14 @@ def _show_layers(console: Console, report: LayerParityReport) -> None:
         soft_wrap=True,
     )
 
+
+_IMAGE_ROWS = (
+    ("equal ids of a prompt", "ids_agreement", ".4f"),
+    ("pixels, max |difference|", "pixel_difference", ".3g"),
+    ("features, max |difference|", "max_feature_difference", ".3g"),
+    ("... of the largest |feature|", "feature_difference", ".3g"),
+    ("features, mean |difference|", "mean_feature_difference", ".3g"),
+)
 
 _ROWS = (
     ("max |difference|", "max_abs_difference", ".3g"),

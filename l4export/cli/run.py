@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from l4export.errors import InputError
-
 if TYPE_CHECKING:
+    from l4export.runtimes.engine import Engine
     from l4export.runtimes.generation_record import GenerationRecord
+    from l4export.runtimes.images.processor import ProcessedImages
     from l4export.runtimes.text.codec import TextCodec
 
 __all__ = ["command"]
@@ -27,6 +26,21 @@ __all__ = ["command"]
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @click.option("--special-tokens-as-text", is_flag=True, help="Special tokens that the prompt spells out stay text.")
 @click.option("--token-ids", metavar="1,2,3", help="The prompt as token ids.")
+@click.option(
+    "--messages",
+    type=click.Path(path_type=Path),
+    help="The prompt as a JSON file of messages; paths of their images are relative to it.",
+)
+@click.option(
+    "--image",
+    "images",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="An image, for each <|image|> of the prompt in turn, or before it if it has none; may be repeated.",
+)
+@click.option(
+    "--max-tiles", type=click.IntRange(min=1), help="The most tiles of an image.  [default: the checkpoint's]"
+)
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),
@@ -59,6 +73,9 @@ def command(
     raw: bool,
     special_tokens_as_text: bool,
     token_ids: str | None,
+    messages: Path | None,
+    images: tuple[Path, ...],
+    max_tiles: int | None,
     max_new_tokens: int,
     temperature: float,
     top_p: float,
@@ -68,37 +85,35 @@ def command(
     stats: bool,
     as_json: bool,
 ) -> None:
-    """Generate with ENGINE: text from --prompt, token ids from --token-ids."""
+    """Generate with ENGINE: text from --prompt or --messages, with images, or token ids from --token-ids."""
     from l4export import runtimes
+    from l4export.cli.prompt_options import Prompt
     from l4export.runtimes.generation_record import GenerationRecord
+    from l4export.runtimes.prepared_prompt import place_images
     from l4export.runtimes.text.codec import TextCodec
 
-    if (prompt is None) == (token_ids is None):
-        raise InputError("give either --prompt TEXT or --token-ids 1,2,3")
+    given = Prompt(prompt, token_ids, messages, images, raw, special_tokens_as_text)
+    given.check()
     began = time.monotonic()
     with ThreadPoolExecutor(1) as background:  # a large tokenizer takes as long as a small engine
         text = background.submit(TextCodec.open, engine)
         loaded = runtimes.load(engine, threads, verify)
         codec = text.result()
-    if prompt is None:
-        ids = _parse_ids(str(token_ids))
-    elif codec is None:
-        raise InputError(
-            f"{engine}: has no tokenizer.json; give --token-ids, or put one into the checkpoint, as transformers' "
-            "AutoTokenizer writes with save_pretrained, and build again"
-        )
-    else:
-        ids = _encode(codec, prompt, raw, special_tokens_as_text)
+    ids, pictures = given.encoded(codec, engine)
+    seen = None
+    if codec is not None and token_ids is None:
+        ids, seen = place_images(engine, loaded.manifest, codec, ids, pictures, max_tiles)
     record = GenerationRecord(len(ids), max_new_tokens, loaded.config.eos_token_ids, time.monotonic() - began)
-    tokens = record.follow(loaded.generate(ids, max_new_tokens, temperature, top_p, seed))
+    tokens = record.follow(loaded.generate(ids, max_new_tokens, temperature, top_p, seed, images=seen))
     if as_json:
         everything = list(tokens)
         decoded = None if codec is None else codec.decode(everything)
-        click.echo(json.dumps({"token_ids": everything, "text": decoded, **record.to_dict()}))
+        figures = {**record.to_dict(), **_of_images(loaded, seen)}
+        click.echo(json.dumps({"token_ids": everything, "text": decoded, **figures}))
         return
     _print_stream(tokens, codec)
     if stats:
-        click.echo(_sentence(record), err=True)
+        click.echo(_sentence(record) + _image_clause(loaded, seen), err=True)
 
 
 def _print_stream(tokens: Iterable[int], codec: TextCodec | None) -> None:
@@ -125,16 +140,18 @@ def _sentence(record: GenerationRecord) -> str:
     )
 
 
-def _encode(codec: TextCodec, prompt: str, raw: bool, special_tokens_as_text: bool) -> list[int]:
-    if raw or not codec.has_chat_template:
-        return codec.encode(prompt, special_tokens_as_text=special_tokens_as_text)
-    if not codec.writes_user_text():
-        raise InputError("chat template: it does not write what a user says; give --raw")
-    message = {"role": "user", "content": prompt}
-    return codec.encode_chat([message], special_tokens_as_text=special_tokens_as_text)
+def _of_images(engine: Engine, images: ProcessedImages | None) -> dict[str, Any]:
+    """Figures of the prompt's images for a JSON document; none where there are none."""
+    if images is None or engine.features is None:
+        return {}
+    pairs = zip(images.tile_counts, images.token_counts, strict=True)
+    each = [{"tiles": tiles, "tokens": tokens} for tiles, tokens in pairs]
+    return {"images": each, "tower_seconds": round(engine.features.seconds, 4)}
 
 
-def _parse_ids(text: str) -> list[int]:
-    if not re.fullmatch(r"\s*-?[0-9]+\s*(,\s*-?[0-9]+\s*)*", text):
-        raise InputError(f"--token-ids {text[:60]!r}: write whole numbers with commas between them, as in 1,2,3")
-    return [int(item) for item in text.split(",")]
+def _image_clause(engine: Engine, images: ProcessedImages | None) -> str:
+    figures = _of_images(engine, images)
+    if not figures:
+        return ""
+    tiles = sum(image["tiles"] for image in figures["images"])
+    return f"; of the time to the first token the vision tower took {figures['tower_seconds']} s for {tiles} tiles"

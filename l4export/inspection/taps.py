@@ -18,6 +18,8 @@ from l4export.graph.contents import LayerValue, Role, layer_values
 from l4export.inspection.graph_file import load_graph
 from l4export.model.routing import likeliest
 from l4export.runtimes.cache.host_cache import new_host_cache
+from l4export.runtimes.image_features import ImageFeatures
+from l4export.runtimes.images.processor import ProcessedImages
 from l4export.runtimes.onnxruntime.engine import session_options
 from l4export.runtimes.onnxruntime.portable import cpu_session
 from l4export.runtimes.session import Session
@@ -47,10 +49,17 @@ class EngineTaps:
     values: list[NDArray[np.float32] | None]
 
 
-def tap_engine(engine: Path, manifest: Manifest, pieces: Sequence[NDArray[np.int64]]) -> EngineTaps:
+def tap_engine(
+    engine: Path,
+    manifest: Manifest,
+    pieces: Sequence[NDArray[np.int64]],
+    images: ProcessedImages | None = None,
+    tower: ImageFeatures | None = None,
+) -> EngineTaps:
     """Feed `pieces` of one row, one append each, to the engine with its residual streams and routers as outputs.
 
-    The graph is changed in memory alone. The session is the runtime's own, and so are caches, cuts and calls.
+    The first piece shows `images`, whose features the `tower` gives. The graph is changed in memory alone. The session
+    is the runtime's own, and so are caches, cuts and calls.
 
     Raises:
         EnvironmentLacks: onnxruntime is not installed.
@@ -67,8 +76,9 @@ def tap_engine(engine: Path, manifest: Manifest, pieces: Sequence[NDArray[np.int
     hidden = [name("residual", layer) for layer in layers]
     routers = {layer: name("router_logits", layer) for layer in config.moe_layers}
     inference = TappedInference(engine, model, [*hidden, *routers.values()], manifest.packed_weights)
-    session = Session(partial(new_host_cache, inference), manifest, 1, sum(map(len, pieces)))
-    logits = np.concatenate([session.append(piece)[0] for piece in pieces])
+    session = Session(partial(new_host_cache, inference), manifest, 1, sum(map(len, pieces)), features=tower)
+    first = session.append(pieces[0], images=images)[0]
+    logits = np.concatenate([first, *(session.append(piece)[0] for piece in pieces[1:])])
     count = len(logits)
 
     def cache(role: Role, layer: int) -> NDArray[np.float32] | None:

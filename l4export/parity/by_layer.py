@@ -17,6 +17,8 @@ from l4export.engine.manifest import Manifest, Runtime, load_manifest
 from l4export.errors import CheckFailed, InputError
 from l4export.inspection.dequantized_weights import DequantizedWeights
 from l4export.inspection.taps import EngineTaps, tap_engine
+from l4export.parity.image_prompt import Pictures, are_given, image_prompt
+from l4export.parity.images import ImageComparison, compare_images
 from l4export.parity.logits import LogitComparison, compare_logits, failures_of
 from l4export.parity.thresholds import Demands
 from l4export.parity.whole_model import chunk_boundaries
@@ -24,6 +26,10 @@ from l4export.reference.of_engine import open_reference, sliced_layers
 from l4export.reference.routing_ties import followed_choices
 from l4export.reference.streamed_model import StreamedReference
 from l4export.reports.verdict import Verdict
+from l4export.runtimes.image_features import ImageFeatures
+from l4export.runtimes.onnxruntime.engine import session_options
+from l4export.runtimes.onnxruntime.vision_tower import VisionTower
+from l4export.runtimes.random_text import random_text
 
 if TYPE_CHECKING:
     from l4export.reference.streamed_layer import LayerTaps
@@ -75,7 +81,8 @@ class LayerComparison:
 class LayerParityReport(Verdict):
     """The verdict, layer by layer.
 
-    `first_departure` is the checkpoint's number of the first layer that misses a threshold, or None.
+    `first_departure` is the checkpoint's number of the first layer that misses a threshold, or None. `images` says what
+    the engine sees in the prompt's images; it is None if there were none.
     """
 
     engine: str
@@ -87,6 +94,7 @@ class LayerParityReport(Verdict):
     logits: LogitComparison
     thresholds: dict[str, float]
     first_departure: int | None
+    images: ImageComparison | None
     failures: tuple[str, ...]
 
 
@@ -99,6 +107,7 @@ def check_layers(
     seed: int = 0,
     dequantized: bool = False,
     on_step: Callable[[str], None] | None = None,
+    images: Pictures = (),
 ) -> LayerParityReport:
     """Run an engine and the float32 reference on the same tokens, and compare the results of every layer.
 
@@ -119,15 +128,25 @@ def check_layers(
     say = on_step or (lambda _: None)
     manifest = load_manifest(engine_path)
     _check_comparable(engine_path, manifest, thresholds or {})
-    demands = Demands.of(manifest, thresholds or {}, prefill, decode, dequantized).without("greedy_prefix")
+    demands = Demands.of(manifest, thresholds or {}, prefill, decode, dequantized, are_given(images))
+    demands = demands.without("greedy_prefix")
+    prompt = image_prompt(engine_path, manifest, images, prefill, decode, seed) if are_given(images) else None
+    ids = random_text(manifest, prefill + decode, seed) if prompt is None else prompt.ids
+    prefill, shown = len(ids) - decode, None if prompt is None else prompt.images
     say("opening the reference")
     reference = open_reference(manifest, checkpoint, DequantizedWeights(engine_path).rows if dequantized else None)
-    ids = np.random.default_rng(seed).integers(0, manifest.model.vocab_size, prefill + decode, dtype=np.int64)
+    hidden, seen, tower = reference.embed(ids[None]), None, None
+    if prompt is not None:
+        say("comparing what is seen")
+        tower = ImageFeatures(VisionTower(engine_path, manifest, session_options()).features)
+        seen, features = compare_images(manifest, tower, checkpoint, prompt)
+        demands = demands.of_compared(seen.processor.not_compared, thresholds or {})
+        hidden[0, ids == prompt.tokens.patch] = features
     say("running the engine")
-    engine = tap_engine(engine_path, manifest, [ids[:prefill], *ids[prefill:, None]])
+    engine = tap_engine(engine_path, manifest, [ids[:prefill], *ids[prefill:, None]], shown, tower)
     say(f"comparing {manifest.model.num_hidden_layers} layers")
     walk = _Walk(reference, engine, demands, first=(sliced_layers(manifest) or (0, 0))[0])
-    compared, hidden = walk.compare(ids, lambda layer: say(f"compared layer {layer}"))
+    compared, hidden = walk.compare(hidden, lambda layer: say(f"compared layer {layer}"))
     departed = [(item.layer, found) for item in compared if (found := item.departures(demands))]
     failures = [f"layer {layer} is the first to depart: {', '.join(found)}" for layer, found in departed[:1]]
     if failures and not np.isfinite(engine.logits).all():
@@ -143,7 +162,12 @@ def check_layers(
         logits=logits,
         thresholds=demands.thresholds,
         first_departure=departed[0][0] if departed else None,
-        failures=(*failures, *failures_of("logits", logits, demands.thresholds)),
+        images=seen,
+        failures=(
+            *(seen.failures(demands.thresholds) if seen else ()),
+            *failures,
+            *failures_of("logits", logits, demands.thresholds),
+        ),
     )
 
 
@@ -174,13 +198,15 @@ class _Walk:
     first: int
 
     def compare(
-        self, ids: NDArray[np.int64], on_layer: Callable[[int], None]
+        self, hidden: NDArray[np.float32], on_layer: Callable[[int], None]
     ) -> tuple[list[LayerComparison], NDArray[np.float32]]:
-        """Compare every layer for ids [T]. Also returns the residual stream [1, T, D] after the last layer.
+        """Compare every layer, from the residual stream `hidden` [1, T, D] before the first.
+
+        Also returns that after the last.
 
         `on_layer` is called with the number of each layer.
         """
-        hidden, compared = self.reference.embed(ids[None]), []
+        compared = []
         for layer in range(self.reference.config.num_hidden_layers):
             taps, experts = self.follow(layer, hidden)
             compared.append(self.compare_layer(layer, taps, experts))

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from l4export.engine.manifest import Manifest
-from l4export.errors import InputError
+from l4export.errors import EnvironmentLacks, InputError
+from l4export.parity.image_thresholds import IMAGE_FIGURES, image_thresholds
 from l4export.quantization.policy import Rule
 from l4export.reports.verdict import check_thresholds
 from l4export.targets import TARGETS
@@ -63,27 +64,50 @@ class Demands:
 
     @classmethod
     def of(
-        cls, manifest: Manifest, given: Mapping[str, float], prefill: int, decode: int, dequantized: bool
+        cls,
+        manifest: Manifest,
+        given: Mapping[str, float],
+        prefill: int,
+        decode: int,
+        dequantized: bool,
+        images: bool = False,
     ) -> Demands:
         """Return the demands of an engine's precision. Thresholds that are `given` replace its own.
 
-        `dequantized` says that the reference has the engine's own weights.
+        `dequantized` says that the reference has the engine's own weights, and `images` that there are images, which
+        are computed in the precision of the vision tower.
 
         Raises:
-            InputError: a threshold is unknown; there are more tokens than the engine takes, or no token of prefill.
+            InputError: a threshold is unknown; there are more tokens than the engine takes, or no token of prefill; the
+                tower's weights are quantised and those of the reference are to be `dequantized`.
         """
-        check_thresholds(given, _THRESHOLDS)
+        images = images and manifest.vision is not None  # an engine that sees none refuses them
+        check_thresholds(given, (*_THRESHOLDS, *(IMAGE_FIGURES if images else ())))
         if prefill < 1 or decode < 0 or prefill + decode > manifest.max_context:
             raise InputError(
                 f"--prefill {prefill} --decode {decode}: together at least 1 token of prefill and at most the engine's "
                 f"max_context of {manifest.max_context}"
             )
         judged = _judges_arithmetic(manifest, dequantized)
-        thresholds = {**(_default_thresholds(manifest) if judged else {}), **given}
+        of_images = image_thresholds(manifest, dequantized) if images else {}
+        thresholds = {**of_images, **(_default_thresholds(manifest, images) if judged else {}), **given}
         most = thresholds.get("max_relative_difference")
         accepted = DEFAULT_THRESHOLDS["max_relative_difference"] if most is None else most
-        tied = _routing(manifest) if most is None else min(_routing(manifest), most)
+        routing = _routing(manifest, images)
+        tied = routing if most is None else min(routing, most)
         return cls(thresholds, accepted, tied if judged else None)
+
+    def of_compared(self, not_compared: Mapping[str, str], given: Mapping[str, float]) -> Demands:
+        """Return the demands without those on figures that could not be measured, for the reasons `not_compared`.
+
+        Raises:
+            EnvironmentLacks: a threshold that a person has given is among them.
+        """
+        for name, reason in not_compared.items():
+            if name in given:
+                raise EnvironmentLacks(f"--threshold {name}: {reason}; leave it out, or install what is missing")
+        left = {name: limit for name, limit in self.thresholds.items() if name not in not_compared}
+        return dataclasses.replace(self, thresholds=left)
 
     def without(self, name: str) -> Demands:
         """Return the demands without one threshold, for a figure that is not measured."""
@@ -91,12 +115,12 @@ class Demands:
         return dataclasses.replace(self, thresholds=left)
 
 
-def _default_thresholds(manifest: Manifest) -> Mapping[str, float]:
+def _default_thresholds(manifest: Manifest, images: bool) -> Mapping[str, float]:
     if manifest.precision["activations"] == "fp8":
         return _FP8_ACTIVATION_THRESHOLDS if manifest.precision["compute"] == "fp32" else {}
     if _rounds_activations(manifest):
         return _INT8_ACTIVATION_THRESHOLDS
-    return _FP16_THRESHOLDS if _is_half(manifest) else DEFAULT_THRESHOLDS
+    return _FP16_THRESHOLDS if _is_half(manifest, images) else DEFAULT_THRESHOLDS
 
 
 def _judges_arithmetic(manifest: Manifest, dequantized: bool) -> bool:
@@ -105,16 +129,17 @@ def _judges_arithmetic(manifest: Manifest, dequantized: bool) -> bool:
     return as_it_is and manifest.precision["kv_cache"] not in ("int8", "int4")
 
 
-def _routing(manifest: Manifest) -> float:
+def _routing(manifest: Manifest, images: bool) -> float:
     """Return how far an engine's arithmetic may move the logits of a router, as a share of the largest."""
     if _rounds_activations(manifest):
         return _INT8_ROUTING
-    return _FP16_ROUTING if _is_half(manifest) else DEFAULT_THRESHOLDS["max_relative_difference"]
+    return _FP16_ROUTING if _is_half(manifest, images) else DEFAULT_THRESHOLDS["max_relative_difference"]
 
 
-def _is_half(manifest: Manifest) -> bool:
-    """Whether something is computed or stored in 16 bits."""
-    return manifest.precision["compute"] != "fp32" or manifest.precision["kv_cache"] != "fp32"
+def _is_half(manifest: Manifest, images: bool) -> bool:
+    """Whether something is computed or stored in 16 bits, in the vision tower too if there are images."""
+    used = ("compute", "kv_cache", *(("vision",) if images else ()))
+    return any(manifest.precision[name] != "fp32" for name in used)
 
 
 def _rounds_activations(manifest: Manifest) -> bool:

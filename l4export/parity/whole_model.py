@@ -12,15 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l4export.model.config import ModelConfig
+from l4export.parity.image_prompt import Pictures, are_given, image_prompt
+from l4export.parity.images import ImageComparison, compare_images
 from l4export.parity.logits import LogitComparison, compare_logits, departing, failures_of
 from l4export.parity.thresholds import Demands
 from l4export.reference.of_engine import load_reference
 from l4export.reference.routing_ties import follow_ties
 from l4export.reports.verdict import Verdict, missed
+from l4export.runtimes.random_text import random_text
 
 if TYPE_CHECKING:
     from l4export.reference.transformers_model import HFReference
     from l4export.runtimes.engine import Engine
+    from l4export.runtimes.images.processor import ProcessedImages
 
 __all__ = [
     "ParityReport",
@@ -38,6 +42,7 @@ class ParityReport(Verdict):
     (`l4export.reference.routing_ties`), in prefill and decode together. `greedy_prefix` is the share of the greedy
     continuation, of `greedy_tokens` tokens, before the first departure. If `greedy_ended_at_near_tie` is true, the
     departure was between two nearly tied tokens. This is no failure, but nothing can be said about the tokens after it.
+    `images` says what the engine sees in the prompt's images; it is None if there were none.
     """
 
     engine: str
@@ -46,6 +51,7 @@ class ParityReport(Verdict):
     prefill_tokens: int
     decode_tokens: int
     chunk_boundaries: int
+    images: ImageComparison | None
     prefill: LogitComparison
     decode: LogitComparison | None
     routing_ties: int
@@ -66,6 +72,7 @@ def check_parity(
     dequantized: bool = False,
     on_step: Callable[[str], None] | None = None,
     provider: str | None = None,
+    images: Pictures = (),
 ) -> ParityReport:
     """Run an engine and the float32 reference on the same tokens, and compare their logits [tokens, vocab].
 
@@ -77,23 +84,30 @@ def check_parity(
     own weights, dequantised, and the figures show whether the engine computes right. They are small unless activations
     are rounded to int8. (Where an engine rounds them to fp8, the reference does too.)
 
+    With images the prompt has them between its `prefill` tokens of text, each with the tokens that stand for it. The
+    reference's vision tower is given the engine's own pixel values. These, and the ids of a prompt, are compared with
+    those of transformers' processor if it can be run here; the report says if not.
+
     Args:
         engine_path: The engine directory.
         checkpoint: The checkpoint directory that it was built from.
-        prefill: The number of tokens fed in one call, at least 1.
+        prefill: The number of tokens of text fed in one call, at least 1.
         decode: The number of tokens fed one by one. prefill + decode is at most the engine's `max_context`.
         thresholds: Limits by name. They replace the defaults for the engine's precision.
         seed: The seed of the random tokens.
         dequantized: Whether the reference has the engine's own weights.
         on_step: Called with a line that says what is done next.
         provider: As for `l4export.load`.
+        images: Images as `l4export.runtimes.images` takes them, or "seeded": three pictures that the seed makes.
 
     Returns:
         The figures and the verdict. A failed comparison raises nothing.
 
     Raises:
-        InputError: the tokens exceed the engine's context; a threshold is unknown; the engine has another architecture.
-        EnvironmentLacks: torch, transformers or onnxruntime is missing.
+        InputError: the tokens exceed the engine's context; a threshold is unknown; the engine has another architecture;
+            there are images and no vision tower, in the engine or in the checkpoint.
+        EnvironmentLacks: torch, transformers or onnxruntime is missing, or what a threshold that is given needs.
+        StorageError: an image cannot be read.
     """
     from l4export import runtimes
 
@@ -101,17 +115,26 @@ def check_parity(
     say = on_step or (lambda _: None)
     say("loading the engine")
     engine = runtimes.load(engine_path, provider=provider)
-    demands = Demands.of(engine.manifest, thresholds or {}, prefill, decode, dequantized)
+    demands = Demands.of(engine.manifest, thresholds or {}, prefill, decode, dequantized, are_given(images))
+    prompt = image_prompt(engine_path, engine.manifest, images, prefill, decode, seed) if are_given(images) else None
+    ids = random_text(engine.manifest, prefill + decode, seed) if prompt is None else prompt.ids
+    prefill, shown = len(ids) - decode, None if prompt is None else prompt.images
+    seen, features = None, None
+    if prompt is not None:
+        say("comparing what is seen")
+        seen, features = compare_images(engine.manifest, engine.features, checkpoint, prompt)
+        demands = demands.of_compared(seen.processor.not_compared, thresholds or {})
     say("loading the reference")
     reference = load_reference(engine.manifest, checkpoint, engine_path if dequantized else None)
-    ids = np.random.default_rng(seed).integers(0, engine.config.vocab_size, prefill + decode, dtype=np.int64)
+    if prompt is not None and features is not None:
+        reference.see(features, prompt.tokens.patch)
     say("running the engine")
-    given = _engine_logits(engine, ids, prefill)
+    given = _engine_logits(engine, ids, prefill, shown)
     say("running the reference")
     follow = _Following(reference, demands, say)
     expected, ties = follow(ids, given, prefill)
     say("comparing greedy continuations")
-    greedy = _compare_greedy(engine, ids[:prefill].tolist(), decode, follow)
+    greedy = _compare_greedy(engine, ids[:prefill].tolist(), decode, follow, shown)
     phases = {"prefill": slice(0, prefill), **({"decode": slice(prefill, None)} if decode else {})}
     compared = {name: compare_logits(expected[at], given[at], demands.accepted) for name, at in phases.items()}
     return ParityReport(
@@ -121,6 +144,7 @@ def check_parity(
         prefill_tokens=prefill,
         decode_tokens=decode,
         chunk_boundaries=chunk_boundaries(engine.config, prefill + decode),
+        images=seen,
         prefill=compared["prefill"],
         decode=compared.get("decode"),
         routing_ties=ties,
@@ -128,15 +152,20 @@ def check_parity(
         greedy_prefix=greedy.share,
         greedy_ended_at_near_tie=greedy.near_tie,
         thresholds=demands.thresholds,
-        failures=tuple(_failures(compared, greedy, demands.thresholds)),
+        failures=(
+            *(seen.failures(demands.thresholds) if seen else ()),
+            *_failures(compared, greedy, demands.thresholds),
+        ),
     )
 
 
-def _engine_logits(engine: Engine, ids: NDArray[np.int64], prefill: int) -> NDArray[np.float32]:
+def _engine_logits(
+    engine: Engine, ids: NDArray[np.int64], prefill: int, images: ProcessedImages | None
+) -> NDArray[np.float32]:
     """Return logits float32 [T, vocab]. The first `prefill` tokens are fed in one call, the others one by one."""
     session = engine.session(capacity=len(ids))
-    pieces = np.split(ids, range(prefill, len(ids)))
-    return np.concatenate([session.append(piece)[0] for piece in pieces])
+    first = session.append(ids[:prefill], images=images)[0]
+    return np.concatenate([first, *(session.step([token]) for token in ids[prefill:].tolist())])
 
 
 @dataclass(frozen=True)
@@ -178,16 +207,18 @@ class _Greedy:
     near_tie: bool
 
 
-def _compare_greedy(engine: Engine, prompt: list[int], count: int, follow: _Following) -> _Greedy:
+def _compare_greedy(
+    engine: Engine, prompt: list[int], count: int, follow: _Following, images: ProcessedImages | None
+) -> _Greedy:
     """Compare greedy continuations of `count` tokens by the engine and by the reference."""
     if count == 0:
         return _Greedy(1.0, near_tie=False)
     expected = follow.reference.greedy(prompt, count)
-    given = list(engine.generate(prompt, max_new_tokens=count, stop_token_ids=()))
+    given = list(engine.generate(prompt, max_new_tokens=count, stop_token_ids=(), images=images))
     for at, (want, got) in enumerate(zip(expected, given, strict=True)):
         if want != got:
             ids = np.asarray(prompt + expected[:at])
-            logits = follow(ids, _engine_logits(engine, ids, len(prompt)), len(prompt))[0][-1]
+            logits = follow(ids, _engine_logits(engine, ids, len(prompt), images), len(prompt))[0][-1]
             near = logits[want] - logits[got] <= 2 * follow.demands.accepted * np.abs(logits).max()
             return _Greedy(at / count, bool(near))
     return _Greedy(1.0, near_tie=False)

@@ -9,10 +9,12 @@ from l4export.engine.manifest import Manifest
 from l4export.errors import InputError
 from l4export.inspection.dequantized_weights import dequantized_weights, input_scales
 from l4export.model.config import ModelConfig
+from l4export.model.vision_config import VisionConfig
 from l4export.reference.streamed_model import Replacement, StreamedReference
 from l4export.reference.transformers_model import HFReference
+from l4export.reference.vision_tower import HFVisionTower
 
-__all__ = ["load_reference", "open_reference", "sliced_layers"]
+__all__ = ["load_reference", "load_tower", "open_reference", "sliced_layers"]
 
 _MAY_DIFFER = frozenset(
     {"max_position_embeddings", "tie_word_embeddings", "bos_token_id", "eos_token_ids", "pad_token_id"}
@@ -60,7 +62,23 @@ def load_reference(manifest: Manifest, checkpoint: Path, dequantized: Path | Non
     return reference
 
 
-def _check_same_model(checkpoint: Path, reference: ModelConfig, engine: ModelConfig) -> None:
+def load_tower(manifest: Manifest, checkpoint: Path) -> HFVisionTower:
+    """The vision tower of an engine that has one, in transformers, on the weights of the checkpoint it was built from.
+
+    Raises:
+        InputError: a checkpoint without a tower, or with another one.
+        EnvironmentLacks: torch or transformers is missing.
+    """
+    opened = open_checkpoint(checkpoint)
+    tower = HFVisionTower(opened)
+    assert manifest.vision is not None
+    _check_same_model(checkpoint, opened.vision_config(), manifest.vision)
+    return tower
+
+
+def _check_same_model(
+    checkpoint: Path, reference: ModelConfig | VisionConfig, engine: ModelConfig | VisionConfig
+) -> None:
     """Refuse a reference of another architecture: without a threshold, nothing else would show it."""
     theirs = reference.to_dict()
     for name, value in engine.to_dict().items():

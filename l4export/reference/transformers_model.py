@@ -65,6 +65,14 @@ class HFReference:
                 f"{checkpoint}: tensor {missing[0]!r} is missing; config.json and the weights do not match"
             )
         self.model: Any = model.eval()
+        self._images: tuple[Any, int] | None = None
+
+    def see(self, features: NDArray[np.float32], image_token: int) -> None:
+        """From now on every prompt begins with a text whose first image tokens are these rows [rows, D], in order.
+
+        The rows take the place of the embedding's before the first layer, as in `Llama4ForConditionalGeneration`.
+        """
+        self._images = self._torch.from_numpy(np.ascontiguousarray(features)), image_token
 
     def replace(self, weights: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
         """Replace weights, given by their checkpoint names (without prefix) and in the checkpoint's layout."""
@@ -99,7 +107,7 @@ class HFReference:
         """token_ids int64 [batch, tokens] -> logits float32 [batch, tokens, vocab], in one pass without a cache."""
         with self._torch.inference_mode():
             ids = self._torch.from_numpy(np.ascontiguousarray(token_ids))
-            output: NDArray[np.float32] = self.model(input_ids=ids, use_cache=False).logits.float().numpy()
+            output: NDArray[np.float32] = self.model(**self._prompt(ids), use_cache=False).logits.float().numpy()
         return output
 
     def routed(
@@ -138,13 +146,25 @@ class HFReference:
         """The next `count` tokens with transformers' own cache. Each is the likeliest one; no token stops."""
         ids = self._torch.tensor([list(token_ids)])
         with self._torch.inference_mode():
-            output = self.model(input_ids=ids, use_cache=True)
+            output = self.model(**self._prompt(ids), use_cache=True)
             tokens = [int(output.logits[0, -1].argmax())]
             while len(tokens) < count:
                 step = self._torch.tensor([[tokens[-1]]])
                 output = self.model(input_ids=step, past_key_values=output.past_key_values, use_cache=True)
                 tokens.append(int(output.logits[0, -1].argmax()))
         return tokens
+
+    def _prompt(self, ids: Any) -> dict[str, Any]:
+        """What the model takes for token ids int64 [batch, tokens] from the beginning of a prompt on."""
+        if self._images is None:
+            return {"input_ids": ids}
+        rows, image_token = self._images
+        embedded = self.model.get_input_embeddings()(ids).clone()
+        places = (ids == image_token).nonzero()[: len(rows)]  # later ones were generated, and are tokens as any other
+        if len(ids) != 1 or len(places) != len(rows):
+            raise InputError(f"{len(rows)} rows of images for a prompt of {len(places)} image tokens in one row of ids")
+        embedded[0, places[:, 1]] = rows
+        return {"inputs_embeds": embedded}
 
 
 def check_reference_packages() -> None:

@@ -12,7 +12,7 @@ from l4export.errors import InputError
 
 __all__ = ["Verdict", "check_thresholds", "missed"]
 
-_AT_LEAST = frozenset({"top1_agreement", "top5_overlap", "greedy_prefix"})
+_AT_LEAST = frozenset({"top1_agreement", "top5_overlap", "greedy_prefix", "ids_agreement"})
 """Shares of what agrees, which have a lower limit. Every other figure measures a difference and has an upper limit."""
 
 

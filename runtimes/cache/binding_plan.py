@@ -80,13 +80,16 @@ class BindingPlan:
                 return index
         raise InputError(f"the engine has no optimisation profile for {tokens} tokens in a call")
 
-    def sizes(self, rows: int, tokens: int, last_only: bool, capacity: int) -> dict[str, int]:
-        """What the names in shapes stand for, in a call of `tokens` new tokens for each of `rows` rows, text alone."""
+    def sizes(self, rows: int, tokens: int, last_only: bool, capacity: int, image_tokens: int = 0) -> dict[str, int]:
+        """What the names in shapes stand for, in a call of `tokens` new tokens for each of `rows` rows.
+
+        Of all these tokens, `image_tokens` have features.
+        """
         return {
             **dict.fromkeys(("batch", "batch_or_1"), rows),
             **dict.fromkeys(("sequence", "total"), tokens),
             "logits_sequence": 1 if last_only else tokens,
-            "image_tokens": 0,
+            "image_tokens": image_tokens,
             "capacity": capacity,
             "chunk_capacity": min(capacity, self.chunk or capacity),
         }

@@ -61,10 +61,11 @@ class DeviceCache(KVCache):
     def run(self, call: Call) -> NDArray[np.float32]:
         """Bind what is the call's own and execute, part by part; fetch the logits."""
         rows, tokens = call.ids.shape
-        is_step = self._device.records_steps and tokens == 1 and rows == self.batch
+        image_tokens = 0 if call.features is None else len(call.features)
+        is_step = self._device.records_steps and tokens == 1 and rows == self.batch and not image_tokens
         if tokens == 1:
             call = replace(call, last_only=True)  # the same logits, and one kind of step
-        sizes = self._plan.sizes(rows, tokens, call.last_only, self.capacity)
+        sizes = self._plan.sizes(rows, tokens, call.last_only, self.capacity, image_tokens)
         calls, inputs = self._calls_like(call.row, self._plan.profile(tokens), is_step), call.inputs()
         for part, binding, bound in zip(self._plan.parts, calls.bindings, calls.bound, strict=True):
             for tensor in part:

@@ -112,9 +112,9 @@ class _Binding:
     """What is bound to the decoder's names, and the inputs among it, which must live as long as they are bound."""
 
     io: Any
-    inputs: dict[str, NDArray[np.int64]]
+    inputs: dict[str, NDArray[Any]]
 
-    def feed(self, inputs: Mapping[str, NDArray[np.int64]]) -> None:
+    def feed(self, inputs: Mapping[str, NDArray[Any]]) -> None:
         """Bind a call's inputs; those of the shape of before, as in every step of one token, are copied in place."""
         for name, array in inputs.items():
             bound = self.inputs.get(name)
@@ -122,7 +122,7 @@ class _Binding:
                 bound[...] = array
             else:
                 self.inputs.pop(name, None)  # an interruption must not leave another array here than is bound
-                self.io.bind_input(name, "cpu", 0, np.int64, array.shape, array.ctypes.data)
+                self.io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
                 self.inputs[name] = array
 
 

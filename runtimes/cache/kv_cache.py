@@ -78,6 +78,8 @@ class Call:
         lengths: int64 [b], tokens that lie in the cache before the call.
         starts: int64 [b], positions of the first of those.
         last_only: Logits of each row's last real token only.
+        features: [image_tokens, D], of the image tokens among the ids, row by row; or none for all of them, which are
+            then text. None where the decoder sees no images.
     """
 
     row: int | None
@@ -86,15 +88,18 @@ class Call:
     lengths: NDArray[np.int64]
     starts: NDArray[np.int64]
     last_only: bool
+    features: NDArray[Any] | None = None
 
-    def inputs(self) -> dict[str, NDArray[np.int64]]:
+    def inputs(self) -> dict[str, NDArray[Any]]:
         """The decoder's inputs. The mask covers the new tokens only, so that a call costs no more after many."""
+        images = {} if self.features is None else {"image_features": self.features}
         return {
             "input_ids": np.ascontiguousarray(self.ids),
             "attention_mask": (np.arange(self.ids.shape[1]) < self.counts[:, None]).astype(np.int64),
             "mask_start": self.lengths.copy(),
             "cache_start": self.starts.copy(),
             "logits_to_keep": np.asarray(int(self.last_only), dtype=np.int64),
+            **images,
         }
 
 

@@ -49,6 +49,12 @@ class ProcessedImages:
         """Feature rows of each image, which is its number of `<|patch|>` tokens."""
         return tuple(count * self.rows_of_a_tile for count in self.tile_counts)
 
+    @property
+    def token_counts(self) -> tuple[int, ...]:
+        """Tokens of a prompt that each image takes: features, separators, start, end and `<|image|>`."""
+        separators = (rows * columns if rows * columns > 1 else 0 for rows, columns in self.grids)
+        return tuple(rows + count + 3 for rows, count in zip(self.feature_rows, separators, strict=True))
+
     def tiles_of(self, index: int) -> NDArray[np.float32]:
         """The tiles of one image: a view, float32 [tiles, 3, T, T]."""
         ends = np.cumsum(self.tile_counts)

@@ -15,6 +15,7 @@ from l4export.errors import EnvironmentLacks, InputError, printable
 from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.cache.kv_cache import KVCache
 from l4export.runtimes.engine import Engine
+from l4export.runtimes.image_features import ImageFeatures
 from l4export.runtimes.onnxruntime.card import CUDA, Card, open_card
 from l4export.runtimes.onnxruntime.composition_check import Executor, trust
 from l4export.runtimes.onnxruntime.cuda_session import open_on_cuda
@@ -70,6 +71,7 @@ class OnnxRuntimeEngine(Engine):
             self.inference = open_session(decoder, options, manifest.packed_weights)
             _check_interface(self.inference, manifest.portable, decoder)
         self._tower = VisionTower(directory, manifest, session_options(threads))
+        self.features = ImageFeatures(self._tower.features) if manifest.vision else None
 
     def image_features(self, tiles: NDArray[np.float32]) -> NDArray[Any]:
         """What the decoder takes for the image tokens of tiles; see `VisionTower.features`. The CPU computes it."""

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l4export.engine.manifest import VISION, Manifest
-from l4export.engine.vision_interface import TILES_PER_CALL
 from l4export.errors import InputError
-from l4export.runtimes.arguments import shown
+from l4export.runtimes.tile_calls import tile_calls
 
 __all__ = ["VisionTower"]
 
@@ -39,21 +38,8 @@ class VisionTower:
         Raises:
             InputError: the engine has no tower, or the array is something else.
         """
-        vision = self._manifest.vision
-        if vision is None:
-            raise InputError(f"{self._directory}: sees no images; build it from a checkpoint with a vision tower")
-        shape = (3, vision.image_size, vision.image_size)
-        if not isinstance(tiles, np.ndarray) or tiles.ndim != 4 or tiles.shape[1:] != shape or not len(tiles):
-            told = list(tiles.shape) if isinstance(tiles, np.ndarray) else shown(tiles)
-            raise InputError(f"tiles are {told}: give an array of shape [1 or more, {', '.join(map(str, shape))}]")
-        if tiles.dtype != np.float32 or not np.isfinite(tiles).all():
-            raise InputError(f"tiles are of {tiles.dtype}, or not all finite: give finite float32 pixel values")
-        session, at_a_time = self._loaded(), TILES_PER_CALL[-1]
-        pieces = [
-            session.run(None, {"pixel_values": tiles[start : start + at_a_time]})[0]
-            for start in range(0, len(tiles), at_a_time)
-        ]
-        return np.concatenate(pieces)
+        calls, session = tile_calls(self._directory, self._manifest.vision, tiles), self._loaded()
+        return np.concatenate([session.run(None, {"pixel_values": call})[0] for call in calls])
 
     def _loaded(self) -> Any:
         import onnxruntime as ort

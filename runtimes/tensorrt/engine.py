@@ -12,8 +12,10 @@ from l4export.machine.tensorrt import MODULES, check_package, check_version
 from l4export.runtimes.cache.device_cache import DeviceCache
 from l4export.runtimes.cache.kv_cache import KVCache
 from l4export.runtimes.engine import Engine
+from l4export.runtimes.image_features import ImageFeatures
 from l4export.runtimes.tensorrt.device import TensorRTDevice
 from l4export.runtimes.tensorrt.plan import departures, tensorrt_plan
+from l4export.runtimes.tensorrt.vision_tower import TensorRTTower
 
 __all__ = ["TensorRTEngine"]
 
@@ -41,6 +43,8 @@ class TensorRTEngine(Engine):
         trt = importlib.import_module(MODULES[variant])
         check_version(trt)
         self._device = TensorRTDevice(trt, [directory / part.engine for part in parts], cuda)
+        tower = TensorRTTower(directory, manifest, lambda path: TensorRTDevice(trt, [path], cuda))
+        self.features = ImageFeatures(tower.features) if manifest.vision else None
         self._provider = f"{trt.__name__} {trt.__version__} on {cuda.name}"
         for index, part in enumerate(parts):
             if found := departures(self._plan, index, self._device.reported(index)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from saved_files import Tensors, forged
 
 from l4export.errors import InputError, StorageError
 from l4export.runtimes.engine import Engine
@@ -21,7 +20,6 @@ from l4export.storage.safetensors import TensorFile
 from workshop import LAYOUTS, Workshop, random_ids
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
-Tensors = dict[str, np.ndarray]
 
 
 @pytest.fixture
@@ -43,20 +41,6 @@ def refusal(engine: Engine, path: Path) -> str:
         engine.load_session(path)
     assert len(str(caught.value).splitlines()) == 1 and str(path) in str(caught.value)
     return str(caught.value)
-
-
-def forged(path: Path, edit: Callable[[dict[str, Any], Tensors], Any]) -> None:
-    """Change the state and the tensors of a file and make its digest right again."""
-    tensors, metadata = load_file(path), TensorFile(path).metadata
-    state = json.loads(metadata["state"])
-    order = [entry.name for entry in TensorFile(path).entries.values()]
-    edit(state, tensors)
-    metadata["state"] = json.dumps(state)
-    digest = hashlib.sha256(metadata["state"].encode())
-    for name in [*order, *(tensors.keys() - order)]:
-        if name in tensors:
-            digest.update(tensors[name].tobytes())
-    save_file(tensors, path, metadata | {"sha256": digest.hexdigest()})
 
 
 @layouts

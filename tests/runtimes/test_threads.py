@@ -28,6 +28,7 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
 CALLS: dict[str, Callable[[Session, Path], object]] = {
     "append": lambda session, _: session.append([1]),
+    "step": lambda session, _: session.step([1]),
     "rewind": lambda session, _: session.rewind(0),
     "fork": lambda session, _: session.fork(),
     "save": lambda session, path: session.save(path),

@@ -106,7 +106,11 @@ class Context:
         for name, address in self.addresses.items():
             assert (address in driver.memory) is not told[name].on_host, name
             assert told[name].shares is None or address == self.addresses[told[name].shares]
-        given: dict[str, int] = {"batch": 1, "sequence": self.shapes["attention_mask"][1]}
+        given: dict[str, int] = {"batch": 1}
+        if "attention_mask" in self.shapes:
+            given["sequence"] = self.shapes["attention_mask"][1]
+        else:
+            given["rows"] = self.shapes["pixel_values"][0] * self.engine.rows_per_tile
         if address := self.addresses.get("logits_to_keep"):
             (keep,) = (ctypes.c_int64 * 1).from_address(address)
             given["logits_sequence"] = keep or given["sequence"]
@@ -125,11 +129,12 @@ class Context:
 class Engine:
     """A deserialised engine."""
 
-    def __init__(self, graph: Path, told: Mapping[str, Reported], driver: Driver) -> None:
+    def __init__(self, graph: Path, told: Mapping[str, Reported], driver: Driver, rows_per_tile: int = 0) -> None:
         self.told, self.driver = told, driver
         self.inference = without_attribute(graph)
         self.num_io_tensors = len(told)
-        self.num_optimization_profiles = len(told["attention_mask"].ranges)
+        self.num_optimization_profiles = max(len(tensor.ranges) for tensor in told.values())
+        self.rows_per_tile = rows_per_tile
         self.contexts: list[Context] = []
 
     def dtype(self, name: str) -> Any:

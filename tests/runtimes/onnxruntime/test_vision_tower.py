@@ -17,7 +17,8 @@ from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
 from l4export.runtimes.cache.device_cache import DeviceCache
 from l4export.runtimes.onnxruntime.device import OnnxRuntimeDevice
-from l4export.runtimes.onnxruntime.engine import OnnxRuntimeEngine, cuda_plan
+from l4export.runtimes.onnxruntime.engine import OnnxRuntimeEngine
+from l4export.runtimes.onnxruntime.execution import cuda_plan
 from l4export.runtimes.session import Session
 from workshop import Workshop, assert_close, random_ids
 

@@ -1,0 +1,68 @@
+"""The reference of a vision tower: transformers' tower and projector in float32 on the checkpoint's own weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4export.checkpoint import Checkpoint
+from l4export.errors import InputError, one_line
+from l4export.reference.transformers_model import reference_config
+
+__all__ = ["HFVisionTower"]
+
+
+class HFVisionTower:
+    """`Llama4VisionModel` and `Llama4MultiModalProjector` in float32 on the CPU.
+
+    Independent of l4export's own readers: transformers reads `vision_config`, and the safetensors library the weights.
+
+    Raises:
+        EnvironmentLacks: torch or transformers is not installed.
+        InputError: the checkpoint has no tower, or transformers does not take its config and weights together.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        if not checkpoint.has_vision():
+            raise InputError(f"{checkpoint.path}: has no vision tower; name the checkpoint the engine was built from")
+        text = reference_config(checkpoint)
+        import torch
+        from transformers import Llama4Config
+        from transformers.models.llama4.modeling_llama4 import Llama4MultiModalProjector, Llama4VisionModel
+
+        self._torch = torch
+        try:
+            config = Llama4Config(text_config=text, vision_config=checkpoint.raw_config["vision_config"])
+            # Made in float32: a module that is converted loses the complex numbers of its rotation.
+            self.model = _loaded(Llama4VisionModel(config.vision_config), checkpoint, "vision_model.")
+            self.projector = _loaded(Llama4MultiModalProjector(config), checkpoint, "multi_modal_projector.")
+        except Exception as error:
+            raise InputError(
+                f"{checkpoint.path}: transformers refuses its vision tower ({one_line(error)}); "
+                "config.json and the weights do not match"
+            ) from error
+
+    def features(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pixel values float32 [n, 3, T, T] -> rows for their image tokens, float32 [rows, D]. One tile at a time."""
+        with self._torch.inference_mode():
+            rows = [self._rows(self._torch.from_numpy(np.ascontiguousarray(tile[None]))) for tile in tiles]
+        return np.concatenate(rows)
+
+    def _rows(self, tile: Any) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = self.projector(self.model(tile).last_hidden_state).flatten(0, 1).numpy()
+        return rows
+
+
+def _loaded(module: Any, checkpoint: Checkpoint, prefix: str) -> Any:
+    """A module of float32 with the checkpoint's tensors under a prefix: exactly those that it has."""
+    from safetensors import safe_open
+
+    weights: dict[str, Any] = {}
+    for file in checkpoint.files:
+        with safe_open(file.path, "pt") as opened:
+            names = [name for name in opened.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
+            weights |= {name.removeprefix(prefix): opened.get_tensor(name) for name in names}
+    module.load_state_dict(weights)  # copies into the module's own float32
+    return module.eval()
