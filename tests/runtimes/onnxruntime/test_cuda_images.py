@@ -9,9 +9,11 @@ import pytest
 from seeing import PATCH, prompt, seeing_checkpoint, seen
 
 import cuda_stand_ins as stand_ins
-from judged_engines import judged_engine
+from judged_engines import computing, judged_engine
 from l4export import runtimes
+from l4export.engine.manifest import load_manifest
 from l4export.errors import InputError
+from l4export.runtimes.onnxruntime.composition_check import check_composition
 from workshop import random_ids
 
 
@@ -54,3 +56,8 @@ def test_counts_that_the_graph_does_not_refuse(built: Path, monkeypatch: pytest.
     for tokens, given in ((ids, None), (ids[:5], images), ([*ids, PATCH], images)):
         with pytest.raises(InputError, match="image tokens"):
             session.append(tokens, images=given)
+
+
+def test_a_card_is_judged_by_text(built: Path) -> None:
+    """The check graph takes features too, and is given none."""
+    check_composition(built, load_manifest(built), computing()(built))
