@@ -37,7 +37,7 @@ _DEVICES = "; ".join(f"{name}: {device.title}" for name, device in DEVICES.items
     show_default=True,
     help="auto: with the vision tower of a config that has one. none: the text model alone.",
 )
-@click.option("--vision-dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Float type of the vision tower.")
+@click.option("--vision-dtype", type=click.Choice(["fp32", "fp16"]), help="Float type of the vision tower.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document with all sizes in bytes.")
 def command(
     checkpoint: Path,

@@ -221,7 +221,7 @@ class _Planner:
     ) -> None:
         self.config, self.device_bytes, self.batch = config, device_bytes, batch
         self.vision, self.vision_dtype = vision, vision_dtype
-        self.sizes = EngineSizes(config, target, vision and vision.image_token_id)
+        self.sizes = EngineSizes(config, target, vision.image_token_id if vision else None)
 
     def need(self, combination: Combination, context: int | None) -> Need:
         vision = self.vision_need(combination)

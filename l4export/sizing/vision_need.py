@@ -9,8 +9,8 @@ tile, P the projector's width and W the decoder's:
     features = n * r * W * bytes of the decoder's float type                       of one image, kept for its prompt
 
 ONNX Runtime's CPU provider multiplies float16 in float32: it keeps such weights, twice the bytes of their files, and
-casts what comes between. `MultiHeadAttention` keeps no scores (unfused attention would take 4 * heads * N^2 more, 21 MB a
-tile as released). Layers take turns. At the released width, which is 80 MB a tile, two layers took 94 % of all this
+casts what comes between. `MultiHeadAttention` keeps no scores (unfused attention would take 4 * heads * N^2 more, 21 MB
+a tile as released). Layers take turns. At the released width, which is 80 MB a tile, two layers took 94 % of all this
 with 17 tiles, in either type.
 
 The CPU computes the tower of an `ort-cuda` engine, so its bytes are this machine's and not the GPU's. The rows of a
@@ -77,7 +77,7 @@ def vision_need(config: VisionConfig, width: int, target: str, dtype: str, decod
     floats += (config.grid**2 + 1) * ((10 if dtype == "fp16" else 8) * config.hidden_size + 3 * inner)
     floats += rows * (inner + 2 * config.projector_size + 2 * width)
     copies = weights if dtype == "fp16" else 0
-    features = tiles * rows * width * FLOATS[decoder_dtype].itemsize
+    features = tiles * rows * width * FLOATS[decoder_dtype].numpy().itemsize
     return VisionNeed(dtype, weights, copies + tiles * _FLOAT * floats, features, on_device=target != "ort-cuda")
 
 

@@ -41,7 +41,9 @@ _INT8 = Policy(
 def engine(checkpoint: Path, path: Path, threads: int, policy: Policy | None) -> Features:
     """An engine's tower on ONNX Runtime."""
     build(checkpoint, path, BuildOptions(layers=(0, 1), max_context=256, policy=policy))
-    return runtimes.load(path, threads).image_features
+    loaded: Any = runtimes.load(path, threads)
+    features: Features = loaded.image_features
+    return features
 
 
 def pytorch(path: Path) -> Features:
