@@ -29,7 +29,7 @@ from l4export.model.vision_config import VisionConfig
 from l4export.storage.opened_file import OpenedFile
 from l4export.storage.safetensors import TensorFile, parse_json_object
 
-__all__ = ["Checkpoint", "SourceTensor", "open_checkpoint", "read_config"]
+__all__ = ["Checkpoint", "SourceTensor", "open_checkpoint", "read_config", "read_vision_config"]
 
 _MAX_JSON = 64 * 2**20
 _MAX_TENSORS = 2**18  # Maverick's experts one by one, each in four parts, are 80,000
@@ -184,11 +184,26 @@ def read_config(path: Path) -> ModelConfig:
 
     Raises `InputError` for anything missing or malformed, `StorageError` when reading fails.
     """
+    return _read(path)[1]
+
+
+def read_vision_config(path: Path) -> VisionConfig | None:
+    """The vision tower of the same file, if it has a `vision_config`; whether there are weights for it is not asked.
+
+    Raises as `read_config`, and for a tower that cannot be built.
+    """
+    raw, config = _read(path)
+    if raw["model_type"] != "llama4" or raw.get("vision_config") is None:
+        return None
+    return vision_from_hf(raw, str(path), config.vocab_size)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], ModelConfig]:
     path = Path(path)
     try:
         if not path.exists():
             raise InputError(absent_directory(path))
-        return _config(path / _CONFIG if path.is_dir() else path)[3]
+        return _config(path / _CONFIG if path.is_dir() else path)[2:]
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from None
 

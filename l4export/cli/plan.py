@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from l4export.cli.sizes import parse_size
+from l4export.engine.vision_interface import TILES_PER_CALL
 from l4export.errors import CheckFailed, InputError
 from l4export.sizing.devices import DEVICES
 
@@ -28,9 +30,24 @@ _DEVICES = "; ".join(f"{name}: {device.title}" for name, device in DEVICES.items
 @click.option("--device-memory", metavar="SIZE", help="Memory of another device: 24GB (decimal) or 24GiB (binary).")
 @click.option("--context", type=int, help="Tokens that each row must hold.  [default: as many as fit]")
 @click.option("--batch", type=click.IntRange(1, 2**20), default=1, show_default=True, help="Rows of tokens.")
+@click.option(
+    "--vision",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: with the vision tower of a config that has one. none: the text model alone.",
+)
+@click.option("--vision-dtype", type=click.Choice(["fp32", "fp16"]), help="Float type of the vision tower.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document with all sizes in bytes.")
 def command(
-    checkpoint: Path, device: str | None, device_memory: str | None, context: int | None, batch: int, as_json: bool
+    checkpoint: Path,
+    device: str | None,
+    device_memory: str | None,
+    context: int | None,
+    batch: int,
+    vision: str,
+    vision_dtype: str | None,
+    as_json: bool,
 ) -> None:
     """Show which weights, KV layouts and KV dtypes fit a device, and up to which context.
 
@@ -44,11 +61,11 @@ def command(
     if device is not None and device_memory is not None:
         raise InputError("--device and --device-memory: give one of them")
     memory = device if device_memory is None else _memory(device_memory)
-    planned = plan(checkpoint, memory, context, batch)
+    planned = plan(checkpoint, memory, context, batch, vision, vision_dtype)
     if as_json:
         click.echo(json.dumps({"checkpoint": str(checkpoint), "device": device, **planned.to_dict()}))
     else:
-        _show(str(checkpoint), device, planned)
+        _show(str(checkpoint), device, planned, _vision_options(vision, vision_dtype))
     if not planned.fits:
         raise CheckFailed(_shortfall(planned))
 
@@ -64,8 +81,10 @@ def _memory(text: str) -> int:
 def _shortfall(plan: MemoryPlan) -> str:
     """Say why nothing fits, and what would help."""
     memory = _gb(plan.device_bytes or 0)
+    if not plan.needs:
+        return "no combination can be built for this model and device; `Left out` says why"
     if plan.choice is None:
-        least = min(need.weights + need.working for need in plan.needs)
+        least = min(need.least for need in plan.needs)
         return (
             f"nothing fits {memory} GB, whatever the context: the smallest combination takes {_gb(least)} GB "
             "without its KV cache; take a larger device"
@@ -76,7 +95,12 @@ def _shortfall(plan: MemoryPlan) -> str:
     )
 
 
-def _show(checkpoint: str, device: str | None, plan: MemoryPlan) -> None:
+def _vision_options(vision: str, dtype: str | None) -> str:
+    """What of the options of `build` about vision is not its default."""
+    return " --vision none" if vision == "none" else f" --vision-dtype {dtype}" if dtype else ""
+
+
+def _show(checkpoint: str, device: str | None, plan: MemoryPlan, vision_options: str) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -84,16 +108,36 @@ def _show(checkpoint: str, device: str | None, plan: MemoryPlan) -> None:
     console.print(f"{checkpoint}: {plan.parameters:,} parameters, up to {limit:,} tokens")
     where = "no device" if memory is None else f"{device or 'device'} with {_gb(memory)} GB"
     console.print(f"{where}, batch {plan.batch}; 1 GB is 10^9 bytes\n")
-    console.print(_heading(plan))
-    console.print(_table(plan))
-    working = [need.working for need in plan.needs]
-    console.print(f"\nWorking memory of {_gb(min(working))} to {_gb(max(working))} GB is included.")
+    if plan.needs:
+        console.print(_heading(plan))
+        console.print(_table(plan))
+        working = [need.working for need in plan.needs]
+        console.print(f"\nWorking memory of {_gb(min(working))} to {_gb(max(working))} GB is included.")
+    for line in _about_vision(plan):
+        console.print(line)
     for reason in dict.fromkeys(plan.refused.values()):
         console.print(f"Left out: {reason}.")
     if memory is None:
         console.print("Give --device or --device-memory to see what fits, and which to choose.")
     elif plan.choice is not None:
-        console.print(_choice(plan.choice, memory, plan.context or limit))
+        console.print(_choice(plan.choice, memory, plan.context or limit, vision_options))
+
+
+def _about_vision(plan: MemoryPlan) -> Iterator[str]:
+    """Lines about the vision tower, one for each float type that it has in some combination, and about its tokens."""
+    from l4export.sizing.vision_need import image_tokens
+
+    if plan.vision is None:
+        return
+    most = TILES_PER_CALL[-1]
+    for need in dict.fromkeys(need.vision for need in plan.needs if need.vision):
+        where = "included" if need.on_device else "in the memory of the CPU, which computes it, not included"
+        yield (
+            f"Vision tower in {need.dtype}: weights {_gb(need.weights)} + working {_gb(need.working)} + features "
+            f"{_gb(need.features)} = {_gb(need.total)} GB, {where}."
+        )
+    one, all_of_them = (image_tokens(plan.vision, tiles) for tiles in (1, most))
+    yield f"An image takes {one:,} tokens with one tile and {all_of_them:,} with {most}, the most that a call computes."
 
 
 def _heading(plan: MemoryPlan) -> str:
@@ -136,7 +180,7 @@ def _cell(need: Need, plan: MemoryPlan) -> str:
     return _gb(need.total) + ("" if plan.device_bytes is None else "  " if need.total <= plan.device_bytes else " x")
 
 
-def _choice(need: Need, memory: int, wanted: int) -> str:
+def _choice(need: Need, memory: int, wanted: int, vision_options: str) -> str:
     """Name the options to build with, and the reason."""
     c, reached = need.combination, need.max_context or 0
     reason = "No other combination holds a longer context"
@@ -147,9 +191,10 @@ def _choice(need: Need, memory: int, wanted: int) -> str:
         )
     target = "" if c.target == "ort-cpu" else f"--target {c.target} "
     options = f"{target}--quant {c.quant} --dtype {c.dtype} --kv-layout {c.kv_layout} --kv-dtype {c.kv_dtype}"
-    parts = f"weights {_gb(need.weights)} + KV {_gb(need.kv)} + working {_gb(need.working)} = {_gb(need.total)}"
+    tower = f" + vision {_gb(need.vision.device_bytes)}" if need.vision and need.vision.on_device else ""
+    parts = f"weights {_gb(need.weights)} + KV {_gb(need.kv)} + working {_gb(need.working)}{tower} = {_gb(need.total)}"
     return (
-        f"Choose {options} --max-context {min(reached, wanted)}\n"
+        f"Choose {options} --max-context {min(reached, wanted)}{vision_options}\n"
         f"{reason}; for {need.context:,} tokens it takes {parts} of {_gb(memory)} GB."
     )
 

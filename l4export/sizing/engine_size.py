@@ -13,20 +13,22 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from l4export.compiler.pipeline import pipeline, run_passes
-from l4export.engine.manifest import DECODER
+from l4export.compiler.pipeline import pipeline, run_passes, vision_pipeline
+from l4export.engine.manifest import DECODER, VISION
 from l4export.graph.contents import weights_of
 from l4export.graph.dtypes import FLOATS
 from l4export.graph.matching import nodes_of
 from l4export.model.config import ModelConfig
 from l4export.model.decoder import build_decoder
+from l4export.model.vision_config import VisionConfig
+from l4export.model.vision_tower import build_vision_tower
 from l4export.model.weight_names import layer_of
 from l4export.quantization.policy import standard_policy
 from l4export.targets import TARGETS, GraphOptions
 from l4export.weights.placement import INLINE_BYTES, arrange, place_weights
 from l4export.weights.recipes import Constant, Recipe, Source
 
-__all__ = ["EngineSize", "EngineSizes"]
+__all__ = ["EngineSize", "EngineSizes", "tower_data"]
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,13 @@ class EngineSizes:
 
     They come from the graph plane: the reference graph, with weights that have only shapes, goes through the pipeline
     and the placement. Only a few constants, the rotation tables, depend on the KV cache and the context. They are
-    computed in milliseconds on a model with one layer of each kind, and replace those of the whole model.
+    computed in milliseconds on a model with one layer of each kind, and replace those of the whole model. With an
+    `image_token` the decoder takes the features of a vision tower, whose own size is that of `tower_data`.
     """
 
-    def __init__(self, config: ModelConfig, target: str = "ort-cpu") -> None:
+    def __init__(self, config: ModelConfig, target: str = "ort-cpu", image_token: int | None = None) -> None:
         self.config = config
-        self.target = target
+        self._made_for = target, image_token
         self._specimen = _one_layer_a_kind(config)
         self._constants = functools.cache(self._find_constants)
         self._whole: dict[tuple[str, str, int], _Layout] = {}
@@ -68,7 +71,7 @@ class EngineSizes:
         if key not in self._whole:
             attention = _attention(dtype, kv_dtype)
             self._whole[key] = _Layout.of(
-                _compile(self.config, self.target, quant, dtype, kv_layout, attention, max_context)
+                _compile(self.config, self._made_for, quant, dtype, kv_layout, attention, max_context)
             )
         return self._whole[key].size(constants)
 
@@ -77,26 +80,43 @@ class EngineSizes:
         return self._constants(dtype, kv_layout, _attention(dtype, kv_dtype), max_context)
 
     def _find_constants(self, dtype: str, kv_layout: str, attention: str, max_context: int) -> tuple[int, ...]:
-        model = _compile(self._specimen, self.target, "none", dtype, kv_layout, attention, max_context)
+        model = _compile(self._specimen, self._made_for, "none", dtype, kv_layout, attention, max_context)
         tensors = [value.const_value for value in model.graph.initializers.values()]
         made = [tensor for tensor in tensors if tensor is not None and not isinstance(tensor, Recipe)]
         return tuple(tensor.nbytes for tensor in made if tensor.nbytes > INLINE_BYTES)
 
 
-def _attention(dtype: str, kv_dtype: str) -> str:
-    """Return the float type of the attention operator. Scales of int8 and int4 caches are in no data file."""
-    return kv_dtype if kv_dtype in FLOATS else dtype
-
-
 def _compile(
-    config: ModelConfig, target: str, quant: str, dtype: str, kv_layout: str, attention: str, max_context: int
+    config: ModelConfig,
+    made_for: tuple[str, int | None],
+    quant: str,
+    dtype: str,
+    kv_layout: str,
+    attention: str,
+    max_context: int,
 ) -> ir.Model:
-    """Return the lowered graph, which computes in `dtype` with caches of the float type `attention`."""
-    model = build_decoder(config, lambda _, shape: Source(_Shape(shape)), FLOATS[dtype])
+    """Return the graph for a target and an image token, computing in `dtype` with caches of the float `attention`."""
+    target, image_token = made_for
+    model = build_decoder(config, _shape_alone, FLOATS[dtype], image_token)
     kv_dtype = None if attention == dtype else attention
     run_passes(model, pipeline(target, GraphOptions(kv_layout, max_context, standard_policy(quant), kv_dtype)))
     TARGETS[target].check_graph(model)
     return model
+
+
+def tower_data(config: VisionConfig, width: int, target: str, dtype: str, decoder_dtype: str) -> int:
+    """Return the size in bytes of the data files of a vision tower whose weights have no policy.
+
+    `width` and `decoder_dtype` are those of the decoder that takes its features.
+    """
+    model = build_vision_tower(config, width, _shape_alone, FLOATS[dtype], FLOATS[decoder_dtype])
+    run_passes(model, vision_pipeline(target))
+    return sum(file.size for file in place_weights(model, VISION))
+
+
+def _attention(dtype: str, kv_dtype: str) -> str:
+    """Return the float type of the attention operator. Scales of int8 and int4 caches are in no data file."""
+    return kv_dtype if kv_dtype in FLOATS else dtype
 
 
 @dataclass(frozen=True)
@@ -117,6 +137,10 @@ class _Shape:
     def rows(self, index: object, multiple: int = 1, /) -> Iterator[tuple[int, np.ndarray]]:
         """There is nothing to read."""
         raise AssertionError("sizes need no weights")
+
+
+def _shape_alone(_: str, shape: tuple[int, ...]) -> Source:
+    return Source(_Shape(shape))
 
 
 def _one_layer_a_kind(config: ModelConfig) -> ModelConfig:

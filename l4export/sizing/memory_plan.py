@@ -5,59 +5,30 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l4export.checkpoint import read_config
+from l4export.checkpoint import read_config, read_vision_config
+from l4export.compiler.options import BuildOptions, check_options
 from l4export.compiler.plan import PREFILL_TOKENS
 from l4export.engine.gpu_memory import GpuEngine, gpu_memory
 from l4export.engine.kv_cache import kv_bytes
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
 from l4export.model.tensors import parameter_count
+from l4export.model.vision_config import VisionConfig
+from l4export.sizing.combinations import Combination, combinations
 from l4export.sizing.devices import device_memory, device_target
 from l4export.sizing.engine_size import EngineSize, EngineSizes
+from l4export.sizing.vision_need import VisionNeed, vision_facts, vision_need
 from l4export.sizing.working_memory import working_bytes
 
-__all__ = ["WEIGHTS", "Combination", "MemoryPlan", "Need", "plan", "plan_memory"]
-
-WEIGHTS = {
-    ("none", "fp32"): 0.0,
-    ("none", "fp16"): 0.02,
-    ("int8", "fp32"): 0.08,
-    ("fp8", "fp32"): 0.19,
-    ("int4", "fp32"): 1.66,
-}
-"""Per cent of perplexity that `--quant` and `--dtype` cost on the trained example (docs/reference/measurements.md).
-
-They rank the choices; another model may lose several times as much of it."""
-
-_CUDA_WEIGHTS = {("none", "fp16"): 0.02, ("int8", "fp16"): 0.08, ("int4", "fp16"): 1.66}
-"""The same for `--target ort-cuda`, which computes in float16: integers are taken to lose what they lose in float32."""
-
-_KV = {"fp32": 0.0, "fp16": 0.0, "int8": 0.02, "int4": 1.82}
-"""The same for `--kv-dtype`."""
+__all__ = ["MemoryPlan", "Need", "plan", "plan_memory"]
 
 _PAGE = 4096
 """What a constant may cost beyond its bytes, because data files place tensors at multiples of this."""
-
-
-@dataclass(frozen=True)
-class Combination:
-    """A combination of options of `l4export build`."""
-
-    quant: str
-    dtype: str
-    kv_layout: str
-    kv_dtype: str
-    target: str = "ort-cpu"
-
-    @property
-    def loss(self) -> float:
-        """Per cent of perplexity that weights and caches of these types cost on the trained example, added."""
-        return round({**WEIGHTS, **_CUDA_WEIGHTS}[self.quant, self.dtype] + _KV[self.kv_dtype], 2)
 
 
 @dataclass(frozen=True)
@@ -71,11 +42,18 @@ class Need:
     working: int
     max_context: int | None
     """The largest context, up to the model's limit, that fits the device. 0 if none does; None without a device."""
+    vision: VisionNeed | None = None
+    """What the vision tower takes; None where there is none."""
 
     @property
     def total(self) -> int:
-        """The bytes of weights, KV cache and working memory together."""
-        return self.weights + self.kv + self.working
+        """The bytes of weights, KV cache, working memory, and what the device holds of a vision tower, together."""
+        return self.least + self.kv
+
+    @property
+    def least(self) -> int:
+        """The same without a KV cache."""
+        return self.weights + self.working + (self.vision.device_bytes if self.vision else 0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +72,7 @@ class MemoryPlan:
     needs: tuple[Need, ...]
     choice: Need | None
     refused: dict[Combination, str]
+    vision: VisionConfig | None = None
 
     @property
     def parameters(self) -> int:
@@ -102,9 +81,12 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether some combination fits the device with the context that was asked for. True without a device."""
+        """Whether some combination fits the device with the context that was asked for.
+
+        Without a device, whether any can be built.
+        """
         if self.device_bytes is None:
-            return True
+            return bool(self.needs)
         return self.choice is not None and (self.context is None or self.choice.total <= self.device_bytes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,6 +101,7 @@ class MemoryPlan:
             "attention_chunk_size": config.attention_chunk_size,
             "chunked_layers": sum(config.chunked_layers),
             "layers": config.num_hidden_layers,
+            "vision": None if self.vision is None else vision_facts(self.vision, config.hidden_size),
             "combinations": [self._record(need) for need in self.needs],
             "refused": [{**dataclasses.asdict(each), "reason": why} for each, why in self.refused.items()],
             "choice": None if self.choice is None else self._record(self.choice),
@@ -132,6 +115,7 @@ class MemoryPlan:
             "weights_bytes": need.weights,
             "kv_bytes": need.kv,
             "working_bytes": need.working,
+            "vision": None if need.vision is None else need.vision.to_dict(),
             "total_bytes": need.total,
             "fits": None if self.device_bytes is None else need.total <= self.device_bytes,
             "max_context": need.max_context,
@@ -139,7 +123,12 @@ class MemoryPlan:
 
 
 def plan(
-    checkpoint: str | os.PathLike[str], device: str | int | None = None, context: int | None = None, batch: int = 1
+    checkpoint: str | os.PathLike[str],
+    device: str | int | None = None,
+    context: int | None = None,
+    batch: int = 1,
+    vision: str = "auto",
+    vision_dtype: str | None = None,
 ) -> MemoryPlan:
     """Find the combinations of weights, KV layout and KV dtype that fit a device, from a model's config alone.
 
@@ -148,15 +137,21 @@ def plan(
         device: A name in `l4export.sizing.devices.DEVICES`, such as "h100", or the memory of a device in bytes.
         context: The number of tokens that each row must hold; None means as many as fit.
         batch: The number of rows.
+        vision: `auto` counts the vision tower that a config describes, `none` the text model alone.
+        vision_dtype: Float type of the tower; None: that of the text model.
 
     Raises:
         InputError: there is no config, or it has another architecture; the device is unknown; the model does not take
-            the context.
+            the context; the tower cannot be built so.
         StorageError: reading failed.
     """
     memory = None if device is None else device_memory(device)
     target = "ort-cpu" if device is None else device_target(device)
-    return plan_memory(read_config(Path(checkpoint)), memory, context, batch, target)
+    check_options(BuildOptions(target=target, vision=vision, vision_dtype=vision_dtype))
+    config, tower = read_config(Path(checkpoint)), read_vision_config(Path(checkpoint)) if vision == "auto" else None
+    if vision_dtype is not None and tower is None:
+        raise InputError(f"--vision-dtype: {checkpoint} has no vision_config; leave it out")
+    return plan_memory(config, memory, context, batch, target, tower, vision_dtype)
 
 
 def plan_memory(
@@ -165,8 +160,12 @@ def plan_memory(
     context: int | None = None,
     batch: int = 1,
     target: str = "ort-cpu",
+    vision: VisionConfig | None = None,
+    vision_dtype: str | None = None,
 ) -> MemoryPlan:
     """Plan for `batch` rows of `context` tokens each, with engines of `target`: `ort-cpu` or `ort-cuda`.
+
+    With `vision` engines have a tower, of `vision_dtype` or of the type that the decoder computes in.
 
     Without `context`, the need of each combination is that of the largest context that fits (of one token if none
     does), or of the model's limit if there is no device.
@@ -181,10 +180,10 @@ def plan_memory(
     limit = config.max_position_embeddings
     if context is not None and not 1 <= context <= limit:
         raise InputError(f"--context {context}: this model takes 1 to {limit} tokens")
-    planner = _Planner(config, device_bytes, batch, target)
+    planner = _Planner(config, device_bytes, batch, target, vision, vision_dtype)
     needs: list[Need] = []
     refused: dict[Combination, str] = {}
-    for combination in _combinations(config, target):
+    for combination in combinations(config, target):
         try:
             needs.append(planner.need(combination, context))
         except InputError as error:
@@ -197,24 +196,8 @@ def plan_memory(
         needs=tuple(needs),
         choice=_choice(needs, context or limit, device_bytes),
         refused=refused,
+        vision=vision,
     )
-
-
-def _combinations(config: ModelConfig, target: str) -> Iterator[Combination]:
-    """Yield all combinations, by growing loss of weights.
-
-    `concat` is left out, because it grows to the size of `static` and holds the old and the new caches at once. On a
-    GPU caches are of the computing type, and `static` cannot mask chunks.
-    """
-    if target == "ort-cuda":
-        layout = "chunked" if any(config.chunked_layers) else "static"
-        yield from (Combination(quant, dtype, layout, dtype, target) for quant, dtype in _CUDA_WEIGHTS)
-        return
-    layouts = ("static", "chunked") if any(config.chunked_layers) else ("static",)
-    for quant, dtype in WEIGHTS:
-        for layout in layouts:
-            for kv_dtype in _KV:
-                yield Combination(quant, dtype, layout, kv_dtype)
 
 
 def _choice(needs: list[Need], context: int, device_bytes: int | None) -> Need | None:
@@ -227,19 +210,35 @@ def _choice(needs: list[Need], context: int, device_bytes: int | None) -> Need |
 
 
 class _Planner:
-    def __init__(self, config: ModelConfig, device_bytes: int | None, batch: int, target: str) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        device_bytes: int | None,
+        batch: int,
+        target: str,
+        vision: VisionConfig | None,
+        vision_dtype: str | None,
+    ) -> None:
         self.config, self.device_bytes, self.batch = config, device_bytes, batch
-        self.sizes = EngineSizes(config, target)
+        self.vision, self.vision_dtype = vision, vision_dtype
+        self.sizes = EngineSizes(config, target, vision.image_token_id if vision else None)
 
     def need(self, combination: Combination, context: int | None) -> Need:
-        largest = None if self.device_bytes is None else self.largest_context(combination, self.device_bytes)
+        vision = self.vision_need(combination)
+        room = None if self.device_bytes is None else self.device_bytes - (vision.device_bytes if vision else 0)
+        largest = None if room is None else self.largest_context(combination, room)
         if context is None:
             context = self.config.max_position_embeddings if largest is None else max(largest, 1)
         size = self.size(combination, context)
         parts = (size.data, *self.beside(combination, size, context))
-        if largest is not None and self.device_bytes is not None and sum(parts) <= self.device_bytes:
+        if largest is not None and room is not None and sum(parts) <= room:
             largest = max(largest, context)  # the search may have stopped a little short
-        return Need(combination, context, *parts, largest)
+        return Need(combination, context, *parts, largest, vision)
+
+    def vision_need(self, c: Combination) -> VisionNeed | None:
+        if self.vision is None:
+            return None
+        return vision_need(self.vision, self.config.hidden_size, c.target, self.vision_dtype or c.dtype, c.dtype)
 
     def largest_context(self, combination: Combination, device_bytes: int) -> int:
         """Find the largest context that fits. The result may be too small, by at most a page for each constant.

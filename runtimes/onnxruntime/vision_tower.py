@@ -19,11 +19,13 @@ __all__ = ["VisionTower"]
 class VisionTower:
     """What an engine sees images with: loaded when it is first asked, shared by any number of threads.
 
-    `options` are ONNX Runtime's for the session.
+    `options` are ONNX Runtime's for the session, and this one's alone.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, options: Any) -> None:
         self._directory, self._manifest, self._options = directory, manifest, options
+        # A pattern would have the second call of a shape take its memory anew, beside what the first call keeps.
+        options.enable_mem_pattern = False
         self._loading, self._session = threading.Lock(), None
 
     def features(self, tiles: NDArray[np.float32]) -> NDArray[Any]:

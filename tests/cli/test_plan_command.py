@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from l4export.checkpoint.sample import hf_config
+from l4export.checkpoint.sample_vision import whole_config
 from l4export.cli import main
+from l4export.errors import InputError
+from l4export.sizing.engine_size import EngineSize, EngineSizes
 from measured_process import measure
 
 
@@ -127,6 +130,44 @@ def test_no_such_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_help_names_the_devices(capsys: pytest.CaptureFixture[str]) -> None:
     out = " ".join(plan(capsys, "--help")[1].split())
     assert "h100: NVIDIA H100, 80 GB" in out and "server64: a server with 64 GB" in out
+
+
+def test_a_vision_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes in both float types, the tokens of an image, and the options that build it."""
+    monkeypatch.setattr(EngineSizes, "size", lambda *_: EngineSize(10**6, 0, 0))
+    (tmp_path / "config.json").write_text(json.dumps(whole_config(hf_config("scout", "tiny"), "scout", "tiny")))
+    code, out, _ = plan(capsys, tmp_path, "--device-memory", "1GB", "--context", 100)
+    assert code == 0
+    assert "Vision tower in fp32: weights" in out and "Vision tower in fp16: weights" in out
+    assert "GB, included." in out and " + vision 0.00" in out
+    assert "An image takes 7 tokens with one tile and 87 with 17" in out
+    _, out, _ = plan(capsys, tmp_path, "--device-memory", "1GB", "--context", 100, "--vision-dtype", "fp16")
+    assert "--max-context 100 --vision-dtype fp16" in out and "tower in fp32" not in out
+    _, out, _ = plan(capsys, tmp_path, "--device-memory", "1GB", "--context", 100, "--vision", "none")
+    assert "--max-context 100 --vision none" in out and "Vision tower" not in out
+    _, out, _ = plan(capsys, tmp_path, "--context", 100, "--json")
+    document = json.loads(out)
+    assert document["vision"]["rows_of_a_tile"] == 4 and document["vision"]["tokens_of_tiles"]["17"] == 87
+    for row in document["combinations"]:
+        tower = row["vision"]
+        parts = [row[f"{name}_bytes"] for name in ("weights", "kv", "working")]
+        parts += [tower[f"{name}_bytes"] for name in ("weights", "working", "features")]
+        assert tower["on_device"] and row["total_bytes"] == sum(parts)
+
+
+def test_nothing_can_be_built(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every combination is refused: the reason, and not an internal error."""
+
+    def refuse(*_: object) -> None:
+        raise InputError("this cannot be built")
+
+    monkeypatch.setattr(EngineSizes, "size", refuse)
+    for device in ([], ["--device", "h100"]):
+        code, out, err = plan(capsys, config, *device)
+        assert code == 1 and "Left out: this cannot be built." in out
+        assert "no combination can be built for this model and device" in err
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from l4export.model.config import ModelConfig
 from l4export.passes.lay_out_kv_cache import LAYOUTS
 from l4export.quantization.policy import standard_policy
 from l4export.sizing import engine_size
+from l4export.sizing.combinations import WEIGHTS
 from l4export.sizing.engine_size import EngineSizes
-from l4export.sizing.memory_plan import WEIGHTS
 from workshop import Workshop, copy_checkpoint, edit_config
 
 

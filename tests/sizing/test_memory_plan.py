@@ -12,8 +12,9 @@ from l4export.engine.gpu_memory import GpuEngine, gpu_memory, largest_context
 from l4export.engine.kv_cache import kv_bytes
 from l4export.errors import InputError
 from l4export.model.config import ModelConfig
+from l4export.sizing.combinations import Combination
 from l4export.sizing.engine_size import EngineSize, EngineSizes
-from l4export.sizing.memory_plan import Combination, Need, plan_memory
+from l4export.sizing.memory_plan import Need, plan_memory
 from l4export.sizing.working_memory import working_bytes
 
 MB = 10**6
@@ -24,7 +25,7 @@ WEIGHTS = {"none": 4 * MB, "int8": MB, "fp8": MB, "int4": MB // 2}
 class Sizes:
     """A stand-in for the graph plane, which has its own test: two tables, up to 2500 positions (16 with chunks)."""
 
-    def __init__(self, config: ModelConfig, target: str) -> None:
+    def __init__(self, config: ModelConfig, target: str, image_token: int | None) -> None:
         if config.intermediate_size % 16:
             self.refused = {"int8", "int4"}
         else:
