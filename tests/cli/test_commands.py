@@ -397,7 +397,7 @@ def test_an_interruption_has_a_line_of_its_own(
 ) -> None:
     """Tokens are on the terminal by then, without the end of their line."""
 
-    def interrupted(*_: object) -> Iterator[int]:
+    def interrupted(*_: object, **__: object) -> Iterator[int]:
         yield 5
         raise KeyboardInterrupt
 
