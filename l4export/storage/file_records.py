@@ -46,12 +46,12 @@ def read_records(
         reads: By name, what reads a file until an event is set, such as `OpenedFile.record`.
         threads: Files that are read at a time.
     """
-    given_up = threading.Event()
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    given_up, pool = threading.Event(), ThreadPoolExecutor(threads or os.cpu_count())
+    try:  # Ctrl-C may come as early as while the first thread starts
         records = {name: pool.submit(read, given_up) for name, read in reads.items()}
-        try:
-            return {name: record.result() for name, record in records.items()}
-        except BaseException:
-            given_up.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+        return {name: record.result() for name, record in records.items()}
+    except BaseException:
+        given_up.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
