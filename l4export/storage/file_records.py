@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
+
+from l4export.storage.worker_threads import worker_threads
 
 __all__ = ["FileRecord", "file_record", "read_records"]
 
@@ -46,12 +47,7 @@ def read_records(
         reads: By name, what reads a file until an event is set, such as `OpenedFile.record`.
         threads: Files that are read at a time.
     """
-    given_up, pool = threading.Event(), ThreadPoolExecutor(threads or os.cpu_count())
-    try:  # Ctrl-C may come as early as while the first thread starts
-        records = {name: pool.submit(read, given_up) for name, read in reads.items()}
+    given_up = threading.Event()
+    with worker_threads(threads, given_up) as workers:
+        records = {name: workers.submit(read, given_up) for name, read in reads.items()}
         return {name: record.result() for name, record in records.items()}
-    except BaseException:
-        given_up.set()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)

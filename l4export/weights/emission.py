@@ -30,6 +30,7 @@ import onnx_ir as ir
 from l4export.errors import InputError
 from l4export.storage.file_records import FileRecord
 from l4export.storage.journal import Journal
+from l4export.storage.worker_threads import worker_threads
 from l4export.storage.written_digest import WrittenDigest
 from l4export.weights.evaluation import side_bytes
 from l4export.weights.order import UnitQueue
@@ -92,11 +93,11 @@ def emit_data(
         descriptors = {file.name: stack.enter_context(_opened(directory / file.name, file.size)) for file in files}
         digests = {file.name: _digest(file, descriptors[file.name], work, given_up) for file in files}
         writer = _Writer(descriptors, digests, block_bytes(jobs, budget), journal, on_progress)
-        workers = stack.enter_context(ThreadPoolExecutor(jobs))
+        workers = stack.enter_context(worker_threads(jobs, given_up))
         intact: list[Unit] = []
         if journal and journal.entries:
             _clear_gaps(files, descriptors)
-            intact = _intact(work, journal.entries, writer, workers, given_up)
+            intact = _intact(work, journal.entries, writer, workers)
         if on_resume:
             on_resume(sum(unit.nbytes for unit in intact))
         for unit in intact:
@@ -106,7 +107,7 @@ def emit_data(
         queue = UnitQueue(missing)
         tasks: list[Future[None]] = [workers.submit(lambda: writer.write(queue.take())) for _ in missing]
         tasks += [workers.submit(digest.catch_up) for digest in digests.values()]
-        _finish(workers, tasks, given_up)
+        _finish(tasks)
         return {name: digest.record() for name, digest in digests.items()}
 
 
@@ -259,25 +260,19 @@ def _intact(
     entries: Mapping[int, tuple[int, ...]],
     writer: _Writer,
     workers: ThreadPoolExecutor,
-    given_up: threading.Event,
 ) -> list[Unit]:
     """The units that an earlier run has written, as the journal's entries say."""
     known = [unit for unit in work if unit.number in entries]
     checks = [workers.submit(writer.is_intact, unit, entries) for unit in known]
-    _finish(workers, checks, given_up)
+    _finish(checks)
     return [unit for unit, check in zip(known, checks, strict=True) if check.result()]
 
 
-def _finish(workers: ThreadPoolExecutor, tasks: Sequence[Future[Any]], given_up: threading.Event) -> None:
-    """Wait for all; at the first error, or Ctrl-C, begin no other task and raise it."""
-    try:
-        done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
-        for task in done:
-            task.result()
-    except BaseException:
-        given_up.set()
-        workers.shutdown(cancel_futures=True)
-        raise
+def _finish(tasks: Sequence[Future[Any]]) -> None:
+    """Wait for all, or for the first error, and raise it."""
+    done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
+    for task in done:
+        task.result()
 
 
 def _read_back(descriptor: int, start: int, stop: int) -> Iterator[bytes]:
