@@ -23,6 +23,6 @@ def worker_threads(count: int | None, given_up: threading.Event) -> Iterator[Thr
         yield pool
     except BaseException:
         given_up.set()
-        raise
-    finally:
         pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()

@@ -433,6 +433,7 @@ def steps_of_finishing(checkpoint: Path, other: Path, place: Path, site: Path, f
         yield step
 
 
+@pytest.mark.slow
 def test_a_build_killed_while_it_finishes_leaves_a_whole_engine_or_none(
     checkpoint: Path, other: Path, place: Path, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
@@ -445,6 +446,7 @@ def test_a_build_killed_while_it_finishes_leaves_a_whole_engine_or_none(
     assert len(whole) >= 6 and not any(whole[:6]) and whole[-1]
 
 
+@pytest.mark.slow
 def test_a_replacement_killed_while_it_finishes_leaves_the_old_engine_or_the_new(
     checkpoint: Path, other: Path, place: Path, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
