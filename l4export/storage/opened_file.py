@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 
-from l4export.errors import InputError
+from l4export.errors import InputError, StorageError
 from l4export.storage.file_records import FileRecord
 from l4export.storage.regular_files import open_descriptor
 
@@ -73,8 +73,11 @@ class OpenedFile:
             self.follower(stop)
 
     def read(self) -> bytes:
-        """All bytes; raises as `check_open`."""
-        data = b"".join(bytes(piece) for piece in self._pieces())
+        """All bytes; raises as `check_open`, and `StorageError` when reading fails."""
+        try:
+            data = b"".join(bytes(piece) for piece in self._pieces())
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error.strerror}; copy the file again") from error
         self.check_open()
         return data
 

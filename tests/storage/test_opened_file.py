@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from l4export.errors import InputError
+from l4export.errors import InputError, StorageError
 from l4export.storage.file_records import file_record
 from l4export.storage.opened_file import OpenedFile, SourceChanged
 
@@ -128,3 +128,10 @@ def test_the_descriptor_is_closed_with_the_object(path: Path) -> None:
     del file
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+
+
+def test_reading_that_fails_is_named(tmp_path: Path) -> None:
+    """A process's own memory looks like a regular file, and its first byte cannot be read."""
+    (tmp_path / "x").symlink_to("/proc/self/mem")
+    with pytest.raises(StorageError, match="x: Input/output error; copy the file again"):
+        OpenedFile(tmp_path / "x").read()
