@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from l4export.calibration.weight_codes import StoredPart, calibrate
 from l4export.checkpoint import SourceTensor
-from l4export.compiler.check_graph import check_can_record, write_check
+from l4export.compiler.check_graph import write_check
 from l4export.compiler.directory import EngineDirectory
 from l4export.compiler.manifest import engine_manifest
-from l4export.compiler.measure import check_can_measure, measure_scales
+from l4export.compiler.measure import check_can_run, measure_scales
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.ownership import CALIBRATION, CALIBRATION_REPORT
 from l4export.compiler.plan import BuildPlan, plan_build
@@ -84,10 +84,7 @@ def run_build(
     on_notice: Say | None = None,
 ) -> Manifest:
     """Carry out a plan; returns the engine's manifest. Raises as `build`."""
-    if planned.scales_text:
-        check_can_measure()
-    if planned.target.is_judged:
-        check_can_record()
+    check_can_run(planned)
     planned.target.check_machine(planned.model, planned.parts, planned.tower.model if planned.tower else None)
     try:
         return _Build(planned, directory, on_progress, on_notice or (lambda _: None)).run()
@@ -162,10 +159,10 @@ class _Build:
         """Write the graph, with measured scales, and every other file but the weights; returns their records."""
         planned = self.planned
         if scales := measure_scales(planned, partial, self.on_notice):
+            assert planned.graph.portable is planned.model, "a portable graph would keep scales of one"
             scales(planned.model)
             if planned.dump:
                 planned.dump(len(planned.passes), planned.passes[-1], planned.model)
-
         portable = write_portable(planned.graph, partial)
         names = [emit_graph(graph.model, graph.files, partial, graph.name) for graph in planned.graphs]
         checking = write_check(planned, self._draft(), partial)

@@ -10,7 +10,6 @@ engine is up to date; it must only be the one that was built.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from l4export.compiler.portable import portable_model
 from l4export.engine.check_decoder import check_decoder
 from l4export.engine.check_record import CheckRecord, write_record
 from l4export.engine.manifest import CHECK, CheckGraph, Manifest
-from l4export.errors import EnvironmentLacks
 from l4export.graph.contents import LayerValue, layer_values
 from l4export.graph.layer_excerpt import excerpt_layers
 from l4export.inspection.taps import TappedInference
@@ -35,7 +33,7 @@ from l4export.runtimes.session import Session
 from l4export.weights.emission import emit_graph, refer_to_data
 from l4export.weights.recipes import Recipe
 
-__all__ = ["check_calls", "check_can_record", "checked_layers", "fused_operators", "rounds_on_cpu", "write_check"]
+__all__ = ["check_calls", "checked_layers", "fused_operators", "rounds_on_cpu", "write_check"]
 
 _ORT_DOMAIN = "com.microsoft"
 
@@ -112,21 +110,6 @@ def check_calls(max_context: int, cut: int | None) -> tuple[int, tuple[int, ...]
     many = tokens - 2 * few
     start = min(cut - many // 2, max_context - tokens) if cut and cut < max_context else 0
     return max(0, start), (many, *([few] if few else []), *[1] * few)
-
-
-def check_can_record() -> None:
-    """Check that a check graph can be run, before any weight is written.
-
-    Raises:
-        EnvironmentLacks: onnxruntime is missing.
-    """
-    try:
-        importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise EnvironmentLacks(
-            "an engine for a GPU carries the numbers that a CPU gives, for which its build needs onnxruntime: "
-            "pip install 'l4export[cpu]', or 'l4export[cuda]' where the engine is to run"
-        ) from error
 
 
 def write_check(planned: BuildPlan, manifest: Manifest, directory: Path) -> list[str]:

@@ -22,22 +22,32 @@ from l4export.errors import EnvironmentLacks
 from l4export.storage.file_records import file_record
 from l4export.weights.emission import emit_graph
 
-__all__ = ["check_can_measure", "measure_scales"]
+__all__ = ["check_can_run", "measure_scales"]
 
 
-def check_can_measure() -> None:
-    """Check that scales can be measured, before any weight is written.
+def check_can_run(planned: BuildPlan) -> None:
+    """Check that what a build runs can be run, before any weight is written.
 
     Raises:
-        EnvironmentLacks: onnxruntime is missing.
+        EnvironmentLacks: onnxruntime is missing, and scales are measured or a check graph is recorded.
     """
+    if planned.scales_text:
+        _check_onnxruntime(
+            "the scales of an int8 or int4 KV cache, and of FP8 activations, are measured by running the engine, which "
+            "needs onnxruntime: pip install 'l4export[cpu]'"
+        )
+    if planned.target.is_judged:
+        _check_onnxruntime(
+            "an engine for a GPU carries the numbers that a CPU gives, for which its build needs onnxruntime: "
+            "pip install 'l4export[cpu]', or 'l4export[cuda]' where the engine is to run"
+        )
+
+
+def _check_onnxruntime(otherwise: str) -> None:
     try:
         importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise EnvironmentLacks(
-            "the scales of an int8 or int4 KV cache, and of FP8 activations, are measured by running the engine, which "
-            "needs onnxruntime: pip install 'l4export[cpu]'"
-        ) from error
+        raise EnvironmentLacks(otherwise) from error
 
 
 def measure_scales(

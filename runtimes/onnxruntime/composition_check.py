@@ -94,6 +94,7 @@ def check_composition(directory: Path, manifest: Manifest, executor: Executor) -
         traced = executor.open_graph(check, Path(folder) / "check")
         logits = _logits(directory, manifest, executor.provider, traced, record)
         _check_placement(directory, check, executor.provider, _executed(traced.inference))
+    del traced  # or the card would hold these layers twice
     worst = _worst(directory, check, executor.provider, record, logits)
     # once more without a trace, under which nothing is recorded and repeated as steps of decoding are
     logits = _logits(directory, manifest, executor.provider, executor.open_graph(check, None), record)

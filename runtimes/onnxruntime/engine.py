@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from l4export._version import __version__
 from l4export.engine.manifest import Graph, Manifest, PackedWeight
 from l4export.errors import EnvironmentLacks, InputError, printable
 from l4export.runtimes.cache.host_cache import new_host_cache
@@ -70,7 +72,7 @@ class OnnxRuntimeEngine(Engine):
             options = session_options(threads, manifest.precision["activations"] == "fp8", profile)
             self.inference = open_session(decoder, options, manifest.packed_weights)
             _check_interface(self.inference, manifest.portable, decoder)
-        self._tower = VisionTower(directory, manifest, session_options(threads))
+        self._tower = VisionTower(directory, manifest, partial(_open_tower, directory, threads))
         self.features = ImageFeatures(self._tower.features) if manifest.vision else None
 
     def image_features(self, tiles: NDArray[np.float32]) -> NDArray[Any]:
@@ -110,6 +112,16 @@ def _open_on_card(
     return CudaExecution(card, inference, recordings)
 
 
+def _open_tower(directory: Path, threads: int | None, graph: Graph) -> onnxruntime.InferenceSession:
+    """The vision tower, on the CPU."""
+    path, options = directory / graph.file, session_options(threads)
+    # A pattern would have the second call of a shape take its memory anew, beside what the first call keeps.
+    options.enable_mem_pattern = False
+    session = open_session(path, options)
+    _check_interface(session, graph, path)
+    return session
+
+
 def _check_composition(directory: Path, manifest: Manifest, card: Card) -> None:
     """Trust the GPU with the engine's numbers, or raise as `trust`."""
     import onnxruntime as ort
@@ -117,7 +129,7 @@ def _check_composition(directory: Path, manifest: Manifest, card: Card) -> None:
     def opened(check: Graph, profile: Path | None) -> CudaExecution:
         return _open_on_card(directory, check, card, None, profile)
 
-    installation = {**card.cuda.installation, "onnxruntime": str(ort.__version__)}
+    installation = {**card.cuda.installation, "onnxruntime": str(ort.__version__), "l4export": __version__}
     trust(directory, manifest, Executor(CUDA, opened), installation)
 
 

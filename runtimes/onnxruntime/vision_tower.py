@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from l4export.engine.manifest import VISION, Manifest
-from l4export.errors import InputError
+from l4export.engine.manifest import VISION, Graph, Manifest
 from l4export.runtimes.tile_calls import tile_calls
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 __all__ = ["VisionTower"]
 
@@ -19,14 +22,13 @@ __all__ = ["VisionTower"]
 class VisionTower:
     """What an engine sees images with: loaded when it is first asked, shared by any number of threads.
 
-    `options` are ONNX Runtime's for the session, and this one's alone.
+    `open_graph` loads one of the engine's graphs on the CPU, and refuses one that is not as the manifest tells it.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, options: Any) -> None:
-        self._directory, self._manifest, self._options = directory, manifest, options
-        # A pattern would have the second call of a shape take its memory anew, beside what the first call keeps.
-        options.enable_mem_pattern = False
-        self._loading, self._session = threading.Lock(), None
+    def __init__(self, directory: Path, manifest: Manifest, open_graph: Callable[[Graph], InferenceSession]) -> None:
+        self._directory, self._manifest, self._open_graph = directory, manifest, open_graph
+        self._loading = threading.Lock()
+        self._session: InferenceSession | None = None
 
     def features(self, tiles: NDArray[np.float32]) -> NDArray[Any]:
         """Rows [rows, D] for the image tokens of these tiles, in order, in the dtype that the decoder takes.
@@ -38,20 +40,14 @@ class VisionTower:
             tiles: Pixel values float32 [n, 3, T, T], n of 1 or more, as the checkpoint's image processor gives them.
 
         Raises:
-            InputError: the engine has no tower, or the array is something else.
+            InputError: the engine has no tower, one that ONNX Runtime cannot load or the manifest does not describe, or
+                the array is something else.
         """
         calls, session = tile_calls(self._directory, self._manifest.vision, tiles), self._loaded()
         return np.concatenate([session.run(None, {"pixel_values": call})[0] for call in calls])
 
-    def _loaded(self) -> Any:
-        import onnxruntime as ort
-
+    def _loaded(self) -> InferenceSession:
         with self._loading:
             if self._session is None:
-                path = self._directory / self._manifest.graphs[VISION].file
-                try:
-                    self._session = ort.InferenceSession(path, self._options, ["CPUExecutionProvider"])
-                except Exception as error:
-                    detail = " ".join(str(error).split())[:300]
-                    raise InputError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
+                self._session = self._open_graph(self._manifest.graphs[VISION])
             return self._session
