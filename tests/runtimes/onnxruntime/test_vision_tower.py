@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from image_client import ImageClient
 from tiny_vision import pixels
@@ -20,6 +23,7 @@ from l4export.runtimes.onnxruntime.device import OnnxRuntimeDevice
 from l4export.runtimes.onnxruntime.engine import OnnxRuntimeEngine
 from l4export.runtimes.onnxruntime.execution import cuda_plan
 from l4export.runtimes.session import Session
+from l4export.storage.file_records import file_record
 from workshop import Workshop, assert_close, random_ids
 
 
@@ -91,3 +95,21 @@ def test_cuda_graphs_give_the_same_on_a_cpu(checkpoint: Path, engine: OnnxRuntim
         np.testing.assert_array_equal(
             *(session.append(tokens) for session in (Session(new_cache, opened.manifest, 1, 64), opened.session()))
         )
+
+
+@pytest.mark.parametrize("problem", ["has other inputs or outputs than manifest.json declares", "cannot load it"])
+def test_a_tower_that_the_manifest_does_not_describe(engine: OnnxRuntimeEngine, tmp_path: Path, problem: str) -> None:
+    path = Path(shutil.copytree(engine.directory, tmp_path / "e"))
+    graph = onnx.load(path / "vision.onnx", load_external_data=False)
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "pictures"
+    if problem == "cannot load it":
+        graph.graph.node[0].op_type = "x\x1b[31m"
+    (path / "vision.onnx").write_bytes(graph.SerializeToString())
+    raw = json.loads((path / "manifest.json").read_text())
+    raw["files"]["vision.onnx"] = vars(file_record(path / "vision.onnx"))
+    (path / "manifest.json").write_text(json.dumps(raw))
+    opened = runtimes.load(path, threads=1)
+    assert isinstance(opened, OnnxRuntimeEngine)
+    with pytest.raises(InputError, match=problem) as caught:
+        opened.image_features(pixels(1, 16))
+    assert str(caught.value).isprintable()
