@@ -14,10 +14,10 @@ from l4export.errors import InputError
 from l4export.runtimes.arguments import a_path, a_whole_number, is_sequence, shown
 from l4export.runtimes.cache.kv_cache import KVCache
 from l4export.runtimes.generation import Steps, continuations
-from l4export.runtimes.image_features import ImageFeatures
+from l4export.runtimes.images.image_features import ImageFeatures
+from l4export.runtimes.images.prepared_prompt import place_images
 from l4export.runtimes.images.processor import ProcessedImages
 from l4export.runtimes.new_tokens import Images
-from l4export.runtimes.prepared_prompt import place_images
 from l4export.runtimes.sampling import Sampler
 from l4export.runtimes.saved_session import read_session
 from l4export.runtimes.session import Session

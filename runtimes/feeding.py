@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from l4export.errors import InputError
 from l4export.runtimes.cache.chunks import Chunks
 from l4export.runtimes.cache.kv_cache import Call, KVCache
-from l4export.runtimes.feature_rows import FeatureInput, FeatureRows
+from l4export.runtimes.images.feature_rows import FeatureInput, FeatureRows
 
 __all__ = ["Feeding", "Limits"]
 

@@ -15,9 +15,9 @@ from l4export.errors import InputError, L4Error, one_line
 from l4export.runtimes.arguments import a_flag, a_path, a_whole_number, integers, is_sequence, per_row, shown
 from l4export.runtimes.cache.chunks import Chunks
 from l4export.runtimes.cache.kv_cache import NewCache
-from l4export.runtimes.feature_rows import FeatureInput, FeatureRows
 from l4export.runtimes.feeding import Feeding, Limits
-from l4export.runtimes.image_features import ImageFeatures
+from l4export.runtimes.images.feature_rows import FeatureInput, FeatureRows
+from l4export.runtimes.images.image_features import ImageFeatures
 from l4export.runtimes.new_tokens import Images, NewTokens, TokenIds, checked_images, checked_tokens
 from l4export.runtimes.one_caller import OneCaller, exclusive
 from l4export.runtimes.rewinding import rewound

@@ -89,7 +89,7 @@ def command(
     from l4export import runtimes
     from l4export.cli.prompt_options import Prompt
     from l4export.runtimes.generation_record import GenerationRecord
-    from l4export.runtimes.prepared_prompt import place_images
+    from l4export.runtimes.images.prepared_prompt import place_images
     from l4export.runtimes.text.codec import TextCodec
 
     given = Prompt(prompt, token_ids, messages, images, raw, special_tokens_as_text)

@@ -18,7 +18,7 @@ from l4export.graph.contents import LayerValue, Role, layer_values
 from l4export.inspection.graph_file import load_graph
 from l4export.model.routing import likeliest
 from l4export.runtimes.cache.host_cache import new_host_cache
-from l4export.runtimes.image_features import ImageFeatures
+from l4export.runtimes.images.image_features import ImageFeatures
 from l4export.runtimes.images.processor import ProcessedImages
 from l4export.runtimes.onnxruntime.engine import session_options
 from l4export.runtimes.onnxruntime.portable import cpu_session

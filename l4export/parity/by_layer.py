@@ -26,9 +26,8 @@ from l4export.reference.of_engine import open_reference, sliced_layers
 from l4export.reference.routing_ties import followed_choices
 from l4export.reference.streamed_model import StreamedReference
 from l4export.reports.verdict import Verdict
-from l4export.runtimes.image_features import ImageFeatures
-from l4export.runtimes.onnxruntime.engine import session_options
-from l4export.runtimes.onnxruntime.vision_tower import VisionTower
+from l4export.runtimes.images.image_features import ImageFeatures
+from l4export.runtimes.onnxruntime.engine import vision_tower
 from l4export.runtimes.random_text import random_text
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def check_layers(
     hidden, seen, tower = reference.embed(ids[None]), None, None
     if prompt is not None:
         say("comparing what is seen")
-        tower = ImageFeatures(VisionTower(engine_path, manifest, session_options()).features)
+        tower = ImageFeatures(vision_tower(engine_path, manifest).features)
         seen, features = compare_images(manifest, tower, checkpoint, prompt)
         demands = demands.of_compared(seen.processor.not_compared, thresholds or {})
         hidden[0, ids == prompt.tokens.patch] = features

@@ -19,7 +19,7 @@ from l4export.runtimes.images.prompt import expand_images
 
 if TYPE_CHECKING:
     from l4export.engine.manifest import Manifest
-    from l4export.runtimes.image_features import ImageFeatures
+    from l4export.runtimes.images.image_features import ImageFeatures
     from l4export.runtimes.text.codec import TextCodec
 
 __all__ = ["ImageComparison", "ProcessorComparison", "compare_features", "compare_images", "compare_processors"]

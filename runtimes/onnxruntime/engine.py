@@ -17,7 +17,7 @@ from l4export.errors import EnvironmentLacks, InputError, printable
 from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.cache.kv_cache import KVCache
 from l4export.runtimes.engine import Engine
-from l4export.runtimes.image_features import ImageFeatures
+from l4export.runtimes.images.image_features import ImageFeatures
 from l4export.runtimes.onnxruntime.card import CUDA, Card, open_card
 from l4export.runtimes.onnxruntime.composition_check import Executor, trust
 from l4export.runtimes.onnxruntime.cuda_session import open_on_cuda
@@ -28,7 +28,7 @@ from l4export.runtimes.onnxruntime.vision_tower import VisionTower
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["OnnxRuntimeEngine", "open_session", "session_options"]
+__all__ = ["OnnxRuntimeEngine", "open_session", "session_options", "vision_tower"]
 
 _CPU = "CPUExecutionProvider"
 _PROVIDERS = {"cpu": _CPU, "cuda": CUDA}
@@ -72,7 +72,7 @@ class OnnxRuntimeEngine(Engine):
             options = session_options(threads, manifest.precision["activations"] == "fp8", profile)
             self.inference = open_session(decoder, options, manifest.packed_weights)
             _check_interface(self.inference, manifest.portable, decoder)
-        self._tower = VisionTower(directory, manifest, partial(_open_tower, directory, threads))
+        self._tower = vision_tower(directory, manifest, threads)
         self.features = ImageFeatures(self._tower.features) if manifest.vision else None
 
     def image_features(self, tiles: NDArray[np.float32]) -> NDArray[Any]:
@@ -112,8 +112,13 @@ def _open_on_card(
     return CudaExecution(card, inference, recordings)
 
 
+def vision_tower(directory: Path, manifest: Manifest, threads: int | None = None) -> VisionTower:
+    """An engine's vision tower on the CPU, which is loaded when it is first asked."""
+    return VisionTower(directory, manifest, partial(_open_tower, directory, threads))
+
+
 def _open_tower(directory: Path, threads: int | None, graph: Graph) -> onnxruntime.InferenceSession:
-    """The vision tower, on the CPU."""
+    """The graph of a vision tower, on the CPU."""
     path, options = directory / graph.file, session_options(threads)
     # A pattern would have the second call of a shape take its memory anew, beside what the first call keeps.
     options.enable_mem_pattern = False

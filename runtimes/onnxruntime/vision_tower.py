@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l4export.engine.manifest import VISION, Graph, Manifest
-from l4export.runtimes.tile_calls import tile_calls
+from l4export.runtimes.images.tile_calls import tile_calls
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -12,7 +12,7 @@ from l4export.machine.tensorrt import MODULES, check_package, check_version
 from l4export.runtimes.cache.device_cache import DeviceCache
 from l4export.runtimes.cache.kv_cache import KVCache
 from l4export.runtimes.engine import Engine
-from l4export.runtimes.image_features import ImageFeatures
+from l4export.runtimes.images.image_features import ImageFeatures
 from l4export.runtimes.tensorrt.device import TensorRTDevice
 from l4export.runtimes.tensorrt.plan import departures, tensorrt_plan
 from l4export.runtimes.tensorrt.vision_tower import TensorRTTower

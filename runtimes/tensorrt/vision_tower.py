@@ -15,8 +15,8 @@ from l4export.errors import InputError
 from l4export.runtimes.cache.binding_plan import Tensor
 from l4export.runtimes.cache.device import Buffer
 from l4export.runtimes.cache.kv_cache import numpy_dtype
+from l4export.runtimes.images.tile_calls import tile_calls
 from l4export.runtimes.tensorrt.device import TensorRTDevice
-from l4export.runtimes.tile_calls import tile_calls
 
 __all__ = ["TensorRTTower"]
 

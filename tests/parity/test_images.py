@@ -24,7 +24,7 @@ from l4export.parity.image_prompt import image_prompt, seeded_pictures
 from l4export.parity.image_thresholds import image_thresholds
 from l4export.parity.whole_model import ParityReport, check_parity
 from l4export.quantization.policy import Policy, Rule, standard_policy
-from l4export.runtimes.image_features import ImageFeatures
+from l4export.runtimes.images.image_features import ImageFeatures
 from l4export.runtimes.images.processor import ImageProcessor
 from l4export.runtimes.images.settings import ImageSettings
 from l4export.runtimes.random_text import random_text

@@ -10,8 +10,8 @@ import pytest
 
 from l4export.runtimes.cache.chunks import Chunks
 from l4export.runtimes.cache.kv_cache import Call
-from l4export.runtimes.feature_rows import FeatureInput, FeatureRows
 from l4export.runtimes.feeding import Feeding, Limits
+from l4export.runtimes.images.feature_rows import FeatureInput, FeatureRows
 from l4export.runtimes.random_text import random_text
 from workshop import Workshop
 

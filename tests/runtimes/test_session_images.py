@@ -20,7 +20,7 @@ from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
 from l4export.runtimes.cache.kv_cache import Call
 from l4export.runtimes.engine import Engine
-from l4export.runtimes.image_features import ImageFeatures
+from l4export.runtimes.images.image_features import ImageFeatures
 from l4export.runtimes.images.processor import ProcessedImages
 from l4export.runtimes.session import Session
 from workshop import LAYOUTS, Workshop, assert_close, random_ids
