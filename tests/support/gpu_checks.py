@@ -87,7 +87,7 @@ def parity_row(
 
 def sparse_engine(folder: Path, size: str, layers: int, context: int) -> Path:
     """The first layers of Scout in INT4 from a checkpoint whose tensors are holes."""
-    write_sample(folder / "scout", "scout", size)
+    write_sample(folder / "scout", "scout", size, seed=0)
     policy, first = standard_policy("int4"), (0, layers)
     options = BuildOptions(
         "ort-cuda", dtype="fp16", kv_layout="chunked", max_context=context, policy=policy, layers=first
