@@ -131,10 +131,9 @@ def _about_vision(plan: MemoryPlan) -> Iterator[str]:
         return
     most = TILES_PER_CALL[-1]
     for need in dict.fromkeys(need.vision for need in plan.needs if need.vision):
-        where = "included" if need.on_device else "in the memory of the CPU, which computes it, not included"
         yield (
             f"Vision tower in {need.dtype}: weights {_gb(need.weights)} + working {_gb(need.working)} + features "
-            f"{_gb(need.features)} = {_gb(need.total)} GB, {where}."
+            f"{_gb(need.features)} = {_gb(need.total)} GB, included."
         )
     one, all_of_them = (image_tokens(plan.vision, tiles) for tiles in (1, most))
     yield f"An image takes {one:,} tokens with one tile and {all_of_them:,} with {most}, the most that a call computes."
@@ -191,7 +190,7 @@ def _choice(need: Need, memory: int, wanted: int, vision_options: str) -> str:
         )
     target = "" if c.target == "ort-cpu" else f"--target {c.target} "
     options = f"{target}--quant {c.quant} --dtype {c.dtype} --kv-layout {c.kv_layout} --kv-dtype {c.kv_dtype}"
-    tower = f" + vision {_gb(need.vision.device_bytes)}" if need.vision and need.vision.on_device else ""
+    tower = f" + vision {_gb(need.vision.total)}" if need.vision else ""
     parts = f"weights {_gb(need.weights)} + KV {_gb(need.kv)} + working {_gb(need.working)}{tower} = {_gb(need.total)}"
     return (
         f"Choose {options} --max-context {min(reached, wanted)}{vision_options}\n"

@@ -47,13 +47,13 @@ class Need:
 
     @property
     def total(self) -> int:
-        """The bytes of weights, KV cache, working memory, and what the device holds of a vision tower, together."""
+        """The bytes of weights, KV cache, working memory and vision tower, together."""
         return self.least + self.kv
 
     @property
     def least(self) -> int:
         """The same without a KV cache."""
-        return self.weights + self.working + (self.vision.device_bytes if self.vision else 0)
+        return self.weights + self.working + (self.vision.total if self.vision else 0)
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class _Planner:
 
     def need(self, combination: Combination, context: int | None) -> Need:
         vision = self.vision_need(combination)
-        room = None if self.device_bytes is None else self.device_bytes - (vision.device_bytes if vision else 0)
+        room = None if self.device_bytes is None else self.device_bytes - (vision.total if vision else 0)
         largest = None if room is None else self.largest_context(combination, room)
         if context is None:
             context = self.config.max_position_embeddings if largest is None else max(largest, 1)

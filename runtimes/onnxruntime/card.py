@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from l4export.engine.gpu_memory import GpuEngine, GpuMemory, gpu_memory, largest_context
-from l4export.engine.manifest import DECODER, DeviceNeeds, Manifest
+from l4export.engine.manifest import DECODER, VISION, DeviceNeeds, Manifest
+from l4export.engine.tower_memory import gpu_tower_working
+from l4export.engine.vision_interface import TILES_PER_CALL
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.machine.cuda import Cuda
 
@@ -86,22 +88,41 @@ class Card:
                 f"{_gb(free)} free: up to {fits} tokens a row fit; give a smaller capacity or batch"
             )
 
+    def check_tower(self) -> None:
+        """Check that the vision tower and a call of it fit into what is free now, with the decoder loaded.
+
+        Raises:
+            EnvironmentLacks: they do not.
+        """
+        manifest, weights, (free, _) = self.manifest, self._bytes_of(VISION), self.cuda.memory()
+        assert manifest.vision is not None
+        width, dtype, tiles = manifest.model.hidden_size, manifest.precision[VISION], TILES_PER_CALL[-1]
+        working = gpu_tower_working(manifest.vision, width, dtype, weights, tiles)
+        if weights + working > free:
+            raise EnvironmentLacks(
+                f"{self.directory}: its vision tower needs {_gb(weights)} of GPU memory for weights and {_gb(working)} "
+                f"for {tiles} tiles; {self.cuda.name} has {_gb(free)} free: give sessions a smaller capacity or batch"
+            )
+
     def _need(self, context: int, batch: int) -> GpuMemory:
         return gpu_memory(self._engine, context, batch)
 
     @property
     def _engine(self) -> GpuEngine:
         manifest = self.manifest
-        files = manifest.files.items()
-        weights = sum(record.bytes for name, record in files if name.startswith(DECODER) and name.endswith(".data"))
         return GpuEngine(
             manifest.model,
-            weights,
+            self._bytes_of(DECODER),
             manifest.precision["quant"] != "none",
             manifest.kv_layout,
             manifest.precision["kv_cache"],
             manifest.prefill_max_tokens,
         )
+
+    def _bytes_of(self, graph: str) -> int:
+        """The data files of a graph."""
+        files = self.manifest.files.items()
+        return sum(record.bytes for name, record in files if name.startswith(graph) and name.endswith(".data"))
 
 
 def open_card(directory: Path, manifest: Manifest) -> Card:

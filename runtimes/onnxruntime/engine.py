@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from l4export._version import __version__
 from l4export.engine.manifest import Graph, Manifest, PackedWeight
 from l4export.errors import EnvironmentLacks, InputError, printable
+from l4export.machine.cuda import ONE_AT_A_TIME
 from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.cache.kv_cache import KVCache
 from l4export.runtimes.engine import Engine
@@ -23,7 +24,8 @@ from l4export.runtimes.onnxruntime.composition_check import Executor, trust
 from l4export.runtimes.onnxruntime.cuda_session import open_on_cuda
 from l4export.runtimes.onnxruntime.execution import CudaExecution
 from l4export.runtimes.onnxruntime.portable import cpu_session
-from l4export.runtimes.onnxruntime.vision_tower import VisionTower
+from l4export.runtimes.onnxruntime.tower_check import trust_tower
+from l4export.runtimes.onnxruntime.vision_tower import Compute, VisionTower
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -72,12 +74,18 @@ class OnnxRuntimeEngine(Engine):
             options = session_options(threads, manifest.precision["activations"] == "fp8", profile)
             self.inference = open_session(decoder, options, manifest.packed_weights)
             _check_interface(self.inference, manifest.portable, decoder)
-        self._tower = vision_tower(directory, manifest, threads)
+        self._tower = VisionTower(directory, manifest, partial(self._load_tower, threads))
         self.features = ImageFeatures(self._tower.features) if manifest.vision else None
 
     def image_features(self, tiles: NDArray[np.float32]) -> NDArray[Any]:
-        """What the decoder takes for the image tokens of tiles; see `VisionTower.features`. The CPU computes it."""
+        """What the decoder takes for the image tokens of tiles; see `VisionTower.features`."""
         return self._tower.features(tiles)
+
+    def _load_tower(self, threads: int | None, graph: Graph) -> Compute:
+        """The vision tower, where the decoder is."""
+        if self.device is None:
+            return _tower_on_cpu(self.directory, threads, graph)
+        return _tower_on_card(self.directory, self.manifest, self.device.card, threads, graph)
 
     @property
     def provider(self) -> str:
@@ -114,28 +122,52 @@ def _open_on_card(
 
 def vision_tower(directory: Path, manifest: Manifest, threads: int | None = None) -> VisionTower:
     """An engine's vision tower on the CPU, which is loaded when it is first asked."""
-    return VisionTower(directory, manifest, partial(_open_tower, directory, threads))
+    return VisionTower(directory, manifest, partial(_tower_on_cpu, directory, threads))
 
 
-def _open_tower(directory: Path, threads: int | None, graph: Graph) -> onnxruntime.InferenceSession:
-    """The graph of a vision tower, on the CPU."""
+def _tower_on_cpu(directory: Path, threads: int | None, graph: Graph) -> Compute:
     path, options = directory / graph.file, session_options(threads)
     # A pattern would have the second call of a shape take its memory anew, beside what the first call keeps.
     options.enable_mem_pattern = False
     session = open_session(path, options)
     _check_interface(session, graph, path)
-    return session
+    return partial(_run_tower, session)
+
+
+def _tower_on_card(directory: Path, manifest: Manifest, card: Card, threads: int | None, graph: Graph) -> Compute:
+    """A vision tower on a GPU, once it has given what the CPU gives. It may not run while a step is recorded."""
+    path = directory / graph.file
+
+    def on_card(tiles: NDArray[np.float32]) -> NDArray[Any]:
+        with ONE_AT_A_TIME:
+            return _run_tower(session, tiles)
+
+    with ONE_AT_A_TIME:
+        card.check_tower()
+        session, _ = open_on_cuda(path, session_options(threads), "an image is computed once")
+    _check_interface(session, graph, path)
+    trust_tower(directory, manifest, _installation(card), on_card, partial(_tower_on_cpu, directory, threads, graph))
+    return on_card
+
+
+def _run_tower(session: onnxruntime.InferenceSession, tiles: NDArray[np.float32]) -> NDArray[Any]:
+    rows: NDArray[Any] = session.run(None, {"pixel_values": tiles})[0]
+    return rows
 
 
 def _check_composition(directory: Path, manifest: Manifest, card: Card) -> None:
     """Trust the GPU with the engine's numbers, or raise as `trust`."""
-    import onnxruntime as ort
-
     def opened(check: Graph, profile: Path | None) -> CudaExecution:
         return _open_on_card(directory, check, card, None, profile)
 
-    installation = {**card.cuda.installation, "onnxruntime": str(ort.__version__), "l4export": __version__}
-    trust(directory, manifest, Executor(CUDA, opened), installation)
+    trust(directory, manifest, Executor(CUDA, opened), _installation(card))
+
+
+def _installation(card: Card) -> dict[str, str]:
+    """All that decides the numbers of an engine on a GPU, beside the engine."""
+    import onnxruntime as ort
+
+    return {**card.cuda.installation, "onnxruntime": str(ort.__version__), "l4export": __version__}
 
 
 def _check_inputs(decoder: Path, graph: Graph) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -194,6 +194,7 @@ class Machine:
         out_of_memory: Whether every run fails for want of memory.
         runs: The ids under which steps ran, -1 without.
         options: Of each session, those of the provider and of the session.
+        tower: What it executes for the file of a vision tower.
     """
 
     def __init__(self) -> None:
@@ -205,6 +206,7 @@ class Machine:
         self.out_of_memory = False
         self.runs: list[int] = []
         self.options: list[tuple[dict[str, str], Any]] = []
+        self.tower: Callable[[Path], bytes] = Path.read_bytes
 
 
 def install(patch: pytest.MonkeyPatch, judges: bool = False) -> Machine:
@@ -214,6 +216,7 @@ def install(patch: pytest.MonkeyPatch, judges: bool = False) -> Machine:
     """
     if not judges:
         patch.setattr(engine, "trust", lambda *_: None)
+        patch.setattr(engine, "trust_tower", lambda *_: None)
     machine, inference, library = Machine(), ort.InferenceSession, ctypes.CDLL
 
     def open_session(graph: Any, options: Any = None, providers: Any = (), **others: Any) -> Any:
@@ -226,7 +229,8 @@ def install(patch: pytest.MonkeyPatch, judges: bool = False) -> Machine:
         machine.options.append((chosen, options))
         folder = str(Path(graph).parent)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-        return CudaSession(machine, inference(cpu_form(Path(graph)), options, providers=["CPUExecutionProvider"]))
+        form = machine.tower(Path(graph)) if Path(graph).name == "vision.onnx" else cpu_form(Path(graph))
+        return CudaSession(machine, inference(form, options, providers=["CPUExecutionProvider"]))
 
     patch.setattr(ctypes, "CDLL", lambda name, *a: machine.driver if name == "libcuda.so.1" else library(name, *a))
     patch.setattr(ort, "InferenceSession", open_session)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 from seeing import PATCH, prompt, seeing_checkpoint, seen
+from seeing_engines import changed
+from tiny_vision import pixels
 
 import cuda_stand_ins as stand_ins
 from judged_engines import computing, judged_engine
 from l4export import runtimes
 from l4export.engine.manifest import load_manifest
-from l4export.errors import InputError
+from l4export.errors import EnvironmentLacks, InputError
 from l4export.runtimes.onnxruntime.composition_check import check_composition
+from l4export.runtimes.onnxruntime.engine import OnnxRuntimeEngine
 from workshop import random_ids
 
 
@@ -61,3 +68,82 @@ def test_counts_that_the_graph_does_not_refuse(built: Path, monkeypatch: pytest.
 def test_a_card_is_judged_by_text(built: Path) -> None:
     """The check graph takes features too, and is given none."""
     check_composition(built, load_manifest(built), computing()(built))
+
+
+def _opened(built: Path) -> OnnxRuntimeEngine:
+    engine = runtimes.load(built, threads=1)
+    assert isinstance(engine, OnnxRuntimeEngine) and engine.device is not None
+    return engine
+
+
+def _count_sessions(patch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many sessions ONNX Runtime has opened since it was asked the last time."""
+    opened: list[Any] = []
+    made = ort.InferenceSession
+
+    def counted(*given: Any, **named: Any) -> Any:
+        opened.append(given)
+        return made(*given, **named)
+
+    def since() -> int:
+        number = len(opened)
+        opened.clear()
+        return number
+
+    patch.setattr(ort, "InferenceSession", counted)
+    return since
+
+
+def _swapped(path: Path) -> bytes:
+    """The tower with two of the picture's axes exchanged: what a wrong layout of patches would be."""
+    model = onnx.load(path, load_external_data=False)
+    model.graph.node.insert(0, onnx.helper.make_node("Transpose", ["pixel_values"], ["turned"], perm=[0, 1, 3, 2]))
+    for node in list(model.graph.node)[1:]:
+        node.input[:] = ["turned" if name == "pixel_values" else name for name in node.input]
+    return bytes(model.SerializeToString())
+
+
+def test_the_tower_is_judged_once_by_the_cpu(built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machine = stand_ins.install(monkeypatch, judges=True)
+    tiles = pixels(3, 16)
+    first, second = (_opened(built) for _ in range(2))
+    opened = _count_sessions(monkeypatch)
+    expected = first.image_features(tiles)
+    assert opened() == 2, "the tower on the card, and the CPU's"
+    np.testing.assert_array_equal(second.image_features(tiles), expected)
+    assert opened() == 1, "the verdict was kept"
+    on_cpu = runtimes.load(built, threads=1, provider="cpu")
+    assert isinstance(on_cpu, OnnxRuntimeEngine)
+    np.testing.assert_array_equal(on_cpu.image_features(tiles), expected)
+    for path in (tmp_path / "l4export").iterdir():
+        path.unlink()
+    machine.tower = _swapped
+    with pytest.raises(
+        EnvironmentLacks, match=r"Stand-in computes the vision tower differently from the CPU, by 0\.\d"
+    ):
+        _opened(built).image_features(tiles)
+
+
+def test_no_room_for_the_tower(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = stand_ins.install(monkeypatch)
+    engine = _opened(built)
+    machine.driver.limit = 10**5
+    with pytest.raises(EnvironmentLacks, match=r"its vision tower needs 0\.0 GB of GPU memory for weights and 0\.0 GB"):
+        engine.image_features(pixels(1, 16))
+    machine.driver.limit = 1 << 30
+    assert np.isfinite(engine.image_features(pixels(1, 16))).all(), "it is usable once there is room"
+
+
+def test_features_beyond_float16(tmp_path: Path) -> None:
+    """A tower whose last product is too large: named, with the option that helps; in float32 it is right."""
+    large = changed(
+        seeing_checkpoint(tmp_path / "c"), tmp_path / "large", "multi_modal_projector.linear_1.weight",
+        lambda weight: np.where(weight < 0, np.float32(-6e4), np.float32(6e4)),
+    )  # fmt: skip
+    engine = runtimes.load(judged_engine(large, tmp_path / "e"), threads=1, provider="cpu")
+    assert isinstance(engine, OnnxRuntimeEngine)
+    with pytest.raises(
+        InputError, match=r"computes in fp16, .* beyond its range; build the engine with --vision-dtype"
+    ):
+        engine.image_features(pixels(1, 16))
