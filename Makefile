@@ -27,8 +27,8 @@ GPU_LACKS = $$($(GPU_PYTHON) tests/gpu/lacking.py)
 
 test-gpu: $(GPU_STAMP)
 	test -z "$(GPU_LACKS)" || $(GPU_PYTHON) -m pip install --quiet --constraint constraints.txt $(GPU_LACKS)
-	rm -f gpu-results.json  # two runs add to it: numbers side by side; memory and speed with the GPU for themselves
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest --confcutdir tests/gpu -m gpu -k "parity" -n 4 tests/gpu
+	rm -f gpu-results.json  # two runs add to it: numbers side by side (few threads each); memory and speed alone
+	OMP_NUM_THREADS=2 PYTHONPATH=. $(GPU_PYTHON) -m pytest --confcutdir tests/gpu -m gpu -k "parity" -n 4 tests/gpu
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest --confcutdir tests/gpu -m gpu -k "not parity" -n 0 tests/gpu
 
 $(GPU_VENV)/.installed: pyproject.toml constraints.txt

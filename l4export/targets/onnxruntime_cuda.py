@@ -1,8 +1,11 @@
 """`--target ort-cuda`: ONNX Runtime's fused operators in the forms of its CUDA provider.
 
 What CUDA may compute differently from the CPU provider is refused (`l4export.targets.onnxruntime_cuda_checks`). The
-rules follow ONNX Runtime's tables of kernels, its notes on MoE and QMoE (1.31), and what was found on an H200 with an
-earlier version of this graph; this one has not been executed on a GPU.
+rules follow ONNX Runtime's tables of kernels, its notes on MoE and QMoE (1.31), and what was found on an H200
+(docs/guide/gpus.md).
+
+Linears stay as `MatMulNBits` reads them, in blocks of the policy. Its other path (`ep.cuda.fpa_intb_gemm`, for blocks
+of 32) read the matrices of a layer more slowly on an H200, at one token and in prompts.
 
 There is no `genai_config.json`: onnxruntime-genai gives none of the inputs beside ids, mask and caches.
 """

@@ -8,6 +8,7 @@ NEEDED = {
     "numba": "numba",
     "onnx": "onnx",
     "onnx_ir": "onnx-ir",
+    "PIL": "pillow",
     "pytest": "pytest",
     "rich": "rich",
     "tokenizers": "tokenizers",

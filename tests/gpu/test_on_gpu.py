@@ -8,15 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from gpu_checks import QUANTS, VARIANTS, Row, missing_gpu, parity_row, sparse_engine, speed_row, transformers_row
+from gpu_checks import (
+    QUANTS,
+    VARIANTS,
+    Row,
+    image_row,
+    missing_gpu,
+    parity_row,
+    sparse_engine,
+    speed_row,
+    tower_engine,
+    tower_row,
+    transformers_row,
+)
 from l4export import runtimes
 
 pytestmark = pytest.mark.gpu
 
 LAYERS = 8
-SHARE = 0.60
-"""Of the bandwidth of a copy on the GPU: what decoding is to reach (it was 22 % before CUDA graphs, on an H200)."""
-
 Record = Callable[[Row], None]
 
 
@@ -30,6 +39,17 @@ def test_parity(tmp_path: Path, record: Record, variant: str, weights: str, layo
     record(row)
     assert row["passed"], row["failures"]
     assert "steps by CUDA graph" in row["executed on"]
+
+
+@pytest.mark.parametrize("vision_dtype", ["fp16", "fp32"])
+@pytest.mark.parametrize("variant", ["scout", "maverick", "guard"])
+def test_parity_of_images(tmp_path: Path, record: Record, variant: str, vision_dtype: str) -> None:
+    """Pixels, features and logits; loading the tower has compared all of it with this machine's CPU before."""
+    pytest.importorskip("torch")
+    row = image_row(tmp_path, variant, vision_dtype, None)
+    record(row)
+    assert row["passed"], row["failures"]
+    assert "CUDAExecutionProvider on" in row["executed on"]
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +66,8 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_memory_and_speed_at_full_size(full_size: Path, record: Record, prefill: int, decode: int) -> None:
     row = speed_row(full_size, prefill, decode)
     record(row)
-    assert row["gpu"]["used_bytes"] <= row["formula_bytes"]
+    assert row["gpu"]["used_bytes"] <= row["formula_bytes"] <= 1.05 * row["gpu"]["used_bytes"]
     assert row["gpu"]["steps"] == "steps by CUDA graph"
-    assert row["gpu"]["decode_bandwidth_share"] >= SHARE
 
 
 def test_rows_decode_together_at_full_size(full_size: Path) -> None:
@@ -58,6 +77,13 @@ def test_rows_decode_together_at_full_size(full_size: Path) -> None:
     for _ in range(3):
         assert session.append([[5], [6], [7], [8]]).shape[:2] == (4, 1)
     assert session.lengths.tolist() == [503, 6, 43, 4]
+
+
+def test_the_whole_tower(tmp_path: Path, record: Record) -> None:
+    engine = tower_engine(tmp_path, "full", 4096)
+    for tiles in (1, 5, 17):
+        record(tower_row(engine, tiles))
+    shutil.rmtree(engine)
 
 
 def test_transformers_on_the_same_card(full_size: Path, record: Record) -> None:
