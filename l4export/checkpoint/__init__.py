@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from l4export.checkpoint.hf_checkpoint import Checkpoint, open_checkpoint, read_config, read_vision_config
 from l4export.checkpoint.source_tensor import SourceTensor
+from l4export.checkpoint.stored_weight import StoredWeight
 
-__all__ = ["Checkpoint", "SourceTensor", "open_checkpoint", "read_config", "read_vision_config"]
+__all__ = ["Checkpoint", "SourceTensor", "StoredWeight", "open_checkpoint", "read_config", "read_vision_config"]

@@ -14,6 +14,7 @@ from l4export.checkpoint.hf_config import config_from_hf, possible_tokens
 from l4export.checkpoint.hf_vision import vision_from_hf
 from l4export.checkpoint.quantization_config import check_weights_are_plain, quantization_method
 from l4export.checkpoint.source_tensor import SourceTensor
+from l4export.checkpoint.stored_weight import StoredWeight
 from l4export.checkpoint.unreadable import (
     MAKE_TOKENIZER,
     absent_directory,
@@ -22,9 +23,11 @@ from l4export.checkpoint.unreadable import (
     is_cache_scale,
     missing_tensor,
 )
+from l4export.checkpoint.weight_finder import WeightFinder
 from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
 from l4export.model.config_fields import Fields
+from l4export.model.tensors import tensors
 from l4export.model.vision_config import VisionConfig
 from l4export.storage.opened_file import OpenedFile
 from l4export.storage.safetensors import TensorFile, parse_json_object
@@ -53,13 +56,21 @@ class Checkpoint:
     _config_bytes: bytes = field(repr=False)
     _index: Mapping[str, str] = field(repr=False)
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> SourceTensor:
-        """The text model's tensor `name` (without prefix); `InputError` unless it has that shape and a float dtype."""
+    def tensor(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
+        """The text model's weight `name` (without prefix), in whatever form it is stored.
+
+        Raises:
+            InputError: nothing is stored for it, or something of another shape or of no float dtype.
+        """
         return self._stored(self.prefix + name, shape)
 
-    def vision_tensor(self, name: str, shape: tuple[int, ...]) -> SourceTensor:
-        """The vision tower's tensor `name`; `InputError` unless it has that shape and a float dtype."""
+    def vision_tensor(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
+        """The vision tower's weight `name`; raises as `tensor`."""
         return self._stored(name, shape)
+
+    def is_plain(self) -> bool:
+        """Whether every weight of the text model is a tensor under its own name, as transformers saves them."""
+        return all(self.prefix + name in self.tensors for name in tensors(self.config))
 
     def has_vision(self) -> bool:
         """Whether there are tensors of a vision tower."""
@@ -73,21 +84,14 @@ class Checkpoint:
         """
         return vision_from_hf(self.raw_config, str(self.path / _CONFIG), self.config.vocab_size)
 
-    def _stored(self, full: str, shape: tuple[int, ...]) -> SourceTensor:
-        if full not in self.tensors:
-            if file_name := self._index.get(full):
-                raise InputError(
-                    f"{self.path / _INDEX}: tensor {full!r} is not in {file_name}; download the checkpoint again"
-                )
-            raise InputError(f"{self.path}: tensor {full!r} {missing_tensor(full, self.tensors)}")
-        tensor = self.tensors[full]
-        _ = tensor.dtype
-        if tensor.shape != tuple(shape):
+    def _stored(self, full: str, shape: tuple[int, ...]) -> StoredWeight:
+        if weight := WeightFinder(self.tensors).find(full, shape):
+            return weight
+        if file_name := self._index.get(full):
             raise InputError(
-                f"{tensor.file.path}: tensor {full!r} has shape {list(tensor.shape)}, expected {list(shape)}; "
-                "config.json and the weights do not match"
+                f"{self.path / _INDEX}: tensor {full!r} is not in {file_name}; download the checkpoint again"
             )
-        return tensor
+        raise InputError(f"{self.path}: tensor {full!r} {missing_tensor(full, self.tensors)}")
 
     def check_all_known(self, used: Collection[str]) -> None:
         """Refuse tensors of the text model whose names (without prefix) are not among those `used`.
@@ -161,22 +165,22 @@ def _open(path: Path) -> Checkpoint:
     config_file, config_bytes, raw, config = _config(path / _CONFIG)
     weight_map = _weight_map(path)
     files: list[TensorFile] = []
-    tensors: dict[str, SourceTensor] = {}
+    found: dict[str, SourceTensor] = {}
     for name in sorted(set(weight_map.values()) or {_SINGLE}):
         files.append(file := TensorFile(path / name))
         for entry in file.entries.values():
-            if entry.name in tensors:
-                other = tensors[entry.name].file_name
+            if entry.name in found:
+                other = found[entry.name].file_name
                 raise InputError(f"{file.path}: tensor {entry.name!r} is in {other} too; remove one of the shards")
-            tensors[entry.name] = SourceTensor(entry, file)
-        if len(tensors) > _MAX_TENSORS:
+            found[entry.name] = SourceTensor(entry, file)
+        if len(found) > _MAX_TENSORS:
             raise InputError(f"{path}: has more than {_MAX_TENSORS} tensors, more than any Llama 4 checkpoint needs")
-    prefix = "language_model." if any(name.startswith("language_model.") for name in tensors) else ""
-    if config.tie_word_embeddings and f"{prefix}lm_head.weight" in tensors:
+    prefix = "language_model." if any(name.startswith("language_model.") for name in found) else ""
+    if config.tie_word_embeddings and f"{prefix}lm_head.weight" in found:
         config = dataclasses.replace(config, tie_word_embeddings=False)  # a stored head wins, as in transformers
     config = _with_generation_config(config, path / "generation_config.json")
-    check_weights_are_plain(raw, tensors.values(), path / _CONFIG)
-    return Checkpoint(path, config, raw, tensors, prefix, tuple(files), config_file, config_bytes, weight_map)
+    check_weights_are_plain(raw, found.values(), path / _CONFIG)
+    return Checkpoint(path, config, raw, found, prefix, tuple(files), config_file, config_bytes, weight_map)
 
 
 def read_config(path: Path) -> ModelConfig:

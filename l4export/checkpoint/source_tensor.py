@@ -8,20 +8,22 @@ from typing import Any
 
 import numpy as np
 
+from l4export.checkpoint.stored_weight import Index
 from l4export.errors import InputError
 from l4export.storage.opened_file import OpenedFile
-from l4export.storage.safetensors import HANDLED_DTYPES, TensorEntry, TensorFile
+from l4export.storage.safetensors import ARRAY_DTYPES, HANDLED_DTYPES, TensorEntry, TensorFile
 
 __all__ = ["SourceTensor"]
 
 _PIECE = 32 * 2**20  # bytes of mapped source that one read may make resident at a time
 
-Index = tuple[int | slice, ...]
-
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """A tensor of a checkpoint: its description now, its values when `read` asks for them."""
+    """A tensor of a checkpoint: its description now, its values when `read` asks for them.
+
+    As a weight of the inventory (`StoredWeight`) it is its own only part.
+    """
 
     entry: TensorEntry
     file: TensorFile = field(repr=False, compare=False)
@@ -48,6 +50,19 @@ class SourceTensor:
         return HANDLED_DTYPES[self.entry.dtype]
 
     @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Any of `ARRAY_DTYPES`, those of codes and scales too; raises `InputError` for others."""
+        if self.entry.dtype not in ARRAY_DTYPES:
+            known = ", ".join(ARRAY_DTYPES)
+            raise InputError(f"{self.file.path}: tensor {self.name!r} has dtype {self.entry.dtype}, not one of {known}")
+        return ARRAY_DTYPES[self.entry.dtype]
+
+    @property
+    def parts(self) -> tuple[SourceTensor, ...]:
+        """Itself."""
+        return (self,)
+
+    @property
     def nbytes(self) -> int:
         """The stored size in bytes."""
         return self.entry.stop - self.entry.start
@@ -65,6 +80,8 @@ class SourceTensor:
     def read(self, index: Index = ()) -> np.ndarray:
         """A C-contiguous copy of `tensor[index]`, where `index` is a tuple of integers and slices as in numpy.
 
+        Elements have the `stored_dtype`.
+
         Beyond the copy, at most 32 MiB of mapped pages are resident at a time. Raises `InputError` if the file shrank,
         `IndexError` or `TypeError` for an index that numpy's basic indexing would not take.
         """
@@ -73,13 +90,14 @@ class SourceTensor:
         if not all(isinstance(i, int | slice) for i in index):
             raise TypeError("an index is a tuple of integers and slices")
         # Bits instead of floats: copies between strided bfloat16 arrays are slow.
-        bits = self.file.array(self.entry).view(f"u{self.dtype.itemsize}")
+        dtype = self.stored_dtype
+        bits = self.file.array(self.entry).view(f"u{dtype.itemsize}")
         full = index + (slice(None),) * (len(self.shape) - len(index))
         shape = [len(range(*i.indices(size))) for i, size in zip(full, self.shape, strict=True) if isinstance(i, slice)]
         self.file.announce(bits[(..., *full)])  # with the dots even a single element is a view
         out = np.empty(shape, bits.dtype)
         self._copy(bits, full, out)
-        return out.view(self.dtype)
+        return out.view(dtype)
 
     def rows(self, index: Index, multiple: int = 1) -> Iterator[tuple[int, np.ndarray]]:
         """The matrix `tensor[index]` where it lies in the mapped file: pieces of its rows, each with its first row.

@@ -94,11 +94,12 @@ def missing_tensor(name: str, names: Iterable[str]) -> str:
     if other := _first(names, lambda other: other.startswith(module) and is_quantised(other)):
         return f"is missing: the weights are quantised ({other!r}), which is not supported; use the float checkpoint"
     if ".experts." in name and (other := _first(names, lambda other: re.search(r"\.experts\.\d+\.", other))):
-        quantised = "quantised and " if is_quantised(other) else ""
-        return (
-            f"is missing: experts are stored {quantised}one by one ({other!r}), which is not supported; "
-            "use a checkpoint with experts as transformers saves them"
-        )
+        if is_quantised(other):
+            return (
+                f"is missing: experts are stored quantised and one by one ({other!r}), which is not supported; "
+                "use a checkpoint with experts as transformers saves them"
+            )
+        return f"is missing: experts are stored one by one ({other!r}), and not all of them are there"
     tail = re.sub(r"^(language_model\.)?(model\.)?", ".", name)
     if other := _first(names, lambda other: _unwrapped(other).endswith(tail) and not other.startswith("vision_")):
         return f"is missing: it is called {other!r}; rename the tensors to transformers' names"

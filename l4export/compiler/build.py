@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from l4export.calibration.weight_codes import StoredPart, calibrate
-from l4export.checkpoint import SourceTensor
+from l4export.checkpoint import StoredWeight
 from l4export.compiler.check_graph import write_check
 from l4export.compiler.directory import EngineDirectory
 from l4export.compiler.manifest import engine_manifest
@@ -297,10 +297,10 @@ def _sources_of_units(planned: BuildPlan) -> dict[int, Collection[str]]:
 
 def _files_read(recipe: Recipe, everything: Collection[str]) -> Collection[str]:
     """The names of the checkpoint's files that a tensor is made from: all of them if it was calibrated."""
-    names = set()
+    names = set[str]()
     for leaf in leaves(recipe):
-        if isinstance(leaf, Source) and isinstance(leaf.data, SourceTensor):
-            names.add(leaf.data.file_name)
+        if isinstance(leaf, Source) and isinstance(leaf.data, StoredWeight):
+            names.update(part.file_name for part in leaf.data.parts)
         elif not isinstance(leaf, Constant):
             return everything
     return names

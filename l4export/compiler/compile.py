@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from l4export.model.decoder import build_decoder
 from l4export.model.tensors import tensors, vision_tensors
 from l4export.model.vision_config import VisionConfig
 from l4export.model.vision_tower import build_vision_tower
+from l4export.model.weight_names import moved_up
 from l4export.quantization.policy import Policy
 from l4export.targets import TARGETS, GraphOptions
 from l4export.weights.placement import DataFile, place_weights
@@ -102,10 +102,10 @@ def _compile_tower(
     checkpoint, names, files = inputs.checkpoint, set[str](), set[str]()
 
     def recipe(name: str, shape: tuple[int, ...]) -> Recipe:
-        tensor = checkpoint.vision_tensor(name, shape)
-        names.add(name)
-        files.add(tensor.file_name)
-        return Source(tensor)
+        weight = checkpoint.vision_tensor(name, shape)
+        names.update(part.name for part in weight.parts)
+        files.update(part.file_name for part in weight.parts)
+        return Source(weight)
 
     dtype, features_dtype = FLOATS[options.tower_dtype], FLOATS[options.float_dtype]
     model = build_vision_tower(config, inputs.config.hidden_size, recipe, dtype, features_dtype)
@@ -172,13 +172,11 @@ class _SourceWeights:
         self.file_names: set[str] = set()
 
     def recipe(self, name: str, shape: tuple[int, ...]) -> Recipe:
-        """The tensor of the checkpoint that a weight of the decoder is."""
-        first = self.layers[0] if self.layers else 0
-        stored = re.sub(r"^model\.layers\.(\d+)\.", lambda match: f"model.layers.{first + int(match[1])}.", name)
-        tensor = self.checkpoint.tensor(stored, shape)
-        self.names.add(stored)
-        self.file_names.add(tensor.file_name)
-        return Source(tensor)
+        """What the checkpoint stores for a weight of the decoder."""
+        weight = self.checkpoint.tensor(moved_up(name, self.layers[0] if self.layers else 0), shape)
+        self.names.update(part.name.removeprefix(self.checkpoint.prefix) for part in weight.parts)
+        self.file_names.update(part.file_name for part in weight.parts)
+        return Source(weight)
 
     def check_all_known(self) -> None:
         """Refuse tensors that the decoder has no place for, unless only some layers are built."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["KINDS", "ROUTER", "kind_of", "layer_of"]
+__all__ = ["KINDS", "ROUTER", "kind_of", "layer_of", "moved_up"]
 
 ROUTER = "feed_forward.router.weight"
 """The name of a router within its layer."""
@@ -43,3 +43,8 @@ def layer_of(name: str) -> int | None:
     """The layer of a weight; None for the embedding, the final norm and the head."""
     match = re.match(r"model\.layers\.(\d+)\.", name)
     return int(match[1]) if match else None
+
+
+def moved_up(name: str, layers: int) -> str:
+    """The name of a weight whose layer has a number higher by `layers`; others have the same name everywhere."""
+    return re.sub(r"^model\.layers\.(\d+)\.", lambda match: f"model.layers.{layers + int(match[1])}.", name)

@@ -7,7 +7,6 @@ no path for decoding. Memory: a layer's attention and dense part, one expert, an
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from l4export.checkpoint import Checkpoint
 from l4export.errors import InputError
 from l4export.model.tensors import tensors
-from l4export.model.weight_names import ROUTER
+from l4export.model.weight_names import ROUTER, moved_up
 from l4export.reference.transformers_model import reference_config
 from l4export.weights.recipes import Cast, Source, whole
 
@@ -146,8 +145,7 @@ class StreamedReference:
         rows = slice(0, shape[0]) if rows is None else rows
         if (other := self._replaced(name, rows)) is not None:
             return other
-        first = self._first
-        stored = re.sub(r"^model\.layers\.(\d+)\.", lambda match: f"model.layers.{first + int(match[1])}.", name)
+        stored = moved_up(name, self._first)
         tensor = Source(self._checkpoint.tensor(stored, shape))
         try:
             return Cast(tensor, ir.DataType.FLOAT).read((rows, *whole(shape[1:])))

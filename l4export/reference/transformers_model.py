@@ -17,6 +17,8 @@ from l4export.checkpoint.hf_config import text_config
 from l4export.checkpoint.hf_rope import KEYS
 from l4export.errors import EnvironmentLacks, InputError, printable
 from l4export.model.config import ModelConfig
+from l4export.model.tensors import tensors
+from l4export.model.weight_names import moved_up
 from l4export.quantization.schemes import FP8_MAX
 from l4export.reference.routing_ties import Choice
 
@@ -32,8 +34,9 @@ class HFReference:
     With `layers` (A, B) it is the model made of layers A .. B - 1 alone, numbered from 0, under the checkpoint's own
     embedding, final norm and head.
 
-    Independent of l4export's own readers: config and weights go through `from_pretrained`, those of a slice through
-    the safetensors library first. Only what transformers cannot run is changed in the config (see
+    Independent of l4export's own readers where the checkpoint is as transformers saves it: config and weights go
+    through `from_pretrained`, those of a slice through the safetensors library first. Weights in any other form are
+    read by l4export, as float32. Only what transformers cannot run is changed in the config (see
     `reference_config`): an `attention_chunk_size` of null (plain causal attention), for example, becomes a chunk no
     sequence outgrows.
 
@@ -45,7 +48,7 @@ class HFReference:
     def __init__(self, checkpoint: Path, layers: tuple[int, int] | None = None) -> None:
         opened = open_checkpoint(checkpoint)
         config = reference_config(opened, layers)
-        weights = None if layers is None else _slice_weights(opened, *layers)
+        weights = _weights(opened, layers)
         import torch
         import transformers
 
@@ -248,6 +251,20 @@ def _by_layer(config: ModelConfig) -> dict[str, Any]:
         "no_rope_layer_interval": 1,  # unused beside the lists, but transformers divides by both
         "interleave_moe_layer_step": 1,
     }
+
+
+def _weights(checkpoint: Checkpoint, layers: tuple[int, int] | None) -> dict[str, Any] | None:
+    """The text model's weights, or those of layers under their new numbers; None: as `from_pretrained` reads them."""
+    if checkpoint.is_plain():
+        return None if layers is None else _slice_weights(checkpoint, *layers)
+    import torch
+
+    first, config = (0, checkpoint.config) if layers is None else (layers[0], checkpoint.config.slice_layers(*layers))
+    weights: dict[str, Any] = {}
+    for name, shape in tensors(config).items():
+        stored = checkpoint.tensor(moved_up(name, first), shape)
+        weights[name] = torch.from_numpy(stored.read().astype(np.float32))
+    return weights
 
 
 def _slice_weights(checkpoint: Checkpoint, start: int, stop: int) -> dict[str, Any]:

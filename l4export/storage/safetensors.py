@@ -51,7 +51,14 @@ HANDLED_DTYPES: dict[str, np.dtype[Any]] = {
 }
 """The dtypes that weights may have, as numpy sees them."""
 
-ARRAY_DTYPES = {**HANDLED_DTYPES, "I32": np.dtype(np.int32), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8)}
+ARRAY_DTYPES: dict[str, np.dtype[Any]] = {
+    **HANDLED_DTYPES,
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+}
 """The dtypes that a file is read in."""
 
 _MAX_HEADER = 64 * 2**20  # bytes, enough for 400,000 tensors; as text and strings of Python it may take nine times that

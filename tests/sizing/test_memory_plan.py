@@ -210,7 +210,7 @@ def test_a_gpus_memory_by_parts() -> None:
 
 @pytest.mark.parametrize(("context", "measured"), [(512 + 64, 13_044_285_440), (8192 + 32, 12_993_953_792)])
 def test_a_gpus_memory_as_it_was_measured(context: int, measured: int) -> None:
-    """Eight layers of Scout, INT4 with a head of 8 bits, on an H200: the formula is a bound, and no more than 5 % of it.
+    """Eight layers of Scout, INT4 with a head of 8 bits, on an H200: the formula is a bound, by no more than 5 %.
 
     The head's 202,048 rows are dequantised 32,768 at a time.
     """

@@ -1,0 +1,95 @@
+"""Routed experts that are not stored as transformers stores them: as a matrix each, or stacked.
+
+The inventory has two tensors a layer, [experts, in, out]: `experts.gate_up_proj`, whose columns are the gates and then
+the ups, and `experts.down_proj`. Found instead are linear layers, [out, in], of every expert
+
+    experts.{e}.gate_proj.weight, experts.{e}.up_proj.weight, experts.{e}.down_proj.weight
+
+as programs write them that quantise linear layers, or the same stacked, [experts, out, in], as MLX does
+
+    experts.gate_proj.weight, experts.up_proj.weight, experts.down_proj.weight
+
+or either with gates and ups in one, `gate_up_proj.weight`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from l4export.checkpoint.stored_weight import ComputedWeight, Find, StoredWeight
+
+__all__ = ["ExpertOfStack", "JoinedExperts", "join_experts"]
+
+_LINEARS = {"gate_up_proj": (("gate_proj", "up_proj"), ("gate_up_proj",)), "down_proj": (("down_proj",),)}
+"""A tensor of the inventory -> the linear layers that are side by side in it, in each way of cutting it."""
+
+
+def join_experts(name: str, shape: tuple[int, ...], find: Find) -> StoredWeight | None:
+    """The experts `name`, [experts, in, out], made of linear layers; None where not all of these are there.
+
+    Raises:
+        InputError: a linear layer of another shape.
+    """
+    module, _, tensor = name.rpartition(".")
+    if not module.endswith(".experts"):
+        return None
+    for names in _LINEARS.get(tensor, ()):
+        linear = (shape[0], shape[2] // len(names), shape[1])
+        found = [matrices for each in names if (matrices := _matrices(module, each, linear, find))]
+        if len(found) == len(names):
+            return JoinedExperts(name, shape, found)
+    return None
+
+
+def _matrices(module: str, linear: str, shape: tuple[int, ...], find: Find) -> list[StoredWeight]:
+    """The matrix [out, in] of every expert, cut from a stack or stored by itself; none where one is missing."""
+    experts = range(shape[0])
+    if stack := find(f"{module}.{linear}.weight", shape):
+        return [ExpertOfStack(stack, expert) for expert in experts]
+    found = [find(f"{module}.{expert}.{linear}.weight", shape[1:]) for expert in experts]
+    there = [matrix for matrix in found if matrix]
+    return there if len(there) == len(found) else []
+
+
+class ExpertOfStack(ComputedWeight):
+    """One matrix [out, in] of a stack [experts, out, in]."""
+
+    def __init__(self, stack: StoredWeight, expert: int) -> None:
+        super().__init__(f"{stack.name}[{expert}]", stack.shape[1:], stack.dtype, stack.parts)
+        self._stack, self._expert = stack, expert
+
+    def compute(self, region: tuple[slice, ...]) -> np.ndarray:
+        """The region of the stack's matrix."""
+        return self._stack.read((self._expert, *region))
+
+
+class JoinedExperts(ComputedWeight):
+    """The inventory's tensor [experts, in, out] of matrices [out, in]: `linears[j][e]`, side by side along `out`."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], linears: Sequence[Sequence[StoredWeight]]) -> None:
+        matrices = [matrix for experts in linears for matrix in experts]
+        dtype = functools.reduce(np.promote_types, {matrix.dtype for matrix in matrices})
+        parts = {id(part): part for matrix in matrices for part in matrix.parts}
+        super().__init__(name, shape, dtype, list(parts.values()))
+        self.linears = linears
+
+    def compute(self, region: tuple[slice, ...]) -> np.ndarray:
+        """Each matrix's share, transposed."""
+        experts, rows, columns = region
+        out = np.empty([cut.stop - cut.start for cut in region], self.dtype)
+        bits = out.view(f"u{self.dtype.itemsize}")  # copies between strided bfloat16 arrays are slow
+        start = 0
+        for matrices in self.linears:
+            width = matrices[0].shape[0]
+            low, high = max(columns.start, start), min(columns.stop, start + width)
+            if low < high:
+                mine = slice(low - columns.start, high - columns.start)
+                for expert in range(experts.start, experts.stop):
+                    values = matrices[expert].read((slice(low - start, high - start), rows))
+                    same = values.astype(self.dtype, copy=False).view(bits.dtype)
+                    bits[expert - experts.start, :, mine] = same.T
+            start += width
+        return out

@@ -1,0 +1,44 @@
+"""Finds the weights of the model's inventory among a checkpoint's tensors, in whatever form each is stored.
+
+A form is recognised by the tensors that are there, never by what a file says of itself, and each weight by itself: some
+layers may be stored in one form and some in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from l4export.checkpoint.experts import join_experts
+from l4export.checkpoint.source_tensor import SourceTensor
+from l4export.checkpoint.stored_weight import StoredWeight
+from l4export.errors import InputError
+
+__all__ = ["WeightFinder"]
+
+
+class WeightFinder:
+    """The tensors of a checkpoint, by name, as weights."""
+
+    def __init__(self, tensors: Mapping[str, SourceTensor]) -> None:
+        self._tensors = tensors
+
+    def find(self, name: str, shape: tuple[int, ...]) -> StoredWeight | None:
+        """The weight `name` (with the checkpoint's prefix), in that shape; None where nothing is stored for it.
+
+        Raises:
+            InputError: what is stored has another shape, or no float dtype.
+        """
+        return self._plain(name, shape) or join_experts(name, shape, self.find)
+
+    def _plain(self, name: str, shape: tuple[int, ...]) -> StoredWeight | None:
+        """A tensor of floats under the weight's own name."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            return None
+        _ = tensor.dtype
+        if tensor.shape != tuple(shape):
+            raise InputError(
+                f"{tensor.file.path}: tensor {name!r} has shape {list(tensor.shape)}, expected {list(shape)}; "
+                "config.json and the weights do not match"
+            )
+        return tensor
