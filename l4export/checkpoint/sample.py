@@ -149,7 +149,8 @@ def write_sample(
     Each tensor has its own random generator, seeded with (seed, name): equal arguments give equal bytes, and how
     tensors are ordered or sharded does not matter. `progress(done, total)` is told bytes. Size `full` has no weights:
     its tensors are holes in sparse files, which read as zeros and take no room. With `vision` the model sees images: it
-    has a vision tower, the image processor's files, and a tokenizer with the tokens of images. Built in a temporary sibling and renamed when complete.
+    has a vision tower, the image processor's files, and a tokenizer with the tokens of images. Built in a temporary
+    sibling and renamed when complete.
 
     Raises:
         InputError: bad arguments.
