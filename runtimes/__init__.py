@@ -7,6 +7,8 @@ They need neither PyTorch nor transformers:
     logits = session.append(token_ids)                  # float32 [batch, tokens, vocab]
     logits = session.append(token_ids, last_only=True)  # float32 [batch, 1, vocab]
     for token in engine.generate(token_ids, max_new_tokens=64): ...
+
+For onnxruntime-genai, which runs engines by itself, `genai_inputs` makes prompts with images.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from l4export.errors import InputError
+from l4export.runtimes.genai import genai_inputs
 
 if TYPE_CHECKING:
     from l4export.runtimes.engine import Engine
 
-__all__ = ["load"]
+__all__ = ["genai_inputs", "load"]
 
 _MOST_THREADS = 1024
 

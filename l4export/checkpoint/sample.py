@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from l4export.checkpoint.sample_tokenizer import write_tokenizer
 from l4export.checkpoint.sample_vision import whole_config, write_processor
 from l4export.checkpoint.sample_weights import SampleWeight, blocks, weights_of_sample
 from l4export.errors import InputError, StorageError
@@ -148,7 +149,8 @@ def write_sample(
     Each tensor has its own random generator, seeded with (seed, name): equal arguments give equal bytes, and how
     tensors are ordered or sharded does not matter. `progress(done, total)` is told bytes. Size `full` has no weights:
     its tensors are holes in sparse files, which read as zeros and take no room. With `vision` the model sees images: it
-    has a vision tower and the image processor's files. Built in a temporary sibling and renamed when complete.
+    has a vision tower, the image processor's files, and a tokenizer with the tokens of images. Built in a temporary
+    sibling and renamed when complete.
 
     Raises:
         InputError: bad arguments.
@@ -166,6 +168,7 @@ def write_sample(
             (temporary / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
             if vision:
                 write_processor(temporary, raw)
+                write_tokenizer(temporary, raw)
             if size == "full":
                 _require_holes(temporary, out)
                 _write_holes(temporary, raw)

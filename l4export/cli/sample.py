@@ -22,7 +22,7 @@ __all__ = ["command"]
     "--size", type=click.Choice(["tiny", "bench", "full"]), default="tiny", show_default=True, help="Size of the model."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the weights.")
-@click.option("--vision", is_flag=True, help="With a vision tower and the image processor's files (not mobile).")
+@click.option("--vision", is_flag=True, help="With a vision tower, an image processor and a tokenizer (not mobile).")
 def command(out: Path, variant: str, size: str, seed: int, vision: bool) -> None:
     """Write a checkpoint with seeded random weights to the new directory OUT.
 

@@ -187,6 +187,7 @@ class _Build:
             compute_capabilities=options.compute_capabilities,
             on_notice=self.on_notice,
             tower=tower,
+            image_token=planned.inputs.vision.image_token_id if planned.inputs.vision else None,
         )
 
     def _emit(self, partial: Path) -> dict[str, FileRecord]:

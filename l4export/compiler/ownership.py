@@ -19,7 +19,7 @@ from l4export.engine.companions import SETTINGS_FILES, is_companion
 from l4export.engine.manifest import CHECK, DECODER, MANIFEST, PORTABLE, VISION, listed_files
 from l4export.errors import InputError
 from l4export.storage.journal import JOURNAL, is_journal
-from l4export.targets.genai_config import GENAI_CONFIG
+from l4export.targets.genai_config import GENAI_FILES
 
 __all__ = [
     "CALIBRATION",
@@ -47,7 +47,7 @@ _STAGED_JOURNAL = f"{JOURNAL}.partial"
 _JOURNALS = (JOURNAL, _STAGED_JOURNAL)
 _MANIFESTS = (MANIFEST, STAGED_MANIFEST)
 _GRAPHS = (f"{PORTABLE}.onnx", f"{CHECK}.onnx", CHECK_RECORD)
-_NAMES = (MANIFEST, CALIBRATION_REPORT, GENAI_CONFIG, *_GRAPHS, *SETTINGS_FILES)
+_NAMES = (MANIFEST, CALIBRATION_REPORT, *GENAI_FILES, *_GRAPHS, *SETTINGS_FILES)
 _OF_GRAPH = re.compile(rf"({DECODER}|{VISION})(-\d{{5}}-of-\d{{5}})?\.(onnx|data|engine)")
 _OF_LAYER = re.compile(r"layer-\d{5}\.(codes|json|hidden)")
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from l4export.graph.contents import Weights, note
 
-__all__ = ["GraphBuilder", "own_name", "remove_unused_initializers", "replace_node", "take_over"]
+__all__ = ["GraphBuilder", "extract_part", "own_name", "remove_unused_initializers", "replace_node", "take_over"]
 
 
 class GraphBuilder:
@@ -95,6 +95,18 @@ class GraphBuilder:
             candidate = f"{path}_{i}"
         self._taken.add(candidate)
         return candidate
+
+
+def extract_part(graph: ir.Graph, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Graph:
+    """The part of a graph that makes `outputs` of `inputs`, as a graph of its own; constants are shared, not copied.
+
+    Initializers come in the order of the whole, whatever the order in which the part reads them.
+    """
+    part = ir.convenience.extract(graph, inputs, outputs)
+    order = {name: index for index, name in enumerate(graph.initializers)}
+    for name in sorted(part.initializers, key=order.__getitem__):  # the library's order differs from run to run
+        part.initializers[name] = part.initializers.pop(name)
+    return part
 
 
 def own_name(node: ir.Node) -> str:

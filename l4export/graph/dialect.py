@@ -33,6 +33,7 @@ NO_LIMIT = 2**62
 REFUSALS = frozenset(
     {
         "image_features_must_match_image_tokens",
+        "image_tokens_need_features",
         "new_tokens_must_stay_in_one_chunk",
         "rows_must_be_padded_on_the_right",
         "sequence_must_fit_max_context",
@@ -120,6 +121,12 @@ _SOURCES: dict[str, tuple[str, str]] = {
         "embedded [B, S, D], token_ids int64 [B, S], image_features [rows, D] -> embedded with the rows of features in "
         "the places of the tokens image_token, in row-major order; as it is where there are no rows. Another number of "
         "such tokens than of rows stops the run in the node image_features_must_match_image_tokens.",
+    ),
+    "RequireFeatures": (
+        vision_bodies.REQUIRE_FEATURES,
+        "token_ids int64 [B, S], image_features [rows, D] -> token_ids as they are. Several new tokens with "
+        "image_token among them and no rows stop the run in the node image_tokens_need_features. One token alone may "
+        "be it: a model may generate it.",
     ),
     "Patches": (
         vision_bodies.PATCHES,

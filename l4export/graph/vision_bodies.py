@@ -5,7 +5,15 @@
 
 from __future__ import annotations
 
-__all__ = ["APPEND_CLASS_TOKEN", "MERGE_IMAGES", "PATCHES", "PIXEL_SHUFFLE", "TILE_ANGLES", "TILE_ATTENTION"]
+__all__ = [
+    "APPEND_CLASS_TOKEN",
+    "MERGE_IMAGES",
+    "PATCHES",
+    "PIXEL_SHUFFLE",
+    "REQUIRE_FEATURES",
+    "TILE_ANGLES",
+    "TILE_ATTENTION",
+]
 
 PATCHES = """
 Patches <grid, patch_size> (pixel_values) => (patches)
@@ -112,5 +120,27 @@ MergeImages <image_token> (embedded, token_ids, image_features) => (x)
   features = Gather (table, index)
   columns = Unsqueeze (flags, last)
   x = Where (columns, features, embedded)
+}
+"""
+
+REQUIRE_FEATURES = """
+RequireFeatures <image_token> (token_ids, image_features) => (checked)
+{
+  refusals = Constant <value_ints = [0]> ()
+  one = Constant <value_ints = [1]> ()
+  image_token_id = Constant <value_int: int = @image_token> ()
+  is_image = Equal (token_ids, image_token_id)
+  is_image_int = Cast <to = 7> (is_image)
+  image_tokens = ReduceSum <keepdims = 0> (is_image_int)
+  new_tokens = Shape <start = 1, end = 2> (token_ids)
+  rows = Shape <start = 0, end = 1> (image_features)
+  given = Min (rows, one)
+  lacking = Sub (one, given)
+  others = Sub (new_tokens, one)
+  lacking_of_several = Mul (lacking, others)
+  unmatched = Mul (image_tokens, lacking_of_several)
+  refused = Min (unmatched, one)
+  [image_tokens_need_features] passed = Gather (refusals, refused)
+  checked = Add (token_ids, passed)
 }
 """

@@ -81,6 +81,7 @@ class _Decoder(WeightedGraph):
         if image_token is not None:
             optional.append(features := self.image_features())
             x = b.op("MergeImages", x, tokens, features, domain=DOMAIN, name="image_features", image_token=image_token)
+            note(x, LayerValue("merged", 0))
         presents: list[ir.Value] = []
         for layer, (past_key, past_value) in enumerate(caches):
             with b.scope(f"layers.{layer}"):

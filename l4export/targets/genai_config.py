@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from l4export.targets.genai_graphs import GENAI_DECODER, GENAI_EMBEDDING, write_genai_graphs
 from l4export.targets.target import UnfinishedEngine
 
-__all__ = ["GENAI_CONFIG", "write_genai_config"]
+__all__ = ["GENAI_FILES", "write_genai_config"]
 
 GENAI_CONFIG = "genai_config.json"
+
+GENAI_FILES = (GENAI_CONFIG, GENAI_EMBEDDING, GENAI_DECODER)
+"""What an engine may have for onnxruntime-genai; the graphs where it sees images."""
 
 GENAI_LAYOUTS = ("concat", "static")
 """KV layouts that onnxruntime-genai runs correctly. It cuts a prompt at multiples of its chunk size counted from where
@@ -18,6 +22,8 @@ the prompt starts, so a second prompt would run over the end of a chunk, which l
 
 def write_genai_config(engine: UnfinishedEngine) -> list[str]:
     """Write genai_config.json where onnxruntime-genai runs the engine correctly; return the names of what was written.
+
+    Of an engine that sees images these are its graphs for onnxruntime-genai, too (`l4export.targets.genai_graphs`).
 
     A model without a stop token gets none: onnxruntime-genai 0.18 reads an empty list as token 0 and takes only ids of
     the vocabulary, so it would end a text where the model does not. `engine.on_notice` is called with a line about it.
@@ -31,19 +37,21 @@ def write_genai_config(engine: UnfinishedEngine) -> list[str]:
         )
         return []
     (engine.directory / GENAI_CONFIG).write_text(_genai_config(engine), encoding="utf-8")
-    return [GENAI_CONFIG]
+    return [GENAI_CONFIG, *(write_genai_graphs(engine) if engine.tower else [])]
 
 
 def _genai_config(engine: UnfinishedEngine) -> str:
-    """Return the text of the file for an engine's decoder.
+    """Return the text of the file for an engine's decoder, and for what sees its images.
 
-    onnxruntime-genai computes nothing of the model itself: "llama" only selects its generic decoder loop. With layout
-    `static` it binds one buffer to past and present; it cuts prompts into pieces of `prefill_tokens`. With
+    onnxruntime-genai computes nothing of the model itself: "llama" only selects its generic decoder loop, and "gemma3"
+    that of a tower, an embedding and a decoder. It has "phi3v" for these three, too, but cannot go back with it. With
+    layout `static` it binds one buffer to past and present; it cuts prompts into pieces of `prefill_tokens`. With
     FP8 activations ONNX Runtime is kept from fusing products, as in `l4export.runtimes.engine`.
     """
-    config = engine.config
+    config, sees = engine.config, engine.tower is not None
+    reads = "inputs_embeds" if sees else "input_ids"
     names = {
-        "input_ids": "input_ids",
+        reads: reads,
         "attention_mask": "attention_mask",
         "past_key_names": "past_key_values.%d.key",
         "past_value_names": "past_key_values.%d.value",
@@ -51,7 +59,7 @@ def _genai_config(engine: UnfinishedEngine) -> str:
     entries = {"session.disable_quant_qdq": "1"} if engine.activations else {}
     stops = _in_vocabulary(engine, config.eos_token_ids)
     model = {
-        "type": "llama",
+        "type": "gemma3" if sees else "llama",
         "bos_token_id": next(iter(_in_vocabulary(engine, [config.bos_token_id])), 0),
         "eos_token_id": stops,
         "pad_token_id": _in_vocabulary(engine, [config.pad_token_id, *stops])[0],
@@ -59,7 +67,7 @@ def _genai_config(engine: UnfinishedEngine) -> str:
         "context_length": engine.max_context,
         "decoder": {
             "session_options": {"log_id": "l4export", "provider_options": [], **entries},
-            "filename": engine.graph,
+            "filename": GENAI_DECODER if sees else engine.graph,
             "head_size": config.head_dim,
             "hidden_size": config.hidden_size,
             "num_attention_heads": config.num_attention_heads,
@@ -72,6 +80,7 @@ def _genai_config(engine: UnfinishedEngine) -> str:
                 "present_value_names": "present.%d.value",
             },
         },
+        **(_before_the_decoder(engine.tower) if engine.tower else {}),
     }
     search = {
         "max_length": engine.max_context,
@@ -80,6 +89,16 @@ def _genai_config(engine: UnfinishedEngine) -> str:
         "chunk_size": engine.prefill_tokens,
     }
     return json.dumps({"model": model, "search": search}, indent=1) + "\n"
+
+
+def _before_the_decoder(tower: str) -> dict[str, object]:
+    """The fields of the graphs that make embeddings of images and ids."""
+    names = ("pixel_values", "image_features", "input_ids", "inputs_embeds")
+    pixel_values, image_features, input_ids, inputs_embeds = ({name: name} for name in names)
+    return {
+        "vision": {"filename": tower, "inputs": pixel_values, "outputs": image_features},
+        "embedding": {"filename": GENAI_EMBEDDING, "inputs": input_ids | image_features, "outputs": inputs_embeds},
+    }
 
 
 def _in_vocabulary(engine: UnfinishedEngine, ids: Iterable[int | None]) -> list[int]:

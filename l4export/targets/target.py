@@ -69,6 +69,7 @@ class UnfinishedEngine:
         compute_capabilities: Those of the GPUs to compile for, such as "8.9".
         on_notice: Called with each line that a person may want to read.
         tower: The name of the vision tower's file; None where there is none.
+        image_token: The id of the token that stands for a row of its features; None where there is no tower.
     """
 
     directory: Path
@@ -84,6 +85,7 @@ class UnfinishedEngine:
     compute_capabilities: tuple[str, ...]
     on_notice: Callable[[str], None]
     tower: str | None = None
+    image_token: int | None = None
 
 
 @dataclass(frozen=True)

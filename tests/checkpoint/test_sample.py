@@ -13,6 +13,7 @@ from l4export.checkpoint import open_checkpoint, sample, sample_weights
 from l4export.checkpoint.hf_config import config_from_hf
 from l4export.checkpoint.sample import VARIANTS, hf_config, write_sample
 from l4export.checkpoint.sample_vision import VISION_VARIANTS
+from l4export.engine.companions import SETTINGS_FILES
 from l4export.errors import InputError, StorageError
 from l4export.model.tensors import parameter_count, vision_tensors
 
@@ -219,6 +220,13 @@ def test_full_size_has_the_released_tower(tmp_path: Path) -> None:
     assert sum(map(math.prod, shapes.values())) == 871_932_416
     for name, shape in shapes.items():
         checkpoint.vision_tensor(name, shape)
+    assert {*SETTINGS_FILES} & {path.name for path in (tmp_path / "out").iterdir()} == {
+        "chat_template.jinja",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
 
 
 def test_mobile_sees_nothing(tmp_path: Path) -> None:

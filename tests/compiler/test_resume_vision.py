@@ -8,6 +8,7 @@ import pytest
 
 from l4export.checkpoint.sample import write_sample
 from l4export.compiler.build import build
+from l4export.compiler.directory import EngineDirectory
 from l4export.compiler.options import BuildOptions
 from l4export.weights import placement
 
@@ -31,4 +32,20 @@ def test_it_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         build(tmp_path / "c", tmp_path / "e", options, stop)
     build(tmp_path / "c", tmp_path / "e", options, on_notice=told.append)
     assert any(line.startswith("resuming: ") for line in told)
+    assert contents(tmp_path / "e") == contents(tmp_path / "whole")
+
+
+def test_one_that_was_stopped_behind_its_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file of an engine that sees images is known as one that a build has written."""
+    write_sample(tmp_path / "c", "guard", "tiny", seed=0, vision=True)
+    options = BuildOptions(max_context=64, jobs=1)
+    build(tmp_path / "c", tmp_path / "whole", options)
+
+    def stop(self: EngineDirectory, manifest: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(EngineDirectory, "finish", stop)
+        build(tmp_path / "c", tmp_path / "e", options)
+    build(tmp_path / "c", tmp_path / "e", options)
     assert contents(tmp_path / "e") == contents(tmp_path / "whole")

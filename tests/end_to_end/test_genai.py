@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnxruntime_genai as og
 import pytest
 
-from l4export import runtimes
-from l4export.checkpoint.sample import write_sample
-from l4export.compiler.build import build
-from l4export.compiler.options import BuildOptions
 from workshop import LAYOUTS, VARIANTS, Workshop, random_ids
 
 
@@ -75,39 +69,6 @@ def test_a_second_prompt_after_generation(workshop: Workshop) -> None:
     generator.rewind_to(len(prompt) + len(said) - 1)
     generator.append_tokens([said[-1], *more])
     assert _say(generator, 20) == _expected(workshop, "scout", prompt + said + more, 20)
-
-
-@pytest.mark.parametrize("layout", ["concat", "static"])
-def test_an_engine_that_sees_images_says_the_same_to_a_text(tmp_path: Path, layout: str) -> None:
-    """It gives no features, so the decoder computes what it computes without a tower."""
-    write_sample(tmp_path / "c", "scout", "tiny", seed=3, vision=True)
-    build(tmp_path / "c", tmp_path / "e", BuildOptions(kv_layout=layout, max_context=256))
-    assert "image_features" in (tmp_path / "e" / "decoder.onnx").read_bytes().decode("latin-1")
-    prompt, engine = random_ids(50, 230, seed=7).tolist(), runtimes.load(tmp_path / "e", threads=1)
-    parameters = og.GeneratorParams(model := og.Model(str(tmp_path / "e")))
-    parameters.set_search_options(max_length=110, min_length=110)
-    generator = og.Generator(model, parameters)
-    generator.append_tokens(prompt)
-    session, expected = engine.session(), list[int]()
-    logits = session.append(prompt)
-    for _ in range(40):
-        allowed = logits[0, -1].copy()
-        allowed[list(engine.config.eos_token_ids)] = -np.inf
-        expected.append(int(allowed.argmax()))
-        logits = session.append(expected[-1:])
-    assert _say(generator, 40) == expected
-
-
-def test_it_takes_no_images(tmp_path: Path) -> None:
-    """Features cannot be given: it refuses them, and computes nothing without them in silence."""
-    write_sample(tmp_path / "c", "guard", "tiny", seed=3, vision=True)
-    build(tmp_path / "c", tmp_path / "e", BuildOptions(max_context=256))
-    model = og.Model(str(tmp_path / "e"))
-    generator, inputs = og.Generator(model, og.GeneratorParams(model)), og.NamedTensors()
-    inputs["input_ids"] = np.array([[7, 236, 236, 236, 236, 8]], np.int32)
-    inputs["image_features"] = np.ones((4, 64), np.float32)
-    with pytest.raises(RuntimeError, match="SetInputs is not supported for this model type"):
-        generator.set_inputs(inputs)
 
 
 @pytest.mark.parametrize("kv_dtype", ["fp16", "int8", "int4"])

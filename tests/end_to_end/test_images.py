@@ -16,6 +16,7 @@ from l4export.checkpoint.sample import write_sample
 from l4export.checkpoint.sample_vision import VISION_VARIANTS
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
+from l4export.engine.companions import is_companion
 from l4export.engine.manifest import verify_files
 from l4export.errors import InputError
 from l4export.runtimes.session import Session
@@ -127,7 +128,7 @@ def test_without_images_an_engine_says_what_it_said(checkpoints: dict[str, Path]
     text = build(plain, tmp_path / "text", BuildOptions(max_context=64))
     none = build(checkpoints["scout"], tmp_path / "none", BuildOptions(max_context=64, vision="none"))
     seeing = build(checkpoints["scout"], tmp_path / "seeing", BuildOptions(max_context=64))
-    ours = {name: file for name, file in none.files.items() if not name.startswith(("preprocessor", "processor"))}
+    ours = {name: file for name, file in none.files.items() if not is_companion(name)}
     assert ours == text.files and none.vision is None and not none.requires and "vision" not in none.to_json()
     name = "decoder-00001-of-00001.data"
     assert seeing.files[name] == text.files[name] and seeing.requires == ("vision",)

@@ -107,9 +107,9 @@ def test_a_value_without_notes_holds_nothing_known() -> None:
 
 
 def test_caches_are_told_from_other_values() -> None:
-    roles = ("past_key", "past_value", "present_key", "present_value", "residual", "router_logits")
+    roles = ("past_key", "past_value", "present_key", "present_value", "residual", "router_logits", "merged")
     values = [note(graph_input(role, FLOAT, 2), LayerValue(role, 1)) for role in roles]
-    assert [is_cache(value) for value in values] == [True] * 4 + [False] * 2
+    assert [is_cache(value) for value in values] == [True] * 4 + [False] * 3
 
 
 def test_exchanging_axes_twice_changes_nothing() -> None:

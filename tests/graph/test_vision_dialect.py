@@ -98,3 +98,32 @@ def test_another_number_of_features_stops_the_run(rows: int) -> None:
 def test_features_without_image_tokens_stop_the_run() -> None:
     with pytest.raises(Exception, match="image_features_must_match_image_tokens"):
         merged(np.asarray([[1, 2]]), random(1, 6), random(1, 2, 6))
+
+
+# RequireFeatures
+
+
+def required(ids: list[list[int]], rows: int) -> np.ndarray:
+    inputs = {"token_ids": np.asarray(ids), "image_features": random(rows, 6)}
+    (got,) = call("RequireFeatures", inputs, [ir.DataType.INT64], image_token=IMAGE)
+    return got
+
+
+@pytest.mark.parametrize(
+    ("ids", "rows"),
+    [
+        pytest.param([[1, 2, 3]], 0, id="text"),
+        pytest.param([[1, IMAGE, IMAGE]], 2, id="an image"),
+        pytest.param([[1, IMAGE, IMAGE]], 1, id="which the merge refuses"),
+        pytest.param([[IMAGE]], 0, id="one that was generated"),
+        pytest.param([[IMAGE], [IMAGE]], 0, id="one in each row"),
+    ],
+)
+def test_tokens_with_features_stay_as_they_are(ids: list[list[int]], rows: int) -> None:
+    np.testing.assert_array_equal(required(ids, rows), ids)
+
+
+@pytest.mark.parametrize("ids", [[[1, IMAGE]], [[IMAGE, IMAGE]], [[1, 2], [1, IMAGE]]])
+def test_image_tokens_among_several_need_features(ids: list[list[int]]) -> None:
+    with pytest.raises(Exception, match="image_tokens_need_features"):
+        required(ids, 0)

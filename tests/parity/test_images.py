@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pictures import picture
 from PIL import Image
-from seeing_engines import Room, changed, processed, reverse_features, write_tokenizer
+from seeing import Room, changed, processed, reverse_features
 
 from l4export.checkpoint.sample import write_sample
 from l4export.cli import main
@@ -56,7 +56,7 @@ def test_engines_see_what_transformers_sees(room: Room, variant: str, layout: st
         "greedy_prefix": 1.0,
     }
     told = json.loads(report.to_json())["images"]["processor"]
-    assert told["ids_agreement"] is None and "tokenizer" in told["not_compared"]["ids_agreement"]
+    assert told["ids_agreement"] is None and "Torchvision" in told["not_compared"]["ids_agreement"]
 
 
 def test_images_are_files_too_and_a_slice_sees(room: Room, tmp_path: Path) -> None:
@@ -64,6 +64,15 @@ def test_images_are_files_too_and_a_slice_sees(room: Room, tmp_path: Path) -> No
     build(room.checkpoint("maverick"), tmp_path / "e", BuildOptions(max_context=64, layers=(1, 3)))
     report = check_parity(tmp_path / "e", room.checkpoint("maverick"), 4, 2, images=[tmp_path / "a.png"])
     assert report.passed and report.images is not None and report.images.grids == ((2, 3),)
+
+
+def test_without_a_tokenizer_the_tokens_around_tiles_are_random(room: Room, tmp_path: Path) -> None:
+    checkpoint = copy_checkpoint(room.checkpoint("guard"), tmp_path / "c")
+    (checkpoint / "tokenizer.json").unlink()
+    build(checkpoint, tmp_path / "e", BuildOptions(max_context=128))
+    report = check_parity(tmp_path / "e", checkpoint, 20, 2, images="seeded")
+    assert report.passed and report.images is not None and report.prefill_tokens == 20 + 44 + 9 + 2 + 6
+    assert "no tokenizer" in report.images.processor.not_compared["ids_agreement"]
 
 
 def test_halves_have_thresholds_of_their_own(room: Room) -> None:
@@ -142,17 +151,14 @@ def test_features_that_are_no_numbers_are_refused(room: Room, monkeypatch: pytes
 
 
 def test_what_transformers_processor_makes_is_compared_where_it_runs(
-    room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pixels of another table, another text: each fails its figure. Nothing is claimed where nothing ran."""
-    checkpoint = copy_checkpoint(room.checkpoint("guard"), tmp_path / "c")
-    write_tokenizer(checkpoint)
-    build(checkpoint, tmp_path / "e", BuildOptions(max_context=128))
 
     def report(**given: float) -> ParityReport:
-        return check_parity(tmp_path / "e", checkpoint, 20, 2, thresholds=given, images="seeded")
+        return check_parity(room.engine("guard"), room.checkpoint("guard"), 20, 2, thresholds=given, images="seeded")
 
-    made = processed(tmp_path / "e")
+    made = processed(room.engine("guard"))
     monkeypatch.setattr(compared_images, "transformers_tiles", lambda path, pictures: made(pictures)[0])
     monkeypatch.setattr(compared_images, "transformers_ids", lambda path, text, pictures: made(pictures, text)[1])
     right = report()

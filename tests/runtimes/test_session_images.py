@@ -240,7 +240,7 @@ def test_an_image_token_that_the_model_chose_is_text(engines: Engines) -> None:
     [
         (lambda ids, made: (ids, None), r"row 0: has 16 image tokens \(236\) and no images; give both or none"),
         (lambda ids, made: (ids[:6], made), r"row 0: has 0 image tokens .* 2 images of 16 feature rows"),
-        (lambda ids, made: (ids[:40][ids[:40] != 233], made), None),
+        (lambda ids, made: (ids[:40][ids[:40] != 228], made), None),
         (lambda ids, made: (ids[:32], made), "row 0: has 14 image tokens"),
         (lambda ids, made: ([*ids, PATCH], made), "row 0: has 17 image tokens"),
         (lambda ids, made: ([*ids, *ids, *ids], made), "capacity of 96"),
@@ -301,19 +301,22 @@ def test_forged_images_of_a_saved_session_are_refused(
 def test_messages_become_a_prompt(engines: Engines, images: ProcessedImages) -> None:
     engine = engines["static"]
     content = [
-        {"type": "text", "text": "w1"},
+        {"type": "text", "text": "One"},
         {"type": "image", "image": picture(14, 30)},
-        {"type": "text", "text": " w2 w3"},
+        {"type": "text", "text": " two"},
         {"type": "image", "image": picture(9, 9)},
     ]
-    ids, made = engine.prepare([{"role": "w9", "content": content}])
+    ids, made = engine.prepare([{"role": "user", "content": content}])
     assert made is not None and made.digests == images.digests and made.token_counts == (17, 7)
-    assert len(ids) == 4 + 17 + 7
+    # begin of text, heads of two turns ("user", "assistant") with two marks and two line ends each, end of turn
+    around = 1 + (2 + 4 + 2) + 1 + (2 + 9 + 2)
+    assert len(ids) == around + len("One two") + 17 + 7
     assert list(engine.generate(ids, 3, images=made))
-    assert engine.prepare([{"role": "w9", "content": "w1"}]) == ([9, 1], None)
-    assert engine.prepare([{"role": "w9", "content": content}], max_tiles=1)[1].grids == ((1, 1), (1, 1))  # type: ignore[union-attr]
+    text, nothing = engine.prepare([{"role": "user", "content": "One"}])
+    assert len(text) == around + len("One") and nothing is None
+    assert engine.prepare([{"role": "user", "content": content}], max_tiles=1)[1].grids == ((1, 1), (1, 1))  # type: ignore[union-attr]
     for text, problem in (("<|image|>", "1 placeholders"), ("<|patch|>", "spells"), ("<|image_start|>", "spells")):
         with pytest.raises(InputError, match=problem):
-            engine.prepare([{"role": "w9", "content": text}])
+            engine.prepare([{"role": "user", "content": text}])
     with pytest.raises(InputError, match="URLs are not followed"):
-        engine.prepare([{"role": "w9", "content": [{"type": "image", "url": "http://a/b.png"}]}])
+        engine.prepare([{"role": "user", "content": [{"type": "image", "url": "http://a/b.png"}]}])

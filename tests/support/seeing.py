@@ -1,39 +1,94 @@
-"""Tiny engines that see images, with a tokenizer of 256 words, and what they are fed."""
+"""Tiny checkpoints and engines that see images, what they are fed, and what is wrong with some."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from pictures import picture
-from tokenizers import Tokenizer, models, pre_tokenizers
+from safetensors.numpy import load_file, save_file
 
 from l4export.checkpoint.sample import write_sample
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.engine.manifest import load_manifest
 from l4export.runtimes.images.processor import ImageProcessor, ProcessedImages
-from workshop import random_ids
+from l4export.runtimes.images.prompt import ImageTokens, expand_images
+from l4export.runtimes.text.codec import TextCodec
+from l4export.storage.file_records import FileRecord
+from workshop import copy_checkpoint, random_ids
 
 PATCH = 236
 """The id of `<|patch|>`."""
-IMAGE_IDS = {"image_start": 230, "image_end": 231, "image": 232, "tile_x_separator": 233, "tile_y_separator": 234}
-TEMPLATE = """{%- for m in messages -%}
-{{ m.role + ' ' }}{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content -%}
-{{ '<|image|>' if part.type == 'image' else part.text }}{%- endfor %}{% endif %}
-{%- endfor %}"""
 
 
 def seeing_checkpoint(path: Path, variant: str = "scout") -> Path:
-    """A tiny checkpoint with a tower, whose tiles have 16 x 16 pixels and 4 rows, and a tokenizer."""
+    """A tiny checkpoint with a tower, whose tiles have 16 x 16 pixels and 4 rows."""
     write_sample(path, variant, "tiny", seed=3, vision=True)
-    words = {f"w{number}": number for number in range(256)}
-    names = {f"<|{name}|>": number for name, number in {**IMAGE_IDS, "patch": PATCH}.items()}
-    vocabulary = {word: number for word, number in words.items() if number not in names.values()} | names
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(list(names))
-    tokenizer.save(str(path / "tokenizer.json"))
-    (path / "chat_template.jinja").write_text(TEMPLATE)
     return path
+
+
+class Room:
+    """Tiny checkpoints that see, and engines built from them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.checkpoint = cache(self._checkpoint)
+        self.engine = cache(self._engine)
+
+    def _checkpoint(self, variant: str) -> Path:
+        return seeing_checkpoint(self.root / variant, variant)
+
+    def _engine(self, variant: str, **options: Any) -> Path:
+        path = self.root / f"engine-{len(list(self.root.iterdir()))}"
+        build(self.checkpoint(variant), path, BuildOptions(**{"max_context": 128, **options}))
+        return path
+
+
+def changed(source: Path, target: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """A checkpoint with one tensor changed."""
+    copy_checkpoint(source, target)
+    weights = load_file(target / "model.safetensors")
+    weights[name] = np.ascontiguousarray(change(weights[name]))
+    save_file(weights, target / "model.safetensors")
+    return target
+
+
+def reverse_features(engine: Path) -> None:
+    """Make the decoder of an engine take its features from the last row to the first."""
+    model = onnx.load(engine / "decoder.onnx", load_external_data=False)
+    for node in model.graph.node:
+        node.input[:] = ["reversed" if name == "image_features" else name for name in node.input]
+    bounds = {"starts": [-1], "ends": [np.iinfo(np.int64).min], "axes": [0], "steps": [-1]}
+    for name, values in bounds.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values, np.int64), f"reversed.{name}"))
+    names = ["image_features", *(f"reversed.{name}" for name in bounds)]
+    model.graph.node.insert(0, onnx.helper.make_node("Slice", names, ["reversed"]))
+    data = model.SerializeToString()
+    (engine / "decoder.onnx").write_bytes(data)
+    manifest = load_manifest(engine)
+    record = FileRecord(len(data), hashlib.sha256(data).hexdigest())
+    changed = dataclasses.replace(manifest, files={**manifest.files, "decoder.onnx": record})
+    (engine / "manifest.json").write_text(changed.to_json())
+
+
+def processed(engine: Path) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """What stands for transformers' processor: tiles of pictures, and ids of a text with them."""
+    codec, processor = TextCodec.open(engine), ImageProcessor.open(engine)
+    assert codec is not None
+    tokens = ImageTokens.of(codec.tokenizer, 4, PATCH)
+
+    def made(pictures: Any, text: str = "<|image|>" * 3) -> tuple[np.ndarray, np.ndarray]:
+        images = processor(pictures)
+        return images.tiles, np.asarray(expand_images(codec.encode(text), images.grids, tokens))
+
+    return made
 
 
 def seen(engine: Path, sizes: list[tuple[int, int]], **options: Any) -> ProcessedImages:
@@ -44,8 +99,8 @@ def seen(engine: Path, sizes: list[tuple[int, int]], **options: Any) -> Processe
 def block(images: ProcessedImages, index: int) -> list[int]:
     """The tokens of an image, here written down by hand."""
     (rows, columns), tile = images.grids[index], [PATCH] * images.rows_of_a_tile
-    line = [*([*tile, 233] * (columns - 1)), *tile, 234]
-    return [230, *(line * rows if rows * columns > 1 else []), 232, *tile, 231]
+    line = [*([*tile, 228] * (columns - 1)), *tile, 229]
+    return [230, *(line * rows if rows * columns > 1 else []), 234, *tile, 231]
 
 
 def prompt(images: ProcessedImages, lengths: list[int], seed: int = 0) -> np.ndarray:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from l4export.errors import InputError
+from l4export.graph.builder import extract_part
 from l4export.graph.contents import LayerValue, is_cache, layer_value_of, layer_values
 from l4export.targets.target import LayerRange
 from l4export.targets.tensorrt.compile import compile_bytes
@@ -83,15 +84,12 @@ def cut_layers(graph: ir.Graph, layers: LayerRange) -> ir.Graph:
     logits = next(value for value in graph.outputs if value.name == "logits")
     given = values[_read_by(stop)] if LayerValue("present_key", stop) in values else logits
     presents = [value for value in graph.outputs if _cached_layer(value) in range(start, stop)]
-    part = ir.convenience.extract(graph, [*taken, *graph.inputs], [given, *presents])
+    part = extract_part(graph, [*taken, *graph.inputs], [given, *presents])
     _use_own_caches(part, range(start, stop))
     part.inputs[:] = [value for value in part.inputs if value.uses()]
     for value, layer in ((part.inputs[0], start), (part.outputs[0], stop)):
         if layer_value_of(value) == _read_by(layer):
             value.name = f"hidden_states.{layer}"
-    order = {name: index for index, name in enumerate(graph.initializers)}
-    for name in sorted(part.initializers, key=order.__getitem__):  # the library's order differs from run to run
-        part.initializers[name] = part.initializers.pop(name)
     return part
 
 
