@@ -10,8 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from seeing import PATCH, prompt, seeing_checkpoint, seen
-from seeing_engines import changed
+from seeing import PATCH, changed, prompt, seeing_checkpoint, seen
 from tiny_vision import pixels
 
 import cuda_stand_ins as stand_ins
