@@ -157,6 +157,7 @@ def _run_tower(session: onnxruntime.InferenceSession, tiles: NDArray[np.float32]
 
 def _check_composition(directory: Path, manifest: Manifest, card: Card) -> None:
     """Trust the GPU with the engine's numbers, or raise as `trust`."""
+
     def opened(check: Graph, profile: Path | None) -> CudaExecution:
         return _open_on_card(directory, check, card, None, profile)
 
