@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conversations import said, shown_and_answered, talking_checkpoint, words, write_conversations
-from seeing_engines import changed
 
 from l4export import runtimes
 from l4export.calibration.text import TextReader
@@ -26,6 +25,7 @@ from l4export.reference.token_scores import log_probabilities
 from l4export.reference.transformers_model import HFReference
 from l4export.reference.vision_tower import HFVisionTower
 from l4export.reference.window import Window
+from workshop import copy_checkpoint
 
 PATCH = 236
 ROUGH = Policy((Rule(("model.layers.*_proj.weight", "model.embed_tokens.weight"), "int4", 32),), 1)
@@ -132,7 +132,7 @@ def test_what_is_refused(folder: Path, text: Path, tmp_path: Path, capsys: pytes
     assert caught.value.code == 2 and told.splitlines()[-1].endswith(
         "no assistant says anything, so there is no text to score; add an answer"
     )
-    other = changed(folder / "c", tmp_path / "c", "lm_head.weight", lambda values: values)
+    other = copy_checkpoint(folder / "c", tmp_path / "c")
     raw = (other / "config.json").read_text()
     (other / "config.json").write_text(raw.replace('"rope_theta": 10000.0', '"rope_theta": 500.0'))
     with pytest.raises(InputError, match=r"another model than the engine's \(rope_theta differs\)"):
