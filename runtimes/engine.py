@@ -96,7 +96,7 @@ class Engine(ABC):
             raise InputError(f"{self.directory}: has no tokenizer.json, which messages need")
         options: dict[str, Any] = {"special_tokens_as_text": special_tokens_as_text, "fetch": fetch, **variables}
         ids, images = self.text.encode_messages(messages, **options)
-        return place_images(self.directory, self.manifest, self.text, ids, images, max_tiles)
+        return place_images(self.directory, self.manifest.vision, self.text, ids, images, max_tiles)
 
     def session(self, batch: int = 1, capacity: int | None = None, start: int | Sequence[int] = 0) -> Session:
         """A fresh session of `batch` rows that can hold up to `capacity` tokens each (default: `max_context`).

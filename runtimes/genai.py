@@ -69,7 +69,7 @@ def genai_inputs(
     ids, pictures = codec.encode_messages(
         messages, special_tokens_as_text=special_tokens_as_text, fetch=fetch, **variables
     )
-    ids, images = place_images(directory, manifest, codec, ids, pictures, max_tiles)
+    ids, images = place_images(directory, manifest.vision, codec, ids, pictures, max_tiles)
     tensors = og.NamedTensors()
     tensors["input_ids"] = np.asarray([ids], np.int32)
     if images:

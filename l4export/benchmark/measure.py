@@ -24,6 +24,7 @@ from l4export.runtimes.random_text import random_text
 
 if TYPE_CHECKING:
     from l4export.benchmark.gpu import GpuReport
+    from l4export.benchmark.images import ImageReport
     from l4export.runtimes.engine import Engine
     from l4export.runtimes.onnxruntime.execution import CudaExecution
     from l4export.runtimes.session import Session
@@ -46,7 +47,8 @@ class BenchReport:
 
     `decode_bandwidth_share` is `decode_tokens_per_second` x `decode_weight_bytes` / `read_bandwidth`; see
     `l4export.benchmark` for the last two. `threads`, `read_bandwidth` and the share are of this machine's CPU, and
-    None where a GPU computes. `gpu` is of an `ort-cuda` engine on a GPU, and None elsewhere.
+    None where a GPU computes. `gpu` is of an `ort-cuda` engine on a GPU, and None elsewhere. `images` is None if none
+    were asked for. They are measured after everything else, so other figures are the same with them.
     """
 
     engine: str
@@ -70,6 +72,7 @@ class BenchReport:
     read_bandwidth: float | None
     decode_bandwidth_share: float | None
     gpu: GpuReport | None = None
+    images: ImageReport | None = None
 
     def to_json(self) -> str:
         """The report as a JSON document."""
@@ -83,6 +86,7 @@ def bench(
     repeats: int = 5,
     threads: int | None = None,
     on_step: Callable[[str], None] | None = None,
+    images: int | None = None,
 ) -> BenchReport:
     """Load an engine, warm it up, and measure `repeats` times a prompt of `prefill` tokens and `decode` single ones.
 
@@ -96,13 +100,21 @@ def bench(
         repeats: Runs of both; the report has medians.
         threads: Threads of one call on a CPU; None means one a core.
         on_step: Called with a few words about what is done next.
+        images: Also measure the vision tower, and a prompt of so many images before `prefill` tokens of text; None
+            measures text alone.
 
     Raises:
-        InputError: not an engine; a count below 1; prompt and continuation beyond the engine's context.
+        InputError: not an engine; a count below 1; prompt and continuation beyond the engine's context; images for an
+            engine that sees none.
         EnvironmentLacks: onnxruntime is missing, or what else the engine's target needs.
     """
     path, say = a_path(engine_path, "engine_path"), on_step or (lambda _: None)
-    _check(load_manifest(path), prefill=prefill, decode=decode, repeats=repeats, threads=threads)
+    manifest = load_manifest(path)
+    _check(manifest, prefill=prefill, decode=decode, repeats=repeats, threads=threads, images=images)
+    if images is not None:
+        from l4export.benchmark.images import image_prompt, measure_images
+
+        image_prompt(path, manifest, images, prefill)  # refused now; kept, it would count as memory of the engine
     engine, measured = _measure(path, prefill, decode, repeats, threads, say)
     bandwidth = None
     if engine.threads is not None:
@@ -134,9 +146,12 @@ def bench(
         decode_bandwidth_share=None if bandwidth is None else speed * needed / bandwidth,
     )
     device = getattr(engine, "device", None)
-    if device is None:
-        return report
-    return dataclasses.replace(report, gpu=_on_gpu(device, path, report, measured.caches, say))
+    if device is not None:
+        report = dataclasses.replace(report, gpu=_on_gpu(device, path, report, measured.caches, say))
+    if images is not None:
+        shown = measure_images(engine, *image_prompt(path, manifest, images, prefill), repeats, say)
+        report = dataclasses.replace(report, images=shown)
+    return report
 
 
 def _on_gpu(
@@ -157,7 +172,7 @@ def _on_gpu(
 
 def _check(manifest: Manifest, **counts: int | None) -> None:
     for name, count in counts.items():
-        if name == "threads" and count is None:
+        if name in ("threads", "images") and count is None:
             continue
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
             raise InputError(f"--{name} {shown(count)}: give at least 1")

@@ -1,4 +1,4 @@
-"""Text to calibrate on: plain text, which the checkpoint's tokenizer cuts up, or token ids."""
+"""Text to calibrate on: plain text, which the checkpoint's tokenizer cuts up, token ids, or conversations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ import numpy as np
 
 from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
+from l4export.model.vision_config import VisionConfig
+from l4export.reference.window import Window
+from l4export.runtimes.images.processor import ProcessedImages
 from l4export.storage.opened_file import OpenedFile
 
 if TYPE_CHECKING:
+    from l4export.calibration.messages import Conversation
     from l4export.runtimes.text.codec import TextCodec
 
 __all__ = [
@@ -27,6 +31,7 @@ __all__ = [
     "MOST_KV_TOKENS",
     "CalibrationText",
     "TextReader",
+    "are_messages",
 ]
 
 DEFAULT_TEXT = Path(__file__).parent / "default_text.txt"
@@ -41,6 +46,9 @@ MOST_KV_TOKENS = 4096
 _LONGEST = 2048
 """Tokens of one sequence that weights are calibrated on; longer documents are cut."""
 
+_LONGEST_CONVERSATION = 8192
+"""Tokens of a conversation, which is not cut: an image takes 2467 at most."""
+
 _AUTO_LONGEST, _AUTO_WINDOWS = 512, 4
 """Damage is measured on so many tokens at a time, and so many times: for every choice of every group of weights."""
 
@@ -49,15 +57,20 @@ _FEWEST = 128
 
 _RANDOM = "random token ids, seed 0"
 _MOST_BYTES = 64 << 20
+_MESSAGES = ".jsonl"
 _TOKEN_IDS = re.compile(r"[\d\s,\[\]]*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Sequences of token ids, and the name of the file or directory that they are from."""
+    """Sequences of token ids, and the name of the file or directory that they are from.
+
+    `conversations` are what the sequences were made of, one each, if they were messages.
+    """
 
     name: str
     sequences: tuple[tuple[int, ...], ...]
+    conversations: tuple[Conversation, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -65,9 +78,38 @@ class CalibrationText:
         return sum(map(len, self.sequences))
 
     def to_dict(self) -> dict[str, Any]:
-        """For manifests: the digest of what was calibrated on (sha256 of the ids as JSON), the number of tokens."""
-        digest = hashlib.sha256(json.dumps(self.sequences).encode()).hexdigest()
-        return {"sha256": digest, "tokens": self.tokens}
+        """For manifests: the digest of what was calibrated on, and the number of tokens.
+
+        The digest is the sha256 of the ids as JSON, or where images are shown of ids and digests of images.
+        """
+        shown = [conversation.digests for conversation in self.conversations]
+        told = json.dumps([self.sequences, shown] if self.shows_images else self.sequences)
+        return {"sha256": hashlib.sha256(told.encode()).hexdigest(), "tokens": self.tokens}
+
+    def images(self, index: int) -> ProcessedImages | None:
+        """The images of one sequence, made anew; None where it shows none. Raises as `Conversation.images`."""
+        return self.conversations[index].images() if self.conversations else None
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether some conversation has an image."""
+        return any(conversation.pictures for conversation in self.conversations)
+
+    @property
+    def windows(self) -> list[Window]:
+        """The sequences in which tokens are predicted, for a comparison of models.
+
+        In a text all tokens but the first are predicted. In a conversation it is those that an assistant says: neither
+        what others say nor tokens of images count, but all of them are read.
+        """
+        if self.conversations:
+            return [Window(of.ids, np.flatnonzero(of.answers[1:]), of.images) for of in self.conversations]
+        return [Window(ids, np.arange(len(ids) - 1)) for ids in self.sequences if len(ids) > 1]
+
+    @property
+    def predicted(self) -> int:
+        """How many tokens are predicted in all windows."""
+        return sum(len(window.positions) for window in self.windows)
 
 
 class TextReader:
@@ -77,25 +119,42 @@ class TextReader:
     UTF-8 text, or token ids, which are whole numbers with spaces, line ends, commas or brackets between them. A .json
     file may hold several documents, as a list of lists of ids.
 
+    A .jsonl file holds conversations, each a line with a JSON list of messages, whose images are in files of its
+    directory or below, or within the messages. A conversation is never cut.
+
     Args:
         checkpoint: Directory whose tokenizer.json turns text into tokens.
         config: Its model: token ids must be below `vocab_size`, and a document's begin-of-text token is known by it.
+        vision: What sees images; None: nothing does.
+        blind: Why nothing does, and what to do, for messages.
     """
 
-    def __init__(self, checkpoint: Path, config: ModelConfig) -> None:
-        self.checkpoint, self.config = checkpoint, config
+    def __init__(
+        self, checkpoint: Path, config: ModelConfig, vision: VisionConfig | None = None, blind: str = ""
+    ) -> None:
+        self.checkpoint, self.config, self.vision = checkpoint, config, vision
+        self.blind = blind or f"{checkpoint} has no vision tower; leave it out"
         self._documents: dict[Path, list[Sequence[int]]] = {}
+        self._conversations: dict[Path, list[Conversation]] = {}
 
     def for_weights(self, path: Path) -> CalibrationText:
-        """What weights are calibrated on: windows of at most 2048 tokens; raises as `windows`."""
+        """What weights are calibrated on: windows of at most 2048 tokens, conversations of at most 8192; raises as
+        `windows`."""
+        if are_messages(path):
+            return self._messages("--calibrate", path, _LONGEST_CONVERSATION, answered=False)
         return self.windows("--calibrate", path, _LONGEST)
 
     def for_damage(self, path: Path | None) -> CalibrationText:
         """What `--quant auto` measures damage on: the first 2048 tokens or so, in windows of 512.
 
-        `path` None means the text that comes with l4export; without a tokenizer, seeded random token ids. Raises as
-        `windows`.
+        `path` None means the text that comes with l4export; without a tokenizer, seeded random token ids. Of
+        conversations it is the first ones until they have 2048 tokens. Raises as `windows`.
         """
+        if path is not None and are_messages(path):
+            text = self._messages("--calibrate", path, _LONGEST_CONVERSATION, answered=True)
+            before = np.cumsum([0, *map(len, text.sequences)])[:-1]
+            kept = int(np.count_nonzero(before < _AUTO_WINDOWS * _AUTO_LONGEST))
+            return CalibrationText(text.name, text.sequences[:kept], text.conversations[:kept])
         if path is None and self._codec is None:
             return self._random((_AUTO_WINDOWS, _AUTO_LONGEST))
         text = self.windows("--calibrate", path or DEFAULT_TEXT, _AUTO_LONGEST)
@@ -109,20 +168,26 @@ class TextReader:
         if path is None and self._codec is None:
             return self._random((1, MOST_KV_TOKENS))
         where = f"{option} {path}" if path else "the default calibration text"
+        if path is not None and are_messages(path):
+            raise InputError(f"{where}: scales are measured on text; give text, or token ids")
         documents = self._read(path or DEFAULT_TEXT, where)
         ids = tuple(token for document in documents for token in document)[:MOST_KV_TOKENS]
         return self._checked(CalibrationText((path or DEFAULT_TEXT).name, (ids,)), FEWEST_KV_TOKENS, where)
 
     def windows(self, option: str, path: Path, longest: int) -> CalibrationText:
         """A text in windows of `longest` tokens; if a begin-of-text token stands before a document, every window of it
-        has one.
+        has one. Of a .jsonl file the conversations, which have no more tokens than that, and each a token that an
+        assistant says.
 
         Raises:
             InputError: no such file, nothing in it, too large, not UTF-8 or JSON, ids out of range, too few tokens,
-                text without a tokenizer.
+                text without a tokenizer; conversations that are too long, that no assistant speaks in, or that
+                `MessageReader` refuses.
             EnvironmentLacks: text, and the package tokenizers is not installed.
             StorageError: a file cannot be read.
         """
+        if are_messages(path):
+            return self._messages(option, path, longest, answered=True)
         where = f"{option} {path}"
         documents = self._read(path, where)
         pieces = tuple(piece for ids in documents for piece in _pieces(ids, self.config.bos_token_id, longest))
@@ -133,6 +198,33 @@ class TextReader:
         from l4export.runtimes.text.codec import TextCodec
 
         return TextCodec.open(self.checkpoint)
+
+    def _messages(self, option: str, path: Path, longest: int, answered: bool) -> CalibrationText:
+        """Conversations of at most `longest` tokens, where `answered` with something to predict in each."""
+        where = f"{option} {path}"
+        if path not in self._conversations:
+            self._conversations[path] = list(self._read_messages(path, where))
+        conversations = self._conversations[path]
+        for of in conversations:
+            if len(of.ids) > longest:
+                raise InputError(f"{of.where}: has {len(of.ids)} tokens, and at most {longest} are read; shorten it")
+            if answered and not of.answers[1:].any():
+                raise InputError(f"{of.where}: no assistant says anything, so there is no text to score; add an answer")
+        text = CalibrationText(path.name, tuple(of.ids for of in conversations), tuple(conversations))
+        if answered and text.predicted < _FEWEST:
+            raise InputError(f"{where}: assistants say {text.predicted} tokens; give at least {_FEWEST}")
+        return self._checked(text, _FEWEST, where)
+
+    def _read_messages(self, path: Path, where: str) -> Iterator[Conversation]:
+        from l4export.calibration.messages import MessageReader
+
+        lines = _read(path, where).split("\n")
+        if self._codec is None:
+            raise InputError(f"{where}: {self.checkpoint} has no tokenizer.json to read messages with; add it")
+        reader = MessageReader(self.checkpoint, self._codec, self.vision, self.blind)
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield reader.read(line, path.parent, f"{where}: line {number}")
 
     def _read(self, path: Path, where: str) -> list[Sequence[int]]:
         """Token ids of every document of a file or directory."""
@@ -166,6 +258,11 @@ class TextReader:
         if text.tokens < fewest:
             raise InputError(f"{where}: {text.tokens} tokens are too few; give at least {fewest}")
         return text
+
+
+def are_messages(path: Path) -> bool:
+    """Whether a text is a file of conversations."""
+    return path.suffix == _MESSAGES
 
 
 def _files(path: Path, where: str) -> list[tuple[Path, str]]:

@@ -232,9 +232,13 @@ class _Run:
         """The residual streams [2, T, D] before layer `done`, one for each sequence."""
         import torch
 
-        sequences, width = self.plan.text.sequences, self.reference.config.hidden_size
+        text, width = self.plan.text, self.reference.config.hidden_size
+        sequences = text.sequences
         if done == 0:
-            return [torch.from_numpy(self.reference.embed(np.asarray([ids, ids]))) for ids in sequences]
+            tower = self.reference.tower_rows()
+            seen = (tower.of(ids, text.images(index)) for index, ids in enumerate(sequences))
+            pairs = zip(sequences, seen, strict=True)
+            return [torch.from_numpy(self.reference.embed(np.asarray([ids, ids]), rows)) for ids, rows in pairs]
         flat = np.fromfile(self.files(done - 1)[2], np.float32)
         ends = np.cumsum([2 * len(ids) * width for ids in sequences])
         return [torch.from_numpy(part.reshape(2, -1, width).copy()) for part in np.split(flat, ends[:-1])]

@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from l4export.benchmark.gpu import GpuReport
+    from l4export.benchmark.images import ImageReport
     from l4export.benchmark.measure import BenchReport
 
 __all__ = ["command"]
@@ -19,9 +20,17 @@ __all__ = ["command"]
 @click.option("--prefill", type=int, default=512, show_default=True, help="Tokens of the prompt.")
 @click.option("--decode", type=int, default=64, show_default=True, help="Tokens fed one by one after the prompt.")
 @click.option("--repeats", type=int, default=5, show_default=True, help="Number of runs; the medians are shown.")
+@click.option(
+    "--images",
+    type=int,
+    metavar="N",
+    help="Also measure the vision tower, and the first token of a prompt that shows N images before the --prefill.",
+)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a call.  [default: one a core]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(engine: Path, prefill: int, decode: int, repeats: int, threads: int | None, as_json: bool) -> None:
+def command(
+    engine: Path, prefill: int, decode: int, repeats: int, images: int | None, threads: int | None, as_json: bool
+) -> None:
     """Measure ENGINE: speed, time to first token, loading, memory, and use of the memory bandwidth.
 
     The engine runs one row of random tokens, after a warm-up. Decoding cannot be faster than the machine's read
@@ -33,7 +42,7 @@ def command(engine: Path, prefill: int, decode: int, repeats: int, threads: int 
     from l4export.benchmark.measure import bench
 
     with Console(stderr=True).status("") as status:
-        report = bench(engine, prefill, decode, repeats, threads, status.update)
+        report = bench(engine, prefill, decode, repeats, threads, status.update, images)
     if as_json:
         click.echo(report.to_json())
     else:
@@ -70,9 +79,25 @@ def _show(report: BenchReport) -> None:
         ]
     if report.gpu is not None:
         rows += _gpu_rows(report.gpu, report.decode_weight_bytes)
+    if report.images is not None:
+        rows += _image_rows(report.images)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def _image_rows(images: ImageReport) -> list[tuple[str, str]]:
+    tower = [
+        (f"vision tower, {_count(of.tiles, 'tile')}", f"{of.seconds:.3f} s, {of.features_per_second:.1f} features/s")
+        for of in images.tower
+    ]
+    shown, size = _count(images.count, "image"), _count(images.tiles, "tile")
+    return [
+        *tower,
+        (f"first token, {shown} of {size} in {images.prompt_tokens} tokens", f"{images.first_token_seconds:.3f} s"),
+        ("... images that were seen before", f"{images.seen_first_token_seconds:.3f} s"),
+        ("... as many tokens of text alone", f"{images.text_first_token_seconds:.3f} s"),
+    ]
 
 
 def _gpu_rows(gpu: GpuReport, decode_weight_bytes: int) -> list[tuple[str, str]]:

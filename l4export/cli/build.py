@@ -135,7 +135,8 @@ class _Interrupted(L4Error):
         "--calibrate",
         metavar="FILE_OR_DIR",
         help="Choose the codes of int4 and int8 weights so that a layer's outputs on this text change least (GPTQ). "
-        "Takes text, token ids (.json), or `default` for a text that comes with l4export. Needs the `reference` extra. "
+        "Takes text, token ids (.json), conversations with images (.jsonl), or `default` for a text that comes with "
+        "l4export. Needs the `reference` extra. "
         "With --activations: the text that their scales are measured on.",
     ),
     option(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from l4export.parity.by_layer import LayerParityReport
     from l4export.parity.image_prompt import Pictures
     from l4export.parity.images import ImageComparison
+    from l4export.parity.tower import TowerComparison
     from l4export.parity.whole_model import ParityReport
 
 __all__ = ["command"]
@@ -91,7 +92,8 @@ def command(
     Both run the same seeded tokens. The logits of every position are compared, on prefill and on teacher-forced decode,
     and then a greedy continuation. With --image or --images, the prompt shows images, and what the engine sees of them
     is compared too. With --stream, the hidden states, expert choices, keys and values of every layer are compared
-    instead of the continuation: this works for models of any size, and names the first layer that departs.
+    instead of the continuation, and of a vision tower what each layer makes: this works for models of any size, and
+    names the first layer that departs.
 
     The exit code is 1 if a threshold is not met. This command needs the `reference` extra.
     """
@@ -131,6 +133,8 @@ def _show(report: ParityReport | LayerParityReport) -> None:
     if isinstance(report, ParityReport):
         _show_logits(console, report)
     else:
+        if report.tower:
+            _show_tower(console, report.tower)
         _show_layers(console, report)
     if report.images:
         _show_images(console, report.images, report.thresholds)
@@ -187,6 +191,19 @@ def _show_logits(console: Console, report: ParityReport) -> None:
         " (they end at a near tie, and later tokens cannot be compared)" if report.greedy_ended_at_near_tie else ""
     )
     console.print(f"greedy tokens in common: {matched} of {report.greedy_tokens}{stopped}", highlight=False)
+
+
+def _show_tower(console: Console, tower: TowerComparison) -> None:
+    from rich.table import Table
+
+    table = Table(title="the vision tower", title_justify="left")
+    for heading in ("stage", "difference", "difference, rms", "threshold"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for stage in tower.stages:
+        mark = " <- first to depart" if stage.stage == tower.first_departure else ""
+        limit = "" if stage.threshold is None else f"{stage.threshold:g}"
+        table.add_row(f"{stage.stage}{mark}", f"{stage.difference:.3g}", f"{stage.difference_rms:.3g}", limit)
+    console.print(table)
 
 
 def _show_layers(console: Console, report: LayerParityReport) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,25 +92,9 @@ def _parse_ids(text: str) -> list[int]:
 
 def _read_messages(path: Path) -> list[Any]:
     """A list of messages of a JSON file; paths of images in it are taken from its directory."""
+    from l4export.runtimes.text.message_file import parse_messages
     from l4export.storage.regular_files import read_small
 
     if not path.is_file():
         raise InputError(f"{path}: no such file; give one with a JSON list of messages")
-    try:
-        messages = json.loads(read_small(path, _MESSAGES_BYTES, "give a shorter one").decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        messages = None
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise InputError(f'{path}: not a JSON list of messages, such as [{{"role": ..., "content": ...}}]')
-    for message in messages:
-        content = message.get("content")
-        for part in content if isinstance(content, list) else []:
-            if isinstance(part, dict) and part.get("type") == "image":
-                _find_beside(path.parent, part)
-    return messages
-
-
-def _find_beside(directory: Path, part: dict[str, Any]) -> None:
-    for key in ("path", "image"):
-        if isinstance(part.get(key), str) and not part[key].startswith(("http://", "https://")):
-            part[key] = str(directory / part[key])
+    return parse_messages(read_small(path, _MESSAGES_BYTES, "give a shorter one"), path.parent, str(path))

@@ -26,7 +26,10 @@ __all__ = ["command"]
     "--reference", required=True, type=click.Path(path_type=Path), help="The checkpoint that ENGINE was built from."
 )
 @click.option(
-    "--text", required=True, type=click.Path(path_type=Path), help="Text, or token ids (.json), to measure on."
+    "--text",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Text, token ids (.json) or conversations with images (.jsonl) to measure on.",
 )
 @click.option(
     "--window", type=int, help="Tokens of one window of the text.  [default: 1024, at most the engine's context]"

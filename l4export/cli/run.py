@@ -102,7 +102,7 @@ def command(
     ids, pictures = given.encoded(codec, engine)
     seen = None
     if codec is not None and token_ids is None:
-        ids, seen = place_images(engine, loaded.manifest, codec, ids, pictures, max_tiles)
+        ids, seen = place_images(engine, loaded.manifest.vision, codec, ids, pictures, max_tiles)
     record = GenerationRecord(len(ids), max_new_tokens, loaded.config.eos_token_ids, time.monotonic() - began)
     tokens = record.follow(loaded.generate(ids, max_new_tokens, temperature, top_p, seed, images=seen))
     if as_json:

@@ -155,7 +155,7 @@ class PolicyChooser:
 
     def _measure(self, variants: Sequence[Variant], what: str) -> list[float]:
         """Mean KL of each variant."""
-        text, reference, means = self.text, self._reference, list[float]()
+        text, reference, windows, means = self.text, self._reference, self.text.windows, list[float]()
         from l4export.reference.variants import compare_variants
 
         stream_bytes = 4 * max(map(len, text.sequences)) * self.config.hidden_size
@@ -166,7 +166,7 @@ class PolicyChooser:
 
         for at in range(0, len(variants), at_once):
             batch = variants[at : at + at_once]
-            pieces = [piece.kl for piece in compare_variants(reference, batch, text.sequences, on_layer)]
+            pieces = [piece.kl for piece in compare_variants(reference, batch, windows, on_layer)]
             means += np.concatenate(pieces, axis=1).mean(axis=1).tolist()
         return means
 

@@ -81,7 +81,7 @@ def open_inputs(checkpoint_path: Path, options: BuildOptions) -> BuildInputs:
     vision = _vision(checkpoint, options)
     max_context = _max_context(config, options.max_context)
     about_text = tuple(check_text(checkpoint.path, config.vocab_size))
-    texts = _texts(checkpoint, options)
+    texts = _texts(checkpoint, options, vision)
     for file in companions.values():  # the tokenizer and the stop tokens were read by path in between
         file.check_in_place()
     return BuildInputs(checkpoint, config, vision, max_context, companions, about_text, texts)
@@ -109,8 +109,9 @@ def _max_context(config: ModelConfig, asked: int | None) -> int:
     return asked
 
 
-def _texts(checkpoint: Checkpoint, options: BuildOptions) -> Texts:
-    reader, path = TextReader(checkpoint.path, checkpoint.config), options.calibrate
+def _texts(checkpoint: Checkpoint, options: BuildOptions, vision: VisionConfig | None) -> Texts:
+    blind = "--vision none builds no tower; leave one of them out" if options.vision == "none" else ""
+    reader, path = TextReader(checkpoint.path, checkpoint.config, vision, blind), options.calibrate
     return Texts(
         weights=reader.for_weights(path) if path and not options.activations else None,
         damage=reader.for_damage(path) if options.bits_per_weight is not None else None,

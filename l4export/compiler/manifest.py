@@ -160,7 +160,7 @@ def _tower(planned: BuildPlan) -> dict[str, Graph]:
     if tower is None:
         return {}
     inputs, outputs, file = _inputs(tower.model.graph), _outputs(tower.model.graph), f"{VISION}.onnx"
-    layers = (0, len(layer_values(tower.model.graph)))
+    layers = (0, 1 + max(held.layer for held in layer_values(tower.model.graph)))
     part = EnginePart(layers, file, f"{VISION}.engine", inputs, outputs)
     graph = Graph(
         file=file,

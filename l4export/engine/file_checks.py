@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from l4export.engine.manifest_types import Manifest
+from l4export.engine.manifest_types import Graph, Manifest
 from l4export.errors import InputError
 from l4export.storage.regular_files import read_small, regular_sha256, regular_size
 
@@ -40,15 +40,15 @@ def check_files(engine: Path, manifest: Manifest) -> None:
             raise _changed(engine, name)
 
 
-def read_graph(engine: Path, manifest: Manifest) -> bytes:
-    """The decoder's graph as it was built, in its portable form, once all files have been checked.
+def read_graph(engine: Path, manifest: Manifest, graph: Graph) -> bytes:
+    """One of the manifest's graphs as it was built, once all files have been checked.
 
     Raises:
         InputError: as `check_files`.
         StorageError: reading failed.
     """
     check_files(engine, manifest)
-    name = manifest.portable.file
+    name = graph.file
     record = manifest.files[name]
     data = read_small(engine / name, record.bytes, _REMEDY)
     if hashlib.sha256(data).hexdigest() != record.sha256:  # exchanged a moment ago

@@ -7,7 +7,8 @@ of values are for people: nothing reads them to find out what a value is.
     l4export.layout    stored, transposed or interleaved
     l4export.part      values, codes, scales or zero_points
     l4export.rows      rows of each weight, a JSON list, where no Split of the product tells them
-    l4export.role      merged, residual, router_logits, past_key, past_value, present_key or present_value
+    l4export.role      merged, residual, router_logits, past_key, past_value, present_key or present_value; in a vision
+                       tower residual, embedded, shuffled or adapted
     l4export.layer     the layer of the role, counted from 0
 """
 
@@ -38,7 +39,18 @@ __all__ = [
 
 Layout = Literal["stored", "transposed", "interleaved"]
 Part = Literal["values", "codes", "scales", "zero_points"]
-Role = Literal["merged", "residual", "router_logits", "past_key", "past_value", "present_key", "present_value"]
+Role = Literal[
+    "merged",
+    "residual",
+    "router_logits",
+    "past_key",
+    "past_value",
+    "present_key",
+    "present_value",
+    "embedded",
+    "shuffled",
+    "adapted",
+]
 
 _LAYOUTS: dict[str | None, Layout] = {layout: layout for layout in get_args(Layout)}
 _PARTS: dict[str | None, Part] = {part: part for part in get_args(Part)}
@@ -82,7 +94,10 @@ class LayerValue:
 
     `merged` is what the first layer reads [B, S, D] in a decoder that sees images: embeddings with the features of
     images in their places. `residual` is the residual stream [B, S, D] after the layer, `router_logits` [B, S, E] what
-    its router says, and the others are the inputs (`past`) and outputs (`present`) that carry its cache.
+    its router says, and the next four are the inputs (`past`) and outputs (`present`) that carry its cache.
+
+    In a vision tower `residual` is [tiles, N + 1, D], and `embedded` the same before layer 0. `shuffled` [tiles, rows,
+    D * block^2] and `adapted` [tiles, rows, width] are what the pixel shuffle and the adapter make of the last layer.
     """
 
     role: Role

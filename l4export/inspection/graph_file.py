@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from l4export.engine.file_checks import read_graph
 from l4export.engine.manifest import load_manifest
-from l4export.engine.manifest_types import UNPACKED, Manifest
+from l4export.engine.manifest_types import UNPACKED, Graph, Manifest
 from l4export.errors import InputError
 
 __all__ = ["load_graph"]
@@ -21,8 +21,8 @@ _MOST_PARTS = 250_000
 """The graph of 48 layers and 128 experts has 65 thousand."""
 
 
-def load_graph(engine: Path, manifest: Manifest | None = None) -> ir.Model:
-    """An engine's graph, in its portable form; weights stay in their files.
+def load_graph(engine: Path, manifest: Manifest | None = None, graph: Graph | None = None) -> ir.Model:
+    """One of an engine's graphs; weights stay in their files.
 
     Weights that the manifest calls packed are in no file that the graph refers to;
     `l4export.runtimes.onnxruntime.portable` reads them.
@@ -32,14 +32,15 @@ def load_graph(engine: Path, manifest: Manifest | None = None) -> ir.Model:
     Args:
         engine: The directory.
         manifest: Its manifest; None reads it.
-        graph: Which of its graphs; None is the decoder.
+        graph: Which of its graphs; None is the decoder, in its portable form.
 
     Raises:
         InputError: a file is missing or damaged, the graph is none, or a weight lies outside the engine's files.
         StorageError: reading failed.
     """
     manifest = load_manifest(engine) if manifest is None else manifest
-    data, path = read_graph(engine, manifest), engine / manifest.portable.file
+    graph = graph or manifest.portable
+    data, path = read_graph(engine, manifest, graph), engine / graph.file
     try:
         proto = onnx.ModelProto.FromString(data)
         if not _is_of_usual_size(proto):

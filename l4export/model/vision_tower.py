@@ -65,7 +65,7 @@ class _Tower(WeightedGraph):
         x = self.linear(x, f"{_TOWER}.patch_embedding.linear.weight", "patch_embedding")
         x = b.op("AppendClassToken", x, self.weight(f"{_TOWER}.class_embedding"), domain=DOMAIN, name="class_token")
         x = b.op("Add", x, self.weight(f"{_TOWER}.positional_embedding_vlm"), name="positions")
-        return self.norm(x, f"{_TOWER}.layernorm_pre", "layernorm_pre")
+        return self.noted(self.norm(x, f"{_TOWER}.layernorm_pre", "layernorm_pre"), LayerValue("embedded", 0))
 
     def layer(self, layer: int, x: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
         """x [t, N + 1, D] -> x + attention + feed-forward; nothing is masked, and tiles do not see each other."""
@@ -85,9 +85,7 @@ class _Tower(WeightedGraph):
         with b.scope("mlp"):
             y = b.op("Gelu", self.biased(h, f"{prefix}.mlp.fc1", "fc1"), name="act")
             y = self.biased(y, f"{prefix}.mlp.fc2", "fc2")
-        x = b.op("Add", x, y, name="mlp_residual")
-        shape: list[int | str] = ["tiles", config.grid**2 + 1, config.hidden_size]
-        return note(typed(x, self.dtype, shape), LayerValue("residual", layer))
+        return self.noted(b.op("Add", x, y, name="mlp_residual"), LayerValue("residual", layer))
 
     def projected(self, x: ir.Value) -> ir.Value:
         """Blocks of patches as rows, through the adapter and the projector: [t, N + 1, D] -> [rows, width]."""
@@ -95,11 +93,22 @@ class _Tower(WeightedGraph):
         bounds = (b.constant([value], name) for name, value in (("first", 0), ("patches", config.grid**2), ("axis", 1)))
         x = b.op("Slice", x, *bounds, name="without_class_token")
         x = b.op("PixelShuffle", x, domain=DOMAIN, name="pixel_shuffle", grid=config.grid, block=config.block)
+        self.noted(x, LayerValue("shuffled", config.num_hidden_layers - 1))
         with b.scope("adapter"):
             for name in ("fc1", "fc2"):
                 x = b.op("Gelu", self.linear(x, f"{_TOWER}.vision_adapter.mlp.{name}.weight", name), name=f"{name}/act")
+        self.noted(x, LayerValue("adapted", config.num_hidden_layers - 1))
         x = self.linear(x, "multi_modal_projector.linear_1.weight", "projector")
         return b.op("Reshape", x, b.constant([-1, self.width], "rows_shape"), name="rows")
+
+    def noted(self, x: ir.Value, held: LayerValue) -> ir.Value:
+        """x, with a note of what it holds, and the shape of that."""
+        config = self.config
+        rows, width = {
+            "shuffled": (config.rows_per_tile, config.hidden_size * config.block**2),
+            "adapted": (config.rows_per_tile, config.projector_size),
+        }.get(held.role, (config.grid**2 + 1, config.hidden_size))
+        return note(typed(x, self.dtype, ["tiles", rows, width]), held)
 
     def biased(self, x: ir.Value, module: str, name: str) -> ir.Value:
         """x W' + bias."""

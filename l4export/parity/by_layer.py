@@ -18,9 +18,10 @@ from l4export.errors import CheckFailed, InputError
 from l4export.inspection.dequantized_weights import DequantizedWeights
 from l4export.inspection.taps import EngineTaps, tap_engine
 from l4export.parity.image_prompt import Pictures, are_given, image_prompt
-from l4export.parity.images import ImageComparison, compare_images
+from l4export.parity.images import ImageComparison, compare_seen
 from l4export.parity.logits import LogitComparison, compare_logits, failures_of
 from l4export.parity.thresholds import Demands
+from l4export.parity.tower import TowerComparison, compare_towers
 from l4export.parity.whole_model import chunk_boundaries
 from l4export.reference.of_engine import open_reference, sliced_layers
 from l4export.reference.routing_ties import followed_choices
@@ -81,7 +82,8 @@ class LayerParityReport(Verdict):
     """The verdict, layer by layer.
 
     `first_departure` is the checkpoint's number of the first layer that misses a threshold, or None. `images` says what
-    the engine sees in the prompt's images; it is None if there were none.
+    the engine sees in the prompt's images, and `tower` what its vision tower computes of them, stage by stage; both are
+    None if there were none.
     """
 
     engine: str
@@ -94,6 +96,7 @@ class LayerParityReport(Verdict):
     thresholds: dict[str, float]
     first_departure: int | None
     images: ImageComparison | None
+    tower: TowerComparison | None
     failures: tuple[str, ...]
 
 
@@ -113,14 +116,15 @@ def check_layers(
     The engine runs with more outputs: for every layer its hidden states [tokens, hidden], its keys and values, and its
     router's logits [tokens, experts]. The reference has one layer in memory at a time, and computes all positions in
     one pass. The threshold `max_relative_difference` applies to every layer's hidden states, keys and values and to the
-    logits; `top1_agreement` applies to every layer's choice of experts and to the logits.
+    logits; `top1_agreement` applies to every layer's choice of experts and to the logits. With `images` the vision
+    tower is compared too, tile by tile; `feature_difference` applies to each of its stages.
 
     The arguments are those of `check_parity`.
 
     Raises:
         InputError: the tokens exceed the engine's context; a threshold is unknown; the engine has another architecture
             or is not for a CPU.
-        CheckFailed: a layer departs and the logits are not finite.
+        CheckFailed: a layer departs, of the decoder or of the tower, and the logits or the features are not finite.
         EnvironmentLacks: torch, transformers or onnxruntime is missing.
     """
     engine_path, checkpoint = Path(engine_path), Path(checkpoint)
@@ -134,11 +138,16 @@ def check_layers(
     prefill, shown = len(ids) - decode, None if prompt is None else prompt.images
     say("opening the reference")
     reference = open_reference(manifest, checkpoint, DequantizedWeights(engine_path).rows if dequantized else None)
-    hidden, seen, tower = reference.embed(ids[None]), None, None
+    hidden, seen, tower, stages = reference.embed(ids[None]), None, None, None
     if prompt is not None:
+        say("comparing the vision tower, stage by stage")
+        limit, tiles = demands.thresholds.get("feature_difference"), prompt.images.tiles
+        stages, features = compare_towers(engine_path, manifest, checkpoint, tiles, limit)
+        if stages.failures and not np.isfinite(stages.stages[-1].difference):
+            raise CheckFailed(f"{engine_path}: not at parity: {stages.failures[0]}; its features are not finite")
         say("comparing what is seen")
         tower = ImageFeatures(vision_tower(engine_path, manifest).features)
-        seen, features = compare_images(manifest, tower, checkpoint, prompt)
+        seen = compare_seen(tower, checkpoint, prompt, features)
         demands = demands.of_compared(seen.processor.not_compared, thresholds or {})
         hidden[0, ids == prompt.tokens.patch] = features
     say("running the engine")
@@ -162,7 +171,9 @@ def check_layers(
         thresholds=demands.thresholds,
         first_departure=departed[0][0] if departed else None,
         images=seen,
+        tower=stages,
         failures=(
+            *(stages.failures if stages else ()),
             *(seen.failures(demands.thresholds) if seen else ()),
             *failures,
             *failures_of("logits", logits, demands.thresholds),

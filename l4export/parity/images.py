@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from l4export.runtimes.images.image_features import ImageFeatures
     from l4export.runtimes.text.codec import TextCodec
 
-__all__ = ["ImageComparison", "ProcessorComparison", "compare_features", "compare_images", "compare_processors"]
+__all__ = [
+    "ImageComparison",
+    "ProcessorComparison",
+    "compare_features",
+    "compare_images",
+    "compare_processors",
+    "compare_seen",
+]
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,19 @@ def compare_images(
     if tower is None:
         raise InputError(f"images: the runtime of {manifest.target} engines sees none; leave them out")
     expected = load_tower(manifest, checkpoint).features(prompt.images.tiles)
+    return compare_seen(tower, checkpoint, prompt, expected), expected
+
+
+def compare_seen(
+    tower: ImageFeatures, checkpoint: Path, prompt: ImagePrompt, expected: NDArray[np.float32]
+) -> ImageComparison:
+    """The same comparison, where the reference's features [rows, D] are `expected`.
+
+    Raises:
+        InputError: the engine's features are no numbers.
+    """
     processor = compare_processors(checkpoint, prompt)
-    given = np.concatenate(tower.of(prompt.images))
-    return compare_features(prompt, expected, given, processor), expected
+    return compare_features(prompt, expected, np.concatenate(tower.of(prompt.images)), processor)
 
 
 def compare_processors(checkpoint: Path, prompt: ImagePrompt) -> ProcessorComparison:

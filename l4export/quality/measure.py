@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from l4export.calibration.text import CalibrationText, TextReader
+from l4export.calibration.text import CalibrationText, TextReader, are_messages
+from l4export.checkpoint import open_checkpoint
 from l4export.engine.manifest import Manifest
 from l4export.errors import CheckFailed, InputError
 from l4export.inspection.graph_file import load_graph
 from l4export.inspection.weight_bytes import bits_per_weight
 from l4export.model.tensors import parameter_count
+from l4export.quality.window_logits import WindowLogits
 from l4export.reference.of_engine import sliced_layers
 from l4export.reference.token_scores import TokenScores, log_probabilities
 from l4export.reference.transformers_model import check_reference_packages
@@ -105,13 +107,16 @@ def measure_quality(
 ) -> QualityReport:
     """Run an engine and the float32 reference over a text, and compare the probabilities of every next token.
 
-    The reference has one layer in memory at a time. The text is read in independent windows.
+    The reference has one layer in memory at a time. The text is read in independent windows. Of conversations (a .jsonl
+    file) what an assistant says is scored, each token of it given all that stands before it, images too.
 
     Args:
         engine_path: The engine directory.
         checkpoint: The checkpoint directory that it was built from.
-        text_path: A file or a directory with UTF-8 text or token ids; see `l4export.calibration.text.TextReader`.
-        window: The number of tokens in one window; None means 1024, or the engine's `max_context` if that is less.
+        text_path: A file or a directory with UTF-8 text or token ids, or a file of conversations; see
+            `l4export.calibration.text.TextReader`.
+        window: The number of tokens in one window; None means 1024, or the engine's `max_context` if that is less. Of
+            conversations the most tokens in one; None means the engine's `max_context`.
         breakdown: Whether to measure each layer and each kind of weight too. A kind takes one more run of the
             reference, a layer half a run.
         thresholds: Upper limits for `kl` (nats a token) and `perplexity_ratio`, and a lower one for `top1_agreement`.
@@ -133,15 +138,19 @@ def measure_quality(
     check_thresholds(limits, _THRESHOLDS)
     engine = runtimes.load(engine_path)
     manifest = engine.manifest
-    window = min(DEFAULT_WINDOW, manifest.max_context) if window is None else window
+    if window is None:
+        window = manifest.max_context if are_messages(text_path) else min(DEFAULT_WINDOW, manifest.max_context)
     if not 2 <= window <= manifest.max_context:
         raise InputError(f"--window {window}: this engine takes 2 to {manifest.max_context} tokens at a time")
-    text = TextReader(engine_path, manifest.model).windows("--text", text_path, window)
+    blind = f"{engine_path} sees none; build it from a checkpoint with a vision tower"
+    text = TextReader(engine_path, manifest.model, manifest.vision, blind).windows("--text", text_path, window)
     check_reference_packages()
     from l4export.quality.breakdown import parts_of
-    from l4export.reference.of_engine import open_reference
+    from l4export.reference.of_engine import check_same_tower, open_reference
 
     reference = open_reference(manifest, checkpoint)
+    if text.shows_images:
+        check_same_tower(manifest, open_checkpoint(checkpoint))
     parts = parts_of(engine_path, manifest, (sliced_layers(manifest) or (0, 0))[0]) if breakdown else []
     run = _Run(engine, text, parts, on_step or (lambda _: None))
     run.compare(reference)
@@ -155,7 +164,7 @@ class _Run:
         self, engine: Engine, text: CalibrationText, parts: list[MeasuredPart], on_step: Callable[[str], None]
     ) -> None:
         self.engine, self.text, self.parts, self.on_step = engine, text, parts, on_step
-        self.windows = [window for window in text.sequences if len(window) > 1]
+        self.windows = text.windows
         if not self.windows:
             raise InputError(f"--text {text.name}: no document has two tokens, so nothing is predicted; give a text")
         self.scores: list[TokenScores] = []
@@ -173,29 +182,28 @@ class _Run:
             self.on_step(f"window {window + 1} of {count}, layer {layer + 1} of {layers}")
 
         for piece in compare_variants(reference, [part.variant for part in self.parts], self.windows, on_layer):
-            window = np.asarray(self.windows[piece.window])
-            if piece.rows.start == 0:
-                session = self.engine.session(capacity=len(window))
-            logits = session.append(window[piece.rows])[0]
+            window = self.windows[piece.window]
+            if piece.positions[0] == window.positions[0]:
+                engine = WindowLogits(self.engine, window)
+            logits = engine.at(piece.positions)
             if not np.isfinite(logits).all():
                 raise CheckFailed(f"{self.engine.directory}: its logits are not finite (window {piece.window + 1})")
             got = log_probabilities(logits)
-            following = window[piece.rows.start + 1 : piece.rows.stop + 1]
+            following = np.asarray(window.ids)[piece.positions + 1]
             scores = TokenScores.of(piece.expected, got, following)
             self.scores.append(scores)
             self.part_kl.append(piece.kl)
-            self.positions.append(np.arange(piece.rows.start, piece.rows.stop))
+            self.positions.append(piece.positions)
             for row in np.argsort(-scores.kl)[:_WORST].tolist():
-                self.worst.append(
-                    self.token(piece.window, piece.rows.start + row, scores.kl[row], piece.expected[row], got[row])
-                )
+                position = int(piece.positions[row])
+                self.worst.append(self.token(piece.window, position, scores.kl[row], piece.expected[row], got[row]))
             self.worst = sorted(self.worst, key=lambda token: -token.kl)[:_WORST]
 
     def token(
         self, window: int, position: int, kl: float, expected: NDArray[np.float64], got: NDArray[np.float64]
     ) -> WorstToken:
         """Describe one position in words."""
-        ids = self.windows[window]
+        ids = self.windows[window].ids
         likeliest = [
             tuple((self.words([int(at)]), float(np.exp(side[at]))) for at in np.argsort(-side, kind="stable")[:3])
             for side in (expected, got)

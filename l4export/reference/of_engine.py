@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from l4export.checkpoint import open_checkpoint
+from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.engine.manifest import Manifest
 from l4export.errors import InputError
 from l4export.inspection.dequantized_weights import dequantized_weights, input_scales
@@ -14,7 +14,7 @@ from l4export.reference.streamed_model import Replacement, StreamedReference
 from l4export.reference.transformers_model import HFReference
 from l4export.reference.vision_tower import HFVisionTower
 
-__all__ = ["load_reference", "load_tower", "open_reference", "sliced_layers"]
+__all__ = ["check_same_tower", "load_reference", "load_tower", "open_reference", "sliced_layers"]
 
 _MAY_DIFFER = frozenset(
     {"max_position_embeddings", "tie_word_embeddings", "bos_token_id", "eos_token_ids", "pad_token_id"}
@@ -71,9 +71,18 @@ def load_tower(manifest: Manifest, checkpoint: Path) -> HFVisionTower:
     """
     opened = open_checkpoint(checkpoint)
     tower = HFVisionTower(opened)
-    assert manifest.vision is not None
-    _check_same_model(checkpoint, opened.vision_config(), manifest.vision)
+    check_same_tower(manifest, opened)
     return tower
+
+
+def check_same_tower(manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Check that the tower of an engine that has one may come from a checkpoint.
+
+    Raises:
+        InputError: the checkpoint has none, or another one.
+    """
+    assert manifest.vision is not None
+    _check_same_model(checkpoint.path, checkpoint.vision_config(), manifest.vision)
 
 
 def _check_same_model(

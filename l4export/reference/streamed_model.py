@@ -18,6 +18,7 @@ from l4export.checkpoint import Checkpoint
 from l4export.errors import InputError
 from l4export.model.tensors import tensors
 from l4export.model.weight_names import ROUTER, moved_up
+from l4export.reference.image_rows import ImageRows, TowerRows
 from l4export.reference.transformers_model import reference_config
 from l4export.weights.recipes import Cast, Source, whole
 
@@ -65,11 +66,21 @@ class StreamedReference:
         other._replaced = replaced
         return other
 
-    def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """token_ids int64 [B, T] -> the residual stream before the first layer, float32 [B, T, D]."""
+    def tower_rows(self) -> TowerRows:
+        """What gives the features of images, by the checkpoint's own tower."""
+        return TowerRows(self._checkpoint)
+
+    def embed(self, token_ids: NDArray[np.int64], seen: ImageRows | None = None) -> NDArray[np.float32]:
+        """token_ids int64 [B, T] -> the residual stream before the first layer, float32 [B, T, D].
+
+        The features of `seen` images stand at their places in every row, as in `Llama4ForConditionalGeneration`.
+        """
         ids, places = np.unique(token_ids, return_inverse=True)
         rows = [self.weight("model.embed_tokens.weight", slice(i, i + 1)) for i in ids.tolist()]
-        return np.concatenate(rows)[places.reshape(token_ids.shape)]
+        embedded = np.concatenate(rows)[places.reshape(token_ids.shape)]
+        if seen is not None:
+            embedded[:, seen.places] = seen.rows
+        return embedded
 
     def layer(self, index: int) -> StreamedLayer:
         """Read a layer except its routed experts."""

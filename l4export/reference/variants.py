@@ -16,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from l4export.model.weight_names import layer_of
+from l4export.reference.image_rows import ImageRows
 from l4export.reference.streamed_layer import Store
 from l4export.reference.streamed_model import Replacement, StreamedReference
 from l4export.reference.token_scores import divergence, log_probabilities
+from l4export.reference.window import Window
 
 __all__ = ["Comparison", "Variant", "compare_variants"]
 
@@ -50,14 +52,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Some positions of a window, and how far each variant departs from the model there.
+    """Some positions of a window, int64 [n], and how far each variant departs from the model there.
 
     `expected` float64 [n, vocab] are the model's log probabilities, `kl` float64 [variants, n] KL(model || variant) in
     nats.
     """
 
     window: int
-    rows: slice
+    positions: NDArray[np.int64]
     expected: NDArray[np.float64]
     kl: NDArray[np.float64]
 
@@ -65,22 +67,23 @@ class Comparison:
 def compare_variants(
     reference: StreamedReference,
     variants: Sequence[Variant],
-    windows: Sequence[Sequence[int]],
+    windows: Sequence[Window],
     on_layer: Callable[[int, int], None] | None = None,
 ) -> Iterator[Comparison]:
-    """Run the model and its variants on every window: all positions but each window's last, whose next token is
-    unknown.
+    """Run the model and its variants on every window, and compare them at its positions.
 
-    Memory: a layer's weights, the residual streams [T, D] of a window for each variant, and some megabytes of logits.
+    Memory: a layer's weights, the residual streams [T, D] of a window for each variant, and some megabytes of logits;
+    with images also the vision tower.
     `on_layer(window, layer)` is called before each layer of each window.
     """
     step = max(1, _LOGIT_BYTES // (4 * reference.config.vocab_size))
-    others = [reference.with_weights(variant.replaced) for variant in variants]
+    others, tower = [reference.with_weights(variant.replaced) for variant in variants], reference.tower_rows()
     for number, window in enumerate(windows):
         tell = functools.partial(on_layer, number) if on_layer else None
-        hidden, *streams = _streams(reference, variants, window, tell)
-        for start in range(0, len(window) - 1, step):
-            rows = slice(start, min(start + step, len(window) - 1))
+        seen = tower.of(window.ids, window.images())
+        hidden, *streams = _streams(reference, variants, window.ids, seen, tell)
+        for start in range(0, len(window.positions), step):
+            rows = window.positions[start : start + step]
             expected = log_probabilities(reference.logits(hidden[:, rows].numpy())[0])
             kl = np.empty((len(variants), len(expected)))
             for index, (other, stream) in enumerate(zip(others, streams, strict=True)):
@@ -92,15 +95,16 @@ def _streams(
     reference: StreamedReference,
     variants: Sequence[Variant],
     window: Sequence[int],
+    seen: ImageRows | None,
     on_layer: Callable[[int], None] | None,
 ) -> list[torch.Tensor]:
     """The residual streams [1, T, D] after the last layer: the model's, then each variant's."""
     ids = np.asarray([window], np.int64)
-    hidden = torch.from_numpy(reference.embed(ids))
+    hidden = torch.from_numpy(reference.embed(ids, seen))
     streams: dict[int, torch.Tensor] = {}
     for index, variant in enumerate(variants):
         if "model.embed_tokens.weight" in variant.names:
-            streams[index] = torch.from_numpy(reference.with_weights(variant.replaced).embed(ids))
+            streams[index] = torch.from_numpy(reference.with_weights(variant.replaced).embed(ids, seen))
     for layer in range(reference.config.num_hidden_layers):
         if on_layer:
             on_layer(layer)

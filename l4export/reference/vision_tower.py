@@ -50,6 +50,32 @@ class HFVisionTower:
             rows = [self._rows(self._torch.from_numpy(np.ascontiguousarray(tile[None]))) for tile in tiles]
         return np.concatenate(rows)
 
+    def stages(self, tile: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """What every stage makes of a tile float32 [3, T, T], by its name in `tower_stages`: float32 [rows, channels].
+
+        The values are those of transformers' own modules, when they run.
+        """
+        found: dict[str, NDArray[np.float32]] = {}
+
+        def keep(stage: str, value: Any) -> None:
+            value = value[0] if isinstance(value, tuple) else value
+            found[stage] = value.flatten(0, -2).numpy().copy()
+
+        layers = {f"layer {index}": layer for index, layer in enumerate(self.model.model.layers)}
+        modules = {"embedding": self.model.layernorm_pre, **layers, "adapter": self.model.vision_adapter}
+        hooks = [
+            module.register_forward_hook(lambda _, taken, made, stage=stage: keep(stage, made))
+            for stage, module in modules.items()
+        ]
+        mlp = self.model.vision_adapter.mlp  # of the adapter, behind the pixel shuffle, which is no module
+        hooks.append(mlp.register_forward_pre_hook(lambda _, taken: keep("pixel shuffle", taken)))
+        try:
+            features = self.features(tile[None])
+            return {**found, "projector": features}
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def _rows(self, tile: Any) -> NDArray[np.float32]:
         rows: NDArray[np.float32] = self.projector(self.model(tile).last_hidden_state).flatten(0, 1).numpy()
         return rows

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from l4export.engine.manifest import Manifest
 from l4export.errors import InputError
+from l4export.model.vision_config import VisionConfig
 from l4export.runtimes.images.processor import ImageProcessor, ProcessedImages
 from l4export.runtimes.images.prompt import ImageTokens, expand_images
 from l4export.runtimes.text.codec import TextCodec
@@ -17,7 +17,7 @@ __all__ = ["place_images"]
 
 def place_images(
     directory: Path,
-    manifest: Manifest,
+    vision: VisionConfig | None,
     codec: TextCodec,
     ids: Sequence[int],
     images: Sequence[Any],
@@ -26,9 +26,9 @@ def place_images(
     """Put images where a prompt has placeholders: the expanded ids, and the images if there are any.
 
     Args:
-        directory: The engine's.
-        manifest: The engine's.
-        codec: The engine's.
+        directory: An engine's, or a checkpoint's.
+        vision: Its vision tower; None where it has none.
+        codec: Its tokenizer.
         ids: With a placeholder `<|image|>` for each image.
         images: What an `ImageProcessor` takes.
         max_tiles: The most tiles of an image; None: as the checkpoint says.
@@ -39,7 +39,6 @@ def place_images(
         EnvironmentLacks: the package Pillow is missing.
         StorageError: a file cannot be read.
     """
-    vision = manifest.vision
     if vision is None:
         if images:
             raise InputError(f"{directory}: sees no images; build it from a checkpoint with a vision tower")

@@ -60,6 +60,12 @@ class ProcessedImages:
         ends = np.cumsum(self.tile_counts)
         return self.tiles[ends[index] - self.tile_counts[index] : ends[index]]
 
+    def part(self, start: int, stop: int) -> ProcessedImages:
+        """The images from number `start` to `stop` - 1; their tiles are a view."""
+        first, last = sum(self.tile_counts[:start]), sum(self.tile_counts[:stop])
+        grids, digests = self.grids[start:stop], self.digests[start:stop]
+        return ProcessedImages(self.tiles[first:last], grids, digests, self.rows_of_a_tile)
+
 
 class ImageProcessor:
     """Makes tiles of images with the settings of one checkpoint.

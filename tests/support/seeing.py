@@ -70,12 +70,16 @@ def reverse_features(engine: Path) -> None:
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values, np.int64), f"reversed.{name}"))
     names = ["image_features", *(f"reversed.{name}" for name in bounds)]
     model.graph.node.insert(0, onnx.helper.make_node("Slice", names, ["reversed"]))
-    data = model.SerializeToString()
-    (engine / "decoder.onnx").write_bytes(data)
+    sign(engine, "decoder.onnx", model.SerializeToString())
+
+
+def sign(engine: Path, name: str, data: bytes) -> None:
+    """Write a file of an engine, and let the manifest say that it is the one."""
+    (engine / name).write_bytes(data)
     manifest = load_manifest(engine)
     record = FileRecord(len(data), hashlib.sha256(data).hexdigest())
-    changed = dataclasses.replace(manifest, files={**manifest.files, "decoder.onnx": record})
-    (engine / "manifest.json").write_text(changed.to_json())
+    signed = dataclasses.replace(manifest, files={**manifest.files, name: record})
+    (engine / "manifest.json").write_text(signed.to_json())
 
 
 def processed(engine: Path) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
