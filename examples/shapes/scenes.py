@@ -146,7 +146,7 @@ def questions(scene: Scene, seed: int) -> list[Question]:
     there = set(zip(colours, kinds, strict=True))
     shown = scene.things[rng.integers(len(scene.things))]
     colour, shape = shown.colour, shown.kind
-    if rng.random() < 0.5:  # the answer is no: both are often there, but never together
+    if rng.random() < 0.5:  # the answer is no: both are often there, but not together
         while (colour, shape) in there:
             colour = str(rng.choice(colours if rng.random() < 0.5 else list(COLOURS)))
             shape = str(rng.choice(kinds if rng.random() < 0.5 else SHAPES))

@@ -255,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--pictures", type=Path, required=True, help="the folder to write a few held-out pictures to")
-    parser.add_argument("--steps", type=int, default=1900)
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--alone", type=int, default=1200, help="of these the first, which train the tower alone")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0, help="of the first weights")
@@ -271,7 +271,7 @@ def main() -> None:
     save(model, tokenizer, args.output)
     model = Llama4ForConditionalGeneration.from_pretrained(args.output, dtype=torch.float32).eval()
     for side in (SIDE, 2 * SIDE):
-        for kind, (right, asked) in accuracy(model, examples, 800, side).items():
+        for kind, (right, asked) in accuracy(model, examples, 400, side).items():
             print(f"{side} pixels, {kind}: {right} of {asked}, {100 * right / asked:.1f} %", flush=True)
 
 
