@@ -7,11 +7,13 @@ STAMP := $(VENV)/.installed
 .PHONY: quickstart test test-slow test-gpu fuzz lint docs wheel-test clean
 
 quickstart: $(STAMP)
-	rm -rf engines/kjv
+	rm -rf engines/kjv engines/shapes
 	mkdir -p engines
 	$(BIN)/l4export build examples/kjv/model -o engines/kjv
 	$(BIN)/l4export parity engines/kjv --reference examples/kjv/model --prefill 200 --decode 64
 	$(BIN)/l4export run engines/kjv --prompt "In the beginning" --max-new-tokens 120 --temperature 0.7 --seed 1 --stats
+	$(BIN)/l4export build examples/shapes/model -o engines/shapes
+	$(BIN)/l4export run engines/shapes --image examples/shapes/pictures/15.png --prompt "How many circles are there?"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu" tests
