@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_python import run_command, run_script
 
 from workshop import ROOT
 
@@ -25,21 +23,16 @@ def test_examples_run(document: Path, tmp_path: Path) -> None:
     if document.parent.name == "reference":  # its pages speak of an engine that the reader has
         examples.insert(0, ("sh", "l4export sample scout --variant scout\nl4export build scout -o engine\n"))
     for language, text in examples:
-        commands = [[sys.executable, "-c", text]] if language == "python" else _commands(text)
-        for command in commands:
-            done = subprocess.run(
-                command,
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                check=False,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},  # tests run side by side: threads wait for each other
-            )
-            assert done.returncode == 0, f"{document.name}: {command}: {done.stderr}"
+        if language == "python":
+            code, output = run_script(text, tmp_path)
+            assert code == 0, f"{document.name}: {text}: {output}"
+        for command in _commands(text) if language == "sh" else ():
+            code, output = run_command(command, tmp_path)
+            assert code == 0, f"{document.name}: {command}: {output}"
 
 
 def _commands(text: str) -> list[list[str]]:
-    """Lines of `l4export ...`; anything else in a shell block is a mistake of the document."""
+    """Arguments of `l4export ...`; anything else in a shell block is a mistake of the document."""
     commands = [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
     assert all(command[0] == "l4export" for command in commands), text
-    return [[sys.executable, "-m", "l4export", *command[1:]] for command in commands]
+    return [command[1:] for command in commands]
