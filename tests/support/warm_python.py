@@ -18,7 +18,12 @@ from pathlib import Path
 _PRELOADED = (
     "l4export.cli",
     "l4export.compiler.build",
+    "l4export.parity.by_layer",
+    "l4export.parity.whole_model",
+    "l4export.quality.measure",
     "l4export.quantization.kernels",
+    "l4export.runtimes.onnxruntime.engine",
+    "l4export.sizing.memory_plan",
     "onnxruntime",
     "torch",
     "transformers.models.llama4.modeling_llama4",
