@@ -67,7 +67,10 @@ def _opened(path: Path, limit: int) -> OpenedFile:
     file = OpenedFile(path)
     if file.size > limit:
         raise InputError(f"{path}: larger than {limit >> 20} MiB; restore or remove it")
-    if path.suffix == ".json" and path.name not in _MOST_BYTES_OF and not _is_json_object(file.read()):
+    if path.name in _MOST_BYTES_OF:
+        return file
+    data = file.read()  # what cannot be read is found now, and not when everything else has been written
+    if path.suffix == ".json" and not _is_json_object(data):
         raise InputError(f"{path}: not a JSON object; restore or remove it")
     return file
 

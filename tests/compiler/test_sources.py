@@ -20,7 +20,7 @@ from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import plan_build
 from l4export.engine import companions
 from l4export.engine.manifest import load_manifest
-from l4export.errors import InputError
+from l4export.errors import InputError, StorageError
 from l4export.runtimes.text.codec import TextCodec
 from l4export.storage.file_records import file_record
 from l4export.storage.opened_file import SourceChanged
@@ -215,6 +215,14 @@ def test_shards_are_proven_one_by_one(tmp_path: Path, monkeypatch: pytest.Monkey
     build(tmp_path / "ck", tmp_path / "new")
     for file in (tmp_path / "new").iterdir():
         assert (tmp_path / "e" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_companion_that_cannot_be_read_is_found_before_anything_is_written(checkpoint: Path, tmp_path: Path) -> None:
+    """It looks like a regular file of no bytes; copied last, it left a build that was cut short."""
+    (checkpoint / "LICENSE").symlink_to("/proc/self/mem")
+    with pytest.raises(StorageError, match="LICENSE: Input/output error"):
+        build(checkpoint, tmp_path / "e")
+    assert not list(tmp_path.glob(".e*"))
 
 
 def test_texts_that_are_no_regular_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
