@@ -10,8 +10,8 @@ import numpy as np
 
 from l4export.checkpoint.stored_weight import Index
 from l4export.errors import InputError
+from l4export.storage.mapped_tensors import ARRAY_DTYPES, HANDLED_DTYPES, MappedTensors, TensorEntry
 from l4export.storage.opened_file import OpenedFile
-from l4export.storage.safetensors import ARRAY_DTYPES, HANDLED_DTYPES, TensorEntry, TensorFile
 
 __all__ = ["SourceTensor"]
 
@@ -26,7 +26,7 @@ class SourceTensor:
     """
 
     entry: TensorEntry
-    file: TensorFile = field(repr=False, compare=False)
+    file: MappedTensors = field(repr=False, compare=False)
 
     @property
     def name(self) -> str:
