@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from l4export.checkpoint.hf_checkpoint import Checkpoint, open_checkpoint, read_config, read_vision_config
+from l4export.checkpoint.hf_checkpoint import Checkpoint
+from l4export.checkpoint.opening import open_checkpoint, read_config, read_vision_config
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import StoredWeight
 
