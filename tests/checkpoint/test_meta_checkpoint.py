@@ -103,6 +103,8 @@ def test_an_engine_against_transformers(workshop: Workshop, tmp_path: Path, vari
     """transformers runs the checkpoint that the folder was made of; prompt and tokens go past the ends of chunks."""
     folder = write_meta_folder(workshop.checkpoint(variant), tmp_path / "m", 2)
     build(folder, tmp_path / "e", BuildOptions(kv_layout="chunked", max_context=64))
+    data = "decoder-00001-of-00001.data"
+    assert (tmp_path / "e" / data).read_bytes() == (workshop.engine_path(variant, "chunked", 64) / data).read_bytes()
     ids = random_ids(40, seed=5)
     expected = workshop.reference(variant).logits(ids[None])[0]
     opened = runtimes.load(tmp_path / "e", threads=1)
