@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from l4export.checkpoint.hf_config import config_from_hf, possible_tokens
 from l4export.checkpoint.hf_vision import vision_from_hf
@@ -60,6 +60,7 @@ class Checkpoint:
     prefix: str
     """The prefix of the text model's tensor names: "language_model." in a multimodal checkpoint, else nothing."""
     files: tuple[MappedTensors, ...]
+    make_tokenizer: ClassVar[str] = MAKE_TOKENIZER
     config_file: OpenedFile
     """config.json, as it was opened to be read."""
     _config_bytes: bytes = field(repr=False)
@@ -147,7 +148,9 @@ class Checkpoint:
         if shards := sorted({file.name for file in self.path.glob("consolidated*.pth")} - taken):
             found.append(f"{self.path}: {shards[0]!r} is not read: {self.files[0].path.name} and config.json are taken")
         if (self.path / "tokenizer.model").exists() and not (self.path / "tokenizer.json").exists():
-            found.append(f"{self.path}: tokenizer.model is not read; text needs a tokenizer.json, {MAKE_TOKENIZER}")
+            found.append(
+                f"{self.path}: tokenizer.model is not read; text needs a tokenizer.json, {self.make_tokenizer}"
+            )
         return found
 
     def text_tensors(self) -> list[SourceTensor]:

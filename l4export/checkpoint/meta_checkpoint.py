@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from l4export.checkpoint.hf_checkpoint import Checkpoint, open_small, with_generation_config
 from l4export.checkpoint.hf_config import config_from_hf
@@ -33,6 +33,7 @@ _TOWER = ("vision_embeddings.", "vision_projection.")
 class MetaCheckpoint(Checkpoint):
     """An opened folder of Meta's. `tensors` are by file and name, and each is called as Meta calls it."""
 
+    make_tokenizer: ClassVar[str] = "which l4export.checkpoint.write_tokenizer_json(FOLDER) makes of it"
     shards: MetaShards
 
     def is_plain(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_vision import pixels
 
 from l4export import runtimes
-from l4export.checkpoint import Checkpoint, open_checkpoint, read_config, read_vision_config
+from l4export.checkpoint import Checkpoint, open_checkpoint, read_config, read_vision_config, write_tokenizer_json
 from l4export.checkpoint.sample import write_sample
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
@@ -28,6 +29,7 @@ from l4export.model.tensors import tensors, vision_tensors
 from l4export.parity.whole_model import check_parity
 from l4export.reference.vision_tower import HFVisionTower
 from l4export.runtimes.session import Session
+from l4export.runtimes.text.codec import TextCodec
 from workshop import Workshop, assert_close, edit_config, random_ids
 
 IMAGE_TOKEN = 256 + 92
@@ -117,7 +119,13 @@ def test_an_engine_against_transformers(workshop: Workshop, tmp_path: Path, vari
 
 def test_an_engine_that_sees(seeing: Path, tmp_path: Path) -> None:
     folder = write_meta_folder(seeing, tmp_path / "m", 4)
+    (folder / "tokenizer.model").write_text(
+        "".join(f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
+    )
+    write_tokenizer_json(folder)
     build(folder, tmp_path / "e", BuildOptions(max_context=64))
+    assert (codec := TextCodec.open(tmp_path / "e"))
+    assert codec.encode("é<|patch|>") == [256, *"é".encode(), IMAGE_TOKEN]
     ids, tiles = random_ids(42, 230), pixels(3, 16)
     ids[12:20] = ids[30:34] = IMAGE_TOKEN
     expected = transformers_logits(seeing, ids[None], tiles, tmp_path / "scratch")[0]
