@@ -48,11 +48,16 @@ class Stacked(ComputedWeight):
     def compute(self, region: tuple[slice, ...]) -> np.ndarray:
         """Matrix by matrix, so that no row is read that was not asked for."""
         matrices, rows, columns = region
-        height = self.shape[1]
+
+        def values(matrix: int) -> np.ndarray:
+            first = matrix * self.shape[1]
+            return self._weight.read((slice(first + rows.start, first + rows.stop), columns))
+
+        if matrices.stop - matrices.start == 1:  # as a build asks for them: without another copy
+            return values(matrices.start)[None]
         out = np.empty([cut.stop - cut.start for cut in region], self.dtype)
         for index, matrix in enumerate(range(matrices.start, matrices.stop)):
-            first = matrix * height
-            out[index] = self._weight.read((slice(first + rows.start, first + rows.stop), columns))
+            out[index] = values(matrix)
         return out
 
 

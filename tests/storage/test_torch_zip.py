@@ -280,3 +280,45 @@ def test_a_file_that_shrinks_is_refused(tmp_path: Path) -> None:
     os.truncate(path, 20_000)
     with pytest.raises(InputError, match="shrank"):
         file.array(file.entries["a"])
+
+
+def large_archive(path: Path, entries: dict[str, bytes | int]) -> None:
+    """An archive with 64-bit sizes and offsets, where a number of bytes stands for a hole in a sparse file."""
+    directory = b""
+    with path.open("wb") as file:
+        for name, content in entries.items():
+            header, size = file.tell(), content if isinstance(content, int) else len(content)
+            raw = f"archive/{name}".encode()
+            file.write(struct.pack("<4s5H3I2H", b"PK\3\4", 0, 0, 0, 0, 0, 0, 0, 0, len(raw), 0) + raw)
+            if isinstance(content, int):
+                file.seek(content, os.SEEK_CUR)
+            else:
+                file.write(content)
+            extra = struct.pack("<HHQQQ", 1, 24, size, size, header)
+            most = 2**32 - 1
+            fields = (0, 0, 0, 0, 0, 0, 0, most, most, len(raw), len(extra), 0, 0, 0, 0, most)
+            directory += struct.pack("<4s6H3I5H2I", b"PK\1\2", *fields) + raw + extra
+        start, count = file.tell(), len(entries)
+        end = start + len(directory)
+        record = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 0, 45, 0, 0, count, count, len(directory), start)
+        locator = struct.pack("<4sIQI", b"PK\6\7", 0, end, 1)
+        last = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, len(directory), 2**32 - 1, 0)
+        file.write(directory + record + locator + last)
+
+
+def test_more_than_four_gigabytes(tmp_path: Path) -> None:
+    """As shards have them: sizes and offsets beyond 32 bits. torch reads the file too."""
+    count, few = 5 * 2**29, np.arange(6, dtype=np.float16)
+    described = {
+        "hole": tensor("0", count, (5, 2**29), (2**29, 1), 0, "BFloat16Storage"),
+        "few": tensor("1", 6, (2, 3), (3, 1), 0, "HalfStorage"),
+    }
+    large_archive(
+        path := tmp_path / "x.pth",
+        {"data.pkl": pickled(described), "data/0": 2 * count, "data/1": few.tobytes(), "version": b"3"},
+    )
+    assert path.stat().st_blocks < 1000
+    file = TorchFile(path)
+    assert file.entries["few"].start > 5 * 2**30 and file.array(file.entries["hole"]).shape == (5, 2**29)
+    np.testing.assert_array_equal(file.array(file.entries["few"]), few.reshape(2, 3))
+    np.testing.assert_array_equal(torch.load(path, weights_only=True, mmap=True)["few"].numpy(), few.reshape(2, 3))
