@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from l4export.checkpoint.hf_config import config_from_hf, possible_tokens
 from l4export.checkpoint.hf_vision import vision_from_hf
@@ -27,12 +27,21 @@ from l4export.checkpoint.weight_finder import WeightFinder
 from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
 from l4export.model.config_fields import Fields
-from l4export.model.tensors import tensors
+from l4export.model.tensors import tensors, vision_tensors
 from l4export.model.vision_config import VisionConfig
+from l4export.storage.mapped_tensors import MappedTensors
 from l4export.storage.opened_file import OpenedFile
 from l4export.storage.safetensors import TensorFile, parse_json_object
 
-__all__ = ["Checkpoint", "SourceTensor", "open_checkpoint", "read_config", "read_vision_config"]
+__all__ = [
+    "Checkpoint",
+    "SourceTensor",
+    "open_checkpoint",
+    "open_small",
+    "read_config",
+    "read_vision_config",
+    "with_generation_config",
+]
 
 _MAX_JSON = 64 * 2**20
 _MAX_TENSORS = 2**18  # Maverick's experts one by one, each in four parts, are 80,000
@@ -50,7 +59,8 @@ class Checkpoint:
     tensors: Mapping[str, SourceTensor]
     prefix: str
     """The prefix of the text model's tensor names: "language_model." in a multimodal checkpoint, else nothing."""
-    files: tuple[TensorFile, ...]
+    files: tuple[MappedTensors, ...]
+    make_tokenizer: ClassVar[str] = MAKE_TOKENIZER
     config_file: OpenedFile
     """config.json, as it was opened to be read."""
     _config_bytes: bytes = field(repr=False)
@@ -72,6 +82,10 @@ class Checkpoint:
         """Whether every weight of the text model is a tensor under its own name, as transformers saves them."""
         return all(self.prefix + name in self.tensors for name in tensors(self.config))
 
+    def is_vision_plain(self) -> bool:
+        """The same for the vision tower."""
+        return all(name in self.tensors for name in vision_tensors(self.vision_config(), self.config.hidden_size))
+
     def has_vision(self) -> bool:
         """Whether there are tensors of a vision tower."""
         return any(name.startswith(_TOWER) for name in self.tensors)
@@ -82,7 +96,7 @@ class Checkpoint:
         Raises:
             InputError: a field of a wrong type or range, or one that contradicts another.
         """
-        return vision_from_hf(self.raw_config, str(self.path / _CONFIG), self.config.vocab_size)
+        return vision_from_hf(self.raw_config, str(self.config_file.path), self.config.vocab_size)
 
     def _stored(self, full: str, shape: tuple[int, ...]) -> StoredWeight:
         if weight := WeightFinder(self.tensors).find(full, shape):
@@ -130,9 +144,18 @@ class Checkpoint:
             found.append(
                 f"{self.path}: {len(scales)} scales of a quantised KV cache are ignored, such as {scales[0]!r}"
             )
+        taken = {file.path.name for file in self.files}
+        if shards := sorted({file.name for file in self.path.glob("consolidated*.pth")} - taken):
+            found.append(f"{self.path}: {shards[0]!r} is not read: {self.files[0].path.name} and config.json are taken")
         if (self.path / "tokenizer.model").exists() and not (self.path / "tokenizer.json").exists():
-            found.append(f"{self.path}: tokenizer.model is not read; text needs a tokenizer.json, {MAKE_TOKENIZER}")
+            found.append(
+                f"{self.path}: tokenizer.model is not read; text needs a tokenizer.json, {self.make_tokenizer}"
+            )
         return found
+
+    def text_tensors(self) -> list[SourceTensor]:
+        """The text model's tensors, in order."""
+        return [self.tensors[self.prefix + name] for name in self._text_names()]
 
     def _text_names(self) -> list[str]:
         """The text model's tensors, without prefix, in order."""
@@ -178,7 +201,7 @@ def _open(path: Path) -> Checkpoint:
     prefix = "language_model." if any(name.startswith("language_model.") for name in found) else ""
     if config.tie_word_embeddings and f"{prefix}lm_head.weight" in found:
         config = dataclasses.replace(config, tie_word_embeddings=False)  # a stored head wins, as in transformers
-    config = _with_generation_config(config, path / "generation_config.json")
+    config = with_generation_config(config, path / "generation_config.json")
     check_weights_are_plain(raw, found.values(), path / _CONFIG)
     return Checkpoint(path, config, raw, found, prefix, tuple(files), config_file, config_bytes, weight_map)
 
@@ -216,13 +239,13 @@ def _config(path: Path) -> tuple[OpenedFile, bytes, dict[str, Any], ModelConfig]
     """The file, its bytes, the JSON object that they hold, and what it says."""
     if not path.exists():
         raise InputError(absent_weights(path.parent, _CONFIG))
-    file = _open_small(path)
+    file = open_small(path)
     data = file.read()
     raw = parse_json_object(data, str(path))
     return file, data, raw, config_from_hf(raw, str(path))
 
 
-def _with_generation_config(config: ModelConfig, path: Path) -> ModelConfig:
+def with_generation_config(config: ModelConfig, path: Path) -> ModelConfig:
     """The config with the stop tokens of generation_config.json, which transformers' `generate` obeys first."""
     if not path.is_file():
         return config
@@ -261,10 +284,11 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 def _read_small(path: Path) -> bytes:
     """A JSON file of bounded size."""
-    return _open_small(path).read()
+    return open_small(path).read()
 
 
-def _open_small(path: Path) -> OpenedFile:
+def open_small(path: Path) -> OpenedFile:
+    """A JSON file of bounded size, opened; raises `InputError` for anything else."""
     if not path.is_file() or (file := OpenedFile(path)).size > _MAX_JSON:
         raise InputError(f"{path}: not a regular file of at most {_MAX_JSON // 2**20} MiB; download it again")
     return file

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CHAT_TEMPLATE", "special_ids", "write_tokenizer"]
+__all__ = ["CHAT_TEMPLATE", "added_token", "begins_with", "byte_letters", "special_ids", "write_tokenizer"]
 
 _AFTER_BEGIN = {"begin_of_text": 0, "end_of_text": 1, "header_start": 5, "header_end": 6, "eom": 7, "eot": 8}
 _BEFORE_PATCH = {"tile_x_separator": 8, "tile_y_separator": 7, "image": 2, "patch": 0}
@@ -59,10 +59,12 @@ def write_tokenizer(path: Path, config: dict[str, Any]) -> None:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(name, number) for name, number in sorted(special.items(), key=lambda item: item[1])],
+        "added_tokens": [
+            added_token(name, number) for name, number in sorted(special.items(), key=lambda item: item[1])
+        ],
         "normalizer": None,
         "pre_tokenizer": bytes_as_text,
-        "post_processor": _begins_with(begin, special[begin]),
+        "post_processor": begins_with(begin, special[begin]),
         "decoder": bytes_as_text,
         "model": {"type": "BPE", "vocab": _vocabulary(config["text_config"]["vocab_size"], special), "merges": []},
     }
@@ -80,13 +82,13 @@ def write_tokenizer(path: Path, config: dict[str, Any]) -> None:
 
 def _vocabulary(size: int, special: dict[str, int]) -> dict[str, int]:
     """A token for every id: bytes have the lowest that are not special, words follow."""
-    letters, taken = _letters(), set(special.values())
+    letters, taken = byte_letters(), set(special.values())
     free = [number for number in range(size) if number not in taken]
     tokens = {letters[byte]: number for byte, number in zip(_BYTES, free, strict=False)}
     return tokens | special | {letters[0x20] + _word(number): number for number in free[len(_BYTES) :]}
 
 
-def _letters() -> list[str]:
+def byte_letters() -> list[str]:
     """The characters that stand for the 256 bytes in a byte-level tokenizer: those that can be printed for themselves.
 
     It is the table of GPT-2: the n-th byte that cannot be printed is the character 256 + n.
@@ -105,12 +107,13 @@ def _word(number: int) -> str:
     return word
 
 
-def _added(content: str, number: int) -> dict[str, Any]:
+def added_token(content: str, number: int) -> dict[str, Any]:
+    """A special token, as tokenizer.json lists it."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": number, "content": content, **flags, "special": True}
 
 
-def _begins_with(token: str, number: int) -> dict[str, Any]:
+def begins_with(token: str, number: int) -> dict[str, Any]:
     """What puts a token before every text."""
     first, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     pair = [first, text, {"Sequence": {"id": "B", "type_id": 0}}]

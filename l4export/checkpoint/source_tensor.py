@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 
 from l4export.checkpoint.stored_weight import Index
 from l4export.errors import InputError
+from l4export.storage.mapped_tensors import ARRAY_DTYPES, HANDLED_DTYPES, MappedTensors, TensorEntry
 from l4export.storage.opened_file import OpenedFile
-from l4export.storage.safetensors import ARRAY_DTYPES, HANDLED_DTYPES, TensorEntry, TensorFile
+from l4export.storage.safetensors import DTYPE_BITS
 
 __all__ = ["SourceTensor"]
 
@@ -26,7 +28,7 @@ class SourceTensor:
     """
 
     entry: TensorEntry
-    file: TensorFile = field(repr=False, compare=False)
+    file: MappedTensors = field(repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ class SourceTensor:
     @property
     def nbytes(self) -> int:
         """The stored size in bytes."""
-        return self.entry.stop - self.entry.start
+        return math.prod(self.shape) * DTYPE_BITS[self.entry.dtype] // 8
 
     @property
     def place(self) -> tuple[OpenedFile, int, int]:

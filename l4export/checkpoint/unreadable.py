@@ -69,10 +69,9 @@ def absent_weights(path: Path, lacks: str) -> str:
         return f"{path}: is a cache of the Hugging Face hub; give the directory in {path / 'snapshots'}"
     if "params.json" in names or any(name.startswith("consolidated.") for name in names):
         found = next(name for name in names if name == "params.json" or name.startswith("consolidated."))
-        pickle = ", and a pickle, which is never read" if found.endswith(_PICKLES) else ""
         return (
-            f"{path}: {lacks} is missing; {found!r} is of Meta's own layout{pickle}: take the repository without "
-            "-Original in its name, or convert with transformers' convert_llama4_weights_to_hf.py"
+            f"{path}: {lacks} is missing; {found!r} is of Meta's own layout, of which params.json with "
+            "consolidated.00.pth and so on is read, beside no config.json"
         )
     for name in names:
         if name.endswith(_PICKLES):

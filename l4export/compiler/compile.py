@@ -184,6 +184,6 @@ class _SourceWeights:
             self.checkpoint.check_all_known(self.names)
 
     def files(self) -> tuple[str, ...]:
-        """config.json and the files with weights: all of them, or those of the layers that are built."""
+        """The config and the files with weights: all of them, or those of the layers that are built."""
         everything = {file.path.name for file in self.checkpoint.files} if self.layers is None else set()
-        return ("config.json", *sorted(self.file_names | everything))
+        return (self.checkpoint.config_file.path.name, *sorted(self.file_names | everything))

@@ -60,9 +60,9 @@ class BuildInputs:
     texts: Texts
 
     def source_files(self, names: Iterable[str]) -> dict[str, OpenedFile]:
-        """config.json and the files with weights, by name, as they were opened for reading."""
+        """The config and the files with weights, by name, as they were opened for reading."""
         opened = {file.path.name: file.opened for file in self.checkpoint.files}
-        opened["config.json"] = self.checkpoint.config_file
+        opened[self.checkpoint.config_file.path.name] = self.checkpoint.config_file
         return {name: opened[name] for name in names}
 
 

@@ -97,7 +97,7 @@ class CheckpointFacts(_Facts):
     """A checkpoint, from its config and the headers of its files.
 
     `tensors`, `bytes` and `bytes_by_dtype` (dtypes as safetensors spells them) are of the text model, `files` has the
-    size of every safetensors file in bytes.
+    size of every file with weights in bytes.
     """
 
     kind = "checkpoint"
@@ -158,8 +158,7 @@ def inspect(path: str | os.PathLike[str]) -> CheckpointFacts | EngineFacts:
 
 def _checkpoint(path: Path) -> CheckpointFacts:
     checkpoint = open_checkpoint(path)
-    prefixes = (f"{checkpoint.prefix}model.", f"{checkpoint.prefix}lm_head.")
-    text = [tensor for name, tensor in checkpoint.tensors.items() if name.startswith(prefixes)]
+    text = checkpoint.text_tensors()
     dtypes: Counter[str] = Counter()
     for tensor in text:
         dtypes[tensor.entry.dtype] += tensor.nbytes

@@ -18,6 +18,7 @@ class HFVisionTower:
     """`Llama4VisionModel` and `Llama4MultiModalProjector` in float32 on the CPU.
 
     Independent of l4export's own readers: transformers reads `vision_config`, and the safetensors library the weights.
+    Weights in another form than transformers saves are read by l4export.
 
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
@@ -83,9 +84,16 @@ class HFVisionTower:
 
 def _loaded(module: Any, checkpoint: Checkpoint, prefix: str) -> Any:
     """A module of float32 with the checkpoint's tensors under a prefix: exactly those that it has."""
+    import torch
     from safetensors import safe_open
 
     weights: dict[str, Any] = {}
+    if not checkpoint.is_vision_plain():
+        for name, values in module.state_dict().items():
+            stored = checkpoint.vision_tensor(prefix + name, tuple(values.shape))
+            weights[name] = torch.from_numpy(stored.read().astype(np.float32))
+        module.load_state_dict(weights)
+        return module.eval()
     for file in checkpoint.files:
         with safe_open(file.path, "pt") as opened:
             names = [name for name in opened.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)

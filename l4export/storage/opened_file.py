@@ -81,6 +81,18 @@ class OpenedFile:
         self.check_open()
         return data
 
+    def read_at(self, start: int, count: int) -> bytes:
+        """The `count` bytes from `start` on; raises `InputError` where the file has fewer, and as `read`."""
+        data = b""
+        try:
+            while len(data) < count and (piece := os.pread(self.descriptor, count - len(data), start + len(data))):
+                data += piece
+        except OSError as error:
+            raise StorageError(f"{self.path}: reading failed ({error.strerror}); check the disk") from None
+        if len(data) < count:
+            raise InputError(f"{self.path}: truncated while being read; download or convert the file again")
+        return data
+
     def record(self, given_up: threading.Event | None = None, stop: int | None = None) -> FileRecord:
         """Size and digest of the bytes before `stop` (None: of all), read in a stream.
 

@@ -10,18 +10,12 @@ overlaps. A file is untrusted: all of that is checked before anything is allocat
 from __future__ import annotations
 
 import json
-import mmap
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-from numpy.lib.array_utils import byte_bounds
-
-from l4export.errors import InputError, StorageError, printable
+from l4export.errors import InputError, printable
 from l4export.storage.foreign_files import foreign_kind
+from l4export.storage.mapped_tensors import ARRAY_DTYPES, HANDLED_DTYPES, MappedTensors, TensorEntry
 from l4export.storage.opened_file import OpenedFile
 
 __all__ = [
@@ -44,23 +38,6 @@ DTYPE_BITS = {
 }
 """Bits of an element, for every dtype of the format."""
 
-HANDLED_DTYPES: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
-"""The dtypes that weights may have, as numpy sees them."""
-
-ARRAY_DTYPES: dict[str, np.dtype[Any]] = {
-    **HANDLED_DTYPES,
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-}
-"""The dtypes that a file is read in."""
-
 _MAX_HEADER = 64 * 2**20  # bytes, enough for 400,000 tensors; as text and strings of Python it may take nine times that
 _MAX_RANK = 32
 _MAX_JSON_MARKS = 1_000_000
@@ -68,17 +45,6 @@ _MAX_JSON_MARKS = 1_000_000
 _MAX_JSON_DEPTH = 64
 _TOO_DEEP = "{}: JSON is nested too deeply; is this the right file?"
 _HINT = "; download or convert the file again"
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """One tensor of a file: dtype as the format spells it, and absolute byte offsets in the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
 
 
 def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
@@ -131,86 +97,35 @@ def _depth(value: Any) -> int:
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of a file by name, in the order of their bytes; raises `InputError` or `StorageError`."""
     file = OpenedFile(path)
-    return _read_header(file.descriptor, file.size, path)[0]
+    return _read_header(file)[0]
 
 
-class TensorFile:
+class TensorFile(MappedTensors):
     """A safetensors file, mapped into memory read-only.
 
-    Mapped pages that were read count in the process's resident memory until `release` gives them back.
-
     Attributes:
-        opened: The file: what is mapped is what it reads.
-        entries: The tensors by name, in the order of their bytes.
         metadata: The header's strings.
     """
 
     def __init__(self, path: Path) -> None:
-        self.opened = OpenedFile(path)
-        descriptor = self.opened.descriptor
-        self.entries, self.metadata = _read_header(descriptor, self.size, path)
-        try:
-            self._map = mmap.mmap(descriptor, self.size, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: the file shrank a moment ago
-            raise StorageError(f"{path}: cannot be mapped ({error}); check the file system") from None
-        self._bytes = np.frombuffer(self._map, np.uint8)
-
-    @property
-    def path(self) -> Path:
-        """Where it was opened."""
-        return self.opened.path
-
-    @property
-    def size(self) -> int:
-        """In bytes, when it was opened."""
-        return self.opened.size
-
-    def array(self, entry: TensorEntry) -> np.ndarray:
-        """A read-only view of the tensor, in one of `ARRAY_DTYPES`, that copies nothing.
-
-        Raises `InputError` for other dtypes, and when the file shrank since it was opened: reading the lost pages
-        would kill the process.
-        """
-        if entry.dtype not in ARRAY_DTYPES:
-            known = ", ".join(ARRAY_DTYPES)
-            raise InputError(
-                f"{self.path}: tensor {entry.name!r} has dtype {entry.dtype}; only {known} are supported, convert it"
-            )
-        if (now := os.fstat(self.opened.descriptor).st_size) < self.size:
-            raise InputError(f"{self.path}: shrank from {self.size} to {now} bytes while open{_HINT}")
-        # The start of a tensor need not be aligned to its elements: numpy copes, on x86 at no cost.
-        return self._bytes[entry.start : entry.stop].view(ARRAY_DTYPES[entry.dtype]).reshape(entry.shape)
-
-    def announce(self, view: np.ndarray) -> None:
-        """Say that `view` (of `array`) is about to be read; see `OpenedFile.announce`."""
-        if view.size:
-            self.opened.announce(self._bounds(view)[1])
-
-    def release(self, view: np.ndarray) -> None:
-        """Tells the kernel that the pages under `view` (of `array`) are not needed; reading them again is allowed."""
-        low, high = self._bounds(view)
-        low -= low % mmap.PAGESIZE
-        if high > low:
-            self._map.madvise(mmap.MADV_DONTNEED, low, high - low)
-
-    def _bounds(self, view: np.ndarray) -> tuple[int, int]:
-        """The first byte of the file that `view` spans, and the end."""
-        low, high = (bound - byte_bounds(self._bytes)[0] for bound in byte_bounds(view))
-        return low, high
+        opened = OpenedFile(path)
+        entries, self.metadata = _read_header(opened)
+        super().__init__(opened, entries)
 
 
-def _read_header(fd: int, size: int, path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+def _read_header(file: OpenedFile) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """Tensors and metadata."""
+    path, size = file.path, file.size
     if size < 8:
         raise InputError(f"{path}: truncated: {size} bytes, a safetensors file has at least 8{_HINT}")
-    length = int.from_bytes(_read(fd, 8, 0, path), "little")
-    if 8 + length > size and (kind := foreign_kind(_read(fd, min(size, 64), 0, path))):
+    length = int.from_bytes(file.read_at(0, 8), "little")
+    if 8 + length > size and (kind := foreign_kind(file.read_at(0, min(size, 64)))):
         raise InputError(f"{path}: {kind}")
     if length > _MAX_HEADER:
         raise InputError(f"{path}: header of {length} bytes; at most {_MAX_HEADER} are read{_HINT}")
     if 8 + length > size:
         raise InputError(f"{path}: truncated: header describes {8 + length} bytes, file has {size}{_HINT}")
-    text = _read(fd, length, 8, path)
+    text = file.read_at(8, length)
     if not text.startswith(b"{"):
         raise InputError(f"{path}: header does not start with '{{'; not a safetensors file{_HINT}")
     header = parse_json_object(text, f"{path}: header")
@@ -230,18 +145,6 @@ def _read_header(fd: int, size: int, path: Path) -> tuple[dict[str, TensorEntry]
     if end < size:
         raise InputError(f"{path}: {size - end} bytes after the last tensor; header describes {end}{_HINT}")
     return {entry.name: entry for entry in entries}, metadata
-
-
-def _read(fd: int, count: int, offset: int, path: Path) -> bytes:
-    data = b""
-    try:
-        while len(data) < count and (piece := os.pread(fd, count - len(data), offset + len(data))):
-            data += piece
-    except OSError as error:
-        raise StorageError(f"{path}: reading failed ({error.strerror}); check the disk") from None
-    if len(data) < count:
-        raise InputError(f"{path}: truncated while being read{_HINT}")
-    return data
 
 
 def _entry(name: str, value: object, base: int, path: Path) -> TensorEntry:

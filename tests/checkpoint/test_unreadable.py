@@ -58,10 +58,8 @@ def test_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("files", "words"),
     [
         (["adapter_config.json", "adapter_model.safetensors"], ["holds an adapter", "merge_and_unload"]),
-        (
-            ["params.json", "consolidated.00.pth"],
-            ["'consolidated.00.pth' is of Meta's own layout", "convert_llama4_weights_to_hf", "pickle"],
-        ),
+        (["params.json", "consolidated.00.pth"], ["params.json: not valid JSON"]),
+        (["consolidated.00.pth"], ["params.json is missing"]),
         (["consolidated.00.safetensors"], ["Meta's own layout"]),
         (["snapshots"], ["is a cache of the Hugging Face hub", "snapshots"]),
         (["model-Q4_K_M.gguf"], ["GGUF"]),

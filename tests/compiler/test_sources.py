@@ -57,7 +57,7 @@ def once_after(monkeypatch: pytest.MonkeyPatch, place: object, name: str, what: 
     monkeypatch.setattr(place, name, then)
 
 
-@pytest.mark.parametrize("moment", ["_config", "_weight_map", "_with_generation_config"])
+@pytest.mark.parametrize("moment", ["_config", "_weight_map", "with_generation_config"])
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json"])
 def test_a_file_that_is_replaced_while_the_checkpoint_is_opened(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, name: str
@@ -76,7 +76,7 @@ def test_a_file_that_is_replaced_while_the_checkpoint_is_opened(
     except SourceChanged as error:
         assert name in str(error) and not (tmp_path / "e").exists()
     else:
-        assert name == "model.safetensors" and moment != "_with_generation_config"
+        assert name == "model.safetensors" and moment != "with_generation_config"
         build(checkpoint, tmp_path / "again")
         names = os.listdir(tmp_path / "again")
         assert all((tmp_path / "e" / n).read_bytes() == (tmp_path / "again" / n).read_bytes() for n in names)

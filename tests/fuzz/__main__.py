@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 from fuzz_case import Outcome, Subject
 from fuzz_harness import Tally, run_cases
@@ -22,10 +23,13 @@ _SUBJECTS = {
     "session": "fuzz_session.SessionSubject",
     "tokenizer": "fuzz_tokenizer.TokenizerSubject",
     "image": "fuzz_image.ImageSubject",
+    "pth": "fuzz_pth.PthSubject",
     "partial": "fuzz_partial.PartialSubject",
     "calibration": "fuzz_partial.CalibrationSubject",
 }
 _SHOWN = 8
+
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 
 def subject(name: str) -> type[Subject]:

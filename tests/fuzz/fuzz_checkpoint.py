@@ -15,7 +15,7 @@ from fuzz_json import damaged_text, dumps, mutate_json
 from fuzz_tokenizer import mutate_tokenizer
 from fuzz_valid import small_checkpoint, tokenizers
 
-__all__ = ["CheckpointSubject"]
+__all__ = ["CheckpointSubject", "use_checkpoint"]
 
 _VARIANTS = ("scout", "maverick", "guard", "multimodal")
 _WORDS = [
@@ -67,7 +67,7 @@ class CheckpointSubject(Subject):
         self.files = {name: read_files(self.valid / name) for name in _VARIANTS}
         out = self.valid / f"engine-{os.getpid()}"
         for index, options in enumerate(_OPTIONS[-2:]):
-            _use(self.valid / "multimodal", out.with_name(f"{out.name}-{index}"), options)
+            use_checkpoint(self.valid / "multimodal", out.with_name(f"{out.name}-{index}"), options)
 
     def make(self, rng: random.Random, place: Path) -> Case:
         """One to three changes of its files, and options to build it with."""
@@ -79,7 +79,7 @@ class CheckpointSubject(Subject):
         write_files(path, files)
         if rng.random() < 0.25:
             what.append(replace_file(path / rng.choice(sorted(files)), rng))
-        return Case(lambda: _use(path, place / "engine", options), what, output="engine")
+        return Case(lambda: use_checkpoint(path, place / "engine", options), what, output="engine")
 
 
 def _change(files: Files, rng: random.Random) -> str:
@@ -119,7 +119,7 @@ def _changed_json(data: bytes, with_field: bool, rng: random.Random) -> tuple[by
     return dumps(value).encode(), told
 
 
-def _use(checkpoint: Path, engine: Path, options: dict[str, Any]) -> None:
+def use_checkpoint(checkpoint: Path, engine: Path, options: dict[str, Any]) -> None:
     """Inspect and build a checkpoint; run what was built."""
     import l4export
     from l4export.errors import InputError
