@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from l4export.checkpoint.hf_config import config_from_hf, possible_tokens
 from l4export.checkpoint.hf_vision import vision_from_hf
-from l4export.checkpoint.quantization_config import check_weights_are_plain, quantization_method
+from l4export.checkpoint.quantization_config import Quantization, quantization_method, read_quantization
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import StoredWeight
 from l4export.checkpoint.unreadable import (
@@ -29,8 +30,9 @@ from l4export.model.config import ModelConfig
 from l4export.model.config_fields import Fields
 from l4export.model.tensors import tensors
 from l4export.model.vision_config import VisionConfig
+from l4export.model.weight_names import kind_of
 from l4export.storage.opened_file import OpenedFile
-from l4export.storage.safetensors import TensorFile, parse_json_object
+from l4export.storage.safetensors import HANDLED_DTYPES, TensorFile, parse_json_object
 
 __all__ = ["Checkpoint", "SourceTensor", "open_checkpoint", "read_config", "read_vision_config"]
 
@@ -53,6 +55,8 @@ class Checkpoint:
     files: tuple[TensorFile, ...]
     config_file: OpenedFile
     """config.json, as it was opened to be read."""
+    quantization: Quantization | None
+    """How weights are quantised; None where all are floats."""
     _config_bytes: bytes = field(repr=False)
     _index: Mapping[str, str] = field(repr=False)
 
@@ -69,8 +73,27 @@ class Checkpoint:
         return self._stored(name, shape)
 
     def is_plain(self) -> bool:
-        """Whether every weight of the text model is a tensor under its own name, as transformers saves them."""
-        return all(self.prefix + name in self.tensors for name in tensors(self.config))
+        """Whether every weight of the text model is a tensor of floats under its own name, as transformers saves it."""
+        found = [self.tensors.get(self.prefix + name) for name in tensors(self.config)]
+        return all(tensor and tensor.entry.dtype in HANDLED_DTYPES for tensor in found)
+
+    def formats(self) -> dict[str, tuple[tuple[str, ...], float]]:
+        """For each kind of weight (`l4export.model.weight_names.KINDS`): how it is stored, and in bits a weight.
+
+        The bits are those of all tensors that it is made of. Weights that are not there do not count.
+
+        Raises:
+            InputError: a weight of another shape, or one that lacks a part.
+        """
+        finder = self._finder()
+        found: dict[str, tuple[dict[str, None], list[int]]] = {}
+        for name, shape in tensors(self.config).items():
+            if weight := finder.find(self.prefix + name, shape):
+                formats, sizes = found.setdefault(kind_of(name), ({}, [0, 0]))
+                formats.update(dict.fromkeys(weight.formats))
+                sizes[0] += sum(stop - start for _, start, stop in (part.place for part in weight.parts))
+                sizes[1] += math.prod(shape)
+        return {kind: (tuple(formats), 8 * size / count) for kind, (formats, (size, count)) in found.items()}
 
     def has_vision(self) -> bool:
         """Whether there are tensors of a vision tower."""
@@ -85,13 +108,16 @@ class Checkpoint:
         return vision_from_hf(self.raw_config, str(self.path / _CONFIG), self.config.vocab_size)
 
     def _stored(self, full: str, shape: tuple[int, ...]) -> StoredWeight:
-        if weight := WeightFinder(self.tensors).find(full, shape):
+        if weight := self._finder().find(full, shape):
             return weight
         if file_name := self._index.get(full):
             raise InputError(
                 f"{self.path / _INDEX}: tensor {full!r} is not in {file_name}; download the checkpoint again"
             )
         raise InputError(f"{self.path}: tensor {full!r} {missing_tensor(full, self.tensors)}")
+
+    def _finder(self) -> WeightFinder:
+        return WeightFinder(self.tensors, self.quantization.schemes if self.quantization else ())
 
     def check_all_known(self, used: Collection[str]) -> None:
         """Refuse tensors of the text model whose names (without prefix) are not among those `used`.
@@ -124,7 +150,9 @@ class Checkpoint:
     def notes(self) -> list[str]:
         """One line for each thing that is ignored and that a user should know about."""
         found = []
-        if method := quantization_method(self.raw_config):
+        if self.quantization:
+            found.append(f"{self.path}: {self.quantization.note(self.tensors.values())}")
+        elif method := quantization_method(self.raw_config):
             found.append(f"{self.path / _CONFIG}: its quantization_config ({method}) is ignored: all weights are float")
         if scales := [name for name in self._text_names() if is_cache_scale(name)]:
             found.append(
@@ -179,8 +207,8 @@ def _open(path: Path) -> Checkpoint:
     if config.tie_word_embeddings and f"{prefix}lm_head.weight" in found:
         config = dataclasses.replace(config, tie_word_embeddings=False)  # a stored head wins, as in transformers
     config = _with_generation_config(config, path / "generation_config.json")
-    check_weights_are_plain(raw, found.values(), path / _CONFIG)
-    return Checkpoint(path, config, raw, found, prefix, tuple(files), config_file, config_bytes, weight_map)
+    method = read_quantization(raw, found, path / _CONFIG)
+    return Checkpoint(path, config, raw, found, prefix, tuple(files), config_file, method, config_bytes, weight_map)
 
 
 def read_config(path: Path) -> ModelConfig:

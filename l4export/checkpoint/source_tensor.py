@@ -63,6 +63,11 @@ class SourceTensor:
         return (self,)
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        """Its dtype, as safetensors spells it."""
+        return (self.entry.dtype,)
+
+    @property
     def nbytes(self) -> int:
         """The stored size in bytes."""
         return self.entry.stop - self.entry.start

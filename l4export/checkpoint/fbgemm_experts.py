@@ -1,0 +1,75 @@
+"""Routed experts as transformers' fbgemm_fp8 stores them: the tensors of transformers in FP8, with a scale a column.
+
+Beside the codes [experts, in, out] stands a float for every output channel, `experts.gate_up_proj_scale`
+[experts, 1, out] or `experts.down_proj_scale` [experts, out, 1] (transformers, `integrations/fbgemm_fp8.py`). A weight
+is code times scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from l4export.checkpoint.scales import multiply, read_scales
+from l4export.checkpoint.source_tensor import SourceTensor
+from l4export.checkpoint.stored_weight import ComputedWeight
+from l4export.errors import InputError
+
+__all__ = ["FP8Experts", "find_fp8_experts"]
+
+_BATCH = 2**20  # elements that are computed at a time
+
+
+def find_fp8_experts(name: str, shape: tuple[int, ...], tensors: Mapping[str, SourceTensor]) -> FP8Experts | None:
+    """The experts `name`, [experts, in, out], if they are there in FP8; None where they are not.
+
+    Raises:
+        InputError: codes of another shape, or scales that are missing or of another shape.
+    """
+    codes = tensors.get(name)
+    if codes is None or codes.entry.dtype != "F8_E4M3" or not name.endswith((".gate_up_proj", ".down_proj")):
+        return None
+    experts, _, out = shape
+    scales = tensors.get(f"{name}_scale")
+    scale_shape = (experts, out, 1) if name.endswith(".down_proj") else (experts, 1, out)
+    for tensor, wanted in ((codes, tuple(shape)), (scales, scale_shape)):
+        found = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
+        if tensor is None or tensor.shape != wanted:
+            label = name if tensor is codes else f"{name}_scale"
+            raise InputError(
+                f"{codes.file.path}: tensor {label!r} {found}, expected {list(wanted)} of experts in FP8 with a scale "
+                "a column; config.json and the weights do not match"
+            )
+    assert scales is not None
+    _ = scales.dtype
+    return FP8Experts(name, codes, scales)
+
+
+class FP8Experts(ComputedWeight):
+    """Experts [experts, in, out] in float32, of FP8 codes and a scale for each expert's output channel."""
+
+    def __init__(self, name: str, codes: SourceTensor, scales: SourceTensor) -> None:
+        super().__init__(name, codes.shape, np.dtype(np.float32), [codes, scales], ["FP8, a scale a column"])
+        self._codes, self._scales = codes, scales
+
+    def compute(self, region: tuple[slice, ...]) -> np.ndarray:
+        """Codes times scales.
+
+        Raises:
+            InputError: a scale that is not finite or is negative, or is 0 where codes are not.
+        """
+        experts, rows, columns = region
+        out = np.empty([cut.stop - cut.start for cut in region], np.float32)
+        if not out.size:
+            return out
+        of_scales = (columns, slice(None)) if self.name.endswith(".down_proj") else (slice(None), columns)
+        scales = read_scales(self._scales, (experts, *of_scales)).reshape(len(out), 1, -1)
+        batch = max(1, _BATCH // out.shape[2])
+        for expert in range(len(out)):
+            for start in range(0, out.shape[1], batch):
+                piece = out[expert, start : start + batch]
+                cut = slice(rows.start + start, rows.start + start + len(piece))
+                piece[...] = self._codes.read((experts.start + expert, cut, columns))
+                multiply(piece, scales[expert], self._scales)
+        return out
