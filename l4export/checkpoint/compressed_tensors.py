@@ -23,7 +23,7 @@ import numpy as np
 
 from l4export.checkpoint.packed_ints import PackedInts
 from l4export.checkpoint.quantization_scheme import Expected, Scheme
-from l4export.checkpoint.scales import damaged, multiply, read_scales
+from l4export.checkpoint.scales import damaged, decode, multiply, read_scales
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import ComputedWeight
 from l4export.errors import InputError
@@ -125,7 +125,7 @@ class QuantizedLinear(ComputedWeight):
     def _fill(self, out: np.ndarray, rows: slice, columns: slice) -> None:
         codes = self._codes.read((rows, columns))
         self._check_range(codes, self._tensors.get("weight"))
-        out[...] = codes
+        decode(codes, out)
         # The blocks that the region touches, and where among them each row and each column is.
         down, across = np.arange(rows.start, rows.stop) // self._span[0], self._groups[columns]
         high = slice(int(down[0]), int(down[-1]) + 1)

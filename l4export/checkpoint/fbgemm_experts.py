@@ -1,4 +1,4 @@
-"""Routed experts as transformers' fbgemm_fp8 stores them: the tensors of transformers in FP8, with a scale a column.
+"""Routed experts as transformers' fbgemm_fp8 stores them: the tensors of transformers in FP8, with scales beside them.
 
 Beside the codes [experts, in, out] stands a float for every output channel, `experts.gate_up_proj_scale`
 [experts, 1, out] or `experts.down_proj_scale` [experts, out, 1] (transformers, `integrations/fbgemm_fp8.py`). A weight
@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from l4export.checkpoint.scales import multiply, read_scales
+from l4export.checkpoint.quantization_scheme import FP8_CHANNELS
+from l4export.checkpoint.scales import decode, multiply, read_scales
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import ComputedWeight
 from l4export.errors import InputError
@@ -33,16 +34,15 @@ def find_fp8_experts(name: str, shape: tuple[int, ...], tensors: Mapping[str, So
     experts, _, out = shape
     scales = tensors.get(f"{name}_scale")
     scale_shape = (experts, out, 1) if name.endswith(".down_proj") else (experts, 1, out)
-    for tensor, wanted in ((codes, tuple(shape)), (scales, scale_shape)):
-        found = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
+    for each, tensor, wanted in ((name, codes, tuple(shape)), (f"{name}_scale", scales, scale_shape)):
         if tensor is None or tensor.shape != wanted:
-            label = name if tensor is codes else f"{name}_scale"
+            found = "is missing" if tensor is None else f"has shape {list(tensor.shape)}"
             raise InputError(
-                f"{codes.file.path}: tensor {label!r} {found}, expected {list(wanted)} of experts in FP8 with a scale "
-                "a column; config.json and the weights do not match"
+                f"{codes.file.path}: tensor {each!r} {found}, expected {list(wanted)} of experts in FP8; config.json "
+                "and the weights do not match"
             )
     assert scales is not None
-    _ = scales.dtype
+    _ = scales.dtype  # refuses what are no floats
     return FP8Experts(name, codes, scales)
 
 
@@ -50,7 +50,7 @@ class FP8Experts(ComputedWeight):
     """Experts [experts, in, out] in float32, of FP8 codes and a scale for each expert's output channel."""
 
     def __init__(self, name: str, codes: SourceTensor, scales: SourceTensor) -> None:
-        super().__init__(name, codes.shape, np.dtype(np.float32), [codes, scales], ["FP8, a scale a column"])
+        super().__init__(name, codes.shape, np.dtype(np.float32), [codes, scales], [str(FP8_CHANNELS)])
         self._codes, self._scales = codes, scales
 
     def compute(self, region: tuple[slice, ...]) -> np.ndarray:
@@ -70,6 +70,6 @@ class FP8Experts(ComputedWeight):
             for start in range(0, out.shape[1], batch):
                 piece = out[expert, start : start + batch]
                 cut = slice(rows.start + start, rows.start + start + len(piece))
-                piece[...] = self._codes.read((experts.start + expert, cut, columns))
+                decode(self._codes.read((experts.start + expert, cut, columns)), piece)
                 multiply(piece, scales[expert], self._scales)
         return out

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l4export.checkpoint.hf_config import text_config
-from l4export.checkpoint.quantization_scheme import CODES, FP8_ROWS, Scheme, read_schemes
+from l4export.checkpoint.quantization_scheme import CODES, FP8_CHANNELS, Scheme, read_schemes
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.unreadable import is_quantised, way_out
 from l4export.errors import InputError
@@ -57,7 +57,7 @@ def quantization_method(raw: Mapping[str, Any]) -> str | None:
 
 
 def read_quantization(raw: Mapping[str, Any], tensors: Mapping[str, SourceTensor], where: Path) -> Quantization | None:
-    """How weights are quantised, by the config.json `where`; None: no decoder layer has tensors of codes or scales.
+    """How weights are quantised, by the config.json `where`; None: nothing there is codes or scales.
 
     Raises:
         InputError: a method that is not read, by name, or a `quantization_config` that is malformed; or it is beside
@@ -83,7 +83,7 @@ def read_quantization(raw: Mapping[str, Any], tensors: Mapping[str, SourceTensor
             "checkpoint"
         )
     if given["quant_method"] == "fbgemm_fp8":
-        return Quantization(method, (FP8_ROWS,), ("FP8 activations",))
+        return Quantization(method, (FP8_CHANNELS,), ("FP8 activations",))
     if _rotates(given):
         raise InputError(
             f"{where}: quantization_config rotates or prunes ({', '.join(_rotates(given))}), which is not read; use "
@@ -93,9 +93,10 @@ def read_quantization(raw: Mapping[str, Any], tensors: Mapping[str, SourceTensor
 
 
 def _is_part(tensor: SourceTensor) -> bool:
-    """Whether a tensor belongs to a quantised weight of a decoder layer."""
+    """Whether a tensor belongs to a quantised weight: has codes, or whatever else is no weight in a decoder layer."""
     in_layer = ".layers." in tensor.name and not tensor.name.startswith("vision_")
-    return in_layer and (tensor.entry.dtype not in HANDLED_DTYPES or is_quantised(tensor.name))
+    other = in_layer and (tensor.entry.dtype not in HANDLED_DTYPES or is_quantised(tensor.name))
+    return other or _is_codes(tensor)
 
 
 def _is_codes(tensor: SourceTensor) -> bool:

@@ -19,7 +19,7 @@ from l4export.errors import InputError
 from l4export.model.config_fields import Fields, show
 from l4export.storage.safetensors import HANDLED_DTYPES
 
-__all__ = ["CODES", "FP8_ROWS", "Expected", "Scheme", "read_schemes"]
+__all__ = ["CODES", "FP8_CHANNELS", "Expected", "Scheme", "read_schemes"]
 
 Shape = tuple[int, ...]
 CODES = ("F8_E4M3", "I8")
@@ -64,7 +64,7 @@ class Scheme:
         codes = f"{'FP' if self.is_float else 'INT'}{self.bits}{'' if self.symmetric else ' with zero points'}"
         blocks = {
             "tensor": "one scale",
-            "channel": "a scale a row",
+            "channel": "a scale a channel",
             "group": f"groups of {self.group}{' in another order' if self.reordered else ''}",
             "block": f"blocks of {self.block[0]} x {self.block[1]}",
         }
@@ -106,8 +106,8 @@ class Scheme:
         return found
 
 
-FP8_ROWS = Scheme(bits=8, is_float=True)
-"""FP8 with a scale a row: what fbgemm_fp8 makes."""
+FP8_CHANNELS = Scheme(bits=8, is_float=True)
+"""FP8 with a scale a channel: what fbgemm_fp8 makes."""
 
 
 def read_schemes(config: Mapping[str, Any], where: str) -> tuple[Scheme, ...]:

@@ -1,14 +1,18 @@
-"""The scales of quantised weights, which must be numbers that a rounding can have made."""
+"""Codes times scales, where scales must be numbers that a rounding can have made."""
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import Index
 from l4export.errors import InputError
 
-__all__ = ["damaged", "multiply", "read_scales"]
+__all__ = ["damaged", "decode", "multiply", "read_scales"]
+
+_FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+_FP8_NUMBERS = np.arange(256, dtype=np.uint8).view(_FP8).astype(np.float32)
 
 
 def damaged(tensor: SourceTensor, problem: str) -> InputError:
@@ -16,6 +20,14 @@ def damaged(tensor: SourceTensor, problem: str) -> InputError:
     return InputError(
         f"{tensor.file.path}: tensor {tensor.name!r} {problem}; download or quantise the checkpoint again"
     )
+
+
+def decode(codes: np.ndarray, out: np.ndarray) -> None:
+    """Write the numbers that codes are, FP8 or int8, to `out` in float32."""
+    if codes.dtype == _FP8:
+        np.take(_FP8_NUMBERS, codes.view(np.uint8), out=out, mode="clip")  # four times as fast as a conversion
+    else:
+        out[...] = codes
 
 
 def read_scales(tensor: SourceTensor, index: Index = ()) -> np.ndarray:

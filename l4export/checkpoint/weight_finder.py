@@ -31,12 +31,15 @@ class WeightFinder:
         Raises:
             InputError: what is stored has another shape, no float dtype, or lacks a part.
         """
-        return (
+        found = (
             self._plain(name, shape)
             or find_fp8_experts(name, shape, self._tensors)
             or find_linear(name, shape, self._tensors, self._schemes)
             or join_experts(name, shape, self.find)
         )
+        if found is None and (codes := self._tensors.get(name)):
+            _ = codes.dtype  # refuses codes of what is no linear layer
+        return found
 
     def _plain(self, name: str, shape: tuple[int, ...]) -> StoredWeight | None:
         """A tensor of floats under the weight's own name."""

@@ -18,6 +18,7 @@ class HFVisionTower:
     """`Llama4VisionModel` and `Llama4MultiModalProjector` in float32 on the CPU.
 
     Independent of l4export's own readers: transformers reads `vision_config`, and the safetensors library the weights.
+    Those of a quantised checkpoint are read by l4export.
 
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
@@ -83,6 +84,13 @@ class HFVisionTower:
 
 def _loaded(module: Any, checkpoint: Checkpoint, prefix: str) -> Any:
     """A module of float32 with the checkpoint's tensors under a prefix: exactly those that it has."""
+    read = _read_stored if checkpoint.quantization else _read_files
+    module.load_state_dict(read(module, checkpoint, prefix))  # copies into the module's own float32
+    return module.eval()
+
+
+def _read_files(module: Any, checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
+    """The tensors under a prefix."""
     from safetensors import safe_open
 
     weights: dict[str, Any] = {}
@@ -90,5 +98,15 @@ def _loaded(module: Any, checkpoint: Checkpoint, prefix: str) -> Any:
         with safe_open(file.path, "pt") as opened:
             names = [name for name in opened.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
             weights |= {name.removeprefix(prefix): opened.get_tensor(name) for name in names}
-    module.load_state_dict(weights)  # copies into the module's own float32
-    return module.eval()
+    return weights
+
+
+def _read_stored(module: Any, checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
+    """The module's weights as l4export reads them, which may be quantised."""
+    import torch
+
+    weights: dict[str, Any] = {}
+    for name, parameter in module.state_dict().items():
+        stored = checkpoint.vision_tensor(f"{prefix}{name}", tuple(parameter.shape))
+        weights[name] = torch.from_numpy(stored.read().astype(np.float32))
+    return weights

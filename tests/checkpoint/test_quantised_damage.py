@@ -78,7 +78,7 @@ def element(value: float) -> Callable[[np.ndarray], np.ndarray]:
         (IN_INT8, changed("weight", element(8)), ["weight' has values outside of -8 to 7"]),
         (IN_INT8, changed("weight_zero_point", element(-9)), ["weight_zero_point' has values outside of -8 to 7"]),
         (IN_INT8, changed("weight_zero_point", lambda a: a[0]), ["weight_zero_point' has shape [2]"]),
-        (FP8, changed("weight_scale", lambda a: None), ["weight_scale' is missing", "FP8, a scale a row"]),
+        (FP8, changed("weight_scale", lambda a: None), ["weight_scale' is missing", "FP8, a scale a channel"]),
         (FP8, changed("weight", lambda a: a.view(np.int8)), ["weight' has dtype I8, expected F8_E4M3"]),
         (FP8, changed("weight", lambda a: a.T), ["weight' has shape [64, 32], expected [32, 64]"]),
     ],

@@ -107,7 +107,9 @@ def test_the_same_engine(made: Made, tmp_path: Path, variant: str, name: str) ->
         build(checkpoint, engine, BuildOptions(max_context=64, jobs=1))
     assert data_of(engines[path]) == data_of(engines[plain])
     report = check_parity(engines[path], plain, 20, 20)
-    assert report.passed and report.max_difference < 1e-5 * report.scale
+    assert report.passed and report.chunk_boundaries > 0
+    for compared in (report.prefill, report.decode):  # float32 in another order of summation gives 1e-6
+        assert compared and compared.max_relative_difference < 1e-5
 
 
 def test_the_reference_reads_the_same(made: Made) -> None:
