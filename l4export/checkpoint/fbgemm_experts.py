@@ -7,11 +7,11 @@ is code times scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from l4export.checkpoint.quantization_scheme import FP8_CHANNELS
+from l4export.checkpoint.quantization_scheme import FP8_CHANNELS, Scheme
 from l4export.checkpoint.scales import decode, multiply, read_scales
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import ComputedWeight
@@ -22,15 +22,22 @@ __all__ = ["FP8Experts", "find_fp8_experts"]
 _BATCH = 2**20  # elements that are computed at a time
 
 
-def find_fp8_experts(name: str, shape: tuple[int, ...], tensors: Mapping[str, SourceTensor]) -> FP8Experts | None:
+def find_fp8_experts(
+    name: str, shape: tuple[int, ...], tensors: Mapping[str, SourceTensor], schemes: Sequence[Scheme]
+) -> FP8Experts | None:
     """The experts `name`, [experts, in, out], if they are there in FP8; None where they are not.
 
     Raises:
-        InputError: codes of another shape, or scales that are missing or of another shape.
+        InputError: codes of another shape, scales that are missing or of another shape, or none of the schemes is it.
     """
     codes = tensors.get(name)
     if codes is None or codes.entry.dtype != "F8_E4M3" or not name.endswith((".gate_up_proj", ".down_proj")):
         return None
+    if FP8_CHANNELS not in schemes:
+        raise InputError(
+            f"{codes.file.path}: tensor {name!r} is in FP8, which config.json has no quantization_config for; take the "
+            "config.json that belongs to it"
+        )
     experts, _, out = shape
     scales = tensors.get(f"{name}_scale")
     scale_shape = (experts, out, 1) if name.endswith(".down_proj") else (experts, 1, out)

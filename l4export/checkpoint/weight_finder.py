@@ -33,7 +33,7 @@ class WeightFinder:
         """
         found = (
             self._plain(name, shape)
-            or find_fp8_experts(name, shape, self._tensors)
+            or find_fp8_experts(name, shape, self._tensors, self._schemes)
             or find_linear(name, shape, self._tensors, self._schemes)
             or join_experts(name, shape, self.find)
         )

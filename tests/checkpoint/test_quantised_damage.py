@@ -139,6 +139,13 @@ def test_two_schemes_that_both_fit(workshop: Workshop, tmp_path: Path) -> None:
     refused(path, f"{LAYER}.weight", "may be FP8, blocks of 24 x 40 or FP8, blocks of 20 x 40")
 
 
+def test_experts_of_fbgemm_without_a_word_in_the_config(workshop: Workshop, tmp_path: Path) -> None:
+    path, _ = quantised_by_fbgemm(workshop.checkpoint("scout"), tmp_path / "c")
+    edit_config(path, quantization_config=None)
+    name = "model.layers.1.feed_forward.experts.down_proj"
+    refused(path, name, f"{name}' is in FP8", "no quantization_config")
+
+
 @pytest.mark.parametrize(
     ("part", "change", "words"),
     [
