@@ -33,8 +33,8 @@ _FOREIGN = {
     r"\.weight\.(absmax|quant_map|quant_state\..*|nested_.*)|\.SCB": (
         "bitsandbytes", "load it with transformers, call dequantize() and save_pretrained(), and build the result"
     ),
-    r"\.scales|\.biases": ("MLX", "convert it with mlx_lm.convert --dequantize, or use the float checkpoint"),
     r"\.(qweight|qzeros)": ("GPTQ or AWQ", "use the float checkpoint, or one in compressed-tensors' format"),
+    r"\.scales|\.biases": ("MLX", "convert it with mlx_lm.convert --dequantize, or use the float checkpoint"),
     r"\.weight_scale_inv|_scale_inv": ("the method fp8", "use the float checkpoint"),
 }  # fmt: skip
 """Names of tensors (their ends) that tell a tool which is not read -> the tool, and what to do instead."""
