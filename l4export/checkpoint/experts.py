@@ -60,7 +60,7 @@ class ExpertOfStack(ComputedWeight):
     """One matrix [out, in] of a stack [experts, out, in]."""
 
     def __init__(self, stack: StoredWeight, expert: int) -> None:
-        super().__init__(f"{stack.name}[{expert}]", stack.shape[1:], stack.dtype, stack.parts)
+        super().__init__(f"{stack.name}[{expert}]", stack.shape[1:], stack.dtype, stack.parts, stack.formats)
         self._stack, self._expert = stack, expert
 
     def compute(self, region: tuple[slice, ...]) -> np.ndarray:
@@ -75,7 +75,8 @@ class JoinedExperts(ComputedWeight):
         matrices = [matrix for experts in linears for matrix in experts]
         dtype = functools.reduce(np.promote_types, {matrix.dtype for matrix in matrices})
         parts = {id(part): part for matrix in matrices for part in matrix.parts}
-        super().__init__(name, shape, dtype, list(parts.values()))
+        formats = [each for matrix in matrices for each in matrix.formats]
+        super().__init__(name, shape, dtype, list(parts.values()), formats)
         self.linears = linears
 
     def compute(self, region: tuple[slice, ...]) -> np.ndarray:

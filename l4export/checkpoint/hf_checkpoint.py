@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from l4export.checkpoint.hf_config import config_from_hf, possible_tokens
 from l4export.checkpoint.hf_vision import vision_from_hf
-from l4export.checkpoint.quantization_config import check_weights_are_plain, quantization_method
+from l4export.checkpoint.quantization_config import Quantization, quantization_method, read_quantization
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import StoredWeight
 from l4export.checkpoint.unreadable import (
@@ -29,9 +30,10 @@ from l4export.model.config import ModelConfig
 from l4export.model.config_fields import Fields
 from l4export.model.tensors import tensors, vision_tensors
 from l4export.model.vision_config import VisionConfig
+from l4export.model.weight_names import kind_of
 from l4export.storage.mapped_tensors import MappedTensors
 from l4export.storage.opened_file import OpenedFile
-from l4export.storage.safetensors import TensorFile, parse_json_object
+from l4export.storage.safetensors import HANDLED_DTYPES, TensorFile, parse_json_object
 
 __all__ = [
     "Checkpoint",
@@ -63,6 +65,8 @@ class Checkpoint:
     make_tokenizer: ClassVar[str] = MAKE_TOKENIZER
     config_file: OpenedFile
     """config.json, as it was opened to be read."""
+    quantization: Quantization | None
+    """How weights are quantised; None where all are floats."""
     _config_bytes: bytes = field(repr=False)
     _index: Mapping[str, str] = field(repr=False)
 
@@ -79,12 +83,34 @@ class Checkpoint:
         return self._stored(name, shape)
 
     def is_plain(self) -> bool:
-        """Whether every weight of the text model is a tensor under its own name, as transformers saves them."""
-        return all(self.prefix + name in self.tensors for name in tensors(self.config))
+        """Whether every weight of the text model is a tensor of floats under its own name, as transformers saves it."""
+        return self._are_floats(self.prefix + name for name in tensors(self.config))
+
+    def formats(self) -> dict[str, tuple[tuple[str, ...], float]]:
+        """For each kind of weight (`l4export.model.weight_names.KINDS`): how it is stored, and in bits a weight.
+
+        The bits are those of all tensors that it is made of. Weights that are not there do not count.
+
+        Raises:
+            InputError: a weight of another shape, or one that lacks a part.
+        """
+        finder = self._finder()
+        found: dict[str, tuple[dict[str, None], list[int]]] = {}
+        for name, shape in tensors(self.config).items():
+            if weight := finder.find(self.prefix + name, shape):
+                formats, sizes = found.setdefault(kind_of(name), ({}, [0, 0]))
+                formats.update(dict.fromkeys(weight.formats))
+                sizes[0] += sum(stop - start for _, start, stop in (part.place for part in weight.parts))
+                sizes[1] += math.prod(shape)
+        return {kind: (tuple(formats), 8 * size / count) for kind, (formats, (size, count)) in found.items()}
 
     def is_vision_plain(self) -> bool:
         """The same for the vision tower."""
-        return all(name in self.tensors for name in vision_tensors(self.vision_config(), self.config.hidden_size))
+        return self._are_floats(vision_tensors(self.vision_config(), self.config.hidden_size))
+
+    def _are_floats(self, names: Iterable[str]) -> bool:
+        found = map(self.tensors.get, names)
+        return all(tensor and tensor.entry.dtype in HANDLED_DTYPES for tensor in found)
 
     def has_vision(self) -> bool:
         """Whether there are tensors of a vision tower."""
@@ -99,13 +125,16 @@ class Checkpoint:
         return vision_from_hf(self.raw_config, str(self.config_file.path), self.config.vocab_size)
 
     def _stored(self, full: str, shape: tuple[int, ...]) -> StoredWeight:
-        if weight := WeightFinder(self.tensors).find(full, shape):
+        if weight := self._finder().find(full, shape):
             return weight
         if file_name := self._index.get(full):
             raise InputError(
                 f"{self.path / _INDEX}: tensor {full!r} is not in {file_name}; download the checkpoint again"
             )
         raise InputError(f"{self.path}: tensor {full!r} {missing_tensor(full, self.tensors)}")
+
+    def _finder(self) -> WeightFinder:
+        return WeightFinder(self.tensors, self.quantization.schemes if self.quantization else ())
 
     def check_all_known(self, used: Collection[str]) -> None:
         """Refuse tensors of the text model whose names (without prefix) are not among those `used`.
@@ -138,7 +167,9 @@ class Checkpoint:
     def notes(self) -> list[str]:
         """One line for each thing that is ignored and that a user should know about."""
         found = []
-        if method := quantization_method(self.raw_config):
+        if self.quantization:
+            found.append(f"{self.path}: {self.quantization.note(self.tensors.values())}")
+        elif method := quantization_method(self.raw_config):
             found.append(f"{self.path / _CONFIG}: its quantization_config ({method}) is ignored: all weights are float")
         if scales := [name for name in self._text_names() if is_cache_scale(name)]:
             found.append(
@@ -202,8 +233,8 @@ def _open(path: Path) -> Checkpoint:
     if config.tie_word_embeddings and f"{prefix}lm_head.weight" in found:
         config = dataclasses.replace(config, tie_word_embeddings=False)  # a stored head wins, as in transformers
     config = with_generation_config(config, path / "generation_config.json")
-    check_weights_are_plain(raw, found.values(), path / _CONFIG)
-    return Checkpoint(path, config, raw, found, prefix, tuple(files), config_file, config_bytes, weight_map)
+    method = read_quantization(raw, found, path / _CONFIG)
+    return Checkpoint(path, config, raw, found, prefix, tuple(files), config_file, method, config_bytes, weight_map)
 
 
 def read_config(path: Path) -> ModelConfig:

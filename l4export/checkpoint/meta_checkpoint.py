@@ -128,6 +128,7 @@ def open_meta(path: Path) -> MetaCheckpoint:
         prefix="",
         files=shards.files,
         config_file=file,
+        quantization=None,
         _config_bytes=data,
         _index={},
         shards=shards,

@@ -65,6 +65,11 @@ class SourceTensor:
         return (self,)
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        """Its dtype, as safetensors spells it."""
+        return (self.entry.dtype,)
+
+    @property
     def nbytes(self) -> int:
         """The stored size in bytes."""
         return math.prod(self.shape) * DTYPE_BITS[self.entry.dtype] // 8

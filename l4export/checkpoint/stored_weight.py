@@ -8,7 +8,7 @@ piece by piece and does not know the format.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -59,6 +59,10 @@ class StoredWeight(Protocol):
         """The tensors of the checkpoint that it is made of."""
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        """How it is stored: a dtype as safetensors spells it, or a scheme of quantisation; several of a mixture."""
+
+    @property
     def place(self) -> tuple[OpenedFile, int, int] | None:
         """The file that holds (most of) it, its first byte there, and the end; None: no file does."""
 
@@ -81,13 +85,22 @@ class ComputedWeight(abc.ABC):
         shape: As `StoredWeight`.
         dtype: As `StoredWeight`.
         parts: As `StoredWeight`.
+        formats: As `StoredWeight`.
     """
 
-    def __init__(self, name: str, shape: Sequence[int], dtype: np.dtype[Any], parts: Sequence[Part]) -> None:
+    def __init__(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: np.dtype[Any],
+        parts: Sequence[Part],
+        formats: Iterable[str] = (),
+    ) -> None:
         self.name = name
         self.shape = tuple(shape)
         self.dtype = dtype
         self.parts = tuple(parts)
+        self.formats = tuple(dict.fromkeys(formats))
 
     @abc.abstractmethod
     def compute(self, region: tuple[slice, ...]) -> np.ndarray:

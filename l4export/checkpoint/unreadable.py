@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from l4export.model.weight_names import layer_of
@@ -16,6 +16,7 @@ __all__ = [
     "is_cache_scale",
     "is_quantised",
     "missing_tensor",
+    "way_out",
 ]
 
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
@@ -28,6 +29,16 @@ _QUANTISED = re.compile(
 
 _CACHE_SCALE = re.compile(r"\.self_attn\.([qkv]_proj\.([qkv]_scale|output_scale)|(attn\.)?(q|k|v|kv|prob)_scale)$")
 
+_FOREIGN = {
+    r"\.weight\.(absmax|quant_map|quant_state\..*|nested_.*)|\.SCB": (
+        "bitsandbytes", "load it with transformers, call dequantize() and save_pretrained(), and build the result"
+    ),
+    r"\.(qweight|qzeros)": ("GPTQ or AWQ", "use the float checkpoint, or one in compressed-tensors' format"),
+    r"\.scales|\.biases": ("MLX", "convert it with mlx_lm.convert --dequantize, or use the float checkpoint"),
+    r"\.weight_scale_inv|_scale_inv": ("the method fp8", "use the float checkpoint"),
+}  # fmt: skip
+"""Names of tensors (their ends) that tell a tool which is not read -> the tool, and what to do instead."""
+
 MAKE_TOKENIZER = "as transformers writes with AutoTokenizer.from_pretrained(CHECKPOINT).save_pretrained(CHECKPOINT)"
 """How to get a tokenizer.json."""
 
@@ -37,6 +48,25 @@ _DO_NOT_MATCH = "config.json and the weights do not match"
 def is_quantised(name: str) -> bool:
     """Whether a tensor's name is that of a part of a quantised weight."""
     return bool(_QUANTISED.search(name)) and not is_cache_scale(name)
+
+
+def way_out(names: Iterable[str], directory: Path, config: object) -> str | None:
+    """Which tool quantised a checkpoint with these tensors, if its format is not read, and what to do about it.
+
+    `config` is the `quantization_config` of its config.json.
+    """
+    modelopt = directory / "hf_quant_config.json"
+    if modelopt.exists() or (isinstance(config, Mapping) and config.get("quant_method") == "modelopt"):
+        told = modelopt.name if modelopt.exists() else "quantization_config"
+        return (
+            f"weights are quantised by NVIDIA's ModelOpt ({told}), which is not read; use the float checkpoint, or one "
+            "in compressed-tensors' format"
+        )
+    for pattern, (tool, instead) in _FOREIGN.items():
+        ends = re.compile(rf"(?:{pattern})$")
+        if name := _first(names, ends.search):
+            return f"weights are quantised by {tool} ({name!r}), which is not read; {instead}"
+    return None
 
 
 def is_cache_scale(name: str) -> bool:
@@ -91,12 +121,12 @@ def missing_tensor(name: str, names: Iterable[str]) -> str:
     if any(".lora_" in other or ".base_layer." in other for other in names):
         return "is missing: an adapter was saved unmerged; merge it (peft: merge_and_unload, save_pretrained)"
     if other := _first(names, lambda other: other.startswith(module) and is_quantised(other)):
-        return f"is missing: the weights are quantised ({other!r}), which is not supported; use the float checkpoint"
+        return f"is missing: the weights are quantised ({other!r}) in a way that is not read; use the float checkpoint"
     if ".experts." in name and (other := _first(names, lambda other: re.search(r"\.experts\.\d+\.", other))):
         if is_quantised(other):
             return (
-                f"is missing: experts are stored quantised and one by one ({other!r}), which is not supported; "
-                "use a checkpoint with experts as transformers saves them"
+                f"is missing: experts are stored quantised and one by one ({other!r}), and not all of them are there; "
+                "download the checkpoint again"
             )
         return f"is missing: experts are stored one by one ({other!r}), and not all of them are there"
     tail = re.sub(r"^(language_model\.)?(model\.)?", ".", name)
@@ -116,7 +146,7 @@ def extra_tensor(name: str, layers: int) -> str:
             f"to build these layers alone, give --layers 0:{layers}"
         )
     if is_quantised(name):
-        return "is part of a quantised weight, which is not supported; use the float checkpoint"
+        return "is part of a quantised weight, and no codes that belong to it are there; use the float checkpoint"
     if name.endswith(".bias"):
         return "is a bias; projections with biases are not supported"
     return f"is no part of the model that config.json describes; {_DO_NOT_MATCH}"

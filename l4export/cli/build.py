@@ -186,6 +186,8 @@ def command(
         planned = plan_build(checkpoint, options, directory.calibration, tell)
     for note in planned.inputs.checkpoint.notes():
         _notice(note)
+    if planned.inputs.checkpoint.quantization and planned.options.policy:
+        _notice(f"{checkpoint}: weights that are quantised there are rounded a second time; expect the losses of both")
     _tell_choice(planned.options.policy)
     if write_policy is not None:
         _write_policy(planned.options.policy, write_policy)

@@ -9,6 +9,8 @@ import click
 
 __all__ = ["command"]
 
+_BETWEEN = {"heads": " x ", "stored_as": " and "}
+
 
 @click.command("inspect")
 @click.argument("path", type=click.Path(path_type=Path))
@@ -32,7 +34,7 @@ def _show(facts: dict[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        if value != {}:  # some engines alone have compiled parts, or a check graph
+        if value != {}:  # compiled parts, a check graph and quantised weights are not everywhere
             table.add_row(name.replace("_", " "), _text(name, value))
     Console().print(table)
 
@@ -42,7 +44,7 @@ def _text(name: str, value: Any) -> str:
         case dict():
             return "\n".join(f"{key}  {_text(name, item)}" for key, item in value.items())
         case tuple():
-            return (" x " if name == "heads" else ", ").join(map(str, value))
+            return _BETWEEN.get(name, ", ").join(map(str, value))
         case bool():
             return "yes" if value else "no"
         case int():

@@ -97,7 +97,9 @@ class CheckpointFacts(_Facts):
     """A checkpoint, from its config and the headers of its files.
 
     `tensors`, `bytes` and `bytes_by_dtype` (dtypes as safetensors spells them) are of the text model, `files` has the
-    size of every file with weights in bytes.
+    size of every file with weights in bytes. Where weights are quantised, `stored_as` says for each kind of weight in
+    which dtypes and schemes it is there, and `bits_per_weight` in how many bits, scales and the like included. Both
+    are empty where all weights are floats.
     """
 
     kind = "checkpoint"
@@ -108,6 +110,8 @@ class CheckpointFacts(_Facts):
     bytes: int
     bytes_by_dtype: dict[str, int]
     bytes_of_other_modalities: int
+    stored_as: dict[str, tuple[str, ...]]
+    bits_per_weight: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ def inspect(path: str | os.PathLike[str]) -> CheckpointFacts | EngineFacts:
 def _checkpoint(path: Path) -> CheckpointFacts:
     checkpoint = open_checkpoint(path)
     text = checkpoint.text_tensors()
+    formats = checkpoint.formats() if checkpoint.quantization else {}
     dtypes: Counter[str] = Counter()
     for tensor in text:
         dtypes[tensor.entry.dtype] += tensor.nbytes
@@ -170,6 +175,8 @@ def _checkpoint(path: Path) -> CheckpointFacts:
         bytes=dtypes.total(),
         bytes_by_dtype=dict(dtypes),
         bytes_of_other_modalities=sum(tensor.nbytes for tensor in checkpoint.tensors.values()) - dtypes.total(),
+        stored_as={kind: names for kind, (names, _) in formats.items()},
+        bits_per_weight={kind: round(bits, 4) for kind, (_, bits) in formats.items()},
     )
 
 

@@ -84,19 +84,29 @@ class HFVisionTower:
 
 def _loaded(module: Any, checkpoint: Checkpoint, prefix: str) -> Any:
     """A module of float32 with the checkpoint's tensors under a prefix: exactly those that it has."""
-    import torch
+    read = _read_files if checkpoint.is_vision_plain() else _read_stored
+    module.load_state_dict(read(module, checkpoint, prefix))  # copies into the module's own float32
+    return module.eval()
+
+
+def _read_files(module: Any, checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
+    """The tensors under a prefix."""
     from safetensors import safe_open
 
     weights: dict[str, Any] = {}
-    if not checkpoint.is_vision_plain():
-        for name, values in module.state_dict().items():
-            stored = checkpoint.vision_tensor(prefix + name, tuple(values.shape))
-            weights[name] = torch.from_numpy(stored.read().astype(np.float32))
-        module.load_state_dict(weights)
-        return module.eval()
     for file in checkpoint.files:
         with safe_open(file.path, "pt") as opened:
             names = [name for name in opened.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
             weights |= {name.removeprefix(prefix): opened.get_tensor(name) for name in names}
-    module.load_state_dict(weights)  # copies into the module's own float32
-    return module.eval()
+    return weights
+
+
+def _read_stored(module: Any, checkpoint: Checkpoint, prefix: str) -> dict[str, Any]:
+    """The module's weights as l4export reads them, in whatever form they are stored."""
+    import torch
+
+    weights: dict[str, Any] = {}
+    for name, parameter in module.state_dict().items():
+        stored = checkpoint.vision_tensor(f"{prefix}{name}", tuple(parameter.shape))
+        weights[name] = torch.from_numpy(stored.read().astype(np.float32))
+    return weights

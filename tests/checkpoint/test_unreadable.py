@@ -127,7 +127,7 @@ def renamed(weights: Weights, old: str, new: str) -> Weights:
     [
         (lambda w: renamed(linear_experts(w), "experts.2.", "experts.9."),
          ["experts are stored one by one", ".experts.", "not all of them"]),
-        (lambda w: linear_experts(w, "weight_packed"), ["quantised", "weight_packed"]),
+        (lambda w: linear_experts(w, "weight_packed"), ["quantised weight", "weight_packed", "no quantization_config"]),
         (lambda w: renamed(w, "q_proj.weight", "q_proj.base_layer.weight"), ["unmerged", "merge_and_unload"]),
         (lambda w: renamed(w, "model.", "base_model.model.model.") | {"x.lora_A.weight": np.ones(1)}, ["unmerged"]),
         (lambda w: renamed(w, "model.", "_orig_mod.model."), ["it is called '_orig_mod.model.embed_tokens.weight'"]),
@@ -156,27 +156,44 @@ def test_layers_cut_in_the_config_alone(checkpoint: Path) -> None:
     assert plan_build(checkpoint, BuildOptions(layers=(0, 2), max_context=128)).config.num_hidden_layers == 2
 
 
-PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+def to_fp8(weights: Weights) -> Weights:
+    return {n: a.astype(ml_dtypes.float8_e4m3fn) if "q_proj" in n else a for n, a in weights.items()}
 
 
-@pytest.mark.parametrize("outer", [False, True])
-def test_released_quantised_checkpoints(checkpoint: Path, outer: bool) -> None:
-    """RedHatAI w4a16, llm-compressor#1803: int32 words, a scale for each group, a Linear for each expert."""
-    reweigh(checkpoint, lambda w: {n: a.astype(np.int32) if ".experts." in n else a for n, a in linear_experts(
-        w, "weight_packed").items()})  # fmt: skip
-    edit_config(checkpoint, quantization_config=PACKED)
-    if outer:
-        raw = json.loads((checkpoint / "config.json").read_text())
-        reweigh(checkpoint, lambda w: renamed(w, "model.", "language_model.model."))
-        (checkpoint / "config.json").write_text(json.dumps({"model_type": "llama4", "text_config": raw}))
-    refused(checkpoint, "config.json", "'compressed-tensors'", "weight_packed", "I32", "use the float one")
-
-
-def test_fp8_weights_without_a_word_in_the_config(checkpoint: Path) -> None:
-    """ModelOpt's layout: only hf_quant_config.json tells. transformers reads the codes as numbers, in silence."""
+def test_fp8_weights_of_modelopt(checkpoint: Path) -> None:
+    """Only hf_quant_config.json tells. transformers reads the codes as numbers, in silence."""
+    reweigh(checkpoint, to_fp8)
+    refused(checkpoint, "layers.0.self_attn.q_proj.weight", "F8_E4M3", "no quantization_config that says how")
     (checkpoint / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
-    reweigh(checkpoint, lambda w: {n: a.astype(ml_dtypes.float8_e4m3fn) if "q_proj" in n else a for n, a in w.items()})
-    refused(checkpoint, "model.layers.0.self_attn.q_proj.weight", "F8_E4M3", "use the float checkpoint")
+    refused(checkpoint, "ModelOpt (hf_quant_config.json)", "use the float checkpoint", "compressed-tensors")
+
+
+def extended(name: str, array: np.ndarray) -> Callable[[Weights], Weights]:
+    return lambda weights: weights | {f"model.layers.0.self_attn.q_proj.{name}": array}
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "words"),
+    [
+        ({"quant_method": "bitsandbytes"}, extended("weight.quant_state.bitsandbytes__nf4", np.ones(1, np.uint8)),
+         ["bitsandbytes", "quant_state", "dequantize()"]),
+        ({"quant_method": "bitsandbytes"}, extended("SCB", np.ones(64, np.float32)), ["bitsandbytes", "SCB"]),
+        ({"group_size": 64, "bits": 4}, extended("scales", np.ones((64, 1), np.float32)), ["MLX", "--dequantize"]),
+        ({"quant_method": "gptq"}, extended("qweight", np.ones((8, 64), np.int32)), ["GPTQ or AWQ", "qweight"]),
+        ({"quant_method": "fp8"}, extended("weight_scale_inv", np.ones((1, 1), np.float32)), ["the method fp8"]),
+        ({"quant_method": "modelopt"}, to_fp8, ["ModelOpt (quantization_config)"]),
+        ({"quant_method": "quanto"}, to_fp8, ["'quanto'", "q_proj.weight", "compressed-tensors and fbgemm_fp8"]),
+        ({"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-bitmask"}}, to_fp8,
+         ["sparsity_config", "not read"]),
+        ({"quant_method": "compressed-tensors"}, to_fp8, ["config_groups must be an object"]),
+    ],
+)  # fmt: skip
+def test_quantised_by_tools_that_are_not_read(
+    checkpoint: Path, method: Any, change: Callable[[Weights], Weights], words: list[str]
+) -> None:
+    reweigh(checkpoint, change)
+    edit_config(checkpoint, quantization_config=method)
+    refused(checkpoint, *words)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ SCALARS = (
 
 def unread(config: ModelConfig, raw: dict[str, Any]) -> Checkpoint:
     """A checkpoint of which nothing but the config is looked at; any file that is open will do."""
-    return Checkpoint(Path("c"), config, raw, {}, "", (), OpenedFile(Path(__file__)), b"", {})
+    return Checkpoint(Path("c"), config, raw, {}, "", (), OpenedFile(Path(__file__)), None, b"", {})
 
 
 def reference(raw: dict[str, Any], config: ModelConfig) -> Any:
