@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from l4export.checkpoint.adapter import Adapter, open_adapter
 from l4export.checkpoint.hf_config import config_from_hf, possible_tokens
 from l4export.checkpoint.hf_vision import vision_from_hf
 from l4export.checkpoint.quantization_config import check_weights_are_plain, quantization_method
+from l4export.checkpoint.small_files import open_small, read_small
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import StoredWeight
 from l4export.checkpoint.unreadable import (
@@ -26,15 +28,14 @@ from l4export.checkpoint.unreadable import (
 from l4export.checkpoint.weight_finder import WeightFinder
 from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
-from l4export.model.config_fields import Fields
-from l4export.model.tensors import tensors
+from l4export.model.config_fields import Fields, show
+from l4export.model.tensors import tensors, vision_tensors
 from l4export.model.vision_config import VisionConfig
 from l4export.storage.opened_file import OpenedFile
 from l4export.storage.safetensors import TensorFile, parse_json_object
 
 __all__ = ["Checkpoint", "SourceTensor", "open_checkpoint", "read_config", "read_vision_config"]
 
-_MAX_JSON = 64 * 2**20
 _MAX_TENSORS = 2**18  # Maverick's experts one by one, each in four parts, are 80,000
 _TOWER = ("vision_model.", "multi_modal_projector.")
 _CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -55,9 +56,11 @@ class Checkpoint:
     """config.json, as it was opened to be read."""
     _config_bytes: bytes = field(repr=False)
     _index: Mapping[str, str] = field(repr=False)
+    adapters: tuple[Adapter, ...] = ()
+    """What is merged into the weights, in this order."""
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
-        """The text model's weight `name` (without prefix), in whatever form it is stored.
+        """The text model's weight `name` (without prefix), in whatever form it is stored, with the adapters merged.
 
         Raises:
             InputError: nothing is stored for it, or something of another shape or of no float dtype.
@@ -69,8 +72,9 @@ class Checkpoint:
         return self._stored(name, shape)
 
     def is_plain(self) -> bool:
-        """Whether every weight of the text model is a tensor under its own name, as transformers saves them."""
-        return all(self.prefix + name in self.tensors for name in tensors(self.config))
+        """Whether every weight of the text model is a tensor under its own name, as transformers saves them, and no
+        adapter changes any."""
+        return not self.adapters and all(self.prefix + name in self.tensors for name in tensors(self.config))
 
     def has_vision(self) -> bool:
         """Whether there are tensors of a vision tower."""
@@ -86,6 +90,8 @@ class Checkpoint:
 
     def _stored(self, full: str, shape: tuple[int, ...]) -> StoredWeight:
         if weight := WeightFinder(self.tensors).find(full, shape):
+            for adapter in self.adapters:
+                weight = adapter.merged(full.removeprefix(self.prefix), weight)
             return weight
         if file_name := self._index.get(full):
             raise InputError(
@@ -132,7 +138,15 @@ class Checkpoint:
             )
         if (self.path / "tokenizer.model").exists() and not (self.path / "tokenizer.json").exists():
             found.append(f"{self.path}: tokenizer.model is not read; text needs a tokenizer.json, {MAKE_TOKENIZER}")
-        return found
+        return [*found, *self._notes_on_adapters()]
+
+    def _notes_on_adapters(self) -> list[str]:
+        ours = self.raw_config.get("_name_or_path")
+        return [
+            f"{adapter.path}: was trained on {show(adapter.config.base)}, and config.json calls this model {show(ours)}"
+            for adapter in self.adapters
+            if ours and adapter.config.base and ours != adapter.config.base
+        ]
 
     def _text_names(self) -> list[str]:
         """The text model's tensors, without prefix, in order."""
@@ -140,21 +154,30 @@ class Checkpoint:
         return [name.removeprefix(self.prefix) for name in self.tensors if name.startswith(text)]
 
     def header_digest(self) -> str:
-        """sha256 (hex) over config.json and every header: names, dtypes, shapes, offsets, file sizes; no weights."""
-        digest = hashlib.sha256(len(self._config_bytes).to_bytes(8, "little") + self._config_bytes)
-        for file in sorted(self.files, key=lambda file: file.path.name):
+        """sha256 (hex) over config.json and every header: names, dtypes, shapes, offsets, file sizes; no weights.
+
+        Those of adapters too.
+        """
+        digest = hashlib.sha256()
+        for data in (self._config_bytes, *(adapter.config_bytes for adapter in self.adapters)):
+            digest.update(len(data).to_bytes(8, "little") + data)
+        files = sorted(self.files, key=lambda file: file.path.name)
+        for file in (*files, *(adapter.weights for adapter in self.adapters)):
             entries = [[e.name, e.dtype, e.shape, e.start, e.stop] for e in file.entries.values()]
             digest.update(json.dumps([file.path.name, file.size, entries]).encode() + b"\n")
         return digest.hexdigest()
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
     """Opens a directory with config.json and model.safetensors, or shards and their index; reads no weights.
+
+    The adapters (directories that PEFT saved) are merged into its weights, in this order, when these are read.
 
     Raises `InputError` for anything missing, malformed or contradictory, `StorageError` when reading fails.
     """
     try:
-        return _open(Path(path))
+        checkpoint = _open(Path(path))
+        return dataclasses.replace(checkpoint, adapters=_adapters(checkpoint, adapters)) if adapters else checkpoint
     except OSError as error:  # a directory that may not be entered, a name that is too long
         raise StorageError(f"{path}: cannot be opened ({error.strerror}); check its permissions and the disk") from None
 
@@ -181,6 +204,17 @@ def _open(path: Path) -> Checkpoint:
     config = _with_generation_config(config, path / "generation_config.json")
     check_weights_are_plain(raw, found.values(), path / _CONFIG)
     return Checkpoint(path, config, raw, found, prefix, tuple(files), config_file, config_bytes, weight_map)
+
+
+def _adapters(checkpoint: Checkpoint, paths: Sequence[Path]) -> tuple[Adapter, ...]:
+    config = checkpoint.config
+    weights = tensors(config)
+    if checkpoint.has_vision():
+        weights |= vision_tensors(checkpoint.vision_config(), config.hidden_size)
+    opened = (
+        open_adapter(Path(path), number, weights, config.tie_word_embeddings) for number, path in enumerate(paths, 1)
+    )
+    return tuple(opened)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -216,7 +250,7 @@ def _config(path: Path) -> tuple[OpenedFile, bytes, dict[str, Any], ModelConfig]
     """The file, its bytes, the JSON object that they hold, and what it says."""
     if not path.exists():
         raise InputError(absent_weights(path.parent, _CONFIG))
-    file = _open_small(path)
+    file = open_small(path)
     data = file.read()
     raw = parse_json_object(data, str(path))
     return file, data, raw, config_from_hf(raw, str(path))
@@ -226,7 +260,7 @@ def _with_generation_config(config: ModelConfig, path: Path) -> ModelConfig:
     """The config with the stop tokens of generation_config.json, which transformers' `generate` obeys first."""
     if not path.is_file():
         return config
-    eos = parse_json_object(_read_small(path), str(path)).get("eos_token_id")
+    eos = parse_json_object(read_small(path), str(path)).get("eos_token_id")
     if eos is None:
         return config
     ids = possible_tokens(
@@ -247,7 +281,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     if not (path / _INDEX).exists():
         raise InputError(absent_weights(path, _SINGLE))
     where = path / _INDEX
-    weight_map = parse_json_object(_read_small(where), str(where)).get("weight_map")
+    weight_map = parse_json_object(read_small(where), str(where)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise InputError(f"{where}: weight_map must map tensor names to file names; download the checkpoint again")
     for name in set(weight_map.values()):
@@ -257,14 +291,3 @@ def _weight_map(path: Path) -> dict[str, str]:
         if not (path / name).exists():
             raise InputError(f"{path}: missing shard {name!r}; download the checkpoint again")
     return weight_map
-
-
-def _read_small(path: Path) -> bytes:
-    """A JSON file of bounded size."""
-    return _open_small(path).read()
-
-
-def _open_small(path: Path) -> OpenedFile:
-    if not path.is_file() or (file := OpenedFile(path)).size > _MAX_JSON:
-        raise InputError(f"{path}: not a regular file of at most {_MAX_JSON // 2**20} MiB; download it again")
-    return file

@@ -18,6 +18,7 @@ class HFVisionTower:
     """`Llama4VisionModel` and `Llama4MultiModalProjector` in float32 on the CPU.
 
     Independent of l4export's own readers: transformers reads `vision_config`, and the safetensors library the weights.
+    Those with adapters are read by l4export.
 
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
@@ -83,6 +84,7 @@ class HFVisionTower:
 
 def _loaded(module: Any, checkpoint: Checkpoint, prefix: str) -> Any:
     """A module of float32 with the checkpoint's tensors under a prefix: exactly those that it has."""
+    import torch
     from safetensors import safe_open
 
     weights: dict[str, Any] = {}
@@ -90,5 +92,9 @@ def _loaded(module: Any, checkpoint: Checkpoint, prefix: str) -> Any:
         with safe_open(file.path, "pt") as opened:
             names = [name for name in opened.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
             weights |= {name.removeprefix(prefix): opened.get_tensor(name) for name in names}
+    for name in {name for adapter in checkpoint.adapters for name in adapter.changed if name.startswith(prefix)}:
+        short = name.removeprefix(prefix)
+        merged = checkpoint.vision_tensor(name, tuple(weights[short].shape)).read()
+        weights[short] = torch.from_numpy(merged.astype(np.float32))
     module.load_state_dict(weights)  # copies into the module's own float32
     return module.eval()
