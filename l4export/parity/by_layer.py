@@ -23,7 +23,7 @@ from l4export.parity.logits import LogitComparison, compare_logits, failures_of
 from l4export.parity.thresholds import Demands
 from l4export.parity.tower import TowerComparison, compare_towers
 from l4export.parity.whole_model import chunk_boundaries
-from l4export.reference.of_engine import open_reference, sliced_layers
+from l4export.reference.of_engine import open_reference, reference_name, sliced_layers
 from l4export.reference.routing_ties import followed_choices
 from l4export.reference.streamed_model import StreamedReference
 from l4export.reports.verdict import Verdict
@@ -164,7 +164,9 @@ def check_layers(
     logits = compare_logits(reference.logits(hidden)[0], engine.logits, demands.accepted)
     return LayerParityReport(
         engine=str(engine_path),
-        reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}, layer by layer",
+        reference=reference_name(
+            checkpoint, adapters, *(["dequantised weights"] if dequantized else []), "layer by layer"
+        ),
         prefill_tokens=prefill,
         decode_tokens=decode,
         chunk_boundaries=chunk_boundaries(manifest.model, prefill + decode),

@@ -16,7 +16,7 @@ from l4export.parity.image_prompt import Pictures, are_given, image_prompt
 from l4export.parity.images import ImageComparison, compare_images
 from l4export.parity.logits import LogitComparison, compare_logits, departing, failures_of
 from l4export.parity.thresholds import Demands
-from l4export.reference.of_engine import load_reference
+from l4export.reference.of_engine import load_reference, reference_name
 from l4export.reference.routing_ties import follow_ties
 from l4export.reports.verdict import Verdict, missed
 from l4export.runtimes.random_text import random_text
@@ -142,7 +142,7 @@ def check_parity(
     return ParityReport(
         engine=str(engine_path),
         provider=engine.provider,
-        reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}",
+        reference=reference_name(checkpoint, adapters, *(["dequantised weights"] if dequantized else [])),
         prefill_tokens=prefill,
         decode_tokens=decode,
         chunk_boundaries=chunk_boundaries(engine.config, prefill + decode),

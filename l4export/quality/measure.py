@@ -148,7 +148,7 @@ def measure_quality(
     text = TextReader(engine_path, manifest.model, manifest.vision, blind).windows("--text", text_path, window)
     check_reference_packages()
     from l4export.quality.breakdown import parts_of
-    from l4export.reference.of_engine import check_same_tower, open_reference
+    from l4export.reference.of_engine import check_same_tower, open_reference, reference_name
 
     reference = open_reference(manifest, checkpoint, adapters)
     if text.shows_images:
@@ -156,7 +156,7 @@ def measure_quality(
     parts = parts_of(engine_path, manifest, (sliced_layers(manifest) or (0, 0))[0]) if breakdown else []
     run = _Run(engine, text, parts, on_step or (lambda _: None))
     run.compare(reference)
-    return run.report(str(checkpoint), window, limits)
+    return run.report(reference_name(checkpoint, adapters), window, limits)
 
 
 class _Run:

@@ -16,12 +16,17 @@ from l4export.reference.streamed_model import Replacement, StreamedReference
 from l4export.reference.transformers_model import HFReference
 from l4export.reference.vision_tower import HFVisionTower
 
-__all__ = ["check_same_tower", "load_reference", "load_tower", "open_reference", "sliced_layers"]
+__all__ = ["check_same_tower", "load_reference", "load_tower", "open_reference", "reference_name", "sliced_layers"]
 
 _MAY_DIFFER = frozenset(
     {"max_position_embeddings", "tie_word_embeddings", "bos_token_id", "eos_token_ids", "pad_token_id"}
 )
 """Fields of a config that change no logit: limits, names of tokens, and whether a head is stored once or twice."""
+
+
+def reference_name(checkpoint: Path, adapters: Sequence[Path], *remarks: str) -> str:
+    """What a report calls a reference."""
+    return ", ".join([" with ".join(map(str, (checkpoint, *adapters))), *remarks])
 
 
 def sliced_layers(manifest: Manifest) -> tuple[int, int] | None:
