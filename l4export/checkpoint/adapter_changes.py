@@ -27,7 +27,7 @@ from l4export.errors import InputError
 
 __all__ = ["Change", "find_changes"]
 
-_EXPERT_LINEAR = re.compile(r"(.+\.experts)\.(\d{1,4})\.(gate_proj|up_proj|down_proj)")
+_EXPERT_LINEAR = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,3})\.(gate_proj|up_proj|down_proj)")
 _LINEARS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """A parameter of experts -> the linear layers that are side by side in it."""
 
@@ -68,7 +68,7 @@ class _Matcher:
         """
         found: dict[str, list[Change]] = {}
         for name, tensor in self._tensors.whole.items():
-            if self._model.get(name) is None:
+            if name not in self._model:
                 raise self._tensors.homeless(tensor)
             self._fits(tensor, tensor.shape, name, self._model[name])
             found[name] = [partial(ReplacedWeight, other=tensor)]
@@ -176,11 +176,17 @@ class _Matcher:
             raise InputError(
                 f"{self._tensors.path}: changes the embedding, which is this model's head too; merge it with peft"
             )
-        saved = [name.removesuffix(".weight") for name in self._tensors.whole]
         for target in self._config.targets:
-            if not any(name == target or name.endswith(f".{target}") for name in (*self._tensors.used, *saved)):
-                where = f"{self._config.where}: the target {target[:80]!r}"
-                raise InputError(f"{where} has no tensor in {WEIGHTS}; is the file complete?")
+            if not any(f".{name}".endswith(f".{target}") for name in self._tensors.used):
+                raise self._absent("target", target)
+        for module in self._config.saved:
+            if not any(f".{module}." in f".{name}" for name in self._tensors.whole):
+                raise self._absent("saved module", module)
+
+    def _absent(self, what: str, name: str) -> InputError:
+        return InputError(
+            f"{self._config.where}: the {what} {name[:80]!r} has no tensor in {WEIGHTS}; is the file complete?"
+        )
 
 
 def _sizes(parts: Parts) -> tuple[int, int] | None:

@@ -19,14 +19,14 @@ __all__ = ["AdapterConfig", "parse_adapter_config"]
 
 _READ = {
     *("peft_type", "bias", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
-    *("target_modules", "target_parameters", "init_lora_weights", "base_model_name_or_path"),
+    *("target_modules", "target_parameters", "modules_to_save", "init_lora_weights", "base_model_name_or_path"),
 }
 _ABOUT_TRAINING = {
     *("auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode"),
     *("layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core"),
-    *("modules_to_save", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type"),
+    *("peft_version", "qalora_group_size", "revision", "runtime_config", "task_type"),
 }
-"""Fields that change nothing once an adapter is trained; which modules were saved, the tensors say."""
+"""Fields that change nothing once an adapter is trained."""
 
 _UNCHANGED_BASE = (True, False, "gaussian", "eva", "orthogonal")
 """Ways to begin a training that leave the base model's weights as they are. Others change them too, so the base that
@@ -34,6 +34,7 @@ the adapter belongs to is not the checkpoint."""
 
 _PATTERN = re.compile(r"\^?(?:[\w.]|\\\.)+")
 _MAX_RANK = 2**16
+_MAX_PATTERNS = 10_000
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class AdapterConfig:
         stabilised: Whether a change is divided by the root of its rank (rsLoRA).
         dora: Whether rows have magnitudes of their own (DoRA).
         targets: Names that modules or parameters end with, each of which must be there.
+        saved: Names of modules that were saved as a whole, each of which must be there.
         base: The base model as PEFT knew it; None: it is not named.
     """
 
@@ -60,6 +62,7 @@ class AdapterConfig:
     stabilised: bool
     dora: bool
     targets: tuple[str, ...]
+    saved: tuple[str, ...]
     base: str | None
 
     def rank_of(self, target: str) -> int:
@@ -106,6 +109,7 @@ def parse_adapter_config(raw: Mapping[str, Any], path: Path) -> AdapterConfig:
         stabilised=fields.typed("use_rslora", fields.value("use_rslora", False), bool),
         dora=fields.typed("use_dora", fields.value("use_dora", False), bool),
         targets=(*_names(fields, "target_modules"), *_names(fields, "target_parameters")),
+        saved=tuple(_names(fields, "modules_to_save")),
         base=raw.get("base_model_name_or_path") or None,
     )
 
@@ -126,6 +130,8 @@ def _patterns(fields: Fields, name: str) -> Iterable[tuple[str, Any]]:
     value = fields.value(name, None) or {}
     if not isinstance(value, Mapping):
         raise fields.refuse(name, f"is {show(value)}; expected an object")
+    if len(value) > _MAX_PATTERNS:
+        raise fields.refuse(name, f"has {len(value)} patterns; at most {_MAX_PATTERNS} are read")
     for key in value:
         if not _PATTERN.fullmatch(key):
             raise fields.refuse(name, f"has the pattern {show(key)}; only names, with ^ before them, are read")
@@ -134,7 +140,11 @@ def _patterns(fields: Fields, name: str) -> Iterable[tuple[str, Any]]:
 
 def _names(fields: Fields, name: str) -> list[str]:
     value = fields.value(name, None)
-    return [] if value is None or isinstance(value, str) else fields.array(name, str)
+    if value is None or isinstance(value, str):
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise fields.refuse(name, f"is {show(value)}; expected an array of names")
+    return value
 
 
 def _first_match(patterns: Iterable[str], target: str) -> str:

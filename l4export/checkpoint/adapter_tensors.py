@@ -72,7 +72,7 @@ class AdapterTensors:
 
     def homeless(self, tensor: SourceTensor) -> InputError:
         """The error for a tensor that no weight is made of."""
-        return InputError(f"{self.path}: tensor {tensor.name!r} belongs to no weight of the model; {OTHER_MODEL}")
+        return InputError(f"{self.path}: tensor {tensor.name[:200]!r} belongs to no weight of the model; {OTHER_MODEL}")
 
     def take(
         self, target: str, parts: Parts, a: str, b: str, experts: int = 1
@@ -82,6 +82,10 @@ class AdapterTensors:
         for part in (a, b):
             if part not in parts:
                 raise InputError(f"{self.path}: {some.name!r} has no {part} beside it; is the file complete?")
+        if others := parts.keys() - {a, b, "lora_magnitude_vector"}:
+            raise self.homeless(parts[min(others)])
+        if target in self.used:
+            raise InputError(f"{self.path}: {some.name!r} is a second change of {target}; an adapter has one")
         rank = self._config.rank_of(target)
         shapes = parts[a].shape, parts[b].shape
         if any(len(shape) != 2 for shape in shapes) or not shapes[0][0] == shapes[1][1] == rank * experts:
@@ -99,7 +103,9 @@ class AdapterTensors:
 
     def _put(self, group: dict[str, SourceTensor], key: str, tensor: SourceTensor) -> None:
         if key in group:
-            raise InputError(f"{self.path}: {tensor.name!r} is the same as {group[key].name!r}; remove one of them")
+            raise InputError(
+                f"{self.path}: {tensor.name[:200]!r} is the same as {group[key].name[:200]!r}; remove one of them"
+            )
         group[key] = tensor
 
 

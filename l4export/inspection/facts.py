@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from l4export.checkpoint import open_checkpoint
 from l4export.engine.kv_cache import kv_bytes, layer_kv_bytes
 from l4export.engine.manifest import MANIFEST, Manifest, load_manifest
+from l4export.errors import InputError, printable
 from l4export.inspection.graph_file import load_graph
 from l4export.inspection.weight_bytes import bits_per_weight
 from l4export.model.config import ModelConfig
@@ -204,11 +205,15 @@ def _engine(path: Path) -> EngineFacts:
 
 def _adapters(manifest: Manifest) -> dict[str, str]:
     """What the manifest says of adapters, for people."""
-    found = {}
-    for number, adapter in enumerate(manifest.options["weights"].get("adapters", ()), 1):
-        about = Fields(adapter, "the manifest: options.weights.adapters", required=True)
-        kind, name, rank, alpha, count = map(about.value, ("type", "name", "rank", "alpha", "weights"), [None] * 5)
-        changes = ", ".join(about.array("changes", str))
+    found, where = {}, "the manifest: options.weights.adapters"
+    listed = manifest.options["weights"].get("adapters", [])
+    if not isinstance(listed, list):
+        raise InputError(f"{where} is no array; build the engine again")
+    for number, adapter in enumerate(listed, 1):
+        about = Fields(adapter, where, required=True)
+        values = (about.value(name, None) for name in ("type", "name", "rank", "alpha", "weights"))
+        kind, name, rank, alpha, count = (printable(str(value)) for value in values)
+        changes = printable(", ".join(about.array("changes", str)))
         found[f"{number}: {name}"] = f"{kind}, rank {rank}, alpha {alpha}, in {count} weights: {changes}"
     return found
 

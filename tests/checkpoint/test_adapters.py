@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from adapters import Weights, of_experts, pair, product, write_adapter
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from l4export.checkpoint import open_checkpoint
+from l4export.checkpoint.adapter_config import parse_adapter_config
 from l4export.checkpoint.sample import write_sample
 from l4export.errors import InputError
 from l4export.model.tensors import tensors, vision_tensors
@@ -220,6 +224,8 @@ REFUSED: dict[str, tuple[Weights, dict[str, Any], str]] = {
     "pattern": (pair(Q, 64, 64), {"rank_pattern": {"(a+)+": 2}}, "has the pattern '(a+)+'"),
     "ranks": (pair(Q, 64, 64), {"r": 3}, "lora_A [2, 64] and lora_B [64, 2] are not of the rank 3"),
     "target": (pair(Q, 64, 64), {"target_modules": ["q_proj", "w1"]}, "the target 'w1' has no tensor"),
+    "saved": (pair(Q, 64, 64), {"modules_to_save": ["lm_head"]}, "the saved module 'lm_head' has no tensor"),
+    "targets": (pair(Q, 64, 64), {"target_modules": [1]}, "target_modules is an array; expected an array of names"),
     "other width": (pair(Q, 64, 96), {}, "is for a weight of shape [64, 96], and '" + Q + ".weight' has"),
     "other experts": (pair(MOE, 65, 64, 8), {}, "is for a weight of shape [65, 64], and '" + MOE),
     "fewer experts": (
@@ -239,6 +245,8 @@ REFUSED: dict[str, tuple[Weights, dict[str, Any], str]] = {
     "dora of experts": (parameters(), {"use_dora": True}, "DoRA of embeddings and of experts as parameters"),
     "square": (pair(MOE, 64, 64, 8), {}, "which way round the adapter has them cannot be told"),
     "twice": (pair(Q, 64, 64) | pair(f"language_model.{Q}", 64, 64), {}, "is the same as"),
+    "both kinds": (pair(Q, 64, 64) | {f"{Q}.lora_embedding_A": np.ones((2, 64), np.float32)}, {}, "has no lora_emb"),
+    "third": (pair(MOE, INNER, 64, 8) | pair(f"{MOE}.base_layer", INNER, 64, 8), {}, "is a second change of"),
     "nothing": ({}, {}, "holds no tensors"),
 }
 
@@ -251,6 +259,52 @@ def test_refused_by_name(workshop: Workshop, tmp_path: Path, case: str) -> None:
         open_checkpoint(workshop.checkpoint("scout"), [adapter])
     message = str(error.value)
     assert words in message and str(adapter) in message and "\n" not in message and len(message) < 500, message
+
+
+WORDS = st.sampled_from(["", "q_proj", "(a+)+", "^", ".", "gaussian"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats(allow_nan=False) | WORDS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(WORDS, inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = ["r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_dora", "target_modules", "init_lora_weights", "xyz"]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3))
+def test_any_config_is_read_or_refused(fields: dict[str, Any]) -> None:
+    raw = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, **fields}
+    try:
+        config = parse_adapter_config(raw, Path("adapter_config.json"))
+    except InputError as error:
+        assert str(error).startswith("adapter_config.json: ") and len(str(error)) < 500
+    else:
+        assert np.isfinite(config.scale_of(Q)) and not fields.get("xyz")
+
+
+NAMES = st.builds(
+    "".join,
+    st.lists(
+        st.sampled_from([Q, MOE, "lm_head", ".base_layer", ".3", ".gate_proj", ".down_proj", ".weight", ".lora_A"])
+        | st.sampled_from([".lora_B.weight", ".lora_embedding_A", ".lora_magnitude_vector", "language_model.", ".x"]),
+        max_size=4,
+    ),
+)
+SHAPES = st.sampled_from([(), (2,), (64,), (2, 64), (64, 2), (8, 64), (64, 8), (32, 8), (8, 32), (256, 64), (0, 2)])
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(found=st.dictionaries(NAMES, SHAPES, max_size=4))
+def test_any_tensors_are_merged_or_refused(workshop: Workshop, tmp_path: Path, found: dict[str, Any]) -> None:
+    """Nothing but a refusal, or a model whose every weight can be read."""
+    path = Path(tempfile.mkdtemp(dir=tmp_path)) / "a"
+    write_adapter(path, {name: np.ones(shape, np.float32) for name, shape in found.items()})
+    try:
+        opened = open_checkpoint(workshop.checkpoint("scout"), [path])
+    except InputError as error:
+        assert str(path) in str(error) and len(str(error)) < 900
+        return
+    for name, shape in tensors(opened.config).items():
+        assert opened.tensor(name, shape).read().shape == shape
 
 
 def test_directories_that_are_no_adapter(workshop: Workshop, tmp_path: Path) -> None:
