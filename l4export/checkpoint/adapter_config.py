@@ -120,9 +120,9 @@ def _rank(fields: Fields, name: str, value: object) -> int:
 
 
 def _alpha(fields: Fields, name: str, value: object) -> float:
-    if type(value) not in (int, float) or not 0 < abs(value) < 1e30:  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < abs(value) < 1e30:
         raise fields.refuse(name, f"is {show(value)}; expected a finite number other than 0")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def _patterns(fields: Fields, name: str) -> Iterable[tuple[str, Any]]:

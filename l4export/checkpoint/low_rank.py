@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from l4export.checkpoint.stored_weight import ComputedWeight, StoredWeight
+from l4export.checkpoint.stored_weight import ComputedWeight, Part, StoredWeight
 from l4export.weights.recipes import Cast, Source
 
 __all__ = ["DoraWeight", "LoraWeight", "LowRank", "ReplacedWeight"]
@@ -134,7 +134,7 @@ class ReplacedWeight(ComputedWeight):
         return self._other.read(region)
 
 
-def _parts(*weights: StoredWeight) -> list:  # type: ignore[type-arg]
+def _parts(*weights: StoredWeight) -> list[Part]:
     return list({id(part): part for weight in weights for part in weight.parts}.values())
 
 
