@@ -21,7 +21,7 @@ import numpy as np
 
 from l4export.checkpoint.stored_weight import ComputedWeight, Find, StoredWeight
 
-__all__ = ["ExpertOfStack", "JoinedExperts", "join_experts"]
+__all__ = ["ExpertOfStack", "JoinedExperts", "LinearOfExpert", "expert_linears", "join_experts"]
 
 _PANEL = 16
 
@@ -54,6 +54,31 @@ def _matrices(module: str, linear: str, shape: tuple[int, ...], find: Find) -> l
     found = [find(f"{module}.{expert}.{linear}.weight", shape[1:]) for expert in experts]
     there = [matrix for matrix in found if matrix]
     return there if len(there) == len(found) else []
+
+
+def expert_linears(weight: StoredWeight, linears: Sequence[str]) -> dict[str, list[StoredWeight]]:
+    """The opposite of `join_experts`: of a weight [experts, in, out], the matrix [out, in] of every expert in each of
+    the linear layers that are side by side in it, by their names."""
+    if isinstance(weight, JoinedExperts) and len(weight.linears) == len(linears):
+        return {name: list(matrices) for name, matrices in zip(linears, weight.linears, strict=True)}
+    width = weight.shape[2] // len(linears)
+    return {
+        name: [LinearOfExpert(weight, expert, place * width, width) for expert in range(weight.shape[0])]
+        for place, name in enumerate(linears)
+    }
+
+
+class LinearOfExpert(ComputedWeight):
+    """One matrix [out, in] of a weight [experts, in, out]: some of an expert's columns, transposed."""
+
+    def __init__(self, weight: StoredWeight, expert: int, start: int, width: int) -> None:
+        super().__init__(f"{weight.name}[{expert}]", (width, weight.shape[1]), weight.dtype, weight.parts)
+        self._weight, self._expert, self._start = weight, expert, start
+
+    def compute(self, region: tuple[slice, ...]) -> np.ndarray:
+        """The columns that are the region's rows, transposed."""
+        rows, columns = region
+        return self._weight.read((self._expert, columns, slice(self._start + rows.start, self._start + rows.stop))).T
 
 
 class ExpertOfStack(ComputedWeight):

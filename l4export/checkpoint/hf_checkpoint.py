@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from l4export.checkpoint.adapter import Adapter
 from l4export.checkpoint.hf_config import config_from_hf, possible_tokens
 from l4export.checkpoint.hf_vision import vision_from_hf
 from l4export.checkpoint.quantization_config import Quantization, quantization_method, read_quantization
+from l4export.checkpoint.small_files import open_small, read_small
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import StoredWeight
 from l4export.checkpoint.unreadable import (
@@ -27,7 +29,7 @@ from l4export.checkpoint.unreadable import (
 from l4export.checkpoint.weight_finder import WeightFinder
 from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
-from l4export.model.config_fields import Fields
+from l4export.model.config_fields import Fields, show
 from l4export.model.tensors import tensors, vision_tensors
 from l4export.model.vision_config import VisionConfig
 from l4export.model.weight_names import kind_of
@@ -39,13 +41,11 @@ __all__ = [
     "Checkpoint",
     "SourceTensor",
     "open_checkpoint",
-    "open_small",
     "read_config",
     "read_vision_config",
     "with_generation_config",
 ]
 
-_MAX_JSON = 64 * 2**20
 _MAX_TENSORS = 2**18  # Maverick's experts one by one, each in four parts, are 80,000
 _TOWER = ("vision_model.", "multi_modal_projector.")
 _CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -69,9 +69,11 @@ class Checkpoint:
     """How weights are quantised; None where all are floats."""
     _config_bytes: bytes = field(repr=False)
     _index: Mapping[str, str] = field(repr=False)
+    adapters: tuple[Adapter, ...] = ()
+    """What is merged into the weights, in this order."""
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> StoredWeight:
-        """The text model's weight `name` (without prefix), in whatever form it is stored.
+        """The text model's weight `name` (without prefix), in whatever form it is stored, with the adapters merged.
 
         Raises:
             InputError: nothing is stored for it, or something of another shape or of no float dtype.
@@ -83,8 +85,8 @@ class Checkpoint:
         return self._stored(name, shape)
 
     def is_plain(self) -> bool:
-        """Whether every weight of the text model is a tensor of floats under its own name, as transformers saves it."""
-        return self._are_floats(self.prefix + name for name in tensors(self.config))
+        """Whether the text model's weights are floats under their own names, as transformers saves them, unadapted."""
+        return not self.adapters and self._are_floats(self.prefix + name for name in tensors(self.config))
 
     def formats(self) -> dict[str, tuple[tuple[str, ...], float]]:
         """For each kind of weight (`l4export.model.weight_names.KINDS`): how it is stored, and in bits a weight.
@@ -106,7 +108,7 @@ class Checkpoint:
 
     def is_vision_plain(self) -> bool:
         """The same for the vision tower."""
-        return self._are_floats(vision_tensors(self.vision_config(), self.config.hidden_size))
+        return not self.adapters and self._are_floats(vision_tensors(self.vision_config(), self.config.hidden_size))
 
     def _are_floats(self, names: Iterable[str]) -> bool:
         found = map(self.tensors.get, names)
@@ -125,6 +127,13 @@ class Checkpoint:
         return vision_from_hf(self.raw_config, str(self.config_file.path), self.config.vocab_size)
 
     def _stored(self, full: str, shape: tuple[int, ...]) -> StoredWeight:
+        weight = self._found(full, shape)
+        for adapter in self.adapters:
+            weight = adapter.merged(full.removeprefix(self.prefix), weight)
+        return weight
+
+    def _found(self, full: str, shape: tuple[int, ...]) -> StoredWeight:
+        """What the checkpoint itself stores."""
         if weight := self._finder().find(full, shape):
             return weight
         if file_name := self._index.get(full):
@@ -182,7 +191,15 @@ class Checkpoint:
             found.append(
                 f"{self.path}: tokenizer.model is not read; text needs a tokenizer.json, {self.make_tokenizer}"
             )
-        return found
+        return [*found, *self._notes_on_adapters()]
+
+    def _notes_on_adapters(self) -> list[str]:
+        ours = self.raw_config.get("_name_or_path")
+        return [
+            f"{adapter.path}: was trained on {show(adapter.config.base)}, and config.json calls this model {show(ours)}"
+            for adapter in self.adapters
+            if ours and adapter.config.base and ours != adapter.config.base
+        ]
 
     def text_tensors(self) -> list[SourceTensor]:
         """The text model's tensors, in order."""
@@ -194,9 +211,15 @@ class Checkpoint:
         return [name.removeprefix(self.prefix) for name in self.tensors if name.startswith(text)]
 
     def header_digest(self) -> str:
-        """sha256 (hex) over config.json and every header: names, dtypes, shapes, offsets, file sizes; no weights."""
-        digest = hashlib.sha256(len(self._config_bytes).to_bytes(8, "little") + self._config_bytes)
-        for file in sorted(self.files, key=lambda file: file.path.name):
+        """sha256 (hex) over config.json and every header: names, dtypes, shapes, offsets, file sizes; no weights.
+
+        Those of adapters too.
+        """
+        digest = hashlib.sha256()
+        for data in (self._config_bytes, *(adapter.config_bytes for adapter in self.adapters)):
+            digest.update(len(data).to_bytes(8, "little") + data)
+        files = sorted(self.files, key=lambda file: file.path.name)
+        for file in (*files, *(adapter.weights for adapter in self.adapters)):
             entries = [[e.name, e.dtype, e.shape, e.start, e.stop] for e in file.entries.values()]
             digest.update(json.dumps([file.path.name, file.size, entries]).encode() + b"\n")
         return digest.hexdigest()
@@ -280,7 +303,7 @@ def with_generation_config(config: ModelConfig, path: Path) -> ModelConfig:
     """The config with the stop tokens of generation_config.json, which transformers' `generate` obeys first."""
     if not path.is_file():
         return config
-    eos = parse_json_object(_read_small(path), str(path)).get("eos_token_id")
+    eos = parse_json_object(read_small(path), str(path)).get("eos_token_id")
     if eos is None:
         return config
     ids = possible_tokens(
@@ -301,7 +324,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     if not (path / _INDEX).exists():
         raise InputError(absent_weights(path, _SINGLE))
     where = path / _INDEX
-    weight_map = parse_json_object(_read_small(where), str(where)).get("weight_map")
+    weight_map = parse_json_object(read_small(where), str(where)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise InputError(f"{where}: weight_map must map tensor names to file names; download the checkpoint again")
     for name in set(weight_map.values()):
@@ -311,15 +334,3 @@ def _weight_map(path: Path) -> dict[str, str]:
         if not (path / name).exists():
             raise InputError(f"{path}: missing shard {name!r}; download the checkpoint again")
     return weight_map
-
-
-def _read_small(path: Path) -> bytes:
-    """A JSON file of bounded size."""
-    return open_small(path).read()
-
-
-def open_small(path: Path) -> OpenedFile:
-    """A JSON file of bounded size, opened; raises `InputError` for anything else."""
-    if not path.is_file() or (file := OpenedFile(path)).size > _MAX_JSON:
-        raise InputError(f"{path}: not a regular file of at most {_MAX_JSON // 2**20} MiB; download it again")
-    return file

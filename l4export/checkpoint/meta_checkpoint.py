@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from l4export.checkpoint.hf_checkpoint import Checkpoint, open_small, with_generation_config
+from l4export.checkpoint.hf_checkpoint import Checkpoint, with_generation_config
 from l4export.checkpoint.hf_config import config_from_hf
 from l4export.checkpoint.hf_vision import vision_from_hf
 from l4export.checkpoint.meta_params import hf_config_of_params
 from l4export.checkpoint.meta_shards import MetaShards, is_shard, open_shards
 from l4export.checkpoint.meta_weights import MetaWeights, is_unused
+from l4export.checkpoint.small_files import open_small
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import StoredWeight
 from l4export.errors import InputError, StorageError
@@ -34,7 +35,7 @@ class MetaCheckpoint(Checkpoint):
     """An opened folder of Meta's. `tensors` are by file and name, and each is called as Meta calls it."""
 
     make_tokenizer: ClassVar[str] = "which l4export.checkpoint.write_tokenizer_json(FOLDER) makes of it"
-    shards: MetaShards
+    shards: MetaShards = field(kw_only=True)
 
     def is_plain(self) -> bool:
         """No weight is as transformers saves it."""
@@ -87,7 +88,7 @@ class MetaCheckpoint(Checkpoint):
             found.append(f"{self.path}: weights with {kind}_scales are dequantised; activations are not rounded")
         return found
 
-    def _stored(self, full: str, shape: tuple[int, ...]) -> StoredWeight:
+    def _found(self, full: str, shape: tuple[int, ...]) -> StoredWeight:
         if weight := MetaWeights(self.shards, self.config).find(full, shape):
             return weight
         raise InputError(f"{self.path}: nothing is stored for weight {full!r}; {PARAMS} and the shards do not match")

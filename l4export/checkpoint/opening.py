@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from l4export.checkpoint import hf_checkpoint
+from l4export.checkpoint.adapter import Adapter, open_adapter
 from l4export.checkpoint.hf_checkpoint import Checkpoint
 from l4export.checkpoint.meta_checkpoint import (
     is_meta_folder,
@@ -13,18 +16,33 @@ from l4export.checkpoint.meta_checkpoint import (
     read_meta_vision_config,
 )
 from l4export.model.config import ModelConfig
+from l4export.model.tensors import tensors, vision_tensors
 from l4export.model.vision_config import VisionConfig
 
 __all__ = ["open_checkpoint", "read_config", "read_vision_config"]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
     """Open a directory with config.json and safetensors, or with params.json and consolidated.NN.pth; read no weights.
+
+    The adapters (directories that PEFT saved) are merged into its weights, in this order, when these are read.
 
     Raises `InputError` for anything missing, malformed or contradictory, `StorageError` when reading fails.
     """
     path = Path(path)
-    return open_meta(path) if is_meta_folder(path) else hf_checkpoint.open_checkpoint(path)
+    checkpoint = open_meta(path) if is_meta_folder(path) else hf_checkpoint.open_checkpoint(path)
+    return dataclasses.replace(checkpoint, adapters=_opened(checkpoint, adapters)) if adapters else checkpoint
+
+
+def _opened(checkpoint: Checkpoint, paths: Sequence[Path]) -> tuple[Adapter, ...]:
+    config = checkpoint.config
+    weights = tensors(config)
+    if checkpoint.has_vision():
+        weights |= vision_tensors(checkpoint.vision_config(), config.hidden_size)
+    opened = (
+        open_adapter(Path(path), number, weights, config.tie_word_embeddings) for number, path in enumerate(paths, 1)
+    )
+    return tuple(opened)
 
 
 def read_config(path: Path) -> ModelConfig:

@@ -92,8 +92,8 @@ def absent_weights(path: Path, lacks: str) -> str:
     names = sorted(file.name for file in path.iterdir())
     if "adapter_config.json" in names:
         return (
-            f"{path}: holds an adapter (adapter_config.json); merge it into its base model (peft: merge_and_unload, "
-            "save_pretrained) and build the result, or remove the file if the weights have it merged in"
+            f"{path}: holds an adapter (adapter_config.json); build from its base model with --adapter {path}, "
+            "or remove the file if the weights have it merged in"
         )
     if "snapshots" in names:
         return f"{path}: is a cache of the Hugging Face hub; give the directory in {path / 'snapshots'}"

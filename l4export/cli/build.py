@@ -77,6 +77,15 @@ class _Interrupted(L4Error):
 @option_group(
     "Weights",
     option(
+        "--adapter",
+        "adapters",
+        multiple=True,
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Merge the LoRA adapter in this directory into the checkpoint's weights. May be given several times; they "
+        "are merged in this order.",
+    ),
+    option(
         "--quant",
         type=click.Choice(["none", "int8", "int4", "fp8", "auto"]),
         default="none",
@@ -181,7 +190,7 @@ def command(
     if write_policy is not None:
         _check_policy_path(write_policy, policy_file)
     writes = [path for path in (options.dump_ir, write_policy) if path is not None]
-    directory.check([checkpoint, *options.texts, *([policy_file] if policy_file else [])], writes)
+    directory.check([checkpoint, *options.reads, *([policy_file] if policy_file else [])], writes)
     with step_progress() as tell:
         planned = plan_build(checkpoint, options, directory.calibration, tell)
     for note in planned.inputs.checkpoint.notes():

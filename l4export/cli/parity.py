@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from l4export.cli.reference_options import adapter_option
 from l4export.cli.thresholds import parse_threshold
 from l4export.errors import CheckFailed, InputError
 
@@ -29,6 +30,7 @@ __all__ = ["command"]
 @click.option(
     "--reference", required=True, type=click.Path(path_type=Path), help="The checkpoint that ENGINE was built from."
 )
+@adapter_option
 @click.option("--prefill", type=int, default=64, show_default=True, help="Tokens of text fed in one call.")
 @click.option(
     "--decode",
@@ -76,6 +78,7 @@ __all__ = ["command"]
 def command(
     engine: Path,
     reference: Path,
+    adapters: tuple[Path, ...],
     prefill: int,
     decode: int,
     image_files: tuple[Path, ...],
@@ -111,7 +114,8 @@ def command(
         json_file.touch()  # an unwritable file is found now, not after minutes of work
     limits = dict(parse_threshold(item, "max_relative_difference=1e-4") for item in thresholds)
     check: Callable[..., ParityReport | LayerParityReport]
-    check = partial(check_layers, images=images) if stream else partial(check_parity, provider=provider, images=images)
+    check = check_layers if stream else partial(check_parity, provider=provider)
+    check = partial(check, images=images, adapters=adapters)
     with Console(stderr=True).status("") as status:
         report = check(engine, reference, prefill, decode, limits, seed, dequantized, status.update)
     if json_file is not None and str(json_file) == "-":

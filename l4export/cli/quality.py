@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from l4export.cli.reference_options import adapter_option
 from l4export.cli.steps import step_progress
 from l4export.cli.thresholds import parse_threshold
 from l4export.errors import CheckFailed
@@ -25,6 +26,7 @@ __all__ = ["command"]
 @click.option(
     "--reference", required=True, type=click.Path(path_type=Path), help="The checkpoint that ENGINE was built from."
 )
+@adapter_option
 @click.option(
     "--text",
     required=True,
@@ -54,6 +56,7 @@ __all__ = ["command"]
 def command(
     engine: Path,
     reference: Path,
+    adapters: tuple[Path, ...],
     text: Path,
     window: int | None,
     breakdown: bool,
@@ -74,7 +77,7 @@ def command(
     if html is not None:
         html.touch()  # an unwritable file is found now, not after minutes of work
     with step_progress() as tell:
-        report = measure_quality(engine, reference, text, window, breakdown, limits, tell)
+        report = measure_quality(engine, reference, text, window, breakdown, limits, tell, adapters)
     if html is not None:
         from l4export.quality.page import quality_page
 

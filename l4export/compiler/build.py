@@ -72,7 +72,7 @@ def build(
     """
     options = options or BuildOptions()
     directory = EngineDirectory(Path(engine_path), replace=options.force)
-    directory.check([Path(checkpoint_path), *options.texts], [options.dump_ir] if options.dump_ir else [])
+    directory.check([Path(checkpoint_path), *options.reads], [options.dump_ir] if options.dump_ir else [])
     planned = plan_build(Path(checkpoint_path), options, directory.calibration, on_notice)
     return run_build(planned, directory, on_progress, on_notice)
 

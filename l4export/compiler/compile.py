@@ -184,6 +184,7 @@ class _SourceWeights:
             self.checkpoint.check_all_known(self.names)
 
     def files(self) -> tuple[str, ...]:
-        """The config and the files with weights: all of them, or those of the layers that are built."""
+        """The config, the files with weights (all of them, or those of the layers that are built), and adapters."""
         everything = {file.path.name for file in self.checkpoint.files} if self.layers is None else set()
-        return (self.checkpoint.config_file.path.name, *sorted(self.file_names | everything))
+        adapters = {name for adapter in self.checkpoint.adapters for name in adapter.files}
+        return (self.checkpoint.config_file.path.name, *sorted(self.file_names | everything | adapters))

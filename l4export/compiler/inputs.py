@@ -60,8 +60,10 @@ class BuildInputs:
     texts: Texts
 
     def source_files(self, names: Iterable[str]) -> dict[str, OpenedFile]:
-        """The config and the files with weights, by name, as they were opened for reading."""
+        """The config, the files with weights, and those of adapters, by name, as they were opened for reading."""
         opened = {file.path.name: file.opened for file in self.checkpoint.files}
+        for adapter in self.checkpoint.adapters:
+            opened |= adapter.files
         opened[self.checkpoint.config_file.path.name] = self.checkpoint.config_file
         return {name: opened[name] for name in names}
 
@@ -76,7 +78,7 @@ def open_inputs(checkpoint_path: Path, options: BuildOptions) -> BuildInputs:
         StorageError: reading failed.
     """
     companions = open_companions(checkpoint_path)
-    checkpoint = open_checkpoint(checkpoint_path)
+    checkpoint = open_checkpoint(checkpoint_path, options.adapters)
     config = checkpoint.config if options.layers is None else checkpoint.config.slice_layers(*options.layers)
     vision = _vision(checkpoint, options)
     max_context = _max_context(config, options.max_context)

@@ -76,11 +76,12 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
 def _weight_options(planned: BuildPlan) -> dict[str, Any]:
     """The options that decide the bytes of weights."""
     options, text = planned.options, planned.inputs.texts.weights
-    policy = options.policy
+    policy, adapters = options.policy, planned.inputs.checkpoint.adapters
     return {
         "dtype": options.float_dtype,
         **({"layers": list(options.layers)} if options.layers else {}),
         **({VISION: options.tower_dtype} if planned.tower else {}),
+        **({"adapters": [adapter.to_dict() for adapter in adapters]} if adapters else {}),
         **({"policy": policy.to_dict()} if policy else {}),
         **({"auto": dict(policy.origin)} if policy and policy.origin else {}),
         **({"calibration": text.to_dict()} if text else {}),

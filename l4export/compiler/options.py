@@ -44,6 +44,7 @@ class WeightOptions:
         layers: (A, B) builds an engine of the layers A to B - 1 alone; None: of all.
         vision: `auto` builds the vision tower of a checkpoint that has one, `none` the text model alone.
         vision_dtype: Float type of the tower; None: that of the text model.
+        adapters: Directories of LoRA adapters that are merged into the checkpoint's weights, in this order.
     """
 
     target: str = "ort-cpu"
@@ -53,6 +54,7 @@ class WeightOptions:
     layers: tuple[int, int] | None = None
     vision: str = "auto"
     vision_dtype: str | None = None
+    adapters: tuple[Path, ...] = ()
 
     @property
     def float_dtype(self) -> str:
@@ -131,9 +133,9 @@ class BuildOptions(WeightOptions, DecoderOptions, CalibrationTexts, BuildResourc
     """Everything that `l4export build` is asked for; see the groups for each option."""
 
     @property
-    def texts(self) -> list[Path]:
-        """Files and directories with text that are read."""
-        return [path for path in (self.calibrate, self.kv_calibrate) if path is not None]
+    def reads(self) -> list[Path]:
+        """Adapters and texts: what is read beside the checkpoint."""
+        return [*self.adapters, *(path for path in (self.calibrate, self.kv_calibrate) if path is not None)]
 
     @property
     def cache_dtype(self) -> str:

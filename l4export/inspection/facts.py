@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 from l4export.checkpoint import open_checkpoint
 from l4export.engine.kv_cache import kv_bytes, layer_kv_bytes
 from l4export.engine.manifest import MANIFEST, Manifest, load_manifest
+from l4export.errors import InputError, printable
 from l4export.inspection.graph_file import load_graph
 from l4export.inspection.weight_bytes import bits_per_weight
 from l4export.model.config import ModelConfig
+from l4export.model.config_fields import Fields
 from l4export.model.tensors import parameter_count
 from l4export.runtimes.arguments import a_path
 
@@ -125,6 +127,8 @@ class EngineFacts(_Facts):
     cache of one row of `max_context` tokens takes, `kv_bytes_per_token` what one more token takes in the layers that
     keep all tokens.
 
+    `adapters` says what was merged into the weights, and is empty where nothing was.
+
     `engines` has the layers of each compiled engine, and is empty where nothing is compiled. `check` has the layers of
     the graph by which a GPU is judged, and is empty where there is none. `files` has the size of every file in bytes,
     `bytes` their sum.
@@ -142,6 +146,7 @@ class EngineFacts(_Facts):
     kv_slots: dict[str, int | None]
     kv_bytes_per_token: int
     kv_bytes: int
+    adapters: dict[str, str]
     engines: dict[str, str]
     check: dict[str, str]
     passes: tuple[str, ...]
@@ -195,12 +200,28 @@ def _engine(path: Path) -> EngineFacts:
         kv_bytes_per_token=_growing_layers(manifest)
         * layer_kv_bytes(manifest.model, 1, manifest.precision["kv_cache"]),
         kv_bytes=kv_bytes(manifest.model, manifest.kv_layout, manifest.precision["kv_cache"], manifest.max_context),
+        adapters=_adapters(manifest),
         engines={part.engine: f"layers {part.layers[0]}:{part.layers[1]}" for part in manifest.decoder.parts},
         check={check.file: f"layers {', '.join(map(str, check.layers))}"} if (check := manifest.check) else {},
         passes=tuple(manifest.passes),
         files={name: record.bytes for name, record in manifest.files.items()},
         bytes=sum(record.bytes for record in manifest.files.values()),
     )
+
+
+def _adapters(manifest: Manifest) -> dict[str, str]:
+    """What the manifest says of adapters, for people."""
+    found, where = {}, "the manifest: options.weights.adapters"
+    listed = manifest.options["weights"].get("adapters", [])
+    if not isinstance(listed, list):
+        raise InputError(f"{where} is no array; build the engine again")
+    for number, adapter in enumerate(listed, 1):
+        about = Fields(adapter, where, required=True)
+        values = (about.value(name, None) for name in ("type", "name", "rank", "alpha", "weights"))
+        kind, name, rank, alpha, count = (printable(str(value)) for value in values)
+        changes = printable(", ".join(about.array("changes", str)))
+        found[f"{number}: {name}"] = f"{kind}, rank {rank}, alpha {alpha}, in {count} weights: {changes}"
+    return found
 
 
 def _growing_layers(manifest: Manifest) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from l4export.parity.logits import LogitComparison, compare_logits, failures_of
 from l4export.parity.thresholds import Demands
 from l4export.parity.tower import TowerComparison, compare_towers
 from l4export.parity.whole_model import chunk_boundaries
-from l4export.reference.of_engine import open_reference, sliced_layers
+from l4export.reference.of_engine import open_reference, reference_name, sliced_layers
 from l4export.reference.routing_ties import followed_choices
 from l4export.reference.streamed_model import StreamedReference
 from l4export.reports.verdict import Verdict
@@ -110,6 +110,7 @@ def check_layers(
     dequantized: bool = False,
     on_step: Callable[[str], None] | None = None,
     images: Pictures = (),
+    adapters: Sequence[Path] = (),
 ) -> LayerParityReport:
     """Run an engine and the float32 reference on the same tokens, and compare the results of every layer.
 
@@ -137,12 +138,13 @@ def check_layers(
     ids = random_text(manifest, prefill + decode, seed) if prompt is None else prompt.ids
     prefill, shown = len(ids) - decode, None if prompt is None else prompt.images
     say("opening the reference")
-    reference = open_reference(manifest, checkpoint, DequantizedWeights(engine_path).rows if dequantized else None)
+    replaced = DequantizedWeights(engine_path).rows if dequantized else None
+    reference = open_reference(manifest, checkpoint, adapters, replaced)
     hidden, seen, tower, stages = reference.embed(ids[None]), None, None, None
     if prompt is not None:
         say("comparing the vision tower, stage by stage")
         limit, tiles = demands.thresholds.get("feature_difference"), prompt.images.tiles
-        stages, features = compare_towers(engine_path, manifest, checkpoint, tiles, limit)
+        stages, features = compare_towers(engine_path, manifest, checkpoint, tiles, limit, adapters)
         if stages.failures and not np.isfinite(stages.stages[-1].difference):
             raise CheckFailed(f"{engine_path}: not at parity: {stages.failures[0]}; its features are not finite")
         say("comparing what is seen")
@@ -162,7 +164,9 @@ def check_layers(
     logits = compare_logits(reference.logits(hidden)[0], engine.logits, demands.accepted)
     return LayerParityReport(
         engine=str(engine_path),
-        reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}, layer by layer",
+        reference=reference_name(
+            checkpoint, adapters, *(["dequantised weights"] if dequantized else []), "layer by layer"
+        ),
         prefill_tokens=prefill,
         decode_tokens=decode,
         chunk_boundaries=chunk_boundaries(manifest.model, prefill + decode),

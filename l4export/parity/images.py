@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,11 @@ class ImageComparison:
 
 
 def compare_images(
-    manifest: Manifest, tower: ImageFeatures | None, checkpoint: Path, prompt: ImagePrompt
+    manifest: Manifest,
+    tower: ImageFeatures | None,
+    checkpoint: Path,
+    prompt: ImagePrompt,
+    adapters: Sequence[Path] = (),
 ) -> tuple[ImageComparison, NDArray[np.float32]]:
     """Compare what an engine sees in a prompt, with its `tower`, with what transformers sees.
 
@@ -88,7 +92,7 @@ def compare_images(
     """
     if tower is None:
         raise InputError(f"images: the runtime of {manifest.target} engines sees none; leave them out")
-    expected = load_tower(manifest, checkpoint).features(prompt.images.tiles)
+    expected = load_tower(manifest, checkpoint, adapters).features(prompt.images.tiles)
     return compare_seen(tower, checkpoint, prompt, expected), expected
 
 

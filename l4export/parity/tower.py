@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +56,12 @@ class TowerComparison:
 
 
 def compare_towers(
-    engine: Path, manifest: Manifest, checkpoint: Path, tiles: NDArray[np.float32], threshold: float | None
+    engine: Path,
+    manifest: Manifest,
+    checkpoint: Path,
+    tiles: NDArray[np.float32],
+    threshold: float | None,
+    adapters: Sequence[Path] = (),
 ) -> tuple[TowerComparison, NDArray[np.float32]]:
     """Run the towers of an engine and of its checkpoint on tiles [n, 3, T, T], and compare every stage.
 
@@ -67,13 +73,14 @@ def compare_towers(
         checkpoint: The checkpoint that it was built from.
         tiles: Pixel values.
         threshold: What is accepted of every stage, as a share of the reference's largest |value|.
+        adapters: The adapters that it was built with.
 
     Raises:
         InputError: the checkpoint has no tower or another one; a graph that has not all stages.
         EnvironmentLacks: torch, transformers or onnxruntime is missing.
     """
     assert manifest.vision is not None
-    reference, tapped, features = load_tower(manifest, checkpoint), TappedTower(engine, manifest), []
+    reference, tapped, features = load_tower(manifest, checkpoint, adapters), TappedTower(engine, manifest), []
     sums = {stage: _Sums() for stage in tower_stages(manifest.vision)}
     for tile in tiles:
         expected, given = reference.stages(tile), tapped.stages(tile)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from l4export.parity.image_prompt import Pictures, are_given, image_prompt
 from l4export.parity.images import ImageComparison, compare_images
 from l4export.parity.logits import LogitComparison, compare_logits, departing, failures_of
 from l4export.parity.thresholds import Demands
-from l4export.reference.of_engine import load_reference
+from l4export.reference.of_engine import load_reference, reference_name
 from l4export.reference.routing_ties import follow_ties
 from l4export.reports.verdict import Verdict, missed
 from l4export.runtimes.random_text import random_text
@@ -73,6 +73,7 @@ def check_parity(
     on_step: Callable[[str], None] | None = None,
     provider: str | None = None,
     images: Pictures = (),
+    adapters: Sequence[Path] = (),
 ) -> ParityReport:
     """Run an engine and the float32 reference on the same tokens, and compare their logits [tokens, vocab].
 
@@ -99,6 +100,7 @@ def check_parity(
         on_step: Called with a line that says what is done next.
         provider: As for `l4export.load`.
         images: Images as `l4export.runtimes.images` takes them, or "seeded": three pictures that the seed makes.
+        adapters: The adapters that the engine was built with, in the same order.
 
     Returns:
         The figures and the verdict. A failed comparison raises nothing.
@@ -122,10 +124,10 @@ def check_parity(
     seen, features = None, None
     if prompt is not None:
         say("comparing what is seen")
-        seen, features = compare_images(engine.manifest, engine.features, checkpoint, prompt)
+        seen, features = compare_images(engine.manifest, engine.features, checkpoint, prompt, adapters)
         demands = demands.of_compared(seen.processor.not_compared, thresholds or {})
     say("loading the reference")
-    reference = load_reference(engine.manifest, checkpoint, engine_path if dequantized else None)
+    reference = load_reference(engine.manifest, checkpoint, adapters, engine_path if dequantized else None)
     if prompt is not None and features is not None:
         reference.see(features, prompt.tokens.patch)
     say("running the engine")
@@ -140,7 +142,7 @@ def check_parity(
     return ParityReport(
         engine=str(engine_path),
         provider=engine.provider,
-        reference=f"{checkpoint}{', dequantised weights' if dequantized else ''}",
+        reference=reference_name(checkpoint, adapters, *(["dequantised weights"] if dequantized else [])),
         prefill_tokens=prefill,
         decode_tokens=decode,
         chunk_boundaries=chunk_boundaries(engine.config, prefill + decode),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +104,7 @@ def measure_quality(
     breakdown: bool = True,
     thresholds: Mapping[str, float] | None = None,
     on_step: Callable[[str], None] | None = None,
+    adapters: Sequence[Path] = (),
 ) -> QualityReport:
     """Run an engine and the float32 reference over a text, and compare the probabilities of every next token.
 
@@ -121,6 +122,7 @@ def measure_quality(
             reference, a layer half a run.
         thresholds: Upper limits for `kl` (nats a token) and `perplexity_ratio`, and a lower one for `top1_agreement`.
         on_step: Called with a line that says what is done next.
+        adapters: The adapters that the engine was built with, in the same order.
 
     Returns:
         The figures with their 95 % confidence intervals, and the verdict. A missed threshold raises nothing.
@@ -146,15 +148,15 @@ def measure_quality(
     text = TextReader(engine_path, manifest.model, manifest.vision, blind).windows("--text", text_path, window)
     check_reference_packages()
     from l4export.quality.breakdown import parts_of
-    from l4export.reference.of_engine import check_same_tower, open_reference
+    from l4export.reference.of_engine import check_same_tower, open_reference, reference_name
 
-    reference = open_reference(manifest, checkpoint)
+    reference = open_reference(manifest, checkpoint, adapters)
     if text.shows_images:
         check_same_tower(manifest, open_checkpoint(checkpoint))
     parts = parts_of(engine_path, manifest, (sliced_layers(manifest) or (0, 0))[0]) if breakdown else []
     run = _Run(engine, text, parts, on_step or (lambda _: None))
     run.compare(reference)
-    return run.report(str(checkpoint), window, limits)
+    return run.report(reference_name(checkpoint, adapters), window, limits)
 
 
 class _Run:

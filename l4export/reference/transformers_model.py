@@ -35,18 +35,18 @@ class HFReference:
     embedding, final norm and head.
 
     Independent of l4export's own readers where the checkpoint is as transformers saves it: config and weights go
-    through `from_pretrained`, those of a slice through the safetensors library first. Weights in any other form are
-    read by l4export, as float32. Only what transformers cannot run is changed in the config (see
-    `reference_config`): an `attention_chunk_size` of null (plain causal attention), for example, becomes a chunk no
-    sequence outgrows.
+    through `from_pretrained`, those of a slice through the safetensors library first. Weights in any other form, and
+    those of a checkpoint that was opened with adapters, are read by l4export, as float32. Only what transformers cannot
+    run is changed in the config (see `reference_config`): an `attention_chunk_size` of null (plain causal attention),
+    for example, becomes a chunk no sequence outgrows.
 
     Raises:
         EnvironmentLacks: torch or transformers is not installed.
         InputError: the checkpoint is not one l4export reads, lacks a weight, or lacks a layer of the slice.
     """
 
-    def __init__(self, checkpoint: Path, layers: tuple[int, int] | None = None) -> None:
-        opened = open_checkpoint(checkpoint)
+    def __init__(self, checkpoint: Path | Checkpoint, layers: tuple[int, int] | None = None) -> None:
+        opened = checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
         config = reference_config(opened, layers)
         weights = _weights(opened, layers)
         import torch
@@ -55,7 +55,7 @@ class HFReference:
         self._torch = torch
         self.config = opened.config if layers is None else opened.config.slice_layers(*layers)
         model, report = transformers.Llama4ForCausalLM.from_pretrained(
-            checkpoint if weights is None else None,
+            opened.path if weights is None else None,
             config=config,
             state_dict=weights,
             dtype=torch.float32,
@@ -65,7 +65,7 @@ class HFReference:
         )
         if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers
             raise InputError(
-                f"{checkpoint}: tensor {missing[0]!r} is missing; config.json and the weights do not match"
+                f"{opened.path}: tensor {missing[0]!r} is missing; config.json and the weights do not match"
             )
         self.model: Any = model.eval()
         self._images: tuple[Any, int] | None = None

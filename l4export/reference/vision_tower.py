@@ -18,7 +18,7 @@ class HFVisionTower:
     """`Llama4VisionModel` and `Llama4MultiModalProjector` in float32 on the CPU.
 
     Independent of l4export's own readers: transformers reads `vision_config`, and the safetensors library the weights.
-    Weights in another form than transformers saves are read by l4export.
+    Weights in another form than transformers saves, and those with adapters, are read by l4export.
 
     Raises:
         EnvironmentLacks: torch or transformers is not installed.

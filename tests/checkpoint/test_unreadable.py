@@ -57,7 +57,7 @@ def test_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (["adapter_config.json", "adapter_model.safetensors"], ["holds an adapter", "merge_and_unload"]),
+        (["adapter_config.json", "adapter_model.safetensors"], ["holds an adapter", "with --adapter"]),
         (["params.json", "consolidated.00.pth"], ["params.json: not valid JSON"]),
         (["consolidated.00.pth"], ["params.json is missing"]),
         (["consolidated.00.safetensors"], ["Meta's own layout"]),
