@@ -88,7 +88,7 @@ class _Fp8Experts(_Scaled):
             first = expert * self.shape[1]
             codes = self._codes.read((slice(first + rows.start, first + rows.stop), columns))
             scale = self._scale.read((expert, columns))
-            np.multiply(codes.astype(np.float32), scale.astype(np.float32), out=out[index])
+            out[index] = _product(codes.astype(np.float32), scale.astype(np.float32))
         return out
 
 
@@ -108,7 +108,8 @@ class _Int4Experts(_Scaled):
             low, high = rows.start // 2, -(-rows.stop // 2)
             packed = self._codes.read((slice(first + low, first + high), columns))
             groups = slice(rows.start // _GROUP, -(-rows.stop // _GROUP))
-            out[index] = _unpacked(packed, rows) * _spread(self._scale.read((expert, groups, columns)), rows)
+            scale = _spread(self._scale.read((expert, groups, columns)), rows)
+            out[index] = _product(_unpacked(packed, rows), scale)
         return out
 
 
@@ -124,8 +125,7 @@ class _Int4Matrix(_Scaled):
         rows, columns = region
         packed = self._codes.read((columns, slice(rows.start // 2, -(-rows.stop // 2)))).T
         groups = slice(rows.start // _GROUP, -(-rows.stop // _GROUP))
-        values: np.ndarray = _unpacked(packed, rows) * _spread(self._scale.read((groups, columns)), rows)
-        return values
+        return _product(_unpacked(packed, rows), _spread(self._scale.read((groups, columns)), rows))
 
 
 def _matrix(codes: SourceTensor, experts: int) -> tuple[int, int]:
@@ -141,6 +141,13 @@ def _groups(codes: SourceTensor, inner: int) -> int:
             f"{codes.file.path}: tensor {codes.name!r} has {inner} codes to a row, no multiple of groups of {_GROUP}"
         )
     return inner // _GROUP
+
+
+def _product(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Codes times scales; what is not finite is refused where weights are written."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        values: np.ndarray = codes * scale
+    return values
 
 
 def _unpacked(packed: np.ndarray, rows: slice) -> np.ndarray:

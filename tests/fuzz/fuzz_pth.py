@@ -83,7 +83,7 @@ def _change(files: Files, rng: random.Random) -> str:
         try:
             changed, told = mutate_json(json.loads(text), rng)
             files["params.json"] = dumps(changed).encode(errors="replace")
-        except ValueError:
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             files["params.json"], told = damaged_text(text, rng)
         return f"params.json: {told}"
     if way == 1:
