@@ -15,13 +15,13 @@ with 17 tiles, in either type. The twentieth is for what a GPU's allocator round
 
 from __future__ import annotations
 
-from l4export.graph.dtypes import FLOATS
 from l4export.model.vision_config import VisionConfig
 
 __all__ = ["cpu_tower_working", "gpu_tower_working"]
 
 _FLOAT = 4
 """Bytes of a float32: of pixels, and of what the CPU provider computes in either type."""
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 def cpu_tower_working(config: VisionConfig, width: int, dtype: str, weights: int, tiles: int) -> int:
@@ -32,7 +32,7 @@ def cpu_tower_working(config: VisionConfig, width: int, dtype: str, weights: int
 
 def gpu_tower_working(config: VisionConfig, width: int, dtype: str, weights: int, tiles: int) -> int:
     """As `cpu_tower_working`, on a GPU."""
-    call = _FLOAT * _pixels(config) + FLOATS[dtype].numpy().itemsize * _floats(config, width, kept=10)
+    call = _FLOAT * _pixels(config) + _BYTES[dtype] * _floats(config, width, kept=10)
     return weights // 20 + tiles * call
 
 

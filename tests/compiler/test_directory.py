@@ -27,6 +27,7 @@ from l4export.engine.manifest import verify_files
 from l4export.errors import InputError, StorageError
 from l4export.storage.journal import begin_journal
 from l4export.weights import emission
+from workshop import hear_ctrl_c
 
 FORCE = BuildOptions(force=True)
 
@@ -461,7 +462,8 @@ def test_an_interrupted_build_says_so_and_can_go_on(
     checkpoint: Path, place: Path, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     slow = environment(tmp_path / "site", _SLOW.format(seconds=0.05))
-    with subprocess.Popen(command(checkpoint, place / "e"), env=slow, stderr=subprocess.PIPE, text=True) as process:
+    words, how = command(checkpoint, place / "e"), {"stderr": subprocess.PIPE, "text": True, "preexec_fn": hear_ctrl_c}
+    with subprocess.Popen(words, env=slow, **how) as process:
         wait_for(place / ".e.partial" / "journal", process)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)

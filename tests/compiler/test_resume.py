@@ -134,6 +134,7 @@ def test_it_goes_on_with_other_jobs_and_another_budget(
     assert contents(place / "e") == expected
 
 
+@pytest.mark.slow
 def test_ten_kills_in_a_row(checkpoint: Path, place: Path, tmp_path: Path, expected: dict[str, bytes]) -> None:
     """kill -9 at ten random moments, then the same bytes, and no byte written twice but those of a unit in hand."""
     site = tmp_path / "site"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from l4export.storage.file_records import FileRecord, file_record, read_records
+from workshop import hear_ctrl_c
 
 MINUTES_OF_READING = 400 << 30
 """A file of holes: no room on the disk, some four minutes for SHA-256 at 1.5 GB/s."""
@@ -65,7 +66,8 @@ def test_ctrl_c_does_not_wait_for_files_that_are_being_read(tmp_path: Path, what
         run("build", tmp_path / "tiny", "-o", engine)
         stretch(engine, MINUTES_OF_READING)
         words = ["verify", engine]
-    with subprocess.Popen([sys.executable, "-m", "l4export", *map(str, words)], stderr=subprocess.PIPE) as process:
+    command = [sys.executable, "-m", "l4export", *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=hear_ctrl_c) as process:  # noqa: PLW1509 (it starts no thread)
         time.sleep(6)  # by then files are being read
         assert process.poll() is None
         began = time.monotonic()

@@ -82,4 +82,5 @@ def _command(arguments: list[str]) -> None:
 
 
 def _script(text: str) -> None:
+    sys.path.insert(0, "")  # as `python -c` has it
     exec(compile(text, "example", "exec"), {"__name__": "__main__"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -78,3 +79,8 @@ def assert_close(got: np.ndarray, expected: np.ndarray, relative: float = 1e-4) 
     """max |difference| <= relative * max |expected|; NaN fails. float32 in another order of summation gives 1e-6."""
     worst = np.abs(got - expected).max()
     assert worst <= relative * np.abs(expected).max(), f"max |difference| {worst:.3g}"
+
+
+def hear_ctrl_c() -> None:
+    """To be called in a new process: what a shell starts in its background ignores Ctrl-C, and so does all within."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
