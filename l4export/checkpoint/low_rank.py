@@ -1,7 +1,7 @@
 """Weights with an adapter merged into them, in float32, computed for the region that is asked for.
 
-LoRA changes a matrix W [out, in] to W + s B A with A [r, in] and B [out, r] [arXiv:2106.09685]. DoRA then gives every
-row a magnitude m of its own [arXiv:2402.09353]:
+LoRA changes a matrix W [out, in] to W + s B A with A [r, in] and B [out, r] (arXiv 2106.09685). DoRA then gives every
+row a magnitude m of its own (arXiv 2402.09353):
 
     W' = m (W + s B A) / |W + s B A|
 
