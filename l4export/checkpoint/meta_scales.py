@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from l4export.checkpoint.meta_shards import MetaShards
+from l4export.checkpoint.scales import decode, multiply, read_scales
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import ComputedWeight, StoredWeight
 from l4export.checkpoint.weight_views import Transposed
@@ -87,8 +88,8 @@ class _Fp8Experts(_Scaled):
         for index, expert in enumerate(range(experts.start, experts.stop)):
             first = expert * self.shape[1]
             codes = self._codes.read((slice(first + rows.start, first + rows.stop), columns))
-            scale = self._scale.read((expert, columns))
-            out[index] = _product(codes.astype(np.float32), scale.astype(np.float32))
+            decode(codes, out[index])
+            multiply(out[index], read_scales(self._scale, (slice(expert, expert + 1), columns)), self._scale)
         return out
 
 
@@ -108,8 +109,8 @@ class _Int4Experts(_Scaled):
             low, high = rows.start // 2, -(-rows.stop // 2)
             packed = self._codes.read((slice(first + low, first + high), columns))
             groups = slice(rows.start // _GROUP, -(-rows.stop // _GROUP))
-            scale = _spread(self._scale.read((expert, groups, columns)), rows)
-            out[index] = _product(_unpacked(packed, rows), scale)
+            out[index] = _unpacked(packed, rows)
+            multiply(out[index], _spread(read_scales(self._scale, (expert, groups, columns)), rows), self._scale)
         return out
 
 
@@ -125,7 +126,9 @@ class _Int4Matrix(_Scaled):
         rows, columns = region
         packed = self._codes.read((columns, slice(rows.start // 2, -(-rows.stop // 2)))).T
         groups = slice(rows.start // _GROUP, -(-rows.stop // _GROUP))
-        return _product(_unpacked(packed, rows), _spread(self._scale.read((groups, columns)), rows))
+        out = _unpacked(packed, rows)
+        multiply(out, _spread(read_scales(self._scale, (groups, columns)), rows), self._scale)
+        return out
 
 
 def _matrix(codes: SourceTensor, experts: int) -> tuple[int, int]:
@@ -143,13 +146,6 @@ def _groups(codes: SourceTensor, inner: int) -> int:
     return inner // _GROUP
 
 
-def _product(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Codes times scales; what is not finite is refused where weights are written."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        values: np.ndarray = codes * scale
-    return values
-
-
 def _unpacked(packed: np.ndarray, rows: slice) -> np.ndarray:
     """Codes of bytes [k/2, n] as float32: the rows asked for, of those that the bytes have."""
     pairs = packed.view(np.int8) if packed.flags.c_contiguous else np.ascontiguousarray(packed).view(np.int8)
@@ -161,6 +157,6 @@ def _unpacked(packed: np.ndarray, rows: slice) -> np.ndarray:
 
 def _spread(scale: np.ndarray, rows: slice) -> np.ndarray:
     """The scale of every row, of those of the groups that the rows touch."""
-    wide = np.repeat(scale.astype(np.float32), _GROUP, axis=0)
+    wide = np.repeat(scale, _GROUP, axis=0)
     first = rows.start % _GROUP
     return wide[first : first + rows.stop - rows.start]

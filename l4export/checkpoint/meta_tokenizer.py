@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from l4export.checkpoint.sample_tokenizer import added_token, begins_with, byte_letters
+from l4export.checkpoint.sample_tokenizer import added_token, begins_with, byte_letters, tokenizer_settings
 from l4export.errors import InputError, StorageError
 from l4export.storage.regular_files import read_small
 
@@ -65,14 +65,7 @@ def write_tokenizer_json(folder: Path) -> Path:
     folder = Path(folder)
     ranks = _read_ranks(folder / "tokenizer.model")
     begin, end, pad = (f"<|{name}|>" for name in ("begin_of_text", "end_of_text", "finetune_right_pad"))
-    settings = {
-        "bos_token": begin,
-        "eos_token": end,
-        "pad_token": pad,
-        "clean_up_tokenization_spaces": False,
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-    files = {"tokenizer.json": _tokenizer(ranks), "tokenizer_config.json": settings}
+    files = {"tokenizer.json": _tokenizer(ranks), "tokenizer_config.json": tokenizer_settings(begin, end, pad)}
     for name in files:
         if (folder / name).exists():
             raise InputError(f"{folder / name}: is there already; remove it to have it made")

@@ -11,7 +11,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CHAT_TEMPLATE", "added_token", "begins_with", "byte_letters", "special_ids", "write_tokenizer"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "added_token",
+    "begins_with",
+    "byte_letters",
+    "special_ids",
+    "tokenizer_settings",
+    "write_tokenizer",
+]
 
 _AFTER_BEGIN = {"begin_of_text": 0, "end_of_text": 1, "header_start": 5, "header_end": 6, "eom": 7, "eot": 8}
 _BEFORE_PATCH = {"tile_x_separator": 8, "tile_y_separator": 7, "image": 2, "patch": 0}
@@ -68,13 +76,7 @@ def write_tokenizer(path: Path, config: dict[str, Any]) -> None:
         "decoder": bytes_as_text,
         "model": {"type": "BPE", "vocab": _vocabulary(config["text_config"]["vocab_size"], special), "merges": []},
     }
-    settings = {
-        "bos_token": begin,
-        "eos_token": end,
-        "pad_token": pad,
-        "clean_up_tokenization_spaces": False,
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
+    settings = tokenizer_settings(begin, end, pad)
     for name, content in (("tokenizer.json", tokenizer), ("tokenizer_config.json", settings)):
         (path / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (path / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
@@ -111,6 +113,17 @@ def added_token(content: str, number: int) -> dict[str, Any]:
     """A special token, as tokenizer.json lists it."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": number, "content": content, **flags, "special": True}
+
+
+def tokenizer_settings(begin: str, end: str, pad: str) -> dict[str, Any]:
+    """A tokenizer_config.json with these special tokens, for transformers 4 and 5."""
+    return {
+        "bos_token": begin,
+        "eos_token": end,
+        "pad_token": pad,
+        "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
 
 
 def begins_with(token: str, number: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from adapters import Weights, of_experts, pair, product, write_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from meta_folders import write_meta_folder
 from safetensors.numpy import load_file, save_file
 
 from l4export.checkpoint import open_checkpoint
@@ -18,6 +19,7 @@ from l4export.checkpoint.adapter_config import parse_adapter_config
 from l4export.checkpoint.sample import write_sample
 from l4export.errors import InputError
 from l4export.model.tensors import tensors, vision_tensors
+from quantised_checkpoints import Linears, quantised, quantised_by_fbgemm
 from workshop import Workshop, copy_checkpoint, edit_config
 
 EXPERTS, HIDDEN, INNER = 4, 64, 32
@@ -49,6 +51,23 @@ def parameters(turned: bool = False) -> Weights:
     r = 2 * EXPERTS
     down = pair(MOE, HIDDEN if turned else INNER, INNER if turned else HIDDEN, r)
     return pair(f"{MOE}.base_layer", 2 * INNER if turned else HIDDEN, HIDDEN if turned else 2 * INNER, r) | down
+
+
+@pytest.mark.parametrize("form", ["Meta's folder", "int4", "experts in FP8"])
+def test_over_a_base_in_another_form(workshop: Workshop, tmp_path: Path, form: str) -> None:
+    """A linear layer and a parameter of experts: as over the float checkpoint that the form stands for."""
+    source = workshop.checkpoint("scout")
+    if form == "Meta's folder":
+        same, other = source, write_meta_folder(source, tmp_path / "m", 2)
+    elif form == "int4":
+        other, same = quantised(source, tmp_path / "q", Linears(packed=True, bits=4, strategy="group"))
+    else:
+        other, same = quantised_by_fbgemm(source, tmp_path / "q")
+    adapter = write_adapter(tmp_path / "a", pair(Q, 64, 64) | pair(MOE, INNER, HIDDEN, 2 * EXPERTS))
+    expected, merged = open_checkpoint(same, [adapter]), open_checkpoint(other, [adapter])
+    assert expected.adapters[0].changed == merged.adapters[0].changed
+    for name, shape in tensors(expected.config).items():
+        np.testing.assert_array_equal(merged.tensor(name, shape).read(), expected.tensor(name, shape).read(), name)
 
 
 @pytest.mark.parametrize("variant", ["scout", "maverick"])

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from whole_array import WholeArray
 
 from l4export.checkpoint import open_checkpoint
 from l4export.checkpoint.experts import JoinedExperts
-from l4export.checkpoint.stored_weight import ComputedWeight, StoredWeight
+from l4export.checkpoint.stored_weight import StoredWeight
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
@@ -107,19 +108,6 @@ def test_two_forms_of_the_same_weight(workshop: Workshop, tmp_path: Path) -> Non
         build(path, tmp_path / "e", BuildOptions(max_context=64))
 
 
-class _Array(ComputedWeight):
-    """An array as a stored weight, of which every region is asked for."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        super().__init__("w", values.shape, values.dtype, [])
-        self.values = values
-
-    def compute(self, region: tuple[slice, ...]) -> np.ndarray:
-        for cut, size in zip(region, self.shape, strict=True):
-            assert 0 <= cut.start <= cut.stop <= size and cut.step is None
-        return self.values[region]
-
-
 @given(st.data())
 def test_any_region_as_numpy_has_it(data: st.DataObject) -> None:
     values = np.arange(7 * 5 * 6, dtype=np.float32).reshape(7, 5, 6)
@@ -127,7 +115,7 @@ def test_any_region_as_numpy_has_it(data: st.DataObject) -> None:
         data.draw(st.slices(size) | st.integers(-size, size - 1))
         for size in values.shape[: data.draw(st.integers(0, 3))]
     )
-    got = _Array(values).read(index)
+    got = WholeArray(values).read(index)
     np.testing.assert_array_equal(got, values[index])
     assert got.flags.c_contiguous and got.shape == values[index].shape
 
@@ -138,7 +126,7 @@ def test_any_region_of_experts(data: st.DataObject) -> None:
     random = np.random.default_rng(0)
     matrices = random.standard_normal((2, 3, 5, 4)).astype(np.float32)
     linears: list[list[StoredWeight]] = [
-        [_Array(matrix.astype(dtype)) for matrix in experts]
+        [WholeArray(matrix.astype(dtype)) for matrix in experts]
         for experts, dtype in zip(matrices, (np.float32, ml_dtypes.bfloat16), strict=True)
     ]
     weight = JoinedExperts("w", (3, 4, 10), linears)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,8 @@ def weights_of(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 
 def edit_state(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    state = torch.load(file, weights_only=False)
+    with torch.serialization.safe_globals([io.BytesIO]):  # the extra states
+        state = torch.load(file, weights_only=True)
     change(state)
     torch.save(state, file)
 
@@ -240,6 +242,26 @@ def test_scales_that_do_not_fit(wide: Path, tmp_path: Path) -> None:
     refused(folder, "2 shards, and not as many scales: see fp8_scales_1.pt")
     first.unlink()
     refused(folder, "has codes of FP8 or INT4, and fp8_scales_0.pt or int4_scales_0.pt is missing")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "words"),
+    [
+        ("fp8", float("nan"), "has a scale of nan"),
+        ("int4", -0.5, "has a scale of -0.5"),
+        ("int4", float("inf"), "has a scale of inf"),
+        ("fp8", 0.0, "has a scale of 0 for codes that are not 0"),
+        ("int4", 0.0, "has a scale of 0 for codes that are not 0"),
+    ],
+)
+def test_scales_that_no_rounding_has_made(wide: Path, tmp_path: Path, kind: str, value: float, words: str) -> None:
+    """Found when the weight is read, by the names of file and tensor."""
+    folder = write_meta_folder(wide, tmp_path / "m", 2, scales=kind)
+    name = "layers.1.feed_forward.experts." + ("w2" if kind == "fp8" else "moe_w_out_eF_D")
+    edit_state(folder / f"{kind}_scales_1.pt", lambda state: state[name].view(-1)[:300].fill_(value))
+    weight = open_checkpoint(folder).tensor("model.layers.1.feed_forward.experts.down_proj", (4, 256, 128))
+    with pytest.raises(InputError, match=rf"{kind}_scales_1\.pt: tensor '{name}' {words}"):
+        weight.read()
 
 
 @pytest.mark.parametrize(

@@ -9,35 +9,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from whole_array import WholeArray
 
-from l4export.checkpoint.stored_weight import ComputedWeight, StoredWeight
+from l4export.checkpoint.stored_weight import StoredWeight
 from l4export.checkpoint.weight_views import Joined, Rows, Stacked, Transposed
-
-
-class Whole(ComputedWeight):
-    """An array as a stored weight."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        super().__init__("w", values.shape, values.dtype, [])
-        self.values = values
-
-    def compute(self, region: tuple[slice, ...]) -> np.ndarray:
-        for cut, size in zip(region, self.shape, strict=True):
-            assert 0 <= cut.start <= cut.stop <= size and cut.step is None
-        return self.values[region]
-
 
 MATRIX = np.arange(12 * 5).reshape(12, 5).astype(ml_dtypes.bfloat16)
 STACKS = [np.arange(3 * size * 4, dtype=np.float32).reshape(3, size, 4) for size in (2, 1, 4)]
 HALF = np.ones((3, 2, 4), np.float16)
 
 VIEWS: dict[str, tuple[Callable[[], StoredWeight], np.ndarray]] = {
-    "rows": (lambda: Rows(Whole(MATRIX), 3, 10), MATRIX[3:10]),
-    "transposed": (lambda: Transposed(Whole(MATRIX)), MATRIX.T),
-    "stacked": (lambda: Stacked(Whole(MATRIX), 3), MATRIX.reshape(3, 4, 5)),
-    "joined": (lambda: Joined("j", [Whole(stack) for stack in STACKS], 1), np.concatenate(STACKS, axis=1)),
+    "rows": (lambda: Rows(WholeArray(MATRIX), 3, 10), MATRIX[3:10]),
+    "transposed": (lambda: Transposed(WholeArray(MATRIX)), MATRIX.T),
+    "stacked": (lambda: Stacked(WholeArray(MATRIX), 3), MATRIX.reshape(3, 4, 5)),
+    "joined": (lambda: Joined("j", [WholeArray(stack) for stack in STACKS], 1), np.concatenate(STACKS, axis=1)),
     "joined from behind": (
-        lambda: Joined("j", [Whole(STACKS[0]), Whole(HALF)], 2),
+        lambda: Joined("j", [WholeArray(STACKS[0]), WholeArray(HALF)], 2),
         np.concatenate([STACKS[0], HALF.astype(np.float32)], axis=2),
     ),
 }

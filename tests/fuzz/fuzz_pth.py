@@ -36,6 +36,10 @@ _NAMES = [
 ]
 
 
+_DAMAGED = (zipfile.BadZipFile, LookupError, StopIteration, ValueError, NotImplementedError)
+"""What Python says of an archive that an earlier change has damaged; the last one of an unknown compression."""
+
+
 class _Touch:
     """Makes a file when it is unpickled."""
 
@@ -97,13 +101,7 @@ def _change(files: Files, rng: random.Random) -> str:
             files[name], told = _entries(files[name], rng)
         else:
             files[name], told = _pickle(files[name], rng)
-    except (
-        zipfile.BadZipFile,
-        LookupError,
-        StopIteration,
-        ValueError,
-        NotImplementedError,
-    ):  # damaged by an earlier one
+    except _DAMAGED:
         told = "as it was"
     return f"{name}: {told}"
 

@@ -26,6 +26,8 @@ from l4export import runtimes
 pytestmark = pytest.mark.gpu
 
 LAYERS = 8
+SHARE = 0.60
+"""Of the bandwidth of a copy on the GPU: what decoding is to reach."""
 Record = Callable[[Row], None]
 
 
@@ -68,6 +70,11 @@ def test_memory_and_speed_at_full_size(full_size: Path, record: Record, prefill:
     record(row)
     assert row["gpu"]["used_bytes"] <= row["formula_bytes"] <= 1.05 * row["gpu"]["used_bytes"]
     assert row["gpu"]["steps"] == "steps by CUDA graph"
+
+
+@pytest.mark.xfail(strict=True, reason="0.26 on an H200, by its kernels: docs/guide/gpus.md")
+def test_decoding_reaches_its_share_of_the_bandwidth(full_size: Path) -> None:
+    assert speed_row(full_size, 512, 64)["gpu"]["decode_bandwidth_share"] >= SHARE
 
 
 def test_rows_decode_together_at_full_size(full_size: Path) -> None:

@@ -102,6 +102,26 @@ def _swapped(path: Path) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def _exchanged(path: Path) -> bytes:
+    """The tower with its tiles in another order: right for each alone, and for many that are alike."""
+    model = onnx.load(path, load_external_data=False)
+    numbers = {"starts": [-1], "ends": [np.iinfo(np.int64).min], "axes": [0], "steps": [-1]}
+    for name, values in numbers.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values, np.int64), f"turned.{name}"))
+    turn = onnx.helper.make_node("Slice", ["pixel_values", *(f"turned.{name}" for name in numbers)], ["turned"])
+    model.graph.node.insert(0, turn)
+    for node in list(model.graph.node)[1:]:
+        node.input[:] = ["turned" if name == "pixel_values" else name for name in node.input]
+    return bytes(model.SerializeToString())
+
+
+def test_tiles_that_are_exchanged_on_the_card(built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    stand_ins.install(monkeypatch, judges=True).tower = _exchanged
+    with pytest.raises(EnvironmentLacks, match=r"differently from the CPU, by .* with 2 tiles"):
+        _opened(built).image_features(pixels(1, 16))
+
+
 def test_the_tower_is_judged_once_by_the_cpu(built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     machine = stand_ins.install(monkeypatch, judges=True)
