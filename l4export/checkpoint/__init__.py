@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from l4export.checkpoint.hf_checkpoint import Checkpoint
+from l4export.checkpoint.checkpoint import Checkpoint
 from l4export.checkpoint.meta_tokenizer import write_tokenizer_json
 from l4export.checkpoint.opening import open_checkpoint, read_config, read_vision_config
 from l4export.checkpoint.source_tensor import SourceTensor

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from l4export.checkpoint.hf_checkpoint import Checkpoint, with_generation_config
+from l4export.checkpoint.checkpoint import Checkpoint
+from l4export.checkpoint.hf_checkpoint import with_generation_config
 from l4export.checkpoint.hf_config import config_from_hf
 from l4export.checkpoint.hf_vision import vision_from_hf
 from l4export.checkpoint.meta_params import hf_config_of_params

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from l4export.checkpoint import hf_checkpoint
 from l4export.checkpoint.adapter import Adapter, open_adapter
-from l4export.checkpoint.hf_checkpoint import Checkpoint
+from l4export.checkpoint.checkpoint import Checkpoint
 from l4export.checkpoint.meta_checkpoint import (
     is_meta_folder,
     open_meta,
