@@ -80,6 +80,8 @@ class MetaCheckpoint(Checkpoint):
     def notes(self) -> list[str]:
         """One line for each thing that is ignored or assumed and that a user should know about."""
         found = super().notes()
+        longest = self.config.max_position_embeddings
+        found.append(f"{self.path / PARAMS}: does not say the longest context; {longest} tokens are taken")
         if not self.config.attn_temperature_tuning and not all(self.config.rope_layers):
             found.append(
                 f"{self.path / PARAMS}: attn_temperature_tuning is not on, so it is off, as in Meta's program; from "

@@ -340,7 +340,8 @@ def test_both_layouts_in_one_folder(workshop: Workshop, tmp_path: Path) -> None:
 
 def test_notes_and_stop_tokens(workshop: Workshop, tmp_path: Path) -> None:
     folder = write_meta_folder(workshop.checkpoint("scout"), tmp_path / "m", 1)
-    assert open_checkpoint(folder).notes() == []
+    (note,) = open_checkpoint(folder).notes()
+    assert "params.json: does not say the longest context; 1048576 tokens are taken" in note
     params = json.loads((folder / "params.json").read_text())
     del params["attn_temperature_tuning"]
     (folder / "params.json").write_text(json.dumps(params))
