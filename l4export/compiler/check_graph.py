@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from l4export.compiler.plan import BuildPlan
 from l4export.compiler.portable import portable_model
 from l4export.engine.check_decoder import check_decoder
+from l4export.engine.check_images import image_starts
 from l4export.engine.check_record import CheckRecord, write_record
 from l4export.engine.manifest import CHECK, CheckGraph, Manifest
 from l4export.graph.contents import LayerValue, layer_values
@@ -28,7 +29,7 @@ from l4export.graph.layer_excerpt import excerpt_layers
 from l4export.inspection.taps import TappedInference
 from l4export.model.config import ModelConfig
 from l4export.runtimes.cache.host_cache import new_host_cache
-from l4export.runtimes.onnxruntime.composition_check import capacity, feed
+from l4export.runtimes.onnxruntime.composition_check import capacity, feed, seeded_images
 from l4export.runtimes.session import Session
 from l4export.weights.emission import emit_graph, refer_to_data
 from l4export.weights.recipes import Recipe
@@ -141,24 +142,61 @@ def _portable(planned: BuildPlan, layers: Sequence[int], directory: Path) -> ir.
 
 
 def _recorded(model: ir.Model, manifest: Manifest, check: CheckGraph, directory: Path) -> CheckRecord:
-    """Seeded tokens, none of which a router nearly gives to another expert, and their logits on the CPU."""
+    """Seeded tokens and features, none of which a router nearly gives to another expert, and the logits on the CPU."""
     decoder = check_decoder(manifest, check)
     config, values = decoder.model, layer_values(model.graph)
     routers = [str(values[LayerValue("router_logits", layer)].name) for layer in config.moe_layers]
     packed = [weight for weight in manifest.packed_weights if weight.name in model.graph.initializers]
     inference = TappedInference(directory, model, routers, packed)
-    session = Session(partial(new_host_cache, inference), decoder, 1, capacity(manifest, check), check.start)
-    random = np.random.default_rng(0)
-    ids = random.integers(0, config.vocab_size, sum(check.calls), dtype=np.int32)
+    random, new_cache = np.random.default_rng(0), partial(new_host_cache, inference)
+    fed = _Fed(check, decoder, random)
     for left in reversed(range(_ROUNDS)):
-        logits = feed(session, check, ids)
+        features = seeded_images(fed.features)  # anew, because it keeps what it has seen
+        session = Session(new_cache, decoder, 1, capacity(manifest, check), check.start, features)
+        logits = feed(session, check, fed.ids)
         near = np.any([_near_ties(inference.taken(name), config.num_experts_per_tok) for name in routers], axis=0)
         if not left or not near.any():
             break
-        session.reset()
-        ids[near] = random.integers(0, config.vocab_size, near.sum())
+        fed.exchange(near)
     columns = random.choice(config.vocab_size, min(_COLUMNS, config.vocab_size), replace=False)
-    return CheckRecord.of(check, ids, logits, np.sort(columns).astype(np.int32))
+    return CheckRecord.of(check, fed.ids, logits, np.sort(columns).astype(np.int32), fed.features)
+
+
+class _Fed:
+    """Seeded tokens, and in an engine that sees images features for some of them.
+
+    Attributes:
+        ids: int32 [n].
+        features: float16 [images, rows, D] of order one; None without images.
+    """
+
+    def __init__(self, check: CheckGraph, decoder: Manifest, random: np.random.Generator) -> None:
+        self._random, self._vocab, count = random, decoder.model.vocab_size, sum(check.calls)
+        starts, self._is_image = image_starts(check, decoder), np.zeros(count, np.bool_)
+        self._token = -1 if decoder.vision is None else decoder.vision.image_token_id
+        self.ids = self._words(count)
+        self.features: NDArray[np.float16] | None = None
+        if starts and decoder.vision is not None:
+            shape = (len(starts), decoder.vision.rows_per_tile, decoder.model.hidden_size)
+            for start in starts:
+                self._is_image[start : start + shape[1]] = True
+            self.ids[self._is_image] = self._token
+            self.features = random.standard_normal(shape).astype(np.float16)
+
+    def exchange(self, which: NDArray[np.bool_]) -> None:
+        """Other tokens, and other features, in the place of these."""
+        words = which & ~self._is_image
+        self.ids[words] = self._words(int(words.sum()))
+        if self.features is not None:
+            rows = self.features.reshape(-1, self.features.shape[-1])  # a view
+            seen = which[self._is_image]
+            rows[seen] = self._random.standard_normal((int(seen.sum()), rows.shape[1])).astype(np.float16)
+
+    def _words(self, count: int) -> NDArray[np.int32]:
+        """Ids of tokens, none of which is that of images."""
+        ids = self._random.integers(0, self._vocab, count, dtype=np.int32)
+        ids[ids == self._token] = (self._token + 1) % self._vocab
+        return ids
 
 
 def _near_ties(logits: NDArray[np.float32], chosen: int) -> NDArray[np.bool_]:

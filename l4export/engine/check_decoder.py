@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from l4export.engine.check_images import small_tiles
 from l4export.engine.manifest_types import DECODER, CheckGraph, Manifest
 
 __all__ = ["check_decoder"]
@@ -16,4 +17,5 @@ def check_decoder(manifest: Manifest, check: CheckGraph) -> Manifest:
         model=manifest.model.with_layers(check.layers),
         kv_layers=tuple(manifest.kv_layers[layer] for layer in check.layers),
         graphs={DECODER: check},
+        vision=manifest.vision and small_tiles(manifest.vision),
     )

@@ -22,13 +22,15 @@ from l4export.engine.check_record import CheckRecord, read_record
 from l4export.engine.manifest import CheckGraph, Manifest
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.runtimes.cache.kv_cache import KVCache
+from l4export.runtimes.images.image_features import ImageFeatures
+from l4export.runtimes.images.processor import ProcessedImages
 from l4export.runtimes.onnxruntime.verdicts import has_passed, keep_pass
 from l4export.runtimes.session import Session
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["ACCEPTED", "Execution", "Executor", "capacity", "check_composition", "feed", "trust"]
+__all__ = ["ACCEPTED", "Execution", "Executor", "capacity", "check_composition", "feed", "seeded_images", "trust"]
 
 ACCEPTED = {False: 1e-2, True: 3e-2}
 """Of the largest |logit|, where the CPU rounded activations and where it did not. What the CPU gives departs from
@@ -89,7 +91,7 @@ def check_composition(directory: Path, manifest: Manifest, executor: Executor) -
     check = manifest.check
     if check is None:
         raise InputError(f"{directory}: has no check graph, by which a GPU is judged; build the engine again")
-    record = read_record(directory / check.record, check, manifest.model.vocab_size)
+    record = read_record(directory / check.record, check, check_decoder(manifest, check))
     with tempfile.TemporaryDirectory() as folder:
         traced = executor.open_graph(check, Path(folder) / "check")
         logits = _logits(directory, manifest, executor.provider, traced, record)
@@ -108,7 +110,8 @@ def _logits(
     check = manifest.check
     assert check is not None
     decoder = check_decoder(manifest, check)
-    session = Session(execution.new_cache, decoder, 1, capacity(manifest, check), check.start)
+    features = seeded_images(record.features)
+    session = Session(execution.new_cache, decoder, 1, capacity(manifest, check), check.start, features)
     try:
         return feed(session, check, record.ids)
     except InputError as error:
@@ -137,10 +140,30 @@ def capacity(manifest: Manifest, check: CheckGraph) -> int:
     return min(manifest.max_context, 2 * sum(check.calls))
 
 
+def seeded_images(features: NDArray[np.float16] | None) -> ImageFeatures | None:
+    """A tower that sees the number of an image in its pixels, and gives the features [images, rows, D] of that one."""
+    return None if features is None else ImageFeatures(lambda tiles: features[int(tiles.flat[0])].copy())
+
+
 def feed(session: Session, check: CheckGraph, ids: NDArray[np.int32]) -> NDArray[np.float32]:
     """Append the tokens call by call; float32 [p, V], every token's logits of the first call, then one of each."""
-    pieces = np.split(ids, np.cumsum(check.calls)[:-1])
-    return np.concatenate([session.append(piece, last_only=number > 0)[0] for number, piece in enumerate(pieces)])
+    pieces, shown, logits = np.split(ids, np.cumsum(check.calls)[:-1]), 0, []
+    for number, piece in enumerate(pieces):
+        images = _images(session.manifest, piece, shown)
+        shown += len(images or ())
+        logits.append(session.append(piece, last_only=number > 0, images=images)[0])
+    return np.concatenate(logits)
+
+
+def _images(decoder: Manifest, ids: NDArray[np.int32], first: int) -> ProcessedImages | None:
+    """The images whose tokens are among `ids`, numbered from `first` on; None without any."""
+    vision = decoder.vision
+    if vision is None or not (rows := int(np.count_nonzero(ids == vision.image_token_id))):
+        return None
+    numbers = range(first, first + rows // vision.rows_per_tile)
+    side = vision.image_size
+    tiles = np.stack([np.full((3, side, side), number, np.float32) for number in numbers])
+    return ProcessedImages(tiles, ((1, 1),) * len(numbers), tuple(map(str, numbers)), vision.rows_per_tile)
 
 
 def _differences(check: CheckGraph, expected: CheckRecord, got: CheckRecord) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from l4export.compiler import check_graph
 from l4export.compiler.check_graph import check_calls, checked_layers
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import plan_build
+from l4export.engine.check_decoder import check_decoder
 from l4export.engine.check_record import CHECK_RECORD, read_record
 from l4export.engine.manifest import load_manifest, verify_files
 from l4export.errors import CheckFailed, EnvironmentLacks
@@ -94,7 +95,7 @@ def test_the_record_is_what_pytorch_computes_with_these_layers(
     manifest, reference = load_manifest(path), HFReference(wide[variant])
     check = manifest.check
     assert check is not None
-    record = read_record(path / CHECK_RECORD, check, 256)
+    record = read_record(path / CHECK_RECORD, check, check_decoder(manifest, check))
     if quant != "none":
         reference.replace(dequantized_weights(path))
     for number, layer in enumerate(reference.model.model.layers):

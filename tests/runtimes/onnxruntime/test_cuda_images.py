@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from seeing import PATCH, changed, prompt, seeing_checkpoint, seen
@@ -16,6 +17,8 @@ from tiny_vision import pixels
 import cuda_stand_ins as stand_ins
 from judged_engines import computing, judged_engine
 from l4export import runtimes
+from l4export.engine.check_decoder import check_decoder
+from l4export.engine.check_record import read_record
 from l4export.engine.manifest import load_manifest
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.runtimes.onnxruntime.composition_check import check_composition
@@ -64,9 +67,30 @@ def test_counts_that_the_graph_does_not_refuse(built: Path, monkeypatch: pytest.
             session.append(tokens, images=given)
 
 
-def test_a_card_is_judged_by_text(built: Path) -> None:
-    """The check graph takes features too, and is given none."""
-    check_composition(built, load_manifest(built), computing()(built))
+def _features_backwards(graph: ir.Graph) -> None:
+    """The rows of features from the last to the first: a merge that counts from the wrong end."""
+    features = next(value for value in graph.inputs if value.name == "image_features")
+    readers = list(features.uses())
+    bounds = [ir.tensor(np.array([bound], np.int64)) for bound in (-1, np.iinfo(np.int64).min, 0, -1)]
+    constants = [ir.node("Constant", [], {"value": bound}) for bound in bounds]
+    turned = ir.node("Slice", [features, *(constant.outputs[0] for constant in constants)])
+    for node, index in readers:
+        node.replace_input_with(index, turned.outputs[0])
+    graph.insert_before(graph[0], [*constants, turned])
+
+
+def test_a_card_is_judged_by_images_too(built: Path) -> None:
+    """Three images of four rows, one of them across a chunk's end and one in the second call."""
+    manifest = load_manifest(built)
+    check = manifest.check
+    assert check is not None
+    decoder = check_decoder(manifest, check)
+    record = read_record(built / check.record, check, decoder)
+    assert record.features is not None and record.features.shape[:2] == (3, 4)
+    assert np.flatnonzero(record.ids == PATCH).tolist() == [2, 3, 4, 5, 14, 15, 16, 17, 33, 34, 35, 36]
+    check_composition(built, manifest, computing()(built))
+    with pytest.raises(EnvironmentLacks, match=r"computes the layers .* differently"):
+        check_composition(built, manifest, computing(_features_backwards)(built))
 
 
 def _opened(built: Path) -> OnnxRuntimeEngine:
