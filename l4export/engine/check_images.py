@@ -16,9 +16,8 @@ _SIDE = 2
 
 
 def small_tiles(vision: VisionConfig) -> VisionConfig:
-    """A tower's config with tiles of 2 x 2 feature rows: a decoder takes features of any number."""
-    grid = round(_SIDE / vision.pixel_shuffle_ratio)
-    return dataclasses.replace(vision, image_size=grid * vision.patch_size)
+    """A tower's config with tiles of 2 x 2 rows of features, a pixel a patch: a decoder takes any number of rows."""
+    return dataclasses.replace(vision, image_size=_SIDE * vision.block, patch_size=1)
 
 
 def image_starts(check: CheckGraph, manifest: Manifest) -> list[int]:
