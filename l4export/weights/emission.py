@@ -6,8 +6,8 @@ written, just after. The bytes do not depend on the number of workers, their ord
 
 Memory: while a block is being computed it costs at most about three times its larger side, which is the bytes it reads
 or the bytes it writes: a copy of the source (integer quantisation needs none), temporaries, and the result. So with
-`jobs` workers and a budget of B bytes a block's larger side is at most B / (3 jobs), and never more than 32 MiB, beyond
-which nothing becomes faster.
+`jobs` workers and a budget of B bytes a block's larger side is at most B / (3 jobs), and never more than 8 MiB, beyond
+which nothing becomes faster (blocks of 32 MiB took as long in float32 and longer in int4, and more memory).
 The budget does not count the interpreter and its libraries, about 100 MB, and the mapped part of the source that is
 being read, up to 32 MiB for each worker, which are pages of the kernel's cache.
 """
@@ -42,7 +42,7 @@ __all__ = ["DEFAULT_BUDGET", "block_bytes", "check_budget", "emit", "emit_data",
 DEFAULT_BUDGET = 512 << 20
 """Bytes of memory for weights on their way."""
 
-_BLOCK_BYTES = 32 << 20
+_BLOCK_BYTES = 8 << 20
 """A block's larger side never exceeds this, or one row where that is more."""
 
 _COST = 3

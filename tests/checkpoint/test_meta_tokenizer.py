@@ -112,7 +112,7 @@ def test_a_build_says_how_to_make_it(workshop: Workshop, tmp_path: Path, ranks: 
     write_model(folder / "tokenizer.model", ranks)
     assert any("write_tokenizer_json(FOLDER)" in note for note in open_checkpoint(folder).notes())
     write_tokenizer_json(folder)
-    assert open_checkpoint(folder).notes() == []
+    assert not any("tokenizer" in note for note in open_checkpoint(folder).notes())
     assert json.loads((folder / "tokenizer_config.json").read_text())["bos_token"] == "<|begin_of_text|>"
     with pytest.raises(InputError, match=r"tokenizer\.json: is there already"):
         write_tokenizer_json(folder)
