@@ -208,9 +208,7 @@ def _lowest(unsigned: Any) -> Any:
 
 
 @jit
-def _fit(
-    bits: Any, at: int, step: int, scale: np.float32, low: np.float32, form: Format, scale_format: int
-) -> Any:
+def _fit(bits: Any, at: int, step: int, scale: np.float32, low: np.float32, form: Format, scale_format: int) -> Any:
     """Return the fraction of a block's scale, among those tried, with the smallest sum of squared errors."""
     number, block, symmetric, positive, _ = form
     top = (1 << number) - 1
