@@ -83,6 +83,7 @@ def _weight_options(planned: BuildPlan) -> dict[str, Any]:
         **({VISION: options.tower_dtype} if planned.tower else {}),
         **({"adapters": [adapter.to_dict() for adapter in adapters]} if adapters else {}),
         **({"policy": policy.to_dict()} if policy else {}),
+        **({"stored_codes": [codes.to_dict() for codes in planned.stored_codes]} if planned.stored_codes else {}),
         **({"auto": dict(policy.origin)} if policy and policy.origin else {}),
         **({"calibration": text.to_dict()} if text else {}),
     }

@@ -14,6 +14,7 @@ from l4export.calibration.text import CalibrationText
 from l4export.compiler.compile import CompiledGraph, compile_graphs
 from l4export.compiler.dump import Dump
 from l4export.compiler.inputs import BuildInputs, open_inputs
+from l4export.compiler.kept_codes import StoredCodes, keep_codes
 from l4export.compiler.options import BuildOptions, check_options
 from l4export.compiler.pipeline import pass_name
 from l4export.compiler.provenance import Sources
@@ -36,12 +37,13 @@ class BuildPlan:
 
     Attributes:
         inputs: What is read.
-        options: What was asked for, with the policy that `--quant auto` chose.
+        options: What was asked for, with the policy that `--quant auto` chose, and rules for codes that are kept.
         graphs: The engine's graphs, the decoder first.
         sources: The checkpoint's files that it reads, opened.
         parts: The layers of each engine to be compiled; empty where nothing is compiled.
         calibration_directory: Where a calibration keeps the codes of weights.
         dump: Receives the graph after every pass; None: nothing does.
+        stored_codes: What becomes of weights that the checkpoint stores quantised.
     """
 
     inputs: BuildInputs
@@ -51,6 +53,7 @@ class BuildPlan:
     parts: tuple[LayerRange, ...]
     calibration_directory: Path
     dump: Dump | None
+    stored_codes: tuple[StoredCodes, ...] = ()
 
     @property
     def target(self) -> Target:
@@ -143,6 +146,8 @@ def plan_build(
     inputs = open_inputs(checkpoint_path, options)
     if options.bits_per_weight is not None:
         options = _with_chosen_policy(inputs, options, on_step)
+    policy, stored_codes = keep_codes(inputs, options)
+    options = dataclasses.replace(options, policy=policy)
     dump = Dump(options.dump_ir) if options.dump_ir else None
     graphs = compile_graphs(inputs, options, calibration_directory, dump)
     names = dict.fromkeys(name for graph in graphs for name in graph.source_files)
@@ -151,7 +156,7 @@ def plan_build(
         check_budget(graph.files, options.workers, options.weights_budget)
     cut = TARGETS[options.target].cut
     parts = cut(graphs[0].model.graph, options.memory_budget) if cut else ()
-    return BuildPlan(inputs, options, graphs, sources, parts, calibration_directory, dump)
+    return BuildPlan(inputs, options, graphs, sources, parts, calibration_directory, dump, stored_codes)
 
 
 def _with_chosen_policy(
