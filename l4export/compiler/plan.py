@@ -14,7 +14,6 @@ from l4export.calibration.text import CalibrationText
 from l4export.compiler.compile import CompiledGraph, compile_graphs
 from l4export.compiler.dump import Dump
 from l4export.compiler.inputs import BuildInputs, open_inputs
-from l4export.compiler.kept_codes import StoredCodes, keep_codes
 from l4export.compiler.options import BuildOptions, check_options
 from l4export.compiler.pipeline import pass_name
 from l4export.compiler.provenance import Sources
@@ -22,6 +21,7 @@ from l4export.engine.kv_cache import prefill_cut
 from l4export.engine.profiles import TokenRange, token_profiles
 from l4export.model.config import ModelConfig
 from l4export.targets import TARGETS, LayerRange, Target
+from l4export.targets.kept_codes import StoredCodes, keep_codes
 from l4export.weights.emission import check_budget
 from l4export.weights.placement import DataFile
 
@@ -146,7 +146,10 @@ def plan_build(
     inputs = open_inputs(checkpoint_path, options)
     if options.bits_per_weight is not None:
         options = _with_chosen_policy(inputs, options, on_step)
-    policy, stored_codes = keep_codes(inputs, options)
+    target = TARGETS[options.target]
+    policy, stored_codes = keep_codes(
+        inputs.checkpoint, target, options.policy, options.layers, options.float_dtype, options.compute_capabilities
+    )
     options = dataclasses.replace(options, policy=policy)
     dump = Dump(options.dump_ir) if options.dump_ir else None
     graphs = compile_graphs(inputs, options, calibration_directory, dump)
@@ -154,8 +157,7 @@ def plan_build(
     sources = Sources(inputs.source_files(names), inputs.companions)
     for graph in graphs:
         check_budget(graph.files, options.workers, options.weights_budget)
-    cut = TARGETS[options.target].cut
-    parts = cut(graphs[0].model.graph, options.memory_budget) if cut else ()
+    parts = target.cut(graphs[0].model.graph, options.memory_budget) if target.cut else ()
     return BuildPlan(inputs, options, graphs, sources, parts, calibration_directory, dump, stored_codes)
 
 

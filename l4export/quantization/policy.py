@@ -29,7 +29,7 @@ class Rule:
     Patterns are those of a shell (`*`, `?`, `[...]`), for checkpoint names without the multimodal prefix. `kind` is
     `int4`, `int8` or `fp8`. `block_size` None means the largest of 128, 64, 32, 16 that divides the width for integers,
     and one scale for each output channel for fp8. `fitted` is for integers: it chooses scales with the smallest squared
-    error in each block. `as_stored` keeps the codes and scales that the checkpoint has (`l4export.compiler.kept_codes`
+    error in each block. `as_stored` keeps the codes and scales that the checkpoint has (`l4export.targets.kept_codes`
     makes such rules; no file can).
     """
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from l4export.checkpoint import open_checkpoint
 from l4export.checkpoint.sample import write_sample
 from l4export.cli import main
 from l4export.compiler.build import build
-from l4export.compiler.kept_codes import keep_codes
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import plan_build
 from l4export.engine.manifest import load_manifest
@@ -24,6 +24,8 @@ from l4export.inspection.dequantized_weights import dequantized_weights
 from l4export.inspection.graph_file import load_graph
 from l4export.parity.whole_model import check_parity
 from l4export.quantization.policy import Policy, Rule, standard_policy
+from l4export.targets import TARGETS
+from l4export.targets.kept_codes import keep_codes
 from quantised_checkpoints import Linears, load, of_mlps, quantised, quantised_by_fbgemm
 from workshop import Workshop, edit_config
 
@@ -84,8 +86,8 @@ def test_kept_weights_are_equal_and_logits_float_accurate(
     """Logits are those of transformers on the dequantised weights, prefill and decode past chunks of 16."""
     path, plain = made(variant, name)
     options = BuildOptions(max_context=64, jobs=1, target=target)
-    policy, told = keep_codes(plan_build(path, options).inputs, options)
-    assert policy and all(rule.as_stored for rule in policy.rules)
+    policy, told = keep_codes(open_checkpoint(path), TARGETS[target])
+    assert policy and all(rule.as_stored for rule in policy.rules) and policy.accuracy_level == 1
     assert [codes.outcome for codes in told] == ["kept"]
     manifest = build(path, tmp_path / "e", options)
     check_equal(tmp_path / "e", plain, told[0].count)

@@ -11,16 +11,15 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from l4export.checkpoint import StoredWeight
-from l4export.compiler.inputs import BuildInputs
-from l4export.compiler.options import BuildOptions
+from l4export.checkpoint import Checkpoint, StoredWeight
 from l4export.errors import InputError
+from l4export.model.config import ModelConfig
 from l4export.model.tensors import tensors
 from l4export.model.weight_names import moved_up
 from l4export.quantization.kept_codes import coded_data, kept_scheme
 from l4export.quantization.policy import Policy, Rule
 from l4export.storage.safetensors import HANDLED_DTYPES
-from l4export.targets import TARGETS, Target
+from l4export.targets.target import Target
 
 __all__ = ["StoredCodes", "keep_codes"]
 
@@ -77,37 +76,53 @@ class _Operand:
         return " and ".join(dict.fromkeys(name for weight in self.stored for name in weight.formats))
 
 
-def keep_codes(inputs: BuildInputs, options: BuildOptions) -> tuple[Policy | None, tuple[StoredCodes, ...]]:
+def keep_codes(
+    checkpoint: Checkpoint,
+    target: Target,
+    asked: Policy | None = None,
+    layers: tuple[int, int] | None = None,
+    dtype: str | None = None,
+    compute_capabilities: Sequence[str] | None = None,
+) -> tuple[Policy | None, tuple[StoredCodes, ...]]:
     """The policy with rules for the codes that are kept, and what becomes of every quantised weight. Reads no weights.
 
     Without a policy activations stay in floats beside codes that are kept (accuracy level 1), as the checkpoint has
     them; so 8-bit codes are not kept where the target's operators round activations before them.
 
+    Args:
+        checkpoint: The checkpoint.
+        target: What is built for.
+        asked: The policy that is asked for; None: nothing is to be quantised.
+        layers: (A, B): the layers A to B - 1 alone; None: all.
+        dtype: The float type that is computed in; None: the target's default.
+        compute_capabilities: Those of the GPUs that are compiled for; None: any.
+
     Raises:
-        InputError: a weight that is missing or of another shape.
+        InputError: a weight that is missing or of another shape; a policy that contradicts itself.
     """
-    everything = list(tensors(inputs.config))
+    config = checkpoint.config.slice_layers(*layers) if layers else checkpoint.config
+    build = _Build(target, asked, dtype or target.dtypes[0], compute_capabilities)
+    everything = list(tensors(config))
     told: dict[tuple[str, Outcome, str], list[str]] = {}
     kept: dict[Rule, list[str]] = {}
-    for operand in _quantized(inputs, options):
-        rule, outcome, reason = _decide(operand, options)
+    for operand in _quantized(checkpoint, config, layers[0] if layers else 0):
+        rule, outcome, reason = build.decide(operand)
         told.setdefault((operand.formats, outcome, reason), []).extend(operand.names)
         if rule is not None:
             kept.setdefault(rule, []).extend(operand.names)
     rules = {rule: _patterns(names, everything) for rule, names in kept.items()}
-    policy = _with_rules(options.policy, [replace(rule, weights=names) for rule, names in rules.items()], everything)
+    policy = _with_rules(asked, [replace(rule, weights=names) for rule, names in rules.items()], everything)
     return policy, tuple(StoredCodes(_patterns(names, everything), len(names), *key) for key, names in told.items())
 
 
-def _quantized(inputs: BuildInputs, options: BuildOptions) -> Iterator[_Operand]:
+def _quantized(checkpoint: Checkpoint, config: ModelConfig, first: int) -> Iterator[_Operand]:
     """Everything that is stored quantised; the two tensors of a layer's experts are of one operator."""
-    if inputs.checkpoint.is_plain():
+    if checkpoint.is_plain():
         return
-    first = options.layers[0] if options.layers else 0
     groups: dict[str, list[tuple[str, StoredWeight]]] = {}
-    for name, shape in tensors(inputs.config).items():
+    for name, shape in tensors(config).items():
         if len(shape) > 1:
-            stored = inputs.checkpoint.tensor(moved_up(name, first), shape)
+            stored = checkpoint.tensor(moved_up(name, first), shape)
             group = name.rpartition(".")[0] if len(shape) == 3 else name
             groups.setdefault(group, []).append((name, stored))
     for weights in groups.values():
@@ -116,21 +131,47 @@ def _quantized(inputs: BuildInputs, options: BuildOptions) -> Iterator[_Operand]
             yield _Operand(tuple(name for name, _ in weights), found, [weight.shape[1] for weight in found])
 
 
-def _decide(operand: _Operand, options: BuildOptions) -> tuple[Rule | None, Outcome, str]:
-    """The rule that keeps the codes, or None; and what becomes of them, with the reason."""
-    policy, target = options.policy, TARGETS[options.target]
-    asked = next(filter(None, (policy.rule_for(name) for name in operand.names if policy)), None)
-    scheme = _held(operand)
-    if scheme is None:
-        reason = f"no operator of --target {target.name} has such codes"
-    elif asked is not None and (asked.kind != scheme.kind or asked.block_size not in (None, scheme.block_size)):
-        block = f" in blocks of {asked.block_size}" if asked.block_size else ""
-        return None, AGAIN, f"{asked.kind}{block} is asked for"
-    else:
-        reason = _obstacle(operand, scheme, options)
-    if scheme is not None and not reason:
-        return scheme, KEPT, ""
-    return None, AGAIN if asked else DEQUANTIZED, reason
+@dataclass(frozen=True)
+class _Build:
+    """What is built, as far as it decides which codes are kept."""
+
+    target: Target
+    policy: Policy | None
+    dtype: str
+    compute_capabilities: Sequence[str] | None
+
+    def decide(self, operand: _Operand) -> tuple[Rule | None, Outcome, str]:
+        """The rule that keeps the codes, or None; and what becomes of them, with the reason."""
+        asked = next(filter(None, (self.policy.rule_for(name) for name in operand.names if self.policy)), None)
+        rule = _held(operand)
+        if rule is None:
+            reason = f"no operator of --target {self.target.name} has such codes"
+        elif asked and (asked.kind != rule.kind or asked.block_size not in (None, rule.block_size)):
+            reason = f"{asked.kind}{f' in blocks of {asked.block_size}' if asked.block_size else ''} is asked for"
+        else:
+            reason = self._obstacle(operand, rule)
+        if rule is not None and not reason:
+            return rule, KEPT, ""
+        return None, AGAIN if asked else DEQUANTIZED, reason
+
+    def _obstacle(self, operand: _Operand, rule: Rule) -> str:
+        """Why codes that a rule describes cannot be kept; empty: they can."""
+        target = self.target
+        blocks = target.expert_blocks if operand.are_experts and rule.kind != "fp8" else ()
+        if rule.kind not in target.weight_kinds:
+            return f"--target {target.name} {target.reasons.get(rule.kind, f'does not take {rule.kind}')}"
+        if target.positive_scales and not rule.symmetric:
+            return f"--target {target.name} has no zero points"
+        if blocks and rule.block_size not in blocks:
+            return f"experts in blocks of {rule.block_size} have no kernel on --target {target.name}"
+        if target.rounds_activations and rule.kind == "int8" and self.policy is None:
+            return f"--target {target.name} would round activations before them; --quant int8 keeps them"
+        if self.compute_capabilities is not None:
+            try:
+                target.check_options(self.dtype, Policy((rule,)), self.compute_capabilities)
+            except InputError as error:
+                return str(error)
+        return ""
 
 
 def _held(operand: _Operand) -> Rule | None:
@@ -146,29 +187,6 @@ def _held(operand: _Operand) -> Rule | None:
     if kind == "fp8" and len(schemes) > 1:
         return None
     return Rule((), kind, block, symmetric, as_stored=True)
-
-
-def _obstacle(operand: _Operand, rule: Rule, options: BuildOptions) -> str:
-    """Why the target cannot keep codes that a rule describes; empty: it can."""
-    target = TARGETS[options.target]
-    if rule.kind not in target.weight_kinds:
-        return f"--target {target.name} {target.reasons.get(rule.kind, f'does not take {rule.kind}')}"
-    if target.positive_scales and not rule.symmetric:
-        return f"--target {target.name} has no zero points"
-    if _needs_other_blocks(operand, rule, target):
-        return f"experts in blocks of {rule.block_size} have no kernel on --target {target.name}"
-    if target.rounds_activations and rule.kind == "int8" and options.policy is None:
-        return f"--target {target.name} would round activations before them; --quant int8 keeps them"
-    try:
-        target.check_options(options.float_dtype, Policy((rule,)), options.compute_capabilities)
-    except InputError as error:
-        return str(error)
-    return ""
-
-
-def _needs_other_blocks(operand: _Operand, rule: Rule, target: Target) -> bool:
-    integers = rule.kind != "fp8" and operand.are_experts
-    return integers and bool(target.expert_blocks) and rule.block_size not in target.expert_blocks
 
 
 def _with_rules(policy: Policy | None, kept: Sequence[Rule], everything: Sequence[str]) -> Policy | None:
