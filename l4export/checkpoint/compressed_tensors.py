@@ -171,7 +171,7 @@ class QuantizedLinear(ComputedWeight):
         if self._zeros is not None:
             zero_points = Computed(f"{self.name} zero points", (rows, blocks), np.uint8, tensors, self._unsigned_zeros)
         return CodedWeight(
-            CodeFormat(scheme.bits, scheme.is_float, scheme.symmetric, self._span[1]),
+            CodeFormat(scheme.bits, scheme.is_float, scheme.symmetric, self._span[1], parts["weight_scale"].dtype),
             Computed(f"{self.name} codes", (rows, octets), code, tensors, self._unsigned_codes),
             Computed(f"{self.name} scales", (rows, blocks), np.float32, tensors, self._row_scales),
             zero_points,

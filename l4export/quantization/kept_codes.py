@@ -56,7 +56,8 @@ def _matrices(coded: CodedData, scheme: Scheme) -> list[Recipe]:
         scales = _Repeated(scales, min(form.columns, k) // scheme.block_size)
     if scheme.positive:
         scales = _Changed(scales, scales.dtype, _one_for_zero)
-    scales = Cast(scales, ir.DataType.FLOAT16) if scheme.scale_dtype == "float16" else scales
+    if scheme.scale_dtype != "float32":
+        scales = Cast(scales, ir.DataType.from_numpy(np.dtype(scheme.scale_dtype)))
     if scheme.positive and not form.is_float:
         return [_Changed(codes, codes.dtype, _twos_complement(form.bits)), scales]
     if coded.zero_points is None:
