@@ -16,6 +16,7 @@ from written_checkpoints import ATTENTION, EXPERTS, MATRICES, TARGET, bfloat16_s
 
 from l4export.checkpoint import open_checkpoint
 from l4export.compiler.build import build
+from l4export.compiler.checkpoint_plan import plan_checkpoint
 from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
 from l4export.inspection.dequantized_weights import DequantizedWeights
@@ -23,7 +24,7 @@ from l4export.model.tensors import tensors, vision_tensors
 from l4export.quantization.policy import Policy, Rule, standard_policy
 from l4export.storage.safetensors import TensorFile
 from l4export.targets.compressed_tensors import shards
-from quantised_checkpoints import Linears, quantised
+from quantised_checkpoints import Linears, load, quantised
 from workshop import Workshop, edit_config, random_ids
 
 KINDS = ("int4", "int8", "fp8")
@@ -165,21 +166,68 @@ def test_tied_embeddings_have_no_head(workshop: Workshop, tmp_path: Path) -> Non
 # From other checkpoints
 
 
-def test_a_quantised_checkpoint_is_dequantised_and_written_again(scout: Path, tmp_path: Path) -> None:
-    """What stays float is written in the model's own dtype, which a bfloat16 scale times a code need not fit."""
+@pytest.mark.parametrize(
+    ("form", "policy"),
+    [
+        (Linears(packed=True, bits=4, strategy="group"), None),
+        (Linears(packed=True, bits=4, strategy="group"), Policy((Rule((EXPERTS,), "int4"),))),
+        (Linears(packed=True, bits=8, strategy="group"), None),
+        (Linears(is_float=True), None),
+    ],
+)
+def test_codes_and_scales_are_kept(scout: Path, tmp_path: Path, form: Linears, policy: Policy | None) -> None:
+    """Byte for byte, under the same names; what quantised it need not be asked for again."""
+    source, _ = quantised(scout, tmp_path / "source", form)
+    build(source, tmp_path / "out", BuildOptions(target="compressed-tensors", policy=policy))
+    stored, found = load(source), load(tmp_path / "out")
+    assert stored.keys() == found.keys()
+    for name, values in stored.items():
+        if "feed_forward" in name and "router" not in name:
+            assert (found[name].dtype, found[name].shape) == (values.dtype, values.shape)
+            assert found[name].tobytes() == values.tobytes(), name
+    codes = json.loads(out_manifest(tmp_path / "out").read_text())["options"]["weights"]["stored_codes"]
+    assert [each["outcome"] for each in codes] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        (Linears(packed=True, bits=4, strategy="group", symmetric=False), "does not take int4 with zero points"),
+        (Linears(is_float=True, strategy="block", block=(128, 128)), "blocks of 128"),
+        (Linears(is_float=True, scale_dtype=np.float32), "scales in float32 would be rounded to bfloat16"),
+    ],
+)
+def test_what_cannot_be_kept(scout: Path, tmp_path: Path, form: Linears, reason: str) -> None:
+    source, _ = quantised(scout, tmp_path / "source", form)
+    with pytest.raises(InputError, match="nothing is quantised; add --quant"):
+        plan_checkpoint(source, BuildOptions(target="compressed-tensors"))
+    asked = BuildOptions(
+        target="compressed-tensors", policy=Policy((Rule(("model.layers.*.self_attn.o_proj.weight",), "int8", 32),))
+    )
+    told = plan_checkpoint(source, asked).stored_codes
+    assert {codes.outcome for codes in told} == {"dequantized"}
+    assert all(reason in codes.reason for codes in told) or "blocks" in reason
+
+
+def test_a_quantised_checkpoint_is_written_again_in_another_kind(scout: Path, tmp_path: Path) -> None:
+    """Experts in 8 bits instead of 4; the shared expert keeps its codes."""
     form = Linears(packed=True, bits=4, strategy="group")
     source, plain = quantised(scout, tmp_path / "w4a16", form)
-    out = write(source, tmp_path / "out", Policy((Rule((ATTENTION, EXPERTS), "int8", 32),)))
+    out = write(
+        source, tmp_path / "out", Policy((Rule(("model.layers.*.self_attn.o_proj.weight", EXPERTS), "int8", 32),))
+    )
     found, expected = weights_of(out), load_file(plain / "model.safetensors")
     for name, values in found.items():
-        if "self_attn" in name or ".experts." in name:
+        if "o_proj" in name or ".experts." in name:
             np.testing.assert_array_equal(values, as_defined(name, expected[name], "int8", BF16))
+        elif "shared_expert" in name:
+            np.testing.assert_array_equal(values, expected[name])
         else:
             np.testing.assert_array_equal(values, expected[name].astype(BF16))
-    assert told(out)["config_groups"]["group_0"]["weights"]["num_bits"] == 8
+    assert [group["weights"]["num_bits"] for group in told(out)["config_groups"].values()] == [4, 8]
     codes = json.loads(out_manifest(out).read_text())["options"]["weights"]["stored_codes"]
     assert {(each["outcome"], each["stored"]) for each in codes} == {
-        ("quantized again", "INT4, groups of 32"), ("dequantized", "INT4, groups of 32"),
+        ("quantized again", "INT4, groups of 32"), ("kept", "INT4, groups of 32"),
     }  # fmt: skip
 
 

@@ -11,6 +11,14 @@ __all__ = ["COMPRESSED_TENSORS"]
 _BLOCK_SIZES = (32, 64, 128)
 """What the loaders' kernels take."""
 
+_IN_FLOATS = (
+    "embed_tokens.weight",
+    "lm_head.weight",
+    "self_attn.q_proj.weight",
+    "self_attn.k_proj.weight",
+    "self_attn.v_proj.weight",
+)
+
 
 def _lay_out(request: CheckpointRequest) -> CheckpointFiles:
     """Decide what goes where; reads no weight."""
@@ -33,4 +41,5 @@ COMPRESSED_TENSORS = CheckpointTarget(
     weight_kinds=("int8", "int4", "fp8"),
     block_sizes=_BLOCK_SIZES,
     lay_out=_lay_out,
+    stays_float=lambda name: name.endswith(_IN_FLOATS),
 )
