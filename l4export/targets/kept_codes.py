@@ -7,6 +7,7 @@ that say so are added to the policy. Others are dequantised, once, and treated a
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -189,9 +190,7 @@ def _held(operand: _Operand) -> Rule | None:
     schemes = {kept_scheme(each.format, k) for each, k in zip(coded, operand.widths, strict=True) if each}
     if None in schemes:
         return None
-    kind, block, symmetric = min(scheme for scheme in schemes if scheme)
-    if kind == "fp8" and len(schemes) > 1:
-        return None
+    kind, block, symmetric = min((scheme for scheme in schemes if scheme), key=lambda scheme: scheme[1] or math.inf)
     return Rule((), kind, block, symmetric, as_stored=True)
 
 
