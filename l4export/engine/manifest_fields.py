@@ -16,9 +16,12 @@ MAX_INTEGER = 2**53 - 1
 _MAX_TEXT = 1000
 
 
-def refusal(where: str, path: str, problem: str) -> InputError:
+_REMEDY = "build the engine again"
+
+
+def refusal(where: str, path: str, problem: str, remedy: str = _REMEDY) -> InputError:
     """The error, to be raised: which file, which field, what is wrong with it, what to do."""
-    return InputError(f"{where}: {path} {problem}; build the engine again")
+    return InputError(f"{where}: {path} {problem}; {remedy}")
 
 
 class Fields:
@@ -28,12 +31,13 @@ class Fields:
         raw: The object.
         path: Its place in the manifest, such as `graphs.decoder`; empty for the manifest itself.
         where: The manifest's file.
+        remedy: What to do about a field that is wrong.
     """
 
-    def __init__(self, raw: object, path: str, where: str) -> None:
-        self.path, self.where = path, where
+    def __init__(self, raw: object, path: str, where: str, remedy: str = _REMEDY) -> None:
+        self.path, self.where, self.remedy = path, where, remedy
         if not isinstance(raw, Mapping):
-            raise refusal(where, path, f"is {show(raw)}; expected an object")
+            raise refusal(where, path, f"is {show(raw)}; expected an object", remedy)
         self.raw = raw
 
     def at(self, name: str) -> str:
@@ -42,7 +46,7 @@ class Fields:
 
     def refuse(self, name: str, problem: str) -> InputError:
         """The error, to be raised, about a field."""
-        return refusal(self.where, self.at(name), problem)
+        return refusal(self.where, self.at(name), problem, self.remedy)
 
     def value(self, name: str) -> Any:
         """A field as it is."""
@@ -99,11 +103,12 @@ class Fields:
 
     def child(self, name: str) -> Fields:
         """A field that is an object."""
-        return Fields(self.value(name), self.at(name), self.where)
+        return Fields(self.value(name), self.at(name), self.where, self.remedy)
 
     def children(self, name: str) -> list[Fields]:
         """A field that lists objects."""
-        return [Fields(item, self.at(f"{name}[{index}]"), self.where) for index, item in enumerate(self._array(name))]
+        items = enumerate(self._array(name))
+        return [Fields(item, self.at(f"{name}[{index}]"), self.where, self.remedy) for index, item in items]
 
     def named(self) -> dict[str, Fields]:
         """The object's fields, whatever their names, each of which is an object."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from l4export.engine.kv_cache import KV_DTYPES, KV_LAYOUTS, KVStorage
@@ -34,7 +34,7 @@ from l4export.model.config_fields import show
 from l4export.model.vision_config import VisionConfig
 from l4export.storage.file_records import FileRecord
 
-__all__ = ["FEATURES", "read_manifest"]
+__all__ = ["FEATURES", "read_manifest", "read_model", "read_options", "read_record", "read_vision"]
 
 FEATURES: frozenset[str] = frozenset({PACKED_WEIGHTS, VISION})
 """What `requires` may name: features that came after format version 3 began."""
@@ -61,7 +61,7 @@ def read_manifest(raw: Mapping[str, Any], where: str) -> Manifest:
         requires=requires,
         generator=fields.text("generator"),
         target=fields.text("target"),
-        model=_model(fields),
+        model=read_model(fields),
         precision=_precision(fields.child("precision")),
         max_context=fields.count("max_context"),
         kv_layout=kv_cache.choice("layout", KV_LAYOUTS),
@@ -74,11 +74,11 @@ def read_manifest(raw: Mapping[str, Any], where: str) -> Manifest:
             for name, graph in fields.child("graphs").named().items()
         },
         passes=fields.texts("passes"),
-        options=_options(fields),
-        source={name: _record(record) for name, record in fields.child("source").files().items()},
-        files={name: _record(record) for name, record in fields.child("files").files().items()},
+        options=read_options(fields, ("weights", "decoder")),
+        source={name: read_record(record) for name, record in fields.child("source").files().items()},
+        files={name: read_record(record) for name, record in fields.child("files").files().items()},
         packed_weights=tuple(map(_packed_weight, packed)),
-        vision=_vision(fields),
+        vision=read_vision(fields),
     )
 
 
@@ -107,21 +107,23 @@ def _requires(fields: Fields) -> tuple[str, ...]:
     return names
 
 
-def _model(fields: Fields) -> ModelConfig:
+def read_model(fields: Fields) -> ModelConfig:
+    """The text model that a manifest is about. Raises `InputError`."""
     model = fields.child("model")
     try:
         return ModelConfig.from_dict(model.raw, f"{fields.where}: model")
     except InputError as error:
-        raise InputError(f"{error}; build the engine again") from error
+        raise InputError(f"{error}; {fields.remedy}") from error
 
 
-def _vision(fields: Fields) -> VisionConfig | None:
+def read_vision(fields: Fields) -> VisionConfig | None:
+    """Its vision tower, if it has one. Raises `InputError`."""
     if VISION not in fields.raw:
         return None
     try:
         return VisionConfig.from_dict(fields.child(VISION).raw, f"{fields.where}: {VISION}")
     except InputError as error:
-        raise InputError(f"{error}; build the engine again") from error
+        raise InputError(f"{error}; {fields.remedy}") from error
 
 
 def _precision(fields: Fields) -> dict[str, str]:
@@ -222,10 +224,14 @@ def _packed_weight(fields: Fields) -> PackedWeight:
     )
 
 
-def _options(fields: Fields) -> dict[str, Any]:
-    """Two groups, each free but for what JSON cannot hold: a number such as 1e400, half a surrogate pair."""
+def read_options(fields: Fields, names: Sequence[str]) -> dict[str, Any]:
+    """The options of a build: groups of these names, free but for what JSON cannot hold, such as half a surrogate pair.
+
+    Raises:
+        InputError: a group is missing, or holds a number such as 1e400.
+    """
     groups = fields.child("options")
-    options = {**groups.raw, **{name: dict(groups.child(name).raw) for name in ("weights", "decoder")}}
+    options = {**groups.raw, **{name: dict(groups.child(name).raw) for name in names}}
     try:
         json.dumps(options, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -233,7 +239,8 @@ def _options(fields: Fields) -> dict[str, Any]:
     return options
 
 
-def _record(fields: Fields) -> FileRecord:
+def read_record(fields: Fields) -> FileRecord:
+    """Size and digest of a file. Raises `InputError`."""
     record = FileRecord(fields.count("bytes", 0), fields.text("sha256"))
     if not _SHA256.fullmatch(record.sha256):
         raise fields.refuse("sha256", "is not 64 hexadecimal digits")
