@@ -6,6 +6,7 @@ import stat
 from functools import partial
 from pathlib import Path
 
+from l4export.engine.checkpoint_manifest import is_written_checkpoint
 from l4export.engine.manifest_checks import check_manifest
 from l4export.engine.manifest_reader import read_manifest
 from l4export.engine.manifest_types import (
@@ -71,6 +72,10 @@ def load_manifest(engine: Path) -> Manifest:
     path = engine / MANIFEST
     if not engine.is_dir():
         raise InputError(f"{engine}: no such engine directory; build one with `l4export build`")
+    if not path.is_file() and is_written_checkpoint(engine):
+        raise InputError(
+            f"{engine}: a checkpoint for other programs and no engine; serve it with vLLM, or build an engine of it"
+        )
     if not path.is_file():
         raise InputError(f"{engine}: not an engine directory (no {MANIFEST}); build one with `l4export build`")
     try:
