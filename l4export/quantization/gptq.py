@@ -175,6 +175,8 @@ class _Problem:
         parts = [slice(at, min(at + step, n)) for at in range(0, n, step)]
         for task in [pool.submit(self.solve, weight[at], scales[at], zeros[at], codes[at]) for at in parts]:
             task.result()
+        if self.scheme.positive:
+            codes ^= np.uint8(1 << (self.scheme.bits - 1))
         packed = codes if self.scheme.bits == 8 else codes[:, 0::2] | (codes[:, 1::2] << 4)
         return QuantizedMatrix(self.scheme, packed, scales.astype(self.scheme.scale_dtype), plain.zero_points)
 
@@ -241,7 +243,8 @@ class _Problem:
         """Copy `new` into `scales` as it will be stored, except scales that the scheme cannot hold."""
         with np.errstate(over="ignore"):
             stored = new.astype(self.scheme.scale_dtype).astype(np.float32)
-        np.copyto(scales, stored, where=np.isfinite(stored) & (np.abs(stored) >= _SMALLEST))
+        size = stored if self.scheme.positive else np.abs(stored)
+        np.copyto(scales, stored, where=np.isfinite(stored) & (size >= _SMALLEST))
 
     def _values(
         self, codes: np.ndarray, scales: NDArray[np.float32], zeros: NDArray[np.float32]

@@ -27,7 +27,9 @@ from numba.extending import intrinsic
 
 from l4export.quantization.jit import check_compiled, jit
 
-__all__ = ["Format", "Outputs", "Source", "kernel"]
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "Format", "Outputs", "Source", "kernel"]
+
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2  # formats of scales
 
 _ROW_PIECE = 2048  # elements of a row that are processed at a time
 _TILE = 1 << 17  # elements of a [K, N] source that are processed at a time
@@ -77,7 +79,9 @@ class Outputs(NamedTuple):
     wide: Any
     """Scales in float32. One of `wide` and `narrow` is not used and has no columns."""
     narrow: Any
-    """Scales as the bits of float16."""
+    """Scales as the bits of float16 or bfloat16."""
+    scale_format: int
+    """What scales are rounded to: `FLOAT32` (then they are `wide`), `FLOAT16` or `BFLOAT16`."""
     zero_points: Any
     row_start: int
     row_step: int
@@ -175,13 +179,25 @@ def _to_float16(scale: np.float32) -> Any:
 
 
 @jit
-def _settle(scale: np.float32, half: bool, positive: bool) -> Any:
-    """Return a scale as it is stored (rounded to float16 if `half`), its float16 bits, and its inverse."""
-    code = np.uint16(0)
-    if half:
+def _to_bfloat16(scale: np.float32) -> Any:
+    """Round to bfloat16. Returns the value (infinite if bfloat16 cannot hold it) and its bfloat16 bits."""
+    bits = _as_bits(scale)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    bits = np.uint32((bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000))
+    return _as_float(bits), np.uint16(bits >> np.uint32(16))
+
+
+@jit
+def _settle(scale: np.float32, scale_format: int, positive: bool) -> Any:
+    """Return a scale as it is stored (rounded to its format), its bits if these are 16, and its inverse."""
+    code, one = np.uint16(0), np.uint16(0x3F80)
+    if scale_format == FLOAT16:
         scale, code = _to_float16(scale)
+        one = np.uint16(0x3C00)
+    elif scale_format == BFLOAT16:
+        scale, code = _to_bfloat16(scale)
     if abs(scale) < _SMALLEST:
-        return np.float32(positive), np.uint16(0x3C00 if positive else 0), np.float32(0)
+        return np.float32(positive), np.uint16(one if positive else 0), np.float32(0)
     return scale, code, np.float32(1) / scale
 
 
@@ -192,14 +208,14 @@ def _lowest(unsigned: Any) -> Any:
 
 
 @jit
-def _fit(bits: Any, at: int, step: int, scale: np.float32, low: np.float32, form: Format, half: bool) -> Any:
+def _fit(bits: Any, at: int, step: int, scale: np.float32, low: np.float32, form: Format, scale_format: int) -> Any:
     """Return the fraction of a block's scale, among those tried, with the smallest sum of squared errors."""
     number, block, symmetric, positive, _ = form
     top = (1 << number) - 1
     best, least = scale, np.float32(np.inf)
     for f in range(len(_FRACTIONS)):
         tried = scale * _FRACTIONS[f]
-        settled, _, inverse = _settle(tried, half, positive)
+        settled, _, inverse = _settle(tried, scale_format, positive)
         zero = np.float32((top + 1) // 2)
         if not symmetric:
             zero = min(max(np.rint(low * inverse), np.float32(0)), np.float32(top))
@@ -215,8 +231,8 @@ def _fit(bits: Any, at: int, step: int, scale: np.float32, low: np.float32, form
 
 
 @jit
-def _find_scales(form: Format, blocks: _Blocks, half: bool, count: int) -> int:
-    """Set the `scales` of the first `count` blocks, whose ends are known. `half` says that they are stored in float16.
+def _find_scales(form: Format, blocks: _Blocks, scale_format: int, count: int) -> int:
+    """Set the `scales` of the first `count` blocks, whose ends are known, for scales that are stored in a format.
 
     Returns -1, or the first block with an element that is not finite.
     """
@@ -239,7 +255,7 @@ def _find_scales(form: Format, blocks: _Blocks, half: bool, count: int) -> int:
             span = np.float64(_as_float(high)) + np.float64(_as_float(low))
             scale = np.float32(span / np.float64(top))
         if fitted:
-            scale = _fit(bits, index * apart, step, scale, _as_float(low), form, half)
+            scale = _fit(bits, index * apart, step, scale, _as_float(low), form, scale_format)
         scales[b] = scale
     return -1
 
@@ -259,7 +275,7 @@ def _store_scales(
     middle, top = np.int32(1 << (number - 1)), np.int32((1 << number) - 1)
     for index in range(count):
         b = np.uintp(index)
-        scale, code, inverse[b] = _settle(scales[b], wide.size == 0, positive)
+        scale, code, inverse[b] = _settle(scales[b], out.scale_format, positive)
         if abs(scale) == np.inf:
             return index
         at_row, at_column = np.uintp(row + index * row_step), np.uintp(column + index * column_step)
@@ -316,7 +332,7 @@ def _quantize_rows(source: Source, form: Format, out: Outputs) -> int:
             _widen(elements, r * stride + start, half, bits, _ZERO, length)
             for b in range(length // block):
                 signed[b], unsigned[b] = _ends(bits, b * block, block)
-            failed: int = _find_scales(form, blocks, out.wide.size == 0, length // block)
+            failed: int = _find_scales(form, blocks, out.scale_format, length // block)
             if failed < 0:
                 failed = _store_scales(form, blocks, out, row, _ZERO, column // block, _ONE, length // block)
             if failed >= 0:
@@ -377,7 +393,7 @@ def _quantize_columns(source: Source, form: Format, out: Outputs) -> int:
         for n0 in range(0, n, width):
             lanes, row, column = min(width, n - n0), out.row_start + row_step * n0, out.column_start + k0
             _widen_lanes(source, k0 * source.stride + n0, lanes, pitch, blocks, block)
-            failed: int = _find_scales(form, blocks, out.wide.size == 0, lanes)
+            failed: int = _find_scales(form, blocks, out.scale_format, lanes)
             if failed < 0:
                 failed = _store_scales(form, blocks, out, row, row_step, column // block, _ZERO, lanes)
             if failed >= 0:
@@ -435,7 +451,7 @@ def _encode_fp8(bits: Any, length: int, inverse: np.float32, codes: Any, row: in
 def _quantize_fp8(source: Source, transposed: bool, square: bool, positive: bool, out: Outputs) -> int:
     """Quantise to E4M3FN with one scale for a row, or for a square block of rows (then `out.row_step` is 1)."""
     elements, half, stride, n, k = source
-    codes, wide, narrow, _, row_start, row_step, _ = out
+    codes, wide, narrow, scale_format, _, row_start, row_step, _ = out
     tile_n = _BLOCK if square else (_FP8_TILE_N if transposed else 1)
     tile_k = _BLOCK if square else k
     width = (tile_k + 63) // 64 * 64 + _PAD
@@ -454,7 +470,7 @@ def _quantize_fp8(source: Source, transposed: bool, square: bool, positive: bool
                     return (n0 + first) * k + k0
                 row = row_start + row_step * (n0 + first)
                 scale = _as_float(largest) / np.float32(448)
-                scale, code, inverse = _settle(scale, wide.size == 0, positive)
+                scale, code, inverse = _settle(scale, scale_format, positive)
                 if scale == np.inf:
                     return (n0 + first) * k + k0
                 at_row, at_column = np.uintp(row // _BLOCK if square else row), np.uintp(k0 // _BLOCK if square else 0)
@@ -492,7 +508,7 @@ def _compiled(name: str, itemsize: int) -> Callable[..., int]:
     codes = u32 if name == "columns" else u8
     named: Any = types.NamedTuple
     source, form = named([bits, flag, i, i, i], Source), named([i, i, flag, flag, flag], Format)
-    out = named([codes, f32, u16, u8, i, i, i], Outputs)
+    out = named([codes, f32, u16, i, u8, i, i, i], Outputs)
     kernels: dict[str, tuple[Any, Any]] = {
         "rows": (_quantize_rows, i(source, form, out)),
         "columns": (_quantize_columns, i(source, form, out)),

@@ -61,7 +61,7 @@ def quantize_rows(
         form = Format(scheme.bits, scheme.block_size, scheme.symmetric, scheme.positive, scheme.fitted)
         failed = kernel("columns" if transposed else "rows", source.itemsize)(matrix, form, out)
     if failed >= 0:
-        _explain(source, failed // k, failed % k, transposed)
+        _explain(source, failed // k, failed % k, transposed, scheme.scale_dtype)
 
 
 def dequantize(codes: np.ndarray, scales: np.ndarray, zero_points: np.ndarray | None, scheme: Scheme) -> np.ndarray:
@@ -136,15 +136,18 @@ def _flat_bits(source: np.ndarray) -> tuple[np.ndarray, int]:
     return as_strided(bits, ((rows - 1) * stride + columns,), (size,), writeable=False), stride
 
 
-def _scale_arrays(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (float32 scales, float16 bits). The one that is not used has no columns."""
+def _scale_arrays(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return (float32 scales, bits of others, their format). The array that is not used has no columns."""
+    from l4export.quantization.kernels import BFLOAT16, FLOAT16, FLOAT32
+
     rows = scales.shape[0]
     if scales.dtype == np.float32:
-        return scales, np.empty((rows, 0), np.uint16)
-    return np.empty((rows, 0), np.float32), scales.view(np.uint16)
+        return scales, np.empty((rows, 0), np.uint16), FLOAT32
+    formats = {np.dtype(np.float16): FLOAT16, np.dtype(ml_dtypes.bfloat16): BFLOAT16}
+    return np.empty((rows, 0), np.float32), scales.view(np.uint16), formats[scales.dtype]
 
 
-def _explain(source: np.ndarray, n: int, k: int, transposed: bool) -> None:
+def _explain(source: np.ndarray, n: int, k: int, transposed: bool, scale_dtype: str) -> None:
     """Raise the error for a matrix that a kernel could not quantise near element (n, k) of the result."""
     step = max(1, (1 << 20) // source.shape[1])
     for start in range(0, source.shape[0], step):
@@ -153,4 +156,4 @@ def _explain(source: np.ndarray, n: int, k: int, transposed: bool) -> None:
             row, column = start + int(found[0][0]), int(found[0][1])
             raise ValueError(f"weight at (row {row}, column {column}) is {float(source[row, column])}")
     row, column = (k, n) if transposed else (n, k)
-    raise ValueError(f"the weights from (row {row}, column {column}) on are too large for float16 scales")
+    raise ValueError(f"the weights from (row {row}, column {column}) on are too large for {scale_dtype} scales")

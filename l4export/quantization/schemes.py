@@ -4,8 +4,9 @@ Throughout, a weight matrix is `[N, K]`: N output features, K input features; a 
 All arithmetic is IEEE float32, rounded to nearest even after each operation, unless a formula says float64. `round`
 rounds to the nearest integer, ties to even. A scale whose magnitude is below 2^-126 (float32 subnormal, or zero)
 becomes +0.0, so engines that flush subnormals agree with those that do not. In that case `inverse` is 0 too. Otherwise
-`inverse = 1 / scale`. With `scale_dtype=float16` the scale is first rounded to float16 (float16 subnormals are kept),
-and everything below uses the rounded scale. A scale that float16 cannot hold (|scale| >= 65520) is an error.
+`inverse = 1 / scale`. With another `scale_dtype`, float16 or bfloat16, the scale is first rounded to that, to nearest
+even (float16 subnormals are kept, those of bfloat16 are float32's), and everything below uses the rounded scale. A
+scale that the type cannot hold (|scale| >= 65520 in float16, 2^128 - 2^119 in bfloat16) is an error.
 
 **int4, int8, symmetric.** Blocks of `block_size` along K, b bits. `extreme` is the element of largest magnitude, with
 its sign. If several have the same magnitude, it is the first of them.
@@ -37,7 +38,7 @@ A block with scale 0 gets scale 1 and codes 0.
 
 **int4, int8, fitted.** This is any of the three above with another scale for each block, one of four fractions
 
-    s_f = scale * f,  f in (1, 0.93, 0.86, 0.79)                  (then rounded to float16 where scales are)
+    s_f = scale * f,  f in (1, 0.93, 0.86, 0.79)                  (then rounded as scales are)
 
 The fraction with the smallest `error = sum of (w - w')^2` is taken, and the first of equal ones. The error is summed in
 float32, element after element. Large weights are clipped so that the others have finer steps.
@@ -71,9 +72,13 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-__all__ = ["BLOCK_SIZES", "FP8_BLOCK", "FP8_MAX", "Kind", "Scheme"]
+__all__ = ["BLOCK_SIZES", "FP8_BLOCK", "FP8_MAX", "Kind", "ScaleDtype", "Scheme"]
 
 Kind = Literal["int4", "int8", "fp8"]
+ScaleDtype = Literal["float32", "float16", "bfloat16"]
+
+_SHORT: dict[ScaleDtype, str] = {"float32": "", "float16": "f16", "bfloat16": "bf16"}
+"""What the name of a scheme says of its scales."""
 
 BLOCK_SIZES = (16, 32, 64, 128)
 """The block sizes of the integer kinds."""
@@ -90,8 +95,8 @@ class Scheme:
     """One way of storing a matrix. The formulas are in the docstring of the module.
 
     `block_size` is 16, 32, 64 or 128 for the integer kinds. For fp8 it is 0 (one scale for each output channel) or 128
-    (one for each 128x128 block). `symmetric` is always true for fp8. `scale_dtype` is float32 or float16. `positive`
-    schemes are symmetric. Only the integer kinds can be `fitted`.
+    (one for each 128x128 block). `symmetric` is always true for fp8. `scale_dtype` is float32, float16 or
+    bfloat16. `positive` schemes are symmetric. Only the integer kinds can be `fitted`.
 
     Raises:
         ValueError: the fields do not go together.
@@ -100,7 +105,7 @@ class Scheme:
     kind: Kind
     block_size: int
     symmetric: bool = True
-    scale_dtype: Literal["float32", "float16"] = "float32"
+    scale_dtype: ScaleDtype = "float32"
     positive: bool = False
     fitted: bool = False
 
@@ -116,8 +121,8 @@ class Scheme:
             raise ValueError("a scheme with zero points is not positive")
         if self.fitted and self.kind == "fp8":
             raise ValueError("fp8 scales are not fitted")
-        if self.scale_dtype not in {"float32", "float16"}:
-            raise ValueError(f"scales are float32 or float16, not {self.scale_dtype!r}")
+        if self.scale_dtype not in _SHORT:
+            raise ValueError(f"scales are {', '.join(_SHORT)}, not {self.scale_dtype!r}")
 
     @property
     def name(self) -> str:
@@ -125,8 +130,8 @@ class Scheme:
         parts: list[str] = [self.kind, f"b{self.block_size}" if self.block_size else "channel"]
         if not self.symmetric:
             parts.append("asym")
-        if self.scale_dtype == "float16":
-            parts.append("f16")
+        if self.scale_dtype != "float32":
+            parts.append(_SHORT[self.scale_dtype])
         if self.positive:
             parts.append("pos")
         if self.fitted:
@@ -192,7 +197,6 @@ class Scheme:
 
 
 def _every_scheme() -> list[Scheme]:
-    dtypes: tuple[Literal["float32", "float16"], ...] = ("float32", "float16")
     integers: tuple[Kind, ...] = ("int4", "int8")
     kinds: list[tuple[Kind, int]] = [(kind, block) for kind in integers for block in BLOCK_SIZES] + [
         ("fp8", 0),
@@ -203,7 +207,7 @@ def _every_scheme() -> list[Scheme]:
         Scheme(kind, block, symmetric, dtype, positive, fitted)
         for kind, block in kinds
         for symmetric, positive in rules
-        for dtype in dtypes
+        for dtype in _SHORT
         for fitted in (False, True)
         if kind != "fp8" or (symmetric and not fitted)
     ]

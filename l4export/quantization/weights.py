@@ -44,7 +44,7 @@ class QuantizedWeight(Evaluation):
         self.scheme = scheme
         self.k = k
         code, width = _code(scheme, n, k)
-        scale = ir.DataType.FLOAT if scheme.scale_dtype == "float32" else ir.DataType.FLOAT16
+        scale = ir.DataType.from_numpy(np.dtype(scheme.scale_dtype))
         outputs = [
             Output(self, 0, code, (*outer, n, width)),
             Output(self, 1, scale, (*outer, n, scheme.scales_shape(n, k)[1])),
@@ -61,7 +61,7 @@ class QuantizedWeight(Evaluation):
 
     @property
     def scales(self) -> Recipe:
-        """The scales: float32 or float16."""
+        """The scales, in the scheme's dtype."""
         return self.outputs[1]
 
     @property
@@ -82,7 +82,7 @@ class QuantizedWeight(Evaluation):
 
         Raises:
             ValueError: a number is not finite (the message says its place in the whole weight), or too large for
-                float16 scales.
+                the dtype of scales.
         """
         counts = [cut.stop - cut.start for cut in region]
         rows = counts[-1]

@@ -11,7 +11,8 @@ from l4export.quantization import Scheme
 from l4export.quantization.gptq import QuantizedMatrix, gptq, inverse_factor
 from l4export.quantization.gptq_kernel import choose_scales, descend, round_columns
 
-SCHEMES = ["int4-b16", "int4-b32-asym", "int4-b32-f16", "int8-b16", "int8-b16-asym-f16"]
+SCHEMES = ["int4-b16", "int4-b32-asym", "int4-b32-f16", "int8-b16", "int8-b16-asym-f16", "int4-b32-bf16-pos",
+           "int8-b16-pos"]  # fmt: skip
 
 
 def problem(n: int, k: int, tokens: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -101,6 +102,7 @@ def test_outputs_are_nearer_than_after_rounding_to_nearest(name: str) -> None:
     matrix, _ = gptq(weight, moments, scheme)
     plain = QuantizedMatrix.rounded(weight, scheme)
     assert output_error(weight, matrix.values, moments) < 0.6 * output_error(weight, plain.values, moments)
+    assert not scheme.positive or (matrix.scales.astype(np.float32) > 0).all()
     for got, wanted in zip(matrix_parts(matrix), matrix_parts(plain), strict=True):
         assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)  # drop-in for what rounding to nearest gives
 

@@ -25,6 +25,7 @@ INTEGERS += POSITIVE
 INTEGERS += [dataclasses.replace(s, fitted=True) for s in (*INTEGERS[:4], *INTEGERS[-4:])]
 FP8 = [Scheme("fp8", 0), Scheme("fp8", 128), Scheme("fp8", 0, positive=True)]
 HALVES = [dataclasses.replace(s, scale_dtype="float16") for s in (*INTEGERS, *FP8)]
+BRAINS = [dataclasses.replace(s, scale_dtype="bfloat16") for s in (*INTEGERS[1::4], *POSITIVE, *INTEGERS[-1:], *FP8)]
 BLOCKS = ("normal", "constant", "zero", "tiny", "huge", "denormal", "ties", "positive", "negative", "halves", "sparse")
 
 Result = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -36,8 +37,8 @@ Result = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 def settled(scale: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
     """The scale as it is stored (widened to float32) and its inverse."""
     scale = scale.astype(np.float32)
-    if scheme.scale_dtype == "float16":
-        scale = scale.astype(np.float16).astype(np.float32)
+    with np.errstate(over="ignore"):
+        scale = scale.astype(scheme.scale_dtype).astype(np.float32)
     usable = np.abs(scale) >= np.float32(2.0**-126)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=usable)
     return np.where(usable, scale, np.float32(scheme.positive)), inverse
@@ -227,6 +228,19 @@ def test_float16_scales_are_rounded_before_the_codes(scheme: Scheme) -> None:
     check()
 
 
+@pytest.mark.parametrize("scheme", BRAINS, ids=name_of)
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32], ids=name_of)
+def test_bfloat16_scales_are_rounded_before_the_codes(scheme: Scheme, dtype: type) -> None:
+    @settings(max_examples=8, deadline=None)
+    @given(matrices(scheme.block_size or 16, dtype))
+    def check(weights: np.ndarray) -> None:
+        expected = defined(weights, scheme)
+        assert_same(quantized(weights, scheme), expected)
+        assert_same(quantized(weights, scheme, transposed=True), expected)
+
+    check()
+
+
 @pytest.mark.parametrize("scheme", [*INTEGERS, *FP8], ids=name_of)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_matrices_larger_than_a_tile(scheme: Scheme, transposed: bool) -> None:
@@ -250,6 +264,17 @@ def test_every_scale_is_rounded_to_float16_like_numpy() -> None:
     weights = np.zeros((values.size, 16), np.float32)
     weights[:, 3] = values
     scheme = Scheme("int4", 16, True, "float16")
+    assert_same(quantized(weights, scheme), defined(weights, scheme))
+
+
+def test_every_scale_is_rounded_to_bfloat16_like_ml_dtypes() -> None:
+    patterns = np.arange(0, 2**32, 2**32 // 300_001, dtype=np.uint64).astype(np.uint32)
+    borders = np.arange(0x00800000, 0x7F000000, 0x8000, dtype=np.uint32)  # ties and their even and odd neighbours
+    values = np.concatenate([patterns, borders, borders + 1, borders - 1]).view(np.float32)
+    values = values[np.isfinite(values)]
+    weights = np.zeros((values.size, 16), np.float32)
+    weights[:, 3] = values
+    scheme = Scheme("int4", 16, True, "bfloat16")
     assert_same(quantized(weights, scheme), defined(weights, scheme))
 
 
