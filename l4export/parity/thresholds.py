@@ -11,7 +11,7 @@ from l4export.errors import EnvironmentLacks, InputError
 from l4export.parity.image_thresholds import IMAGE_FIGURES, image_thresholds
 from l4export.quantization.policy import Rule
 from l4export.reports.verdict import check_thresholds
-from l4export.targets import TARGETS
+from l4export.targets import CHECKPOINT_TARGETS, TARGETS
 
 __all__ = ["DEFAULT_THRESHOLDS", "Demands"]
 
@@ -145,7 +145,7 @@ def _is_half(manifest: Described, images: bool) -> bool:
 def _rounds_activations(manifest: Described) -> bool:
     """Whether ONNX Runtime rounds activations to int8. It does at level 4, and before int8 experts at every level."""
     policy = manifest.options["weights"].get("policy")
-    if policy is None:
+    if policy is None or manifest.target in CHECKPOINT_TARGETS:
         return False
     if manifest.target not in TARGETS:
         raise InputError(f"target {manifest.target!r} is none that this l4export builds for; upgrade l4export")
