@@ -181,12 +181,12 @@ def command(
     checkpoint: Path, engine: Path, write_policy: Path | None, dry_run: bool, as_json: bool, **asked: Any
 ) -> None:
     """Build an engine directory from the Llama 4 CHECKPOINT directory."""
-    from l4export.compiler.directory import EngineDirectory
+    from l4export.compiler.directory import OutputDirectory
     from l4export.compiler.plan import plan_build
 
     policy_file: Path | None = asked["policy_file"]
     options = _options(**asked)
-    directory = EngineDirectory(engine, replace=options.force)
+    directory = OutputDirectory(engine, replace=options.force)
     if write_policy is not None:
         _check_policy_path(write_policy, policy_file)
     writes = [path for path in (options.dump_ir, write_policy) if path is not None]
@@ -208,9 +208,9 @@ def command(
 
 def _build(planned: BuildPlan, engine: Path, as_json: bool) -> None:
     from l4export.compiler.build import KEPT, run_build
-    from l4export.compiler.directory import EngineDirectory
+    from l4export.compiler.directory import OutputDirectory
 
-    directory = EngineDirectory(engine, replace=planned.options.force)
+    directory = OutputDirectory(engine, replace=planned.options.force)
     started = time.monotonic()
     try:
         with byte_progress(quiet=as_json) as advance:

@@ -12,13 +12,14 @@ import onnx_ir as ir
 from l4export.calibration.weight_codes import StoredPart, calibrate
 from l4export.checkpoint import StoredWeight
 from l4export.compiler.check_graph import write_check
-from l4export.compiler.directory import EngineDirectory
+from l4export.compiler.directory import OutputDirectory
 from l4export.compiler.manifest import engine_manifest
 from l4export.compiler.measure import check_can_run, measure_scales
 from l4export.compiler.options import BuildOptions
-from l4export.compiler.ownership import CALIBRATION, CALIBRATION_REPORT
+from l4export.compiler.ownership import CALIBRATION
 from l4export.compiler.plan import BuildPlan, plan_build
 from l4export.compiler.portable import write_portable
+from l4export.compiler.products import CALIBRATION_REPORT
 from l4export.compiler.provenance import generator
 from l4export.compiler.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
 from l4export.engine.manifest import Manifest
@@ -71,7 +72,7 @@ def build(
         StorageError: reading or writing failed.
     """
     options = options or BuildOptions()
-    directory = EngineDirectory(Path(engine_path), replace=options.force)
+    directory = OutputDirectory(Path(engine_path), replace=options.force)
     directory.check([Path(checkpoint_path), *options.reads], [options.dump_ir] if options.dump_ir else [])
     planned = plan_build(Path(checkpoint_path), options, directory.calibration, on_notice)
     return run_build(planned, directory, on_progress, on_notice)
@@ -79,7 +80,7 @@ def build(
 
 def run_build(
     planned: BuildPlan,
-    directory: EngineDirectory,
+    directory: OutputDirectory,
     on_progress: OnProgress | None = None,
     on_notice: Say | None = None,
 ) -> Manifest:
@@ -97,7 +98,7 @@ class _Build:
     """One build, from its plan on."""
 
     def __init__(
-        self, planned: BuildPlan, directory: EngineDirectory, on_progress: OnProgress | None, on_notice: Say
+        self, planned: BuildPlan, directory: OutputDirectory, on_progress: OnProgress | None, on_notice: Say
     ) -> None:
         self.planned, self.directory = planned, directory
         self.on_progress, self.on_notice = on_progress, on_notice

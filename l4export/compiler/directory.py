@@ -1,7 +1,7 @@
-"""An engine directory appears whole or not at all.
+"""What a build makes, an engine or a checkpoint, appears whole or not at all.
 
 It is written as the hidden sibling `.{name}.partial`, which has no manifest until everything else is on disk. At the
-end the sibling is renamed. An engine that is being replaced stays in place until that moment. A build that fails or is
+end the sibling is renamed. What is being replaced stays in place until that moment. A build that fails or is
 killed after it has written weights leaves the sibling with its journal, and the next build continues from there. A
 calibration works in a subdirectory, `calibration`, with a journal of its own.
 """
@@ -18,42 +18,44 @@ from pathlib import Path
 
 from l4export.compiler.ownership import (
     CALIBRATION,
-    STAGED_MANIFEST,
-    check_engine,
+    check_product,
     check_unfinished,
     clear_unfinished,
+    files_in,
     lies_in,
     remove_calibration,
-    remove_engine,
+    remove_product,
     remove_unfinished,
 )
+from l4export.compiler.products import ENGINE, Product
 from l4export.compiler.provenance import generator
-from l4export.engine.manifest import MANIFEST
 from l4export.errors import InputError, StorageError
 from l4export.storage.journal import JOURNAL, begin_journal, has_progress, is_journal
 from l4export.storage.opened_file import SourceChanged
 
-__all__ = ["EngineDirectory"]
+__all__ = ["OutputDirectory"]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-class EngineDirectory:
-    """The place of an engine, before and while it is built.
+class OutputDirectory:
+    """The place of a product, before and while it is built.
 
     Args:
         path: The final directory; its parent must exist.
-        replace: Whether an engine that is already there may be replaced.
+        replace: Whether a product of the same kind that is already there may be replaced.
+        product: The kind.
 
     Attributes:
         partial: Where it is written.
         calibration: The work directory of a calibration, which ends with the build.
     """
 
-    def __init__(self, path: Path, replace: bool) -> None:
+    def __init__(self, path: Path, replace: bool, product: Product = ENGINE) -> None:
         self.path = Path(os.path.abspath(path))
         self.replace = replace
+        self.product = product
         self.partial = self.path.parent / f".{self.path.name}.partial"
         self.calibration = self.partial / CALIBRATION
 
@@ -75,12 +77,12 @@ class EngineDirectory:
             StorageError: the parent is missing or not writable.
         """
         if not self.path.name:
-            raise InputError(f"{self.path}: cannot be an engine directory; name a new one")
+            raise InputError(f"{self.path}: cannot be {self.product.what}; name a new one")
         for place in (self.path, self.partial):
             if os.path.lexists(place) and (inside := next((p for p in _entries(reads) if lies_in(p, place)), None)):
                 raise InputError(f"{place}: {inside}, which the build reads, lies there; choose another place")
             if inside := next((path for path in writes if lies_in(path, place)), None):
-                raise InputError(f"{inside}: lies inside the engine {place}; choose another place")
+                raise InputError(f"{inside}: lies inside the {self.product.name} {place}; choose another place")
         parent = self.path.parent
         if not parent.is_dir():
             raise StorageError(f"{parent}: no such directory; create it first")
@@ -94,8 +96,8 @@ class EngineDirectory:
             raise StorageError(f"{parent}: not writable; choose another place or change its permissions")
 
     def _check_replaceable(self) -> None:
-        """What exists must be an engine directory that holds nothing else."""
-        check_engine(self.path)
+        """What exists must be a product of the same kind that holds nothing else."""
+        check_product(self.path, self.product)
         if not self.replace:
             raise InputError(f"{self.path}: exists already; choose another directory or pass --force")
 
@@ -168,23 +170,27 @@ class EngineDirectory:
         Raises:
             StorageError: something has appeared in the engine's place that would be lost.
         """
-        for name in os.listdir(self.partial):
+        for name, _ in files_in(self.partial, self.product.folders):
             if name not in (JOURNAL, CALIBRATION):
                 _sync(self.partial / name)
         replaced = self.replace and os.path.lexists(self.path)
         if replaced:
             self._check_still_replaceable()
-        staged = self.partial / STAGED_MANIFEST
+        staged = self.partial / self.product.staged_manifest
+        staged.parent.mkdir(exist_ok=True)
         staged.write_text(manifest, encoding="utf-8")
         _sync(staged)
         remove_calibration(self.partial)
         (self.partial / JOURNAL).unlink()  # as late as can be: from here on a kill costs all the work
-        staged.rename(self.partial / MANIFEST)
+        staged.rename(self.partial / self.product.manifest)
+        for folder in self.product.folders:
+            if (self.partial / folder).is_dir():
+                _sync(self.partial / folder)
         _sync(self.partial)
         if replaced:
             _exchange(self.partial, self.path)
-            with contextlib.suppress(OSError):  # the new engine is in its place; the next build clears up
-                remove_engine(self.partial)
+            with contextlib.suppress(OSError):  # the new one is in its place; the next build clears up
+                remove_product(self.partial, self.product)
         else:
             os.rename(self.partial, self.path)
         _sync(self.path.parent)

@@ -18,7 +18,7 @@ from l4export.errors import InputError
 from l4export.model.config import ModelConfig
 from l4export.model.config_fields import show
 from l4export.model.vision_config import VisionConfig
-from l4export.storage.file_records import FileRecord
+from l4export.storage.file_records import FileRecord, verify_records
 from l4export.storage.regular_files import read_small, regular_size
 from l4export.storage.safetensors import parse_json_object
 
@@ -30,6 +30,7 @@ __all__ = [
     "CheckpointManifest",
     "is_written_checkpoint",
     "load_checkpoint_manifest",
+    "verify_checkpoint",
 ]
 
 CHECKPOINT_FORMAT = "l4export.checkpoint"
@@ -122,6 +123,18 @@ def load_checkpoint_manifest(path: Path) -> CheckpointManifest:
         files={_inside(name, file): read_record(record) for name, record in fields.child("files").named().items()},
         vision=read_vision(fields),
     )
+
+
+def verify_checkpoint(path: Path) -> CheckpointManifest:
+    """Check every file of a written checkpoint against its manifest.
+
+    Raises:
+        CheckFailed: a file is missing, has another size, or another digest; all such files are named.
+        InputError: as `load_checkpoint_manifest`.
+    """
+    manifest = load_checkpoint_manifest(path)
+    verify_records(path, manifest.files, "write or copy the checkpoint again")
+    return manifest
 
 
 def _check_format(raw: Mapping[str, Any], file: Path) -> None:

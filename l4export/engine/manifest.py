@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from functools import partial
 from pathlib import Path
 
 from l4export.engine.checkpoint_manifest import is_written_checkpoint
@@ -29,13 +28,14 @@ from l4export.engine.manifest_types import (
     Runtime,
     TensorSpec,
 )
-from l4export.errors import CheckFailed, InputError, StorageError
-from l4export.storage.file_records import file_record, read_records
+from l4export.errors import InputError, StorageError
+from l4export.storage.file_records import verify_records
 from l4export.storage.safetensors import parse_json_object
 
 __all__ = [
     "CHECK",
     "DECODER",
+    "FORMAT",
     "FORMAT_VERSION",
     "MANIFEST",
     "PACKED_WEIGHTS",
@@ -70,6 +70,11 @@ def load_manifest(engine: Path) -> Manifest:
         StorageError: reading failed.
     """
     path = engine / MANIFEST
+    if not path.is_file() and is_written_checkpoint(engine):
+        raise InputError(
+            f"{engine}: is a checkpoint, which vLLM, SGLang and transformers run, not l4export; build an engine "
+            "from the checkpoint that it was made from"
+        )
     if not engine.is_dir():
         raise InputError(f"{engine}: no such engine directory; build one with `l4export build`")
     if not path.is_file() and is_written_checkpoint(engine):
@@ -89,10 +94,10 @@ def load_manifest(engine: Path) -> Manifest:
     return manifest
 
 
-def listed_files(path: Path) -> dict[str, int] | None:
+def listed_files(path: Path, of_format: str = FORMAT) -> dict[str, int] | None:
     """Names and sizes in bytes of the files that a manifest lists, whatever its format version, and else unchecked.
 
-    None where `path` is no regular file that l4export wrote.
+    None where `path` is no regular file that l4export wrote, in that format.
     """
     try:
         if not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size > _MAX_MANIFEST_BYTES:
@@ -101,7 +106,7 @@ def listed_files(path: Path) -> dict[str, int] | None:
     except (InputError, OSError):
         return None
     version, files = raw.get("format_version"), raw.get("files")
-    if raw.get("format") != FORMAT or type(version) is not int or version < 1 or not isinstance(files, dict):
+    if raw.get("format") != of_format or type(version) is not int or version < 1 or not isinstance(files, dict):
         return None
     sizes = {name: record.get("bytes") for name, record in files.items() if isinstance(record, dict)}
     return {name: size for name, size in sizes.items() if type(size) is int}
@@ -115,18 +120,5 @@ def verify_files(engine: Path) -> Manifest:
         InputError: as `load_manifest`.
     """
     manifest = load_manifest(engine)
-    faults = {name: _size_fault(engine / name, record.bytes) for name, record in manifest.files.items()}
-    reads = {name: partial(file_record, engine / name) for name, fault in faults.items() if fault is None}
-    for name, record in read_records(reads).items():
-        if record != manifest.files[name]:
-            faults[name] = f"{name} has been changed"
-    if found := [fault for fault in faults.values() if fault]:
-        raise CheckFailed(f"{engine}: {'; '.join(found)}; build or copy the engine again")
+    verify_records(engine, manifest.files, "build or copy the engine again")
     return manifest
-
-
-def _size_fault(path: Path, expected: int) -> str | None:
-    if not path.is_file():
-        return f"{path.name} is missing"
-    size = path.stat().st_size
-    return None if size == expected else f"{path.name} has {size} bytes, not {expected}"

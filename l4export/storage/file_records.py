@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from l4export.errors import CheckFailed
 from l4export.storage.worker_threads import worker_threads
 
-__all__ = ["FileRecord", "file_record", "read_records"]
+__all__ = ["FileRecord", "file_record", "read_records", "verify_records"]
 
 _PIECE_BYTES = 1 << 20
 
@@ -51,3 +53,25 @@ def read_records(
     with worker_threads(threads, given_up) as workers:
         records = {name: workers.submit(read, given_up) for name, read in reads.items()}
         return {name: record.result() for name, record in records.items()}
+
+
+def verify_records(directory: Path, files: Mapping[str, FileRecord], remedy: str) -> None:
+    """Check files, by their paths in a directory, against their records.
+
+    Raises:
+        CheckFailed: a file is missing, has another size, or another digest; all such files are named, and the remedy.
+    """
+    faults = {name: _size_fault(directory / name, name, record.bytes) for name, record in files.items()}
+    reads = {name: partial(file_record, directory / name) for name, fault in faults.items() if fault is None}
+    for name, record in read_records(reads).items():
+        if record != files[name]:
+            faults[name] = f"{name} has been changed"
+    if found := [fault for fault in faults.values() if fault]:
+        raise CheckFailed(f"{directory}: {'; '.join(found)}; {remedy}")
+
+
+def _size_fault(path: Path, name: str, expected: int) -> str | None:
+    if not path.is_file():
+        return f"{name} is missing"
+    size = path.stat().st_size
+    return None if size == expected else f"{name} has {size} bytes, not {expected}"

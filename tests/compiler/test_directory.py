@@ -21,7 +21,7 @@ import pytest
 from l4export.checkpoint.sample import write_sample
 from l4export.compiler import directory as module
 from l4export.compiler.build import KEPT, build
-from l4export.compiler.directory import EngineDirectory
+from l4export.compiler.directory import OutputDirectory
 from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import verify_files
 from l4export.errors import InputError, StorageError
@@ -166,7 +166,7 @@ def test_a_second_build_of_the_same_place_is_refused(checkpoint: Path, place: Pa
 
 
 def test_two_writers_exclude_each_other(place: Path) -> None:
-    first, second = (EngineDirectory(place / "e", replace=False) for _ in "12")
+    first, second = (OutputDirectory(place / "e", replace=False) for _ in "12")
     with first.writing(), pytest.raises(InputError, match="another build is writing it"), second.writing():
         pass
 
@@ -327,7 +327,7 @@ def test_too_little_room_is_told_before_writing(checkpoint: Path, place: Path, m
 
 def test_the_manifest_is_the_last_file(checkpoint: Path, place: Path) -> None:
     """Until everything else is on disk, nothing in the partial directory says that it is an engine."""
-    directory = EngineDirectory(place / "e", replace=False)
+    directory = OutputDirectory(place / "e", replace=False)
     with directory.writing() as partial:
         (partial / "data").write_text("weights")
         assert left(partial) == ["data", "journal"]
@@ -344,7 +344,7 @@ def test_everything_is_on_disk_before_it_has_its_name(place: Path, monkeypatch: 
         sync(path)
 
     monkeypatch.setattr(module, "_sync", recording)
-    directory = EngineDirectory(place / "e", replace=False)
+    directory = OutputDirectory(place / "e", replace=False)
     with directory.writing() as partial:
         (partial / "data").write_text("weights")
         directory.finish("{}")

@@ -14,7 +14,7 @@ from l4export.checkpoint.sample import write_sample
 from l4export.cli import main
 from l4export.compiler import directory as module
 from l4export.compiler.build import build
-from l4export.compiler.directory import EngineDirectory
+from l4export.compiler.directory import OutputDirectory
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.ownership import check_unfinished, lies_in
 from l4export.engine.manifest import load_manifest
@@ -406,7 +406,7 @@ def test_what_appears_in_the_place_of_the_engine_meanwhile_is_not_lost(place: Pa
 
 
 def test_a_file_that_appears_in_the_partial_directory_is_not_lost(place: Path) -> None:
-    directory = EngineDirectory(place / "new", replace=False)
+    directory = OutputDirectory(place / "new", replace=False)
     with pytest.raises(InputError, match="bad"), directory.writing() as partial:
         (partial / "thesis.txt").write_text("years of work")
         raise InputError("bad")

@@ -8,7 +8,7 @@ import pytest
 
 from l4export.checkpoint.sample import write_sample
 from l4export.compiler.build import build
-from l4export.compiler.directory import EngineDirectory
+from l4export.compiler.directory import OutputDirectory
 from l4export.compiler.options import BuildOptions
 from l4export.weights import placement
 
@@ -41,11 +41,11 @@ def test_one_that_was_stopped_behind_its_last_file(tmp_path: Path, monkeypatch: 
     options = BuildOptions(max_context=64, jobs=1)
     build(tmp_path / "c", tmp_path / "whole", options)
 
-    def stop(self: EngineDirectory, manifest: str) -> None:
+    def stop(self: OutputDirectory, manifest: str) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(EngineDirectory, "finish", stop)
+        patch.setattr(OutputDirectory, "finish", stop)
         build(tmp_path / "c", tmp_path / "e", options)
     build(tmp_path / "c", tmp_path / "e", options)
     assert contents(tmp_path / "e") == contents(tmp_path / "whole")

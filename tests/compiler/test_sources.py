@@ -135,13 +135,13 @@ def test_a_tokenizer_that_is_replaced_when_it_is_used_for_calibration(
 
 def test_a_source_that_is_replaced_between_the_plan_and_the_build(checkpoint: Path, tmp_path: Path) -> None:
     from l4export.compiler.build import run_build
-    from l4export.compiler.directory import EngineDirectory
+    from l4export.compiler.directory import OutputDirectory
 
     planned = plan_build(checkpoint, BuildOptions())
     write_sample(tmp_path / "other", "guard", "tiny", seed=1)
     replace(checkpoint / "model.safetensors", (tmp_path / "other" / "model.safetensors").read_bytes())
     with pytest.raises(SourceChanged, match=r"model\.safetensors"):
-        run_build(planned, EngineDirectory(tmp_path / "e", replace=False))
+        run_build(planned, OutputDirectory(tmp_path / "e", replace=False))
 
 
 def test_an_engine_is_not_called_up_to_date_when_a_source_was_replaced_meanwhile(

@@ -20,7 +20,7 @@ from l4export.benchmark.measure import bench
 from l4export.checkpoint import sample
 from l4export.checkpoint.sample import write_sample
 from l4export.compiler.build import build
-from l4export.compiler.directory import EngineDirectory
+from l4export.compiler.directory import OutputDirectory
 from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import DECODER, UNPACKED, PackedWeight, load_manifest
 from l4export.errors import InputError, L4Error
@@ -237,7 +237,7 @@ def test_a_build_that_was_killed_before_its_end_is_continued(
 ) -> None:
     """The portable graph is written already, and no manifest tells of it."""
     with monkeypatch.context() as patch:
-        patch.setattr(EngineDirectory, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(OutputDirectory, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             build(wide("scout"), tmp_path / "e", options())
     assert (tmp_path / ".e.partial/portable.onnx").exists()
