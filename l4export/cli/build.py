@@ -16,14 +16,21 @@ from l4export.cli.option_groups import GroupedCommand, option, option_group
 from l4export.cli.sizes import parse_size
 from l4export.cli.steps import step_progress
 from l4export.errors import InputError, L4Error
-from l4export.targets import TARGETS
+from l4export.targets import CHECKPOINT_TARGETS, TARGETS
 
 if TYPE_CHECKING:
+    from l4export.compiler.checkpoint_plan import CheckpointPlan
     from l4export.compiler.options import BuildOptions
     from l4export.compiler.plan import BuildPlan
     from l4export.quantization.policy import Policy
 
 __all__ = ["command"]
+
+
+_TARGETS = {name: target.summary for name, target in TARGETS.items()} | {
+    name: target.summary for name, target in CHECKPOINT_TARGETS.items()
+}
+"""What `--target` takes, and what each is."""
 
 
 class _Interrupted(L4Error):
@@ -38,10 +45,10 @@ class _Interrupted(L4Error):
     "Target",
     option(
         "--target",
-        type=click.Choice(list(TARGETS)),
+        type=click.Choice(list(_TARGETS)),
         default="ort-cpu",
         show_default=True,
-        help="What the engine runs on. " + " ".join(f"{name}: {target.summary}." for name, target in TARGETS.items()),
+        help="What the engine runs on. " + " ".join(f"{name}: {summary}." for name, summary in _TARGETS.items()),
     ),
     option(
         "--dtype",
@@ -180,19 +187,18 @@ class _Interrupted(L4Error):
 def command(
     checkpoint: Path, engine: Path, write_policy: Path | None, dry_run: bool, as_json: bool, **asked: Any
 ) -> None:
-    """Build an engine directory from the Llama 4 CHECKPOINT directory."""
-    from l4export.compiler.directory import OutputDirectory
-    from l4export.compiler.plan import plan_build
+    """Build an engine directory from the Llama 4 CHECKPOINT directory, or a checkpoint for other programs."""
+    from l4export.compiler.build import output_directory, plan_product
 
     policy_file: Path | None = asked["policy_file"]
     options = _options(**asked)
-    directory = OutputDirectory(engine, replace=options.force)
+    directory = output_directory(engine, options)
     if write_policy is not None:
         _check_policy_path(write_policy, policy_file)
     writes = [path for path in (options.dump_ir, write_policy) if path is not None]
     directory.check([checkpoint, *options.reads, *([policy_file] if policy_file else [])], writes)
     with step_progress() as tell:
-        planned = plan_build(checkpoint, options, directory.calibration, tell)
+        planned = plan_product(checkpoint, options, directory.calibration, tell)
     for note in planned.inputs.checkpoint.notes():
         _notice(note)
     if planned.inputs.checkpoint.quantization and planned.options.policy:
@@ -206,11 +212,10 @@ def command(
         _build(planned, engine, as_json)
 
 
-def _build(planned: BuildPlan, engine: Path, as_json: bool) -> None:
-    from l4export.compiler.build import KEPT, run_build
-    from l4export.compiler.directory import OutputDirectory
+def _build(planned: BuildPlan | CheckpointPlan, engine: Path, as_json: bool) -> None:
+    from l4export.compiler.build import KEPT, output_directory, run_build
 
-    directory = OutputDirectory(engine, replace=planned.options.force)
+    directory = output_directory(engine, planned.options)
     started = time.monotonic()
     try:
         with byte_progress(quiet=as_json) as advance:
@@ -222,10 +227,19 @@ def _build(planned: BuildPlan, engine: Path, as_json: bool) -> None:
     size = sum(record.bytes for record in manifest.files.values())
     if as_json:
         summary = {"engine": str(engine), "files": len(manifest.files), "bytes": size, "seconds": round(seconds, 3)}
-        click.echo(json.dumps({**summary, "max_context": manifest.max_context, "passes": list(manifest.passes)}))
+        click.echo(json.dumps({**summary, **_graph_summary(planned)}))
         return
-    what = _described(planned.options)
+    what = _described(planned)
     click.echo(f"{engine}: {size / 1e9:.3f} GB in {len(manifest.files)} files, {seconds:.1f} s ({what})")
+
+
+def _graph_summary(planned: BuildPlan | CheckpointPlan) -> dict[str, Any]:
+    """What there is to say of an engine's graph; of a checkpoint, which has none, nothing."""
+    from l4export.compiler.plan import BuildPlan
+
+    if not isinstance(planned, BuildPlan):
+        return {}
+    return {"max_context": planned.inputs.max_context, "passes": list(planned.passes)}
 
 
 def _options(
@@ -245,11 +259,13 @@ def _options(
     if (quant == "auto") != (bits_per_weight is not None):
         raise InputError("--quant auto and --bits-per-weight go together: give both, as in --bits-per-weight 4.5")
     text = DEFAULT_TEXT if calibrate == "default" else Path(calibrate) if calibrate else None
-    policy = _policy(quant, block_size, fit_scales, policy_file)
+    policy = _policy(quant, block_size, fit_scales, policy_file, others["target"] in CHECKPOINT_TARGETS)
     return BuildOptions(policy=policy, bits_per_weight=bits_per_weight, calibrate=text, **others)
 
 
-def _policy(quant: str, block_size: int | None, fit_scales: bool, policy_file: Path | None) -> Policy | None:
+def _policy(
+    quant: str, block_size: int | None, fit_scales: bool, policy_file: Path | None, of_layers_alone: bool
+) -> Policy | None:
     from l4export.quantization.policy import load_policy, standard_policy
 
     if quant == "auto":
@@ -257,7 +273,7 @@ def _policy(quant: str, block_size: int | None, fit_scales: bool, policy_file: P
             raise InputError("--quant auto chooses blocks and schemes: leave --block-size, --fit-scales, --policy out")
         return None
     if policy_file is None:
-        return standard_policy(quant, block_size, fit_scales)
+        return standard_policy(quant, block_size, fit_scales, of_layers_alone)
     if quant != "none" or block_size is not None or fit_scales:
         raise InputError("--policy decides all of these: leave out --quant, --block-size and --fit-scales")
     return load_policy(policy_file)
@@ -292,26 +308,25 @@ def _check_policy_path(path: Path, policy_file: Path | None) -> None:
         raise InputError(f"--write-policy {path}: exists already, and would be lost; choose another file")
 
 
-def _show_plan(planned: BuildPlan, engine: Path, as_json: bool) -> None:
-    files, passes, context = planned.data_files, list(planned.passes), planned.inputs.max_context
-    summary = {
-        "engine": str(engine),
-        "files": files,
-        "bytes": sum(files.values()),
-        "parts": planned.parts,
-        "max_context": context,
-        "nodes": len(planned.model.graph),
-        "passes": passes,
-    }
+def _show_plan(planned: BuildPlan | CheckpointPlan, engine: Path, as_json: bool) -> None:
+    from l4export.compiler.plan import BuildPlan
+
+    files = planned.data_files
+    summary: dict[str, Any] = {"engine": str(engine), "files": files, "bytes": sum(files.values())}
+    if isinstance(planned, BuildPlan):
+        summary |= {"parts": planned.parts, "nodes": len(planned.model.graph)}
+    summary |= _graph_summary(planned)
     if as_json:
         click.echo(json.dumps(summary))
         return
-    click.echo(f"{engine}: would hold {sum(files.values()) / 1e9:.3f} GB of weights ({_described(planned.options)})")
+    click.echo(f"{engine}: would hold {summary['bytes'] / 1e9:.3f} GB of weights ({_described(planned)})")
     for name, size in files.items():
         click.echo(f"  {name}  {size:,} bytes")
-    if len(planned.parts) > 1:
-        click.echo(f"  engines of the layers {', '.join(f'{start}:{stop}' for start, stop in planned.parts)}")
-    click.echo(f"  passes: {', '.join(passes)}; {summary['nodes']} nodes; context {context}")
+    if isinstance(planned, BuildPlan):
+        if len(planned.parts) > 1:
+            click.echo(f"  engines of the layers {', '.join(f'{start}:{stop}' for start, stop in planned.parts)}")
+        passes, context = ", ".join(planned.passes), summary["max_context"]
+        click.echo(f"  passes: {passes}; {summary['nodes']} nodes; context {context}")
 
 
 def _layers(text: str | None) -> tuple[int, int] | None:
@@ -325,9 +340,14 @@ def _notice(line: str) -> None:
     print(f"l4export: {line}", file=sys.stderr)  # not click.echo: a progress bar that is on the screen moves aside
 
 
-def _described(options: BuildOptions) -> str:
+def _described(planned: BuildPlan | CheckpointPlan) -> str:
+    from l4export.compiler.plan import BuildPlan
+
+    options = planned.options
     kinds = sorted({rule.kind for rule in options.policy.rules}) if options.policy else []
     calibrated = [f"{options.activations} activations"] if options.activations else []
     calibrated += ["calibrated"] if options.calibrate else []
+    if not isinstance(planned, BuildPlan):
+        return ", ".join([options.target, planned.dtype, *kinds, *calibrated])
     cache = f"KV {options.kv_layout} {options.cache_dtype}"
     return ", ".join([options.target, options.float_dtype, *kinds, *calibrated, cache])

@@ -28,14 +28,14 @@ from l4export.model.config import ModelConfig
 from l4export.model.tensors import parameter_count, tensors
 from l4export.quantization.gptq import QuantizedMatrix
 from l4export.quantization.policy import Policy
-from l4export.quantization.schemes import Scheme
+from l4export.quantization.schemes import ScaleDtype, Scheme
 from l4export.targets import TARGETS
 
 if TYPE_CHECKING:
     from l4export.reference.streamed_model import StreamedReference
     from l4export.reference.variants import Variant
 
-__all__ = ["AutoPolicy", "PolicyChooser"]
+__all__ = ["AutoPolicy", "PolicyChooser", "WeightChoice", "with_chosen_policy"]
 
 _STREAMS_BYTES = 1 << 30
 """Of the residual streams of choices that are measured together."""
@@ -78,8 +78,43 @@ class AutoPolicy:
         }
 
 
+@dataclass(frozen=True)
+class WeightChoice:
+    """Between which schemes there is to choose, and what the weights cost that none is for.
+
+    Attributes:
+        float_bits: Of a weight that stays float.
+        scale_dtype: Of the schemes.
+        positive: Whether schemes have positive scales only.
+        of_layers_alone: Whether head and embedding stay float.
+    """
+
+    float_bits: int
+    scale_dtype: ScaleDtype
+    positive: bool
+    of_layers_alone: bool = False
+
+    @classmethod
+    def of_engine(cls, options: BuildOptions) -> WeightChoice:
+        """What an engine's target has operators for."""
+        scale_dtype: ScaleDtype = "float16" if options.float_dtype == "fp16" else "float32"
+        return cls(FLOATS[options.float_dtype].bitwidth, scale_dtype, TARGETS[options.target].positive_scales)
+
+
+def with_chosen_policy(
+    inputs: BuildInputs, options: BuildOptions, choice: WeightChoice, on_step: Callable[[str], None] | None
+) -> BuildOptions:
+    """The options with the policy of least damage in `options.bits_per_weight`. Raises as `PolicyChooser.choose`."""
+    from l4export.reference.transformers_model import check_reference_packages
+
+    check_reference_packages()
+    assert options.bits_per_weight is not None
+    chosen = PolicyChooser(inputs, options.layers, choice, on_step).choose(options.bits_per_weight)
+    return dataclasses.replace(options, policy=chosen.policy, bits_per_weight=None)
+
+
 class PolicyChooser:
-    """Chooses policies for a build with `options` (whose own policy is not looked at).
+    """Chooses policies for a model, or for the `layers` A to B - 1 of it.
 
     Damage is measured on `inputs.texts.damage`, when `choose` is first called. `on_step` receives a line about each
     measurement.
@@ -89,17 +124,20 @@ class PolicyChooser:
     """
 
     def __init__(
-        self, inputs: BuildInputs, options: BuildOptions, on_step: Callable[[str], None] | None = None
+        self,
+        inputs: BuildInputs,
+        layers: tuple[int, int] | None,
+        choice: WeightChoice,
+        on_step: Callable[[str], None] | None = None,
     ) -> None:
         assert inputs.texts.damage is not None
-        self.inputs, self.options, self.on_step = inputs, options, on_step or (lambda _: None)
+        self.inputs, self.layers, self.on_step = inputs, layers, on_step or (lambda _: None)
         self.config, self.text = inputs.config, inputs.texts.damage
-        half, positive = options.float_dtype == "fp16", TARGETS[options.target].positive_scales
-        self.groups = weight_groups(self.config, half, positive)
+        self.groups = weight_groups(self.config, choice.scale_dtype, choice.positive, choice.of_layers_alone)
         if not self.groups:
             raise InputError("--quant auto: no block of 32, 64 or 128 divides a width of this model; leave it out")
         self._sizes = [[group.nbytes(scheme) for scheme in group.choices] for group in self.groups]
-        self._others = _float_bytes(self.config, self.groups, FLOATS[options.float_dtype].bitwidth)
+        self._others = _float_bytes(self.config, self.groups, choice.float_bits)
         self._parameters = parameter_count(self.config).total
 
     def choose(self, bits: float) -> AutoPolicy:
@@ -137,7 +175,7 @@ class PolicyChooser:
     def _reference(self) -> StreamedReference:
         from l4export.reference.streamed_model import StreamedReference
 
-        return StreamedReference(self.inputs.checkpoint, self.options.layers)
+        return StreamedReference(self.inputs.checkpoint, self.layers)
 
     @functools.cached_property
     def _damage(self) -> list[list[float]]:

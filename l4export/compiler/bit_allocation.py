@@ -13,7 +13,7 @@ from l4export.model.config import ModelConfig
 from l4export.model.tensors import tensors
 from l4export.model.weight_names import kind_of, layer_of
 from l4export.quantization.policy import Policy, Rule
-from l4export.quantization.schemes import Kind, Scheme
+from l4export.quantization.schemes import Kind, ScaleDtype, Scheme
 
 __all__ = ["WeightGroup", "allocate", "policy_of", "weight_groups"]
 
@@ -46,21 +46,23 @@ class WeightGroup:
         return count * scheme.bits // 8 + count // scheme.block_size * np.dtype(scheme.scale_dtype).itemsize
 
 
-def weight_groups(config: ModelConfig, half: bool, positive: bool) -> list[WeightGroup]:
+def weight_groups(
+    config: ModelConfig, scale_dtype: ScaleDtype, positive: bool, of_layers_alone: bool = False
+) -> list[WeightGroup]:
     """The groups of a model: in each layer q, k and v; o; all routed experts; gate and up, and down, of the shared
     expert or the dense MLP; the embedding and the head. Routers and norms stay float, and so do groups whose widths no
     block divides.
 
-    `half` asks for float16 scales, `positive` for `Scheme.positive`.
+    `scale_dtype` and `positive` are those of the schemes. With `of_layers_alone` head and embedding stay float too.
     """
     grouped: dict[tuple[int | None, str], dict[str, tuple[int, ...]]] = {}
     for name, shape in tensors(config).items():
         kind = kind_of(name)
-        if kind not in _FLOAT:
+        if kind not in _FLOAT and not (of_layers_alone and layer_of(name) is None):
             down = "down_proj" in name and kind not in _TOGETHER
             key = layer_of(name), _TOGETHER.get(kind, f"{kind}{' down' if down else ''}")
             grouped.setdefault(key, {})[name] = shape
-    schemes = [Scheme(kind, block, True, "float16" if half else "float32", positive) for kind, block in _CHOICES]
+    schemes = [Scheme(kind, block, True, scale_dtype, positive) for kind, block in _CHOICES]
     groups = []
     for shapes in grouped.values():
         widths = [shape[1] for shape in shapes.values()]  # of [out, in] and [experts, in, out]

@@ -14,6 +14,7 @@ from l4export.compiler.dump import Dump
 from l4export.compiler.inputs import BuildInputs
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.pipeline import pipeline, run_passes, specialisation, vision_pipeline
+from l4export.compiler.source_weights import SourceWeights
 from l4export.engine.manifest import DECODER, VISION
 from l4export.errors import InputError
 from l4export.graph.dtypes import FLOATS
@@ -21,11 +22,9 @@ from l4export.model.decoder import build_decoder
 from l4export.model.tensors import tensors, vision_tensors
 from l4export.model.vision_config import VisionConfig
 from l4export.model.vision_tower import build_vision_tower
-from l4export.model.weight_names import moved_up
 from l4export.quantization.policy import Policy
 from l4export.targets import TARGETS, GraphOptions
 from l4export.weights.placement import DataFile, place_weights
-from l4export.weights.recipes import Recipe, Source
 
 __all__ = ["CompiledGraph", "compile_decoder", "compile_graphs"]
 
@@ -82,7 +81,7 @@ def compile_decoder(
         InputError: a weight that is missing or of another shape, one that the config does not know, or an option that
             does not fit the model.
     """
-    sources = _SourceWeights(inputs, options)
+    sources = SourceWeights(inputs, options.layers)
     image_token = inputs.vision.image_token_id if inputs.vision else None
     model = build_decoder(inputs.config, sources.recipe, FLOATS[options.float_dtype], image_token)
     sources.check_all_known()
@@ -99,20 +98,13 @@ def _compile_tower(
     inputs: BuildInputs, config: VisionConfig, options: BuildOptions, dump: Dump | None
 ) -> CompiledGraph:
     """Build the vision tower, whose features have the decoder's dtype, and run the target's passes on it."""
-    checkpoint, names, files = inputs.checkpoint, set[str](), set[str]()
-
-    def recipe(name: str, shape: tuple[int, ...]) -> Recipe:
-        weight = checkpoint.vision_tensor(name, shape)
-        names.update(part.name for part in weight.parts)
-        files.update(part.file_name for part in weight.parts)
-        return Source(weight)
-
+    sources = SourceWeights(inputs)
     dtype, features_dtype = FLOATS[options.tower_dtype], FLOATS[options.float_dtype]
-    model = build_vision_tower(config, inputs.config.hidden_size, recipe, dtype, features_dtype)
-    checkpoint.check_vision_known(names)
+    model = build_vision_tower(config, inputs.config.hidden_size, sources.tower_recipe, dtype, features_dtype)
+    sources.check_tower_known()
     on_stage = None if dump is None else lambda index, name, stage: dump(index, f"{VISION}-{name}", stage)
     passes = run_passes(model, vision_pipeline(options.target, _policies(inputs, options)[1]), on_stage)
-    return _placed(VISION, model, model, passes, tuple(sorted(files)), None)
+    return _placed(VISION, model, model, passes, tuple(sorted(sources.file_names)), None)
 
 
 def _policies(inputs: BuildInputs, options: BuildOptions) -> tuple[Policy | None, Policy | None]:
@@ -161,30 +153,3 @@ def _graph_options(inputs: BuildInputs, options: BuildOptions, calibration: Cali
         calibration=calibration,
         activations=options.activations,
     )
-
-
-class _SourceWeights:
-    """Recipes for a decoder's weights, and which tensors and files of the checkpoint they name."""
-
-    def __init__(self, inputs: BuildInputs, options: BuildOptions) -> None:
-        self.checkpoint, self.layers = inputs.checkpoint, options.layers
-        self.names: set[str] = set()
-        self.file_names: set[str] = set()
-
-    def recipe(self, name: str, shape: tuple[int, ...]) -> Recipe:
-        """What the checkpoint stores for a weight of the decoder."""
-        weight = self.checkpoint.tensor(moved_up(name, self.layers[0] if self.layers else 0), shape)
-        self.names.update(part.name.removeprefix(self.checkpoint.prefix) for part in weight.parts)
-        self.file_names.update(part.file_name for part in weight.parts)
-        return Source(weight)
-
-    def check_all_known(self) -> None:
-        """Refuse tensors that the decoder has no place for, unless only some layers are built."""
-        if self.layers is None:
-            self.checkpoint.check_all_known(self.names)
-
-    def files(self) -> tuple[str, ...]:
-        """The config, the files with weights (all of them, or those of the layers that are built), and adapters."""
-        everything = {file.path.name for file in self.checkpoint.files} if self.layers is None else set()
-        adapters = {name for adapter in self.checkpoint.adapters for name in adapter.files}
-        return (self.checkpoint.config_file.path.name, *sorted(self.file_names | everything | adapters))

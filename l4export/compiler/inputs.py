@@ -117,6 +117,6 @@ def _texts(checkpoint: Checkpoint, options: BuildOptions, vision: VisionConfig |
     return Texts(
         weights=reader.for_weights(path) if path and not options.activations else None,
         damage=reader.for_damage(path) if options.bits_per_weight is not None else None,
-        kv_cache=reader.for_scales(options.kv_calibrate) if options.cache_dtype in KV_BITS else None,
+        kv_cache=reader.for_scales(options.kv_calibrate) if options.kv_dtype in KV_BITS else None,
         activations=reader.for_scales(path, "--calibrate") if options.activations else None,
     )

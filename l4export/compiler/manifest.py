@@ -10,6 +10,7 @@ from l4export.calibration.activation_scales import METHOD as ACTIVATION_METHOD
 from l4export.calibration.kv_scales import METHOD as KV_METHOD
 from l4export.calibration.text import CalibrationText
 from l4export.compiler.check_graph import check_calls, checked_layers, fused_operators, rounds_on_cpu
+from l4export.compiler.inputs import BuildInputs
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import BuildPlan
 from l4export.compiler.portable import packed_weights
@@ -38,7 +39,7 @@ from l4export.model.config import ModelConfig
 from l4export.storage.file_records import FileRecord
 from l4export.targets.tensorrt.parts import cut_decoder, part_names
 
-__all__ = ["engine_manifest"]
+__all__ = ["codes_options", "engine_manifest"]
 
 
 def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: dict[str, FileRecord]) -> Manifest:
@@ -75,12 +76,19 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
 
 def _weight_options(planned: BuildPlan) -> dict[str, Any]:
     """The options that decide the bytes of weights."""
-    options, text = planned.options, planned.inputs.texts.weights
-    policy, adapters = options.policy, planned.inputs.checkpoint.adapters
+    options = planned.options
     return {
         "dtype": options.float_dtype,
         **({"layers": list(options.layers)} if options.layers else {}),
         **({VISION: options.tower_dtype} if planned.tower else {}),
+        **codes_options(planned.inputs, options),
+    }
+
+
+def codes_options(inputs: BuildInputs, options: BuildOptions) -> dict[str, Any]:
+    """Those that decide which numbers weights stand for, whatever they are written into."""
+    policy, text, adapters = options.policy, inputs.texts.weights, inputs.checkpoint.adapters
+    return {
         **({"adapters": [adapter.to_dict() for adapter in adapters]} if adapters else {}),
         **({"policy": policy.to_dict()} if policy else {}),
         **({"auto": dict(policy.origin)} if policy and policy.origin else {}),

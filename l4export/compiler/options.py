@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from l4export.engine.kv_cache import KV_BITS, KV_DTYPES
 from l4export.errors import InputError
 from l4export.graph.dtypes import FLOATS
 from l4export.quantization.policy import Policy
-from l4export.targets import TARGETS, Target
+from l4export.targets import CHECKPOINT_TARGETS, TARGETS, CheckpointTarget, Target
 from l4export.weights.emission import DEFAULT_BUDGET
 
 __all__ = [
@@ -36,7 +37,7 @@ class WeightOptions:
     """What is built, as far as it decides the bytes of weights.
 
     Attributes:
-        target: A name of `l4export.targets.TARGETS`.
+        target: A name of `l4export.targets.TARGETS`, or of `CHECKPOINT_TARGETS`.
         dtype: Float type of weights and of what is computed, `fp32`, `fp16` or `bf16`; None: the target's default.
         policy: What is quantised how; None: nothing.
         bits_per_weight: The policy is chosen by measured damage, to fit so many bits per weight
@@ -149,20 +150,49 @@ def check_options(options: BuildOptions) -> None:
     Raises:
         InputError: by the option's name, with what to use instead.
     """
-    target = _known("--target", options.target, TARGETS)
-    _known("--dtype", options.float_dtype, FLOATS)
-    if options.kv_dtype is not None:
-        _known("--kv-dtype", options.kv_dtype, KV_DTYPES)
-    _known("--vision", options.vision, VISION_CHOICES)
-    _check_target(TARGETS[target], options)
-    _check_tower(TARGETS[target], options)
-    _check_texts(options)
+    target = _known("--target", options.target, [*TARGETS, *CHECKPOINT_TARGETS])
+    if target in CHECKPOINT_TARGETS:
+        _check_checkpoint(CHECKPOINT_TARGETS[target], options)
+    else:
+        _check_engine(TARGETS[target], options)
     if options.bits_per_weight is not None and options.policy is not None:
         raise InputError("--bits-per-weight: the policy is given, nothing is left to choose; leave one of them out")
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs {options.jobs} must be at least 1")
     if options.weights_budget < 1:
         raise InputError(f"--memory-budget {options.memory_budget} must be a positive number of bytes")
+
+
+def _check_engine(target: Target, options: BuildOptions) -> None:
+    _known("--dtype", options.float_dtype, FLOATS)
+    if options.kv_dtype is not None:
+        _known("--kv-dtype", options.kv_dtype, KV_DTYPES)
+    _known("--vision", options.vision, VISION_CHOICES)
+    _check_target(target, options)
+    _check_tower(target, options)
+    _check_texts(options)
+
+
+_OF_ENGINES = (
+    "dtype", "layers", "vision", "vision_dtype", *(field.name for field in dataclasses.fields(DecoderOptions)),
+    "kv_calibrate", "dump_ir",
+)  # fmt: skip
+"""What is asked of an engine and means nothing to a checkpoint, which is the whole model in its own dtype."""
+
+
+def _check_checkpoint(target: CheckpointTarget, options: BuildOptions) -> None:
+    plain = BuildOptions()
+    for name in _OF_ENGINES:
+        if getattr(options, name) != getattr(plain, name):
+            option = "--compute-capability" if name == "compute_capabilities" else f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: --target {target.name} does not take it; leave it out")
+    if options.policy is None and options.bits_per_weight is None:
+        raise InputError(
+            f"--target {target.name}: nothing is quantised; add --quant {' or '.join(target.weight_kinds)}"
+        )
+    for kind in sorted({rule.kind for rule in options.policy.rules} if options.policy else ()):
+        if kind not in target.weight_kinds:
+            raise InputError(f"--quant {kind}: use {' or '.join(target.weight_kinds)} for --target {target.name}")
 
 
 def _known(option: str, value: str, known: object) -> str:

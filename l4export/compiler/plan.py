@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import onnx_ir as ir
 
 from l4export import passes
 from l4export.calibration.text import CalibrationText
+from l4export.calibration.weight_codes import CalibrationPlan
+from l4export.compiler.auto_policy import WeightChoice, with_chosen_policy
 from l4export.compiler.compile import CompiledGraph, compile_graphs
 from l4export.compiler.dump import Dump
 from l4export.compiler.inputs import BuildInputs, open_inputs
@@ -71,6 +72,33 @@ class BuildPlan:
     def files(self) -> tuple[DataFile, ...]:
         """Every graph's data files."""
         return tuple(file for graph in self.graphs for file in graph.files)
+
+    @property
+    def headers(self) -> Mapping[str, bytes]:
+        """What data files begin with: the first weight."""
+        return {}
+
+    @property
+    def calibration(self) -> CalibrationPlan | None:
+        """What finds the codes of the decoder's weights; None where they are rounded to nearest."""
+        return self.graph.calibration
+
+    @property
+    def weight_options(self) -> Mapping[str, object]:
+        """The options that decide the bytes of weights, but for adapters and texts."""
+        options = self.options
+        return {
+            "target": options.target,
+            "dtype": options.float_dtype,
+            "layers": options.layers,
+            "vision": options.tower_dtype if self.tower else None,
+            "policy": options.policy and options.policy.to_dict(),
+        }
+
+    @property
+    def weight_copies(self) -> int:
+        """How often weights are written: compiled engines hold them again."""
+        return 2 if self.parts else 1
 
     @property
     def model(self) -> ir.Model:
@@ -142,7 +170,7 @@ def plan_build(
     check_options(options)
     inputs = open_inputs(checkpoint_path, options)
     if options.bits_per_weight is not None:
-        options = _with_chosen_policy(inputs, options, on_step)
+        options = with_chosen_policy(inputs, options, WeightChoice.of_engine(options), on_step)
     dump = Dump(options.dump_ir) if options.dump_ir else None
     graphs = compile_graphs(inputs, options, calibration_directory, dump)
     names = dict.fromkeys(name for graph in graphs for name in graph.source_files)
@@ -152,15 +180,3 @@ def plan_build(
     cut = TARGETS[options.target].cut
     parts = cut(graphs[0].model.graph, options.memory_budget) if cut else ()
     return BuildPlan(inputs, options, graphs, sources, parts, calibration_directory, dump)
-
-
-def _with_chosen_policy(
-    inputs: BuildInputs, options: BuildOptions, on_step: Callable[[str], None] | None
-) -> BuildOptions:
-    from l4export.compiler.auto_policy import PolicyChooser
-    from l4export.reference.transformers_model import check_reference_packages
-
-    check_reference_packages()
-    assert options.bits_per_weight is not None
-    chosen = PolicyChooser(inputs, options, on_step).choose(options.bits_per_weight)
-    return dataclasses.replace(options, policy=chosen.policy, bits_per_weight=None)

@@ -12,17 +12,21 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import onnx_ir as ir
 
 from l4export.compiler.compile import CompiledGraph
-from l4export.engine.manifest import MANIFEST, Manifest, load_manifest, verify_files
+from l4export.engine.checkpoint_manifest import CheckpointManifest
+from l4export.engine.manifest import MANIFEST, Manifest, load_manifest
 from l4export.errors import CheckFailed, InputError
-from l4export.storage.file_records import FileRecord, file_record
+from l4export.storage.file_records import FileRecord, file_record, verify_records
 from l4export.weights.evaluation import is_constant
 from l4export.weights.placement import DataFile
 
 __all__ = ["is_up_to_date", "may_have_weights", "previous_engine", "reusable_weights", "take_over"]
+
+AnyManifest = TypeVar("AnyManifest", Manifest, CheckpointManifest)
 
 
 def previous_engine(path: Path) -> Manifest | None:
@@ -40,16 +44,16 @@ def may_have_weights(old: Manifest, draft: Manifest, files: Sequence[DataFile]) 
     )
 
 
-def is_up_to_date(engine: Path, old: Manifest, draft: Manifest, copied: Mapping[str, FileRecord]) -> bool:
-    """Whether the engine is what a build would write: `draft` is its manifest without files.
+def is_up_to_date(engine: Path, old: AnyManifest, draft: AnyManifest, copied: Mapping[str, FileRecord]) -> bool:
+    """Whether the engine, or written checkpoint, is what a build would write: `draft` is its manifest without files.
 
-    `copied` are the files that are copied from the checkpoint as they are.
+    `copied` are the files that are copied from the source as they are.
     """
     same = dataclasses.replace(old, files={}).to_json() == draft.to_json()
     if not same or {name: old.files.get(name) for name in copied} != copied:
         return False
     try:
-        verify_files(engine)
+        verify_records(engine, old.files, "build it again")
     except CheckFailed:
         return False
     return True

@@ -27,7 +27,8 @@ class CheckpointRequest:
         vision: The vision tower, which is carried over as it is; None where there is none.
         raw_config: The fields of config.json in Hugging Face's layout.
         prefix: What the names of the text model's tensors begin with: `language_model.` in a multimodal checkpoint.
-        weight: A weight of the model's inventory or of its vision tower, by name (without prefix) and shape.
+        weight: A weight of the text model's inventory, by name (without prefix) and shape.
+        tower_weight: The same for the vision tower.
         dtype: The dtype of scales, and of floats that are computed and not stored in the source.
         policy: Which weights are quantised, and how.
         calibration: Finds codes and routers; None: weights are rounded to nearest, and routers are carried over.
@@ -38,6 +39,7 @@ class CheckpointRequest:
     raw_config: Mapping[str, Any]
     prefix: str
     weight: Callable[[str, tuple[int, ...]], Source]
+    tower_weight: Callable[[str, tuple[int, ...]], Source]
     dtype: ScaleDtype
     policy: Policy
     calibration: CodesSource | None

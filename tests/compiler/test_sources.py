@@ -13,7 +13,7 @@ import pytest
 
 from l4export.checkpoint import hf_checkpoint, sample
 from l4export.checkpoint.sample import write_sample
-from l4export.compiler import build as compiler
+from l4export.compiler import engine_build as compiler
 from l4export.compiler import inputs
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from l4export.compiler.build import _is_calibrated
+from l4export.compiler.engine_build import _is_calibrated
 from l4export.engine.weight_layout import pack
 from l4export.quantization.packed_codes import PackedCodes, packable
 from l4export.quantization.schemes import Scheme

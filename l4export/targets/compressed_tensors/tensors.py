@@ -62,7 +62,7 @@ def regions_of(request: CheckpointRequest, schemes: Mapping[str, Scheme]) -> lis
     found: list[Region] = []
     if request.vision is not None:
         for name, shape in vision_tensors(request.vision, request.config.hidden_size).items():
-            source = request.weight(name, shape)
+            source = request.tower_weight(name, shape)
             found.append(_floats((name,), shape, source, _float_dtype(source, request)))
     for name, shape in tensors(request.config).items():
         found += _of_weight(name, shape, schemes.get(name), request)
