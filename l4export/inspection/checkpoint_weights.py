@@ -14,6 +14,8 @@ from l4export.storage.safetensors import HANDLED_DTYPES
 
 __all__ = ["CheckpointWeights"]
 
+_HALF_FLOATS = {("BF16",): "bfloat16", ("F16",): "float16"}
+
 
 class CheckpointWeights:
     """Float32 values of a written checkpoint's quantised weights, and of routers that a calibration has fitted, in the
@@ -37,6 +39,12 @@ class CheckpointWeights:
             if not set(weight.formats) <= set(HANDLED_DTYPES) or (fitted and kind_of(name) == "router")
         ]
         """The weights that are quantised, and routers that were fitted."""
+        self.half_floats = {
+            name: _HALF_FLOATS[weight.formats]
+            for name, weight in self._weights.items()
+            if name not in self.names and weight.formats in _HALF_FLOATS
+        }
+        """The other weights that are stored in 16 bits, each with its dtype as torch calls it."""
 
     def rows(self, name: str, rows: slice) -> np.ndarray | None:
         """Rows of a weight's first axis (features, or experts); None for a weight that is not quantised."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,9 @@ class DequantizedWeights:
     `l4export.quantization.schemes`, and from the operators' attributes. Packed codes are unpacked, as many experts as
     are asked for. Nothing that the build knew is used.
     """
+
+    half_floats: Mapping[str, str] = {}
+    """None: what an engine makes of its other weights is part of how it computes."""
 
     def __init__(self, engine: Path) -> None:
         self._engine = engine

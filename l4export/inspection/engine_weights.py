@@ -26,6 +26,10 @@ class EngineWeights(Protocol):
     def input_scales(self) -> Mapping[str, float]:
         """By the names of FP8 weights, the scales by which their inputs are rounded; none where none are fixed."""
 
+    @property
+    def half_floats(self) -> Mapping[str, str]:
+        """Other weights that may have been rounded when they were written, each with its dtype as torch calls it."""
+
     def rows(self, name: str, rows: slice) -> np.ndarray | None:
         """Float32 values: rows of a weight's first axis. None for a weight that is not quantised."""
 

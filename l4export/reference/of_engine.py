@@ -71,6 +71,7 @@ def load_reference(
     _check_same_model(checkpoint, reference.config, manifest.model)
     if dequantized is not None:
         weights = open_weights(dequantized)
+        reference.round_weights(weights.half_floats)
         values = ((name, weights.rows(name, slice(None))) for name in weights.names)
         reference.replace((name, value) for name, value in values if value is not None)
         reference.round_inputs(weights.input_scales)

@@ -86,6 +86,13 @@ class HFReference:
             for name, values in weights:
                 parameters[name].copy_(self._torch.from_numpy(np.ascontiguousarray(values)))
 
+    def round_weights(self, dtypes: Mapping[str, str]) -> None:
+        """Round weights, by their checkpoint names (without prefix), to dtypes as torch calls them."""
+        parameters = dict(self.model.named_parameters())
+        with self._torch.no_grad():
+            for name, dtype in dtypes.items():
+                parameters[name].copy_(parameters[name].to(getattr(self._torch, dtype)))
+
     def round_inputs(self, scales: Mapping[str, float]) -> None:
         """Round the inputs of weights to FP8, as `QuantizeActivations` does; `scales` are by the weights' names.
 
