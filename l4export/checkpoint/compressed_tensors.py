@@ -61,7 +61,7 @@ def find_linear(
         raise InputError(
             f"{codes.file.path}: {problem} (quantization_config: {closest}); config.json and the weights do not match"
         )
-    if len({(scheme.bits, scheme.span(shape)) for scheme in fitting}) > 1:
+    if len({(scheme.bits, tuple(map(min, scheme.span(shape), shape))) for scheme in fitting}) > 1:
         raise InputError(
             f"{codes.file.path}: tensor {codes.name!r} may be {' or '.join(map(str, fitting))}: quantization_config "
             "has both; leave there the one that it is"

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from adapters import pair, write_adapter
-from small_bf16 import write_model
+from written_checkpoints import bfloat16_sample
 
 from l4export.checkpoint.sample import write_sample
 from l4export.compiler.build import build
@@ -66,7 +66,7 @@ def test_with_an_adapter(workshop: Workshop, tmp_path: Path) -> None:
 
 def test_weights_that_are_computed_and_stay_floats(tmp_path: Path) -> None:
     """An adapter's attention, and a source's that was quantised: in bfloat16, as the rest of the checkpoint is."""
-    checkpoint = write_model("scout-text", tmp_path / "c")
+    checkpoint = bfloat16_sample(tmp_path / "c", "scout")
     adapter = write_adapter(tmp_path / "a", pair("model.layers.2.self_attn.v_proj", 32, 64))
     holds(written(checkpoint, tmp_path / "w", adapters=(adapter,)), checkpoint, adapters=[adapter])
     packed = Linears(packed=True, bits=4, strategy="group", group=32)

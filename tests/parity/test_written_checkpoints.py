@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from written_checkpoints import FORMS, sign, written
+from signed_checkpoints import FORMS, sign, written
 
 from l4export.checkpoint.sample import write_sample
 from l4export.cli import main

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conversations import shown_and_answered, talking_checkpoint
-from written_checkpoints import FORMS, written
+from signed_checkpoints import FORMS, written
 
 from l4export.model.weight_names import kind_of, layer_of
 from l4export.quality.measure import measure_quality

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
-from written_checkpoints import FORMS, sign, written
+from signed_checkpoints import FORMS, sign, written
 
 from l4export.checkpoint.sample import write_sample
 from l4export.errors import EnvironmentLacks, InputError

@@ -1,49 +1,61 @@
-"""Checkpoints for other programs, put together by hand: what `l4export build --target compressed-tensors` writes."""
+"""Checkpoints in bfloat16, as released ones are, and what compressed-tensors makes of a matrix, written out in NumPy."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from l4export.checkpoint import open_checkpoint
-from l4export.engine.checkpoint_manifest import CHECKPOINT_MANIFEST, CheckpointManifest
-from l4export.storage.file_records import file_record
-from quantised_checkpoints import Linears, quantised
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
-W4A16 = Linears(packed=True, bits=4, strategy="group", group=32)
-W8A16 = Linears(packed=True, bits=8, strategy="group", group=32)
-FP8 = Linears(is_float=True)
-FORMS = {"W4A16": W4A16, "W8A16": W8A16, "FP8": FP8}
+from l4export.checkpoint.sample import write_sample
+from l4export.compiler.build import build
+from l4export.compiler.options import BuildOptions
+from l4export.quantization.policy import Policy, Rule
+from workshop import edit_config
 
-_LEFT = ["re:.*lm_head", "re:.*self_attn", "re:.*router", "re:.*vision_model.*", "re:.*multi_modal_projector.*"]
-_EVERY_TOKEN = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "dynamic": True}
+TARGET = "compressed-tensors"
+MATRICES = ("model.layers.*_proj.weight", "model.layers.*.experts.*_proj")
+EXPERTS, ATTENTION = "model.layers.*.experts.*_proj", "model.layers.*.self_attn.*"
 
 
-def written(source: Path, target: Path, form: Linears) -> Path:
-    """A float checkpoint -> TARGET with its MLPs and experts in `form`; `float_of(TARGET)` has the same numbers."""
-    quantised(source, target, form)
-    path = target / "config.json"
-    config = json.loads(path.read_text())
-    (group,) = config["quantization_config"]["config_groups"].values()
-    group["input_activations"] = _EVERY_TOKEN if form.is_float else None
-    layout = "float-quantized" if form.is_float else "pack-quantized"
-    config["quantization_config"] |= {"format": layout, "ignore": _LEFT}
-    path.write_text(json.dumps(config))
-    sign(target)
+def bfloat16_sample(path: Path, variant: str, vision: bool = False, seed: int = 3) -> Path:
+    """A tiny checkpoint whose numbers are bfloat16."""
+    write_sample(path, variant, "tiny", seed=seed, vision=vision)
+    weights = load_file(path / "model.safetensors")
+    save_file({name: values.astype(ml_dtypes.bfloat16) for name, values in weights.items()}, path / "model.safetensors")
+    raw = json.loads((path / "config.json").read_text())
+    if "text_config" in raw:
+        raw["text_config"]["dtype"] = raw["vision_config"]["dtype"] = "bfloat16"
+    edit_config(path, **{**raw, "dtype": "bfloat16"})
+    return path
+
+
+def policy(kind: str = "int4", block: int | None = 32, *others: Rule) -> Policy:
+    """All linear layers in one scheme, or those that no other rule names."""
+    named = tuple(name for rule in others for name in rule.weights)
+    return Policy((Rule(MATRICES, kind, None if kind == "fp8" else block, but=named), *others))
+
+
+def write(source: Path, target: Path, quantised: Policy | None = None, **options: Any) -> Path:
+    """A checkpoint for other programs, in INT4 unless a policy is given."""
+    build(source, target, BuildOptions(target=TARGET, policy=quantised or policy(), **options))
     return target
 
 
-def sign(target: Path) -> None:
-    """Give a checkpoint the manifest that fits its files as they are."""
-    opened = open_checkpoint(target)
-    manifest = CheckpointManifest(
-        generator="l4export test",
-        target="compressed-tensors",
-        model=opened.config,
-        options={"weights": {}},
-        source={},
-        files={file.name: file_record(file) for file in sorted(target.iterdir()) if file.is_file()},
-        vision=opened.vision_config() if opened.has_vision() else None,
-    )
-    (target / CHECKPOINT_MANIFEST).parent.mkdir(exist_ok=True)
-    (target / CHECKPOINT_MANIFEST).write_text(manifest.to_json())
+def rounded(matrix: np.ndarray, kind: str, block: int, scale_dtype: Any) -> np.ndarray:
+    """What is left of a matrix [out, in], in float32: by groups along `in`, or of FP8 by rows."""
+    w = matrix.astype(np.float32)
+    size = w.shape[1] if kind == "fp8" else block
+    groups = w.reshape(len(w), -1, size)
+    top = {"int4": 7, "int8": 127, "fp8": 448}[kind]
+    scale = (np.abs(groups).max(-1, keepdims=True) / np.float32(top)).astype(scale_dtype).astype(np.float32)
+    scale[scale == 0] = 1
+    exact = groups * (np.float32(1) / scale)
+    if kind == "fp8":
+        codes = np.clip(exact, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    else:
+        codes = np.clip(np.rint(exact), -top - 1, top)
+    return (codes * scale).reshape(w.shape)
