@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from written_checkpoints import bfloat16_sample
@@ -14,3 +15,7 @@ def write_models(folder: Path) -> Path:
     for name, (variant, vision) in MODELS.items():
         bfloat16_sample(folder / name, variant, vision)
     return folder
+
+
+if __name__ == "__main__":
+    write_models(Path(sys.argv[1]))

@@ -3,7 +3,7 @@
 It runs in an environment of its own, for llm-compressor wants an older transformers. torch goes first, its CPU build:
 
     python3.11 -m venv ENV && ENV/bin/pip install torch && ENV/bin/pip install llmcompressor
-    PYTHONPATH=tests/support python -c "import llmcompressor_models as of, pathlib; of.write_models(pathlib.Path('MODELS'))"
+    PYTHONPATH=.:tests/support python tests/support/llmcompressor_models.py MODELS
     ENV/bin/python tests/support/write_llmcompressor_record.py MODELS OUT tests/support/llmcompressor_record.json
 
 OUT keeps the directories that llm-compressor wrote.
