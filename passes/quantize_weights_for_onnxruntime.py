@@ -14,6 +14,7 @@ from l4export.graph.dialect import DOMAIN
 from l4export.graph.matching import nodes_of, producer
 from l4export.model.weight_names import kind_of
 from l4export.quantization.codes_source import CodesSource
+from l4export.quantization.kept_codes import kept_weight
 from l4export.quantization.onnxruntime_operators import (
     OPERATORS,
     Operand,
@@ -23,7 +24,7 @@ from l4export.quantization.onnxruntime_operators import (
 )
 from l4export.quantization.policy import Policy, Rule
 from l4export.quantization.schemes import Scheme
-from l4export.quantization.weights import CalibratedWeight, QuantizedWeight, in_place_of_source, source_of
+from l4export.quantization.weights import CodedWeight, GivenWeight, QuantizedWeight, in_place_of_source, source_of
 from l4export.weights.recipes import Cast, Recipe, as_recipe
 
 __all__ = ["QuantizeWeightsForOnnxRuntime"]
@@ -52,7 +53,7 @@ class QuantizeWeightsForOnnxRuntime(ir.passes.InPlacePass):
         self.policy = policy
         self.calibration = calibration
         self.quantized: dict[str, str] = {}
-        self._weights: dict[ir.Value, QuantizedWeight] = {}
+        self._weights: dict[ir.Value, CodedWeight] = {}
 
     def requires(self, model: ir.Model) -> None:
         """Weights are read by operators that have a quantised form."""
@@ -90,23 +91,26 @@ class QuantizeWeightsForOnnxRuntime(ir.passes.InPlacePass):
             )
         scheme = chosen.scheme(names[0], *(_recipe(value).dims[-1] for value in weights))
         operands = [
-            Operand(value, self._quantize(value, name, scheme)) for value, name in zip(weights, names, strict=True)
+            Operand(value, self._coded(value, name, scheme, rule is not None and rule.as_stored))
+            for value, name, rule in zip(weights, names, rules, strict=True)
         ]
         if scheme.kind == "fp8":
             dequantize_operands(graph, node, operator, operands)
         else:
             replace_operator(graph, node, operator, operands, self.policy.accuracy_level)
 
-    def _quantize(self, weight: ir.Value, name: str, scheme: Scheme) -> QuantizedWeight:
+    def _coded(self, weight: ir.Value, name: str, scheme: Scheme, as_stored: bool) -> CodedWeight:
         """The codes of a weight, made once."""
         if weight not in self._weights:
             recipe = _recipe(weight)
             if recipe.dtype == ir.DataType.FLOAT16:
                 scheme = dataclasses.replace(scheme, scale_dtype="float16")  # the operators want one float type
-            if self.calibration and self.calibration.takes(name, scheme):
+            if as_stored:
+                self._weights[weight] = kept_weight(recipe, scheme)
+            elif self.calibration and self.calibration.takes(name, scheme):
                 scheme = dataclasses.replace(scheme, fitted=False)  # the calibration chooses scales itself
                 parts = self.calibration.add(name, source_of(recipe).dims, scheme)
-                self._weights[weight] = CalibratedWeight(recipe, scheme, parts)
+                self._weights[weight] = GivenWeight(recipe, scheme, parts)
             else:
                 self._weights[weight] = QuantizedWeight(recipe, scheme)
             self.quantized[name] = scheme.name

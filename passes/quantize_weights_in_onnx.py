@@ -12,6 +12,7 @@ from l4export.graph.builder import GraphBuilder, remove_unused_initializers
 from l4export.graph.conditions import require_none
 from l4export.graph.contents import Weights, weights_of
 from l4export.graph.dialect import DOMAIN
+from l4export.quantization.kept_codes import kept_weight
 from l4export.quantization.policy import Policy, Rule
 from l4export.quantization.weights import QuantizedWeight
 from l4export.weights.recipes import as_recipe, swapped
@@ -78,7 +79,7 @@ class QuantizeWeightsInONNX(ir.passes.InPlacePass):
             raise InputError(f"{name}: standard ONNX engines have no zero points; leave `symmetric = false` out")
         plain = rule.scheme(name, recipe.dims[-1])
         scheme = dataclasses.replace(plain, scale_dtype=_SCALES[recipe.dtype], positive=True)
-        quantized = QuantizedWeight(recipe, scheme)
+        quantized = kept_weight(recipe, scheme) if rule.as_stored else QuantizedWeight(recipe, scheme)
         b = GraphBuilder()
         last, scales = len(recipe.dims) - 1, quantized.scales
         cut: dict[str, Any] = {"axis": last, "block_size": scheme.block_size or recipe.dims[-1]}

@@ -17,19 +17,23 @@ be there too. They are for programs that round activations, and change no weight
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import ml_dtypes
 import numpy as np
 
-from l4export.checkpoint.packed_ints import PackedInts
+from l4export.checkpoint.coded_weight import CodedWeight, Computed, check_codes, check_products
+from l4export.checkpoint.packed_ints import PackedInts, packed_octets
 from l4export.checkpoint.quantization_scheme import Expected, Scheme
 from l4export.checkpoint.scales import damaged, decode, multiply, read_scales
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import ComputedWeight
 from l4export.errors import InputError
+from l4export.weights.coded_data import CodeFormat
 
 __all__ = ["QuantizedLinear", "find_linear"]
 
+_FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 _BATCH = 2**20  # elements that are computed at a time: what is made on the way stays small beside the result
 _OF_WEIGHT = ("weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape")
 _OF_ACTIVATIONS = ("input_scale", "input_zero_point", "input_scale_ub", "output_scale", "output_zero_point")
@@ -153,6 +157,70 @@ class QuantizedLinear(ComputedWeight):
         if not np.array_equal(np.sort(groups), neighbours):
             raise damaged(index, f"does not put {size} columns into each of {int(neighbours[-1]) + 1} groups")
         return groups
+
+    @functools.cached_property
+    def coded(self) -> CodedWeight | None:
+        """The codes as they are stored; None where groups are not neighbours."""
+        scheme, parts, (rows, columns) = self._scheme, self._tensors, self.shape
+        if scheme.reordered:
+            return None
+        octets, blocks = columns * scheme.bits // 8, scheme.blocks(self.shape)[1]
+        code = _FP8 if scheme.is_float else np.uint8
+        tensors = list(parts.values())
+        zero_points = None
+        if self._zeros is not None:
+            zero_points = Computed(f"{self.name} zero points", (rows, blocks), np.uint8, tensors, self._unsigned_zeros)
+        return CodedWeight(
+            CodeFormat(scheme.bits, scheme.is_float, scheme.symmetric, self._span[1]),
+            Computed(f"{self.name} codes", (rows, octets), code, tensors, self._unsigned_codes),
+            Computed(f"{self.name} scales", (rows, blocks), np.float32, tensors, self._row_scales),
+            zero_points,
+        )
+
+    def _unsigned_codes(self, region: tuple[slice, ...]) -> np.ndarray:
+        """The region of `CodedData.codes`."""
+        self._check_shape()
+        rows, columns = region
+        if packed := self._tensors.get("weight_packed"):
+            return packed_octets(packed, rows, columns)
+        tensor = self._tensors["weight"]
+        if self._scheme.is_float:
+            return check_codes(tensor.read(region), tensor)
+        a_byte = 8 // self._scheme.bits
+        codes = tensor.read((rows, slice(columns.start * a_byte, columns.stop * a_byte)))
+        self._check_range(codes, tensor)
+        unsigned = codes.view(np.uint8) + np.uint8(1 << (self._scheme.bits - 1))
+        return unsigned if a_byte == 1 else unsigned[:, 0::2] | unsigned[:, 1::2] << 4
+
+    def _row_scales(self, region: tuple[slice, ...]) -> np.ndarray:
+        """The region of `CodedData.scales`. A scale of 0 belongs to weights that are 0, or it is refused."""
+        rows, blocks = region
+        tensor = self._tensors["weight_scale"]
+        scales = self._of_rows(rows, blocks, functools.partial(read_scales, tensor))
+        largest = 448 if self._scheme.is_float else 1 << self._scheme.bits
+        check_products(scales, largest, tensor)
+        if (scales == 0).any():
+            for row in rows.start + np.flatnonzero((scales == 0).any(axis=1)):
+                self.compute((slice(int(row), int(row) + 1), slice(0, self.shape[1])))
+        return scales
+
+    def _unsigned_zeros(self, region: tuple[slice, ...]) -> np.ndarray:
+        """The region of `CodedData.zero_points`."""
+        assert self._zeros is not None
+        rows, blocks = region
+        zeros = self._of_rows(rows, blocks, self._zeros.read)
+        self._check_range(zeros, self._tensors["weight_zero_point"])
+        return np.asarray(zeros.view(np.uint8) + np.uint8(1 << (self._scheme.bits - 1)))
+
+    def _of_rows(self, rows: slice, blocks: slice, read: Callable[[tuple[slice, ...]], np.ndarray]) -> np.ndarray:
+        """What each row has of the blocks; `read` reads what is stored, for rows of blocks."""
+        if self._scheme.strategy == "tensor":
+            return np.broadcast_to(read(()).reshape(1, 1), (rows.stop - rows.start, 1))
+        down = np.arange(rows.start, rows.stop) // self._span[0]
+        if not down.size:
+            return read((slice(0, 0), blocks))
+        stored = read((slice(int(down[0]), int(down[-1]) + 1), blocks))
+        return np.asarray(np.take(stored, down - down[0], axis=0))
 
     def _check_shape(self) -> None:
         if self._shape_told != self.shape:

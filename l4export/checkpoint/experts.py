@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from l4export.checkpoint.coded_weight import CodedWeight, stack_matrices
 from l4export.checkpoint.stored_weight import ComputedWeight, Find, StoredWeight
 
 __all__ = ["ExpertOfStack", "JoinedExperts", "LinearOfExpert", "expert_linears", "join_experts"]
@@ -103,6 +104,13 @@ class JoinedExperts(ComputedWeight):
         formats = [each for matrix in matrices for each in matrix.formats]
         super().__init__(name, shape, dtype, list(parts.values()), formats)
         self.linears = linears
+
+    @functools.cached_property
+    def coded(self) -> CodedWeight | None:
+        """The matrices' codes, if all have codes of one format."""
+        return stack_matrices(
+            self.name, [[getattr(matrix, "coded", None) for matrix in experts] for experts in self.linears]
+        )
 
     def compute(self, region: tuple[slice, ...]) -> np.ndarray:
         """Each matrix's share, transposed."""

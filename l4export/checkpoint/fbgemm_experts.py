@@ -7,15 +7,18 @@ is code times scale.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from l4export.checkpoint.coded_weight import CodedWeight, Computed, check_codes, check_products
 from l4export.checkpoint.quantization_scheme import FP8_CHANNELS, Scheme
 from l4export.checkpoint.scales import decode, multiply, read_scales
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import ComputedWeight
 from l4export.errors import InputError
+from l4export.weights.coded_data import CodeFormat
 
 __all__ = ["FP8Experts", "find_fp8_experts"]
 
@@ -60,6 +63,35 @@ class FP8Experts(ComputedWeight):
         super().__init__(name, codes.shape, np.dtype(np.float32), [codes, scales], [str(FP8_CHANNELS)])
         self._codes, self._scales = codes, scales
 
+    @functools.cached_property
+    def coded(self) -> CodedWeight:
+        """The codes as they are stored, of matrices [experts, out, in]."""
+        experts, k, n = self.shape
+        parts = [self._codes, self._scales]
+        return CodedWeight(
+            CodeFormat(bits=8, is_float=True, symmetric=True, columns=k),
+            Computed(f"{self.name} codes", (experts, n, k), self._codes.stored_dtype, parts, self._matrices),
+            Computed(f"{self.name} scales", (experts, n, 1), np.float32, parts, self._row_scales),
+        )
+
+    def _matrices(self, region: tuple[slice, ...]) -> np.ndarray:
+        """The region of `CodedData.codes`."""
+        experts, rows, columns = region
+        return check_codes(self._codes.read((experts, columns, rows)), self._codes).transpose(0, 2, 1)
+
+    def _row_scales(self, region: tuple[slice, ...]) -> np.ndarray:
+        """The region of `CodedData.scales`. A scale of 0 belongs to weights that are 0, or it is refused."""
+        experts, rows, _ = region
+        scales = check_products(self._read_scales(experts, rows), 448, self._scales)
+        if (scales == 0).any():
+            self.compute((experts, slice(0, self.shape[1]), rows))
+        return scales[:, :, None]
+
+    def _read_scales(self, experts: slice, columns: slice) -> np.ndarray:
+        """[experts, columns]."""
+        of_columns = (columns, slice(None)) if self.name.endswith(".down_proj") else (slice(None), columns)
+        return read_scales(self._scales, (experts, *of_columns)).reshape(experts.stop - experts.start, -1)
+
     def compute(self, region: tuple[slice, ...]) -> np.ndarray:
         """Codes times scales.
 
@@ -70,8 +102,7 @@ class FP8Experts(ComputedWeight):
         out = np.empty([cut.stop - cut.start for cut in region], np.float32)
         if not out.size:
             return out
-        of_scales = (columns, slice(None)) if self.name.endswith(".down_proj") else (slice(None), columns)
-        scales = read_scales(self._scales, (experts, *of_scales)).reshape(len(out), 1, -1)
+        scales = self._read_scales(experts, columns)[:, None]
         batch = max(1, _BATCH // out.shape[2])
         for expert in range(len(out)):
             for start in range(0, out.shape[1], batch):

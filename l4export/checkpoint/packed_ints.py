@@ -11,7 +11,7 @@ import numpy as np
 
 from l4export.checkpoint.source_tensor import SourceTensor
 
-__all__ = ["PACKED_BITS", "PackedInts", "unpack", "words"]
+__all__ = ["PACKED_BITS", "PackedInts", "packed_octets", "unpack", "words"]
 
 PACKED_BITS = (4, 8)
 """The numbers of bits that are read."""
@@ -31,6 +31,13 @@ def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
         np.right_shift(octets, 4, out=both[..., 1])
         octets = both.reshape(*octets.shape[:-1], -1)
     return (octets - np.uint8(1 << (bits - 1))).view(np.int8)  # wraps to the signed code
+
+
+def packed_octets(packed: SourceTensor, rows: slice, octets: slice) -> np.ndarray:
+    """Bytes of some rows of a tensor that is packed along them: the unsigned codes, in order."""
+    words = packed.read((rows, slice(octets.start // 4, -(-octets.stop // 4))))
+    first = octets.start // 4 * 4
+    return np.ascontiguousarray(words, "<i4").view(np.uint8)[:, octets.start - first : octets.stop - first]
 
 
 class PackedInts:

@@ -43,10 +43,7 @@ class Quantization:
         """A line that says what is made of a checkpoint's tensors."""
         count = sum(map(_is_codes, tensors))
         ignored = f"; that it asks for {' and '.join(self.ignored)} is ignored" if self.ignored else ""
-        return (
-            f"{count} tensors of weights are quantised ({self.method}: {'; '.join(map(str, self.schemes))}) and are "
-            f"read as floats, code times scale{ignored}"
-        )
+        return f"{count} tensors of weights are quantised ({self.method}: {'; '.join(map(str, self.schemes))}){ignored}"
 
 
 def quantization_method(raw: Mapping[str, Any]) -> str | None:

@@ -201,8 +201,8 @@ def command(
         planned = plan_product(checkpoint, options, directory.calibration, tell)
     for note in planned.inputs.checkpoint.notes():
         _notice(note)
-    if planned.inputs.checkpoint.quantization and planned.options.policy:
-        _notice(f"{checkpoint}: weights that are quantised there are rounded a second time; expect the losses of both")
+    for codes in planned.stored_codes:
+        _notice(f"{checkpoint}: {codes}")
     _tell_choice(planned.options.policy)
     if write_policy is not None:
         _write_policy(planned.options.policy, write_policy)
@@ -288,9 +288,10 @@ def _tell_choice(policy: Policy | None) -> None:
 
 
 def _write_policy(policy: Policy | None, path: Path) -> None:
-    if policy is None:
+    asked = policy and policy.without_stored()
+    if asked is None:
         raise InputError("--write-policy: nothing is quantised; give --quant")
-    path.write_text(policy.to_toml(), encoding="utf-8")
+    path.write_text(asked.to_toml(), encoding="utf-8")
 
 
 def _check_policy_path(path: Path, policy_file: Path | None) -> None:

@@ -44,7 +44,7 @@ def _text(name: str, value: Any) -> str:
         case dict():
             return "\n".join(f"{key}  {_text(name, item)}" for key, item in value.items())
         case tuple():
-            return _BETWEEN.get(name, ", ").join(map(str, value))
+            return _BETWEEN.get(name, ", ").join(map(str, value)) or "none"
         case bool():
             return "yes" if value else "no"
         case int():

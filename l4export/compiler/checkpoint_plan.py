@@ -21,6 +21,7 @@ from l4export.quantization.schemes import ScaleDtype
 from l4export.storage.file_records import FileRecord
 from l4export.storage.opened_file import OpenedFile
 from l4export.targets import CHECKPOINT_TARGETS, CheckpointFiles, CheckpointRequest
+from l4export.targets.kept_codes import StoredCodes, lose_codes
 from l4export.weights.emission import check_budget
 from l4export.weights.placement import DataFile
 
@@ -40,6 +41,7 @@ class CheckpointPlan:
         written: The files that the target writes.
         sources: The files that it reads, opened.
         calibration: What finds the codes of weights; None where they are rounded to nearest.
+        stored_codes: What becomes of weights that the source stores quantised.
     """
 
     inputs: BuildInputs
@@ -48,6 +50,7 @@ class CheckpointPlan:
     written: CheckpointFiles
     sources: Sources
     calibration: CalibrationPlan | None
+    stored_codes: tuple[StoredCodes, ...]
     weight_copies = 1
 
     @property
@@ -86,7 +89,7 @@ class CheckpointPlan:
             generator=generator(),
             target=self.options.target,
             model=self.inputs.config,
-            options={"weights": {"dtype": self.dtype, **codes_options(self.inputs, self.options)}},
+            options={"weights": {"dtype": self.dtype, **codes_options(self.inputs, self.options, self.stored_codes)}},
             source=source,
             files=files,
             vision=self.inputs.vision,
@@ -135,7 +138,8 @@ def plan_checkpoint(
     check_budget(written.shards, options.workers, options.weights_budget)
     names = dict.fromkeys([*sources.files(), *tower.files()])
     opened = Sources(inputs.source_files(names), inputs.companions)
-    return CheckpointPlan(inputs, options, dtype, written, opened, calibration)
+    stored_codes = lose_codes(inputs.checkpoint, target, options.policy)
+    return CheckpointPlan(inputs, options, dtype, written, opened, calibration, stored_codes)
 
 
 def _dtype(raw: Mapping[str, Any]) -> ScaleDtype:

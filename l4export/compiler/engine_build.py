@@ -16,14 +16,11 @@ from l4export.compiler.portable import write_portable
 from l4export.compiler.reuse import is_up_to_date, may_have_weights, previous_engine, reusable_weights, take_over
 from l4export.compiler.weights_writer import OnProgress, Say, WeightsWriter
 from l4export.engine.manifest import Manifest
-from l4export.quantization.packed_codes import PackedCodes
-from l4export.quantization.weights import CalibratedWeight
 from l4export.storage.file_records import FileRecord, file_record
 from l4export.targets import UnfinishedEngine
 from l4export.weights.emission import emit_graph
-from l4export.weights.evaluation import Output, Stack
+from l4export.weights.evaluation import leaves
 from l4export.weights.placement import INLINE_BYTES
-from l4export.weights.recipes import Cast
 
 __all__ = ["build_engine"]
 
@@ -139,12 +136,5 @@ class _Build:
 
 
 def _is_calibrated(tensor: ir.TensorProtocol) -> bool:
-    """Whether it is of a `CalibratedWeight`, alone or packed with others, or a calibrated router."""
-    if isinstance(tensor, Cast):
-        return isinstance(tensor.part, StoredPart)
-    evaluation = tensor.evaluation if isinstance(tensor, Output) else None
-    if isinstance(evaluation, Stack):
-        return any(map(_is_calibrated, evaluation.parts))
-    if isinstance(evaluation, PackedCodes):
-        return _is_calibrated(evaluation.plain)
-    return isinstance(evaluation, CalibratedWeight)
+    """Whether a calibration finds it: the codes of a weight, alone or packed with others, or a router."""
+    return any(isinstance(leaf, StoredPart) for leaf in leaves(tensor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -37,6 +38,7 @@ from l4export.graph.contents import layer_values
 from l4export.graph.layer_excerpt import excerpt_layers
 from l4export.model.config import ModelConfig
 from l4export.storage.file_records import FileRecord
+from l4export.targets.kept_codes import StoredCodes
 from l4export.targets.tensorrt.parts import cut_decoder, part_names
 
 __all__ = ["codes_options", "engine_manifest"]
@@ -81,16 +83,17 @@ def _weight_options(planned: BuildPlan) -> dict[str, Any]:
         "dtype": options.float_dtype,
         **({"layers": list(options.layers)} if options.layers else {}),
         **({VISION: options.tower_dtype} if planned.tower else {}),
-        **codes_options(planned.inputs, options),
+        **codes_options(planned.inputs, options, planned.stored_codes),
     }
 
 
-def codes_options(inputs: BuildInputs, options: BuildOptions) -> dict[str, Any]:
+def codes_options(inputs: BuildInputs, options: BuildOptions, stored_codes: Sequence[StoredCodes]) -> dict[str, Any]:
     """Those that decide which numbers weights stand for, whatever they are written into."""
     policy, text, adapters = options.policy, inputs.texts.weights, inputs.checkpoint.adapters
     return {
         **({"adapters": [adapter.to_dict() for adapter in adapters]} if adapters else {}),
         **({"policy": policy.to_dict()} if policy else {}),
+        **({"stored_codes": [codes.to_dict() for codes in stored_codes]} if stored_codes else {}),
         **({"auto": dict(policy.origin)} if policy and policy.origin else {}),
         **({"calibration": text.to_dict()} if text else {}),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from l4export.engine.kv_cache import prefill_cut
 from l4export.engine.profiles import TokenRange, token_profiles
 from l4export.model.config import ModelConfig
 from l4export.targets import TARGETS, LayerRange, Target
+from l4export.targets.kept_codes import StoredCodes, keep_codes
 from l4export.weights.emission import check_budget
 from l4export.weights.placement import DataFile
 
@@ -37,12 +39,13 @@ class BuildPlan:
 
     Attributes:
         inputs: What is read.
-        options: What was asked for, with the policy that `--quant auto` chose.
+        options: What was asked for, with the policy that `--quant auto` chose, and rules for codes that are kept.
         graphs: The engine's graphs, the decoder first.
         sources: The checkpoint's files that it reads, opened.
         parts: The layers of each engine to be compiled; empty where nothing is compiled.
         calibration_directory: Where a calibration keeps the codes of weights.
         dump: Receives the graph after every pass; None: nothing does.
+        stored_codes: What becomes of weights that the checkpoint stores quantised.
     """
 
     inputs: BuildInputs
@@ -52,6 +55,7 @@ class BuildPlan:
     parts: tuple[LayerRange, ...]
     calibration_directory: Path
     dump: Dump | None
+    stored_codes: tuple[StoredCodes, ...] = ()
 
     @property
     def target(self) -> Target:
@@ -171,12 +175,16 @@ def plan_build(
     inputs = open_inputs(checkpoint_path, options)
     if options.bits_per_weight is not None:
         options = with_chosen_policy(inputs, options, WeightChoice.of_engine(options), on_step)
+    target = TARGETS[options.target]
+    policy, stored_codes = keep_codes(
+        inputs.checkpoint, target, options.policy, options.layers, options.float_dtype, options.compute_capabilities
+    )
+    options = dataclasses.replace(options, policy=policy)
     dump = Dump(options.dump_ir) if options.dump_ir else None
     graphs = compile_graphs(inputs, options, calibration_directory, dump)
     names = dict.fromkeys(name for graph in graphs for name in graph.source_files)
     sources = Sources(inputs.source_files(names), inputs.companions)
     for graph in graphs:
         check_budget(graph.files, options.workers, options.weights_budget)
-    cut = TARGETS[options.target].cut
-    parts = cut(graphs[0].model.graph, options.memory_budget) if cut else ()
-    return BuildPlan(inputs, options, graphs, sources, parts, calibration_directory, dump)
+    parts = target.cut(graphs[0].model.graph, options.memory_budget) if target.cut else ()
+    return BuildPlan(inputs, options, graphs, sources, parts, calibration_directory, dump, stored_codes)

@@ -91,6 +91,7 @@ def _is_rule(rule: Any) -> bool:
     return (
         isinstance(rule, dict)
         and isinstance(rule.get("kind"), str)
+        and type(rule.get("as_stored", False)) is bool
         and all(isinstance(rule.get(field), list) for field in ("weights", "but"))
         and all(isinstance(name, str) for name in (*rule["weights"], *rule["but"]))
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from l4export.checkpoint import open_checkpoint
+from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.engine.kv_cache import kv_bytes, layer_kv_bytes
 from l4export.engine.manifest import MANIFEST, Manifest, load_manifest
 from l4export.errors import InputError, printable
@@ -18,8 +18,11 @@ from l4export.inspection.graph_file import load_graph
 from l4export.inspection.weight_bytes import bits_per_weight
 from l4export.model.config import ModelConfig
 from l4export.model.config_fields import Fields
-from l4export.model.tensors import parameter_count
+from l4export.model.tensors import parameter_count, tensors
+from l4export.model.weight_names import kind_of
 from l4export.runtimes.arguments import a_path
+from l4export.targets import TARGETS
+from l4export.targets.kept_codes import keep_codes
 
 __all__ = ["CheckpointFacts", "EngineFacts", "ModelFacts", "inspect"]
 
@@ -101,7 +104,8 @@ class CheckpointFacts(_Facts):
     `tensors`, `bytes` and `bytes_by_dtype` (dtypes as safetensors spells them) are of the text model, `files` has the
     size of every file with weights in bytes. Where weights are quantised, `stored_as` says for each kind of weight in
     which dtypes and schemes it is there, and `bits_per_weight` in how many bits, scales and the like included. Both
-    are empty where all weights are floats.
+    are empty where all weights are floats. `kept_codes` says for each target which kinds of weight `build` takes over
+    code by code, if it is not asked for others; what is not named there is dequantised.
     """
 
     kind = "checkpoint"
@@ -114,6 +118,7 @@ class CheckpointFacts(_Facts):
     bytes_of_other_modalities: int
     stored_as: dict[str, tuple[str, ...]]
     bits_per_weight: dict[str, float]
+    kept_codes: dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,17 @@ def _checkpoint(path: Path) -> CheckpointFacts:
         bytes_of_other_modalities=sum(tensor.nbytes for tensor in checkpoint.tensors.values()) - dtypes.total(),
         stored_as={kind: names for kind, (names, _) in formats.items()},
         bits_per_weight={kind: round(bits, 4) for kind, (_, bits) in formats.items()},
+        kept_codes=_kept_codes(checkpoint) if formats else {},
     )
+
+
+def _kept_codes(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for target in TARGETS.values():
+        rules = policy.rules if (policy := keep_codes(checkpoint, target)[0]) else ()
+        names = [name for name in tensors(checkpoint.config) if any(rule.matches(name) for rule in rules)]
+        found[target.name] = tuple(dict.fromkeys(map(kind_of, names)))
+    return found
 
 
 def _engine(path: Path) -> EngineFacts:

@@ -125,7 +125,8 @@ def _default_thresholds(manifest: Described, images: bool) -> Mapping[str, float
 
 def _judges_arithmetic(manifest: Described, dequantized: bool) -> bool:
     """Whether a comparison judges how the engine computes, and not what its quantisation costs."""
-    as_it_is = manifest.precision["quant"] == "none" or dequantized
+    rules = manifest.options["weights"].get("policy", {"rules": []})["rules"]
+    as_it_is = dequantized or all(rule.get("as_stored", False) for rule in rules)
     return as_it_is and manifest.precision["kv_cache"] not in ("int8", "int4")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from l4export.quantization.weights import QuantizedWeight
+from l4export.quantization.weights import CodedWeight
 from l4export.weights.evaluation import Evaluation, Output
 from l4export.weights.recipes import Region
 
@@ -22,7 +22,7 @@ class OffsetCodes(Evaluation):
         ValueError: another scheme.
     """
 
-    def __init__(self, weight: QuantizedWeight) -> None:
+    def __init__(self, weight: CodedWeight) -> None:
         scheme = weight.scheme
         if scheme.kind == "fp8" or not scheme.positive:
             raise ValueError(f"{scheme.name}: codes are not two's complement")

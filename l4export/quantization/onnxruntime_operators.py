@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from l4export.graph.builder import GraphBuilder, own_name, replace_node
 from l4export.graph.contents import Part, weights_of
-from l4export.quantization.weights import QuantizedWeight
+from l4export.quantization.weights import CodedWeight
 
 __all__ = ["OPERATORS", "Operand", "Operator", "dequantize_operands", "replace_operator"]
 
@@ -28,7 +28,7 @@ class Operand:
     """A quantised weight, and the initializer of the float weight that it replaces."""
 
     weight: ir.Value
-    quantized: QuantizedWeight
+    quantized: CodedWeight
 
     def values(self, b: GraphBuilder, graph: ir.Graph, codes: ir.TensorProtocol | None = None) -> list[ir.Value]:
         """Return codes (in the shape of `codes`, if given), scales and zero points (if there are any) as initializers.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from l4export.engine.weight_layout import fits, pack, rows_together
-from l4export.quantization.weights import QuantizedWeight
+from l4export.quantization.weights import CodedWeight
 from l4export.weights.evaluation import Evaluation, Output
 from l4export.weights.recipes import Recipe, Region
 
@@ -13,7 +13,7 @@ __all__ = ["PackedCodes", "packable"]
 
 
 class PackedCodes(Evaluation):
-    """The outputs of a `QuantizedWeight` [E, N, K], with codes in the order of `l4export.engine.weight_layout`.
+    """The outputs of a `CodedWeight` [E, N, K], with codes in the order of `l4export.engine.weight_layout`.
 
     Shapes and dtypes stay. `plain` is the weight's codes.
 
@@ -22,7 +22,7 @@ class PackedCodes(Evaluation):
     """
 
     def __init__(self, plain: Output) -> None:
-        weight = _quantized(plain)
+        weight = _coded(plain)
         if not packable(plain):
             raise ValueError(f"{plain!r}: these codes have no order of their own on a device")
         super().__init__(weight.lead, row_multiple=rows_together(weight.scheme.bits))
@@ -37,13 +37,13 @@ class PackedCodes(Evaluation):
 
 def packable(codes: Recipe) -> bool:
     """Whether `PackedCodes` can hold them: codes of an integer kind, of matrices that the order is defined for."""
-    if not isinstance(codes, Output) or not isinstance(codes.evaluation, QuantizedWeight):
+    if not isinstance(codes, Output) or not isinstance(codes.evaluation, CodedWeight):
         return False
     weight = codes.evaluation
     plain_integers = weight.scheme.kind in {"int4", "int8"} and not weight.scheme.positive
     return plain_integers and codes.index == 0 and fits(weight.lead[-1], weight.k, weight.scheme.bits)
 
 
-def _quantized(codes: Output) -> QuantizedWeight:
-    assert isinstance(codes.evaluation, QuantizedWeight)
+def _coded(codes: Output) -> CodedWeight:
+    assert isinstance(codes.evaluation, CodedWeight)
     return codes.evaluation

@@ -6,7 +6,7 @@ import fnmatch
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ class Rule:
     Patterns are those of a shell (`*`, `?`, `[...]`), for checkpoint names without the multimodal prefix. `kind` is
     `int4`, `int8` or `fp8`. `block_size` None means the largest of 128, 64, 32, 16 that divides the width for integers,
     and one scale for each output channel for fp8. `fitted` is for integers: it chooses scales with the smallest squared
-    error in each block.
+    error in each block. `as_stored` keeps the codes and scales that the checkpoint has (`l4export.targets.kept_codes`
+    makes such rules; no file can).
     """
 
     weights: tuple[str, ...]
@@ -38,6 +39,7 @@ class Rule:
     symmetric: bool = True
     but: tuple[str, ...] = ()
     fitted: bool = False
+    as_stored: bool = False
 
     def matches(self, name: str) -> bool:
         """Whether the rule applies to this weight."""
@@ -99,12 +101,17 @@ class Policy:
         rules = [{**asdict(rule), "weights": list(rule.weights), "but": list(rule.but)} for rule in self.rules]
         return {"accuracy_level": self.accuracy_level, "rules": rules}
 
+    def without_stored(self) -> Policy | None:
+        """Return the policy without the rules of codes that are kept; None if there are no others."""
+        rules = tuple(rule for rule in self.rules if not rule.as_stored)
+        return replace(self, rules=rules) if rules else None
+
     def to_toml(self) -> str:
-        """Return the policy as the text of a file that `load_policy` reads."""
+        """Return the policy as the text of a file that `load_policy` reads. Such a file keeps no codes by itself."""
         lines = [f"accuracy_level = {self.accuracy_level}"]
         for rule in self.rules:
             lines += ["", "[[rule]]"]  # strings, numbers, booleans and lists are written as in JSON
-            values = ((key, value) for key, value in asdict(rule).items() if value is not None)
+            values = ((key, value) for key, value in asdict(rule).items() if value is not None and key != "as_stored")
             lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values]
         return "\n".join(lines) + "\n"
 

@@ -17,30 +17,26 @@ from l4export.quantization.schemes import FP8_BLOCK, Scheme
 from l4export.weights.evaluation import Evaluation, Output
 from l4export.weights.recipes import Cast, Constant, Interleave, Recipe, Region, Slice, Source, Transpose
 
-__all__ = ["CalibratedWeight", "QuantizedWeight", "in_place_of_source", "source_of"]
+__all__ = ["CodedWeight", "GivenWeight", "QuantizedWeight", "in_place_of_source", "source_of"]
 
 
-class QuantizedWeight(Evaluation):
-    """A weight [N, K] or [E, N, K] that is quantised along K as `scheme` says (`l4export.quantization.schemes`).
+class CodedWeight(Evaluation):
+    """A weight [N, K] or [E, N, K] that is held as codes and scales, as `scheme` says
+    (`l4export.quantization.schemes`).
 
     Its outputs are `codes`, `scales` and `zero_points` (None for symmetric schemes). `codes_as` gives the codes in
-    another shape of the same bytes. Casts of the recipe are skipped, so codes are made from the checkpoint's own
-    numbers. Codes of the integer kinds are bytes; codes of positive schemes are INT4 or INT8 elements in the weight's
-    shape. fp8 scales are [.., N, 1] or [.., N, ceil(K / 128)]: the scale of a block is repeated for each of its 128
-    rows, because DequantizeLinear with blocks along K wants them so.
+    another shape of the same bytes. Codes of the integer kinds are bytes; codes of positive schemes are INT4 or INT8
+    elements in the weight's shape. fp8 scales are [.., N, 1] or [.., N, ceil(K / 128)]: the scale of a block is
+    repeated for each of its 128 rows, because DequantizeLinear with blocks along K wants them so.
 
     Raises:
         ValueError: a block size that does not divide K.
     """
 
-    def __init__(self, weight: Recipe, scheme: Scheme) -> None:
-        *outer, n, k = weight.dims
+    def __init__(self, dims: Sequence[int], scheme: Scheme, row_multiple: int = 1) -> None:
+        *outer, n, k = dims
         scheme.check(k)
-        square = scheme.kind == "fp8" and scheme.block_size > 0
-        super().__init__((*outer, n), row_multiple=FP8_BLOCK if square else 1)
-        self.weight = _as_stored(weight, checked=False)
-        self._named = functools.partial(_read_checked, weight)
-        self.square = square
+        super().__init__((*outer, n), row_multiple)
         self.scheme = scheme
         self.k = k
         code, width = _code(scheme, n, k)
@@ -76,6 +72,20 @@ class QuantizedWeight(Evaluation):
     def scales_as(self, *dims: int) -> Output:
         """Return the scales in another shape. The bytes are stored once."""
         return Output(self, 1, self.scales.dtype, dims)
+
+
+class QuantizedWeight(CodedWeight):
+    """A weight that is rounded to nearest along K as it is read.
+
+    Casts of the recipe are skipped, so codes are made from the checkpoint's own numbers.
+    """
+
+    def __init__(self, weight: Recipe, scheme: Scheme) -> None:
+        square = scheme.kind == "fp8" and scheme.block_size > 0
+        super().__init__(weight.dims, scheme, row_multiple=FP8_BLOCK if square else 1)
+        self.weight = _as_stored(weight, checked=False)
+        self._named = functools.partial(_read_checked, weight)
+        self.square = square
 
     def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
         """Compute codes, scales and zero points of some rows, in one pass over their part of the checkpoint.
@@ -123,15 +133,15 @@ def _code(scheme: Scheme, n: int, k: int) -> tuple[ir.DataType, int]:
     return ir.DataType.UINT8, scheme.codes_shape(n, k)[1]
 
 
-class CalibratedWeight(QuantizedWeight):
-    """A quantised weight whose codes, scales and zero points have been found already.
+class GivenWeight(CodedWeight):
+    """A weight whose codes, scales and zero points are there already: what a calibration found, or a checkpoint stores.
 
     They are `parts`. Each is laid out as the checkpoint's tensor is, but narrower along K, so the slices and
     transpositions of the recipe apply to them too.
     """
 
     def __init__(self, weight: Recipe, scheme: Scheme, parts: Sequence[Recipe]) -> None:
-        super().__init__(weight, scheme)
+        super().__init__(weight.dims, scheme)
         self.parts = [in_place_of_source(weight, part) for part in parts]
 
     def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from l4export.engine.manifest import DeviceNeeds, Runtime
 from l4export.targets.lowering import fused_operators, fused_vision
-from l4export.targets.onnxruntime_cuda_checks import check_cuda_graph
+from l4export.targets.onnxruntime_cuda_checks import EXPERT_BLOCKS, check_cuda_graph
 from l4export.targets.target import CACHES_IN_PLACE, GraphOptions, Target
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ ORT_CUDA = Target(
     kv_dtypes=(),
     weight_kinds=("int8", "int4"),
     calibrates=True,
+    expert_blocks=EXPERT_BLOCKS,
     is_judged=True,
     # QMoE's and MatMulNBits's kernels for float16 begin with 7.5 (Turing); onnxruntime-gpu 1.31 is built with CUDA 13
     needs=DeviceNeeds(compute_capability="7.5", cuda="13.0"),

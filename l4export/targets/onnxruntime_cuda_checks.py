@@ -14,9 +14,9 @@ import onnx_ir as ir
 from l4export.errors import InputError
 from l4export.graph.host_memory import crossings, overridable_inputs, uncapturable_nodes
 
-__all__ = ["check_cuda_graph"]
+__all__ = ["EXPERT_BLOCKS", "check_cuda_graph"]
 
-_EXPERT_BLOCKS = (64, 128)
+EXPERT_BLOCKS = (64, 128)
 """Block sizes that QMoE's CUDA kernels are made for, on every GPU."""
 
 
@@ -44,8 +44,8 @@ def _check_form(node: ir.Node) -> None:
             "--kv-layout static: a context beyond one chunk needs a mask that GroupQueryAttention does not take on "
             "CUDA; use --kv-layout chunked, or a shorter --max-context"
         )
-    if node.op_type == "QMoE" and (block := node.attributes.get_int("block_size")) not in _EXPERT_BLOCKS:
-        sizes = " or ".join(map(str, _EXPERT_BLOCKS))
+    if node.op_type == "QMoE" and (block := node.attributes.get_int("block_size")) not in EXPERT_BLOCKS:
+        sizes = " or ".join(map(str, EXPERT_BLOCKS))
         raise InputError(
             f"{node.name}: experts in blocks of {block}, which is not {sizes}, as QMoE wants it on CUDA; "
             "leave them float with a --policy that does not name them"

@@ -103,6 +103,7 @@ class Target:
         calibrates: Whether the codes of its integer weights can be chosen on a text.
         activations: Types that activations can be rounded to in the graph.
         positive_scales: Whether its integer weights have positive scales only (`Scheme.positive`).
+        expert_blocks: Block sizes of integer experts; empty: any.
         rounds_activations: Whether its operators round activations to int8 before integer weights, where the policy's
             accuracy level lets them.
         compute_capabilities: Whether it is compiled for named GPUs.
@@ -135,6 +136,7 @@ class Target:
     calibrates: bool = False
     activations: tuple[str, ...] = ()
     positive_scales: bool = False
+    expert_blocks: tuple[int, ...] = ()
     rounds_activations: bool = False
     compute_capabilities: bool = False
     is_judged: bool = False

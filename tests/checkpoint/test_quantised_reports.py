@@ -42,19 +42,20 @@ def test_notices(workshop: Workshop, tmp_path: Path, capsys: pytest.CaptureFixtu
     path, _ = quantised(workshop.checkpoint("scout"), tmp_path / "c", INT4)
     linears = 4 * (4 * 3 + 3)  # layers, each with four experts and a shared one
     assert open_checkpoint(path).notes() == [
-        f"{path}: {linears} tensors of weights are quantised ('compressed-tensors': INT4, groups of 32) and are read "
-        "as floats, code times scale"
+        f"{path}: {linears} tensors of weights are quantised ('compressed-tensors': INT4, groups of 32)"
     ]
     config = INT4.config() | {"kv_cache_scheme": {"num_bits": 8}}
     config["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8, "type": "float", "dynamic": True}
     edit_config(path, quantization_config=config)
     (note,) = open_checkpoint(path).notes()
     assert note.endswith("; that it asks for quantised activations and a quantised KV cache is ignored")
-    assert run("build", path, "-o", tmp_path / "e", "--dry-run", "--quant", "int4") == 0
+    assert run("build", path, "-o", tmp_path / "e", "--dry-run", "--quant", "int8") == 0
     said = capsys.readouterr().err
-    assert note in said and "are rounded a second time" in said
-    assert run("build", path, "-o", tmp_path / "e", "--dry-run") == 0
-    assert "second time" not in capsys.readouterr().err
+    assert note in said
+    assert "20 weights in INT4, groups of 32: quantised a second time (int8 is asked for); expect the losses" in said
+    for quant in ("none", "int4"):
+        assert run("build", path, "-o", tmp_path / "e", "--dry-run", "--quant", quant) == 0
+        assert "20 weights in INT4, groups of 32: codes and scales are kept" in capsys.readouterr().err
 
 
 def test_scales_of_activations_are_left_aside(workshop: Workshop, tmp_path: Path) -> None:

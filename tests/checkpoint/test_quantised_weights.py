@@ -58,11 +58,11 @@ def made(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 
 Made = Callable[[str, str], Paths]
-FORMATS = [("scout", "fp8 rows"), ("scout", "int8 with zero points"), ("scout", "int4 groups"),
-           ("maverick", "fp8 rows"), ("maverick", "int4 groups reordered"), ("maverick", FBGEMM)]  # fmt: skip
+ALL = [*(("scout", name) for name in (*FORMS, FBGEMM)),
+       *(("maverick", name) for name in ("fp8 rows", "int4 groups reordered", FBGEMM))]  # fmt: skip
 
 
-@pytest.mark.parametrize(("variant", "name"), sorted({*FORMATS, *(("scout", name) for name in (*FORMS, FBGEMM))}))
+@pytest.mark.parametrize(("variant", "name"), ALL)
 def test_the_numbers_that_codes_stand_for(made: Made, variant: str, name: str) -> None:
     """Bit for bit those of the definition, in float32; and every tensor of the file belongs to a weight."""
     path, plain = made(variant, name)
@@ -86,7 +86,7 @@ def test_what_is_packed_comes_back(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", ["int4 groups reordered", "int4 rows with zero points", "fp8 blocks", FBGEMM])
 @given(data=st.data())
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_region(made: Made, name: str, data: st.DataObject) -> None:
     """Regions begin and end within words, groups and blocks."""
     path, plain = made("scout", name)
@@ -98,9 +98,12 @@ def test_any_region(made: Made, name: str, data: st.DataObject) -> None:
         np.testing.assert_array_equal(checkpoint.tensor(weight_name, whole.shape).read(index), whole[index])
 
 
-@pytest.mark.parametrize(("variant", "name"), FORMATS)
+@pytest.mark.parametrize(
+    ("variant", "name"), [("scout", "int8 with zero points"), ("maverick", "int4 groups reordered")]
+)
 def test_the_same_engine(made: Made, tmp_path: Path, variant: str, name: str) -> None:
-    """Data files byte for byte those of the float checkpoint; logits those of transformers on it, past chunks of 16."""
+    """Of codes that are not kept: data files byte for byte those of the float checkpoint; logits those of transformers
+    on it, past chunks of 16."""
     path, plain = made(variant, name)
     engines = {checkpoint: tmp_path / checkpoint.name for checkpoint in (path, plain)}
     for checkpoint, engine in engines.items():
@@ -119,7 +122,7 @@ def test_the_reference_reads_the_same(made: Made) -> None:
     np.testing.assert_array_equal(HFReference(path).logits(ids), HFReference(plain).logits(ids))
 
 
-@pytest.mark.parametrize("name", ["fp8 rows", "int4 groups"])
+@pytest.mark.parametrize("name", ["fp8 rows", "int8 rows"])
 def test_rounded_again(made: Made, tmp_path: Path, name: str) -> None:
     path, plain = made("scout", name)
     for checkpoint in (path, plain):

@@ -1,4 +1,4 @@
-"""Checkpoints for other programs are built as engines are: whole or not at all, again from where they were, verified."""
+"""Checkpoints for other programs are built as engines are: whole or not at all, resumed, replaced, verified."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_what_others_put_there_is_not_lost(checkpoint: Path, place: Path, name: 
 def test_weights_that_were_trained_further_in_place_are_not_lost(checkpoint: Path, place: Path) -> None:
     written(checkpoint, place / "out")
     (place / "out" / "model.safetensors").write_bytes(b"a fine-tune")
-    with pytest.raises(InputError, match="'model.safetensors' is no part of the checkpoint"):
+    with pytest.raises(InputError, match=r"'model\.safetensors' is no part of the checkpoint"):
         written(checkpoint, place / "out", force=True)
 
 

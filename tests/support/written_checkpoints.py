@@ -1,4 +1,4 @@
-"""Checkpoints in bfloat16, as released ones are, and what compressed-tensors makes of a matrix, written out in NumPy."""
+"""Checkpoints in bfloat16, as released ones are, and what becomes of a matrix that is written, in plain NumPy."""
 
 from __future__ import annotations
 

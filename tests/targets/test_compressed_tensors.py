@@ -177,6 +177,10 @@ def test_a_quantised_checkpoint_is_dequantised_and_written_again(scout: Path, tm
         else:
             np.testing.assert_array_equal(values, expected[name].astype(BF16))
     assert told(out)["config_groups"]["group_0"]["weights"]["num_bits"] == 8
+    codes = json.loads(out_manifest(out).read_text())["options"]["weights"]["stored_codes"]
+    assert {(each["outcome"], each["stored"]) for each in codes} == {
+        ("quantized again", "INT4, groups of 32"), ("dequantized", "INT4, groups of 32"),
+    }  # fmt: skip
 
 
 def test_adapters_are_merged_first(scout: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from l4export.model.tensors import tensors, vision_tensors
 from l4export.model.weight_names import kind_of
 from l4export.quantization.offset_codes import OffsetCodes
 from l4export.quantization.schemes import Scheme
-from l4export.quantization.weights import CalibratedWeight, QuantizedWeight, source_of
+from l4export.quantization.weights import CodedWeight, GivenWeight, QuantizedWeight, source_of
 from l4export.targets.checkpoint_target import CheckpointRequest
 from l4export.weights.recipes import Cast, Constant, Recipe, Source, Transpose
 
@@ -107,13 +107,13 @@ def _floats(names: Sequence[str], shape: tuple[int, ...], recipe: Recipe, dtype:
     return Region(recipe if recipe.dtype == dtype else Cast(recipe, dtype), tuple(names), _DTYPES[dtype], shape)
 
 
-def _quantized(name: str, recipe: Recipe, scheme: Scheme, request: CheckpointRequest) -> QuantizedWeight:
+def _quantized(name: str, recipe: Recipe, scheme: Scheme, request: CheckpointRequest) -> CodedWeight:
     if request.calibration and request.calibration.takes(name, scheme):
-        return CalibratedWeight(recipe, scheme, request.calibration.add(name, source_of(recipe).dims, scheme))
+        return GivenWeight(recipe, scheme, request.calibration.add(name, source_of(recipe).dims, scheme))
     return QuantizedWeight(recipe, scheme)
 
 
-def _codes(modules: Sequence[str], matrix: tuple[int, ...], weight: QuantizedWeight) -> Iterator[Region]:
+def _codes(modules: Sequence[str], matrix: tuple[int, ...], weight: CodedWeight) -> Iterator[Region]:
     """The tensors of quantised linear layers that have matrices [out, in] of one shape."""
     (rows, columns), scheme = matrix, weight.scheme
     scale = _DTYPES[weight.scales.dtype]

@@ -1,0 +1,229 @@
+"""Which codes of a quantised checkpoint go over as they are, and what becomes of the others.
+
+Codes are kept where an operator of the target holds them, and no rule of the policy asks for another kind: the rules
+that say so are added to the policy. Others are dequantised, once, and treated as floats.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from l4export.checkpoint import Checkpoint, StoredWeight
+from l4export.errors import InputError
+from l4export.model.config import ModelConfig
+from l4export.model.tensors import tensors
+from l4export.model.weight_names import moved_up
+from l4export.quantization.kept_codes import coded_data, kept_scheme
+from l4export.quantization.policy import Policy, Rule
+from l4export.storage.safetensors import HANDLED_DTYPES
+from l4export.targets.checkpoint_target import CheckpointTarget
+from l4export.targets.target import Target
+
+__all__ = ["StoredCodes", "keep_codes", "lose_codes"]
+
+Outcome = str
+KEPT, DEQUANTIZED, AGAIN = "kept", "dequantized", "quantized again"
+
+
+@dataclass(frozen=True)
+class StoredCodes:
+    """What becomes of some weights that the checkpoint stores quantised.
+
+    Attributes:
+        weights: Patterns of their names.
+        count: How many they are.
+        stored: How they are stored, for people: "INT4, groups of 128".
+        outcome: `kept`, `dequantized` or `quantized again`.
+        reason: Why they are not kept; empty where they are.
+    """
+
+    weights: tuple[str, ...]
+    count: int
+    stored: str
+    outcome: Outcome
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For manifests, as plain JSON values."""
+        return {**asdict(self), "weights": list(self.weights)}
+
+    def __str__(self) -> str:
+        """A line for people."""
+        told = {
+            KEPT: "codes and scales are kept",
+            DEQUANTIZED: f"dequantised ({self.reason})",
+            AGAIN: f"quantised a second time ({self.reason}); expect the losses of both",
+        }
+        return f"{self.count} weights in {self.stored}: {told[self.outcome]}"
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """The weights of one operator, which have one scheme."""
+
+    names: tuple[str, ...]
+    stored: Sequence[StoredWeight]
+    widths: Sequence[int]
+
+    @property
+    def are_experts(self) -> bool:
+        return len(self.stored[0].shape) == 3
+
+    @property
+    def formats(self) -> str:
+        return " and ".join(dict.fromkeys(name for weight in self.stored for name in weight.formats))
+
+
+def keep_codes(
+    checkpoint: Checkpoint,
+    target: Target,
+    asked: Policy | None = None,
+    layers: tuple[int, int] | None = None,
+    dtype: str | None = None,
+    compute_capabilities: Sequence[str] | None = None,
+) -> tuple[Policy | None, tuple[StoredCodes, ...]]:
+    """The policy with rules for the codes that are kept, and what becomes of every quantised weight. Reads no weights.
+
+    Without a policy activations stay in floats beside codes that are kept (accuracy level 1), as the checkpoint has
+    them; so 8-bit codes are not kept where the target's operators round activations before them.
+
+    Args:
+        checkpoint: The checkpoint.
+        target: What is built for.
+        asked: The policy that is asked for; None: nothing is to be quantised.
+        layers: (A, B): the layers A to B - 1 alone; None: all.
+        dtype: The float type that is computed in; None: the target's default.
+        compute_capabilities: Those of the GPUs that are compiled for; None: any.
+
+    Raises:
+        InputError: a weight that is missing or of another shape; a policy that contradicts itself.
+    """
+    config = checkpoint.config.slice_layers(*layers) if layers else checkpoint.config
+    build = _Build(target, asked, dtype or target.dtypes[0], compute_capabilities)
+    everything = list(tensors(config))
+    told: dict[tuple[str, Outcome, str], list[str]] = {}
+    kept: dict[Rule, list[str]] = {}
+    for operand in _quantized(checkpoint, config, layers[0] if layers else 0):
+        rule, outcome, reason = build.decide(operand)
+        told.setdefault((operand.formats, outcome, reason), []).extend(operand.names)
+        if rule is not None:
+            kept.setdefault(rule, []).extend(operand.names)
+    rules = {rule: _patterns(names, everything) for rule, names in kept.items()}
+    policy = _with_rules(asked, [replace(rule, weights=names) for rule, names in rules.items()], everything)
+    return policy, tuple(StoredCodes(_patterns(names, everything), len(names), *key) for key, names in told.items())
+
+
+def lose_codes(checkpoint: Checkpoint, target: CheckpointTarget, asked: Policy) -> tuple[StoredCodes, ...]:
+    """What becomes of quantised weights where a target keeps no codes. Reads no weights; raises as `keep_codes`."""
+    told: dict[tuple[str, Outcome], list[str]] = {}
+    for operand in _quantized(checkpoint, checkpoint.config, 0):
+        for name in operand.names:
+            told.setdefault((operand.formats, AGAIN if asked.rule_for(name) else DEQUANTIZED), []).append(name)
+    everything, reason = list(tensors(checkpoint.config)), f"--target {target.name} finds codes itself"
+    return tuple(StoredCodes(_patterns(names, everything), len(names), *key, reason) for key, names in told.items())
+
+
+def _quantized(checkpoint: Checkpoint, config: ModelConfig, first: int) -> Iterator[_Operand]:
+    """Everything that is stored quantised; the two tensors of a layer's experts are of one operator."""
+    if checkpoint.is_plain():
+        return
+    groups: dict[str, list[tuple[str, StoredWeight]]] = {}
+    for name, shape in tensors(config).items():
+        if len(shape) > 1:
+            stored = checkpoint.tensor(moved_up(name, first), shape)
+            group = name.rpartition(".")[0] if len(shape) == 3 else name
+            groups.setdefault(group, []).append((name, stored))
+    for weights in groups.values():
+        if any(set(stored.formats) - set(HANDLED_DTYPES) for _, stored in weights):
+            found = [weight for _, weight in weights]
+            yield _Operand(tuple(name for name, _ in weights), found, [weight.shape[1] for weight in found])
+
+
+@dataclass(frozen=True)
+class _Build:
+    """What is built, as far as it decides which codes are kept."""
+
+    target: Target
+    policy: Policy | None
+    dtype: str
+    compute_capabilities: Sequence[str] | None
+
+    def decide(self, operand: _Operand) -> tuple[Rule | None, Outcome, str]:
+        """The rule that keeps the codes, or None; and what becomes of them, with the reason."""
+        asked = next(filter(None, (self.policy.rule_for(name) for name in operand.names if self.policy)), None)
+        rule = _held(operand)
+        if rule is None:
+            reason = f"no operator of --target {self.target.name} has such codes"
+        elif asked and (asked.kind != rule.kind or asked.block_size not in (None, rule.block_size)):
+            reason = f"{asked.kind}{f' in blocks of {asked.block_size}' if asked.block_size else ''} is asked for"
+        else:
+            reason = self._obstacle(operand, rule)
+        if rule is not None and not reason:
+            return rule, KEPT, ""
+        return None, AGAIN if asked else DEQUANTIZED, reason
+
+    def _obstacle(self, operand: _Operand, rule: Rule) -> str:
+        """Why codes that a rule describes cannot be kept; empty: they can."""
+        target = self.target
+        blocks = target.expert_blocks if operand.are_experts and rule.kind != "fp8" else ()
+        if rule.kind not in target.weight_kinds:
+            return f"--target {target.name} {target.reasons.get(rule.kind, f'does not take {rule.kind}')}"
+        if target.positive_scales and not rule.symmetric:
+            return f"--target {target.name} has no zero points"
+        if blocks and rule.block_size not in blocks:
+            return f"experts in blocks of {rule.block_size} have no kernel on --target {target.name}"
+        if target.rounds_activations and rule.kind == "int8" and self.policy is None:
+            return f"--target {target.name} would round activations before them; --quant int8 keeps them"
+        if self.compute_capabilities is not None:
+            try:
+                target.check_options(self.dtype, Policy((rule,)), self.compute_capabilities)
+            except InputError as error:
+                return str(error)
+        return ""
+
+
+def _held(operand: _Operand) -> Rule | None:
+    """The rule, still without names, whose scheme holds the codes on some target; None: there is none."""
+    coded = [coded_data(weight) for weight in operand.stored]
+    formats = {replace(each.format, columns=0) for each in coded if each}
+    if None in coded or len(formats) != 1:
+        return None
+    schemes = {kept_scheme(each.format, k) for each, k in zip(coded, operand.widths, strict=True) if each}
+    if None in schemes:
+        return None
+    kind, block, symmetric = min(scheme for scheme in schemes if scheme)
+    if kind == "fp8" and len(schemes) > 1:
+        return None
+    return Rule((), kind, block, symmetric, as_stored=True)
+
+
+def _with_rules(policy: Policy | None, kept: Sequence[Rule], everything: Sequence[str]) -> Policy | None:
+    """The policy with the rules of weights that are kept, whose names the others no longer match."""
+    if not kept:
+        return policy
+    if policy is None:
+        return Policy(tuple(kept), accuracy_level=1)
+    taken = tuple(pattern for rule in kept for pattern in rule.weights)
+    rules = []
+    for rule in policy.rules:
+        left = replace(rule, but=(*rule.but, *taken))
+        matched, matches = ([name for name in everything if each.matches(name)] for each in (rule, left))
+        if matched == matches:
+            rules.append(rule)
+        elif matches:
+            rules.append(left)
+    return replace(policy, rules=(*rules, *kept))
+
+
+def _patterns(names: Collection[str], everything: Sequence[str]) -> tuple[str, ...]:
+    """Patterns that match these names and no other: of all layers, or names."""
+    chosen, found = set(names), dict[str, None]()
+    for name in names:
+        head, _, rest = name.partition("model.layers.")
+        pattern = f"{head}model.layers.*.{rest.partition('.')[2]}" if rest else name
+        every = not rest or chosen.issuperset(other for other in everything if fnmatch.fnmatchcase(other, pattern))
+        found[pattern if every else name] = None
+    return tuple(found)
