@@ -77,10 +77,6 @@ def load_manifest(engine: Path) -> Manifest:
         )
     if not engine.is_dir():
         raise InputError(f"{engine}: no such engine directory; build one with `l4export build`")
-    if not path.is_file() and is_written_checkpoint(engine):
-        raise InputError(
-            f"{engine}: a checkpoint for other programs and no engine; serve it with vLLM, or build an engine of it"
-        )
     if not path.is_file():
         raise InputError(f"{engine}: not an engine directory (no {MANIFEST}); build one with `l4export build`")
     try:

@@ -141,7 +141,7 @@ def test_a_model_that_sees(tmp_path: Path) -> None:
 
 
 def test_what_l4export_does_not_run_is_refused(directory: Any) -> None:
-    with pytest.raises(InputError, match="a checkpoint for other programs and no engine; serve it with vLLM"):
+    with pytest.raises(InputError, match="is a checkpoint, which vLLM, SGLang and transformers run, not l4export"):
         load(directory("guard", "FP8"))
 
 

@@ -33,6 +33,10 @@ _TOGETHER = (
 
 _IN_FLOATS = ("model.embed_tokens.weight", "lm_head.weight")
 
+_REORDERED = _TOGETHER[0]
+"""SGLang and versions of vLLM reorder the rows of q and k for their rotation: of `weight`, and not of packed codes or
+of scales. v is one layer with them."""
+
 
 def linear_layers(config: ModelConfig) -> dict[str, Shape]:
     """The weights of a model that can be quantised, with their shapes in the inventory, layer by layer."""
@@ -45,8 +49,9 @@ def choose_schemes(
     """The scheme of each weight that a policy quantises, by the inventory's name.
 
     Raises:
-        InputError: a rule that names no linear layer, or the head or the embedding; zero points; layers that are one to
-            the loaders and not to the policy; blocks that do not fit, or that the loaders have no kernel for.
+        InputError: a rule that names no linear layer, or q, k, v, the head or the embedding; zero points; layers that
+            are one to the loaders and not to the policy; blocks that do not fit, or that the loaders have no kernel
+            for.
     """
     for name in tensors(config).keys() & _IN_FLOATS:
         if policy.rule_for(name):
@@ -54,6 +59,11 @@ def choose_schemes(
     chosen: dict[str, Scheme] = {}
     for group in _groups(config):
         rule = _one_rule(policy, group)
+        if rule is not None and next(iter(group)).endswith(_REORDERED):
+            raise InputError(
+                f"{_listed(group)}: q, k and v stay in floats in a compressed-tensors checkpoint, because SGLang and "
+                "versions of vLLM reorder rows of q and k as they load them, but not their scales; name them in no rule"
+            )
         if rule is not None:
             plain = rule.scheme(next(iter(group)), *(shape[1] for shape in group.values()))
             _check(plain, next(iter(group)), block_sizes)
