@@ -16,7 +16,7 @@ import numpy as np
 from quality_table import MATRICES, REST, ROOT, measure
 
 from l4export.calibration.text import DEFAULT_TEXT
-from l4export.compiler.auto_policy import PolicyChooser
+from l4export.compiler.auto_policy import PolicyChooser, WeightChoice
 from l4export.compiler.build import build
 from l4export.compiler.inputs import open_inputs
 from l4export.compiler.options import BuildOptions
@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     text = DEFAULT_TEXT if arguments.calibrated else None
     options = BuildOptions(max_context=4096, calibrate=text, bits_per_weight=4.5)
-    chooser = PolicyChooser(open_inputs(arguments.checkpoint, options), options)
+    chooser = PolicyChooser(open_inputs(arguments.checkpoint, options), None, WeightChoice.of_engine(options))
 
     def score(policy: Policy | None) -> tuple[float, float, float]:
         """Bits per weight, perplexity, KL."""

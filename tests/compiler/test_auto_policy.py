@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from l4export.calibration import text as calibration_text
 from l4export.calibration.text import DEFAULT_TEXT
 from l4export.compiler import auto_policy
-from l4export.compiler.auto_policy import PolicyChooser
+from l4export.compiler.auto_policy import PolicyChooser, WeightChoice
 from l4export.compiler.bit_allocation import allocate, policy_of, weight_groups
 from l4export.compiler.build import build
 from l4export.compiler.inputs import open_inputs
@@ -39,7 +39,8 @@ KJV = ROOT / "examples/kjv/model"
 
 def chooser_for(checkpoint: Path, options: BuildOptions) -> PolicyChooser:
     """What a build with a budget makes of its inputs."""
-    return PolicyChooser(open_inputs(checkpoint, dataclasses.replace(options, bits_per_weight=5.0)), options)
+    inputs = open_inputs(checkpoint, dataclasses.replace(options, bits_per_weight=5.0))
+    return PolicyChooser(inputs, options.layers, WeightChoice.of_engine(options))
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_groups_hold_every_matrix_and_know_their_bytes(
 ) -> None:
     options = BuildOptions(target=target, dtype=dtype, max_context=64)
     config = plan_build(workshop.checkpoint(variant), options).config
-    found = weight_groups(config, dtype != "fp32", target != "ort-cpu")
+    found = weight_groups(config, "float32" if dtype == "fp32" else "float16", target != "ort-cpu")
     names = [name for group in found for name in group.shapes]
     assert len(names) == len(set(names))
     assert {n for n in tensors(config) if kind_of(n) not in ("router", "norm")} == set(names)
