@@ -112,7 +112,7 @@ def plan_checkpoint(
     inputs, target = open_inputs(checkpoint_path, options), CHECKPOINT_TARGETS[options.target]
     dtype = _dtype(inputs.checkpoint.raw_config)
     if options.bits_per_weight is not None:
-        choice = WeightChoice(_BITS[dtype], dtype, positive=True, of_layers_alone=True)
+        choice = WeightChoice(_BITS[dtype], dtype, positive=True, of_mlps_alone=True)
         options = with_chosen_policy(inputs, options, choice, on_step)
     policy, stored_codes = keep_codes(inputs.checkpoint, target, options.policy, scale_dtype=dtype)
     if policy is None:

@@ -22,8 +22,8 @@ from l4export.reports.verdict import Verdict, missed
 from l4export.runtimes.random_text import random_text
 
 if TYPE_CHECKING:
+    from l4export.reference.judged import Judged
     from l4export.reference.transformers_model import HFReference
-    from l4export.runtimes.engine import Engine
     from l4export.runtimes.images.processor import ProcessedImages
 
 __all__ = [
@@ -111,12 +111,12 @@ def check_parity(
         EnvironmentLacks: torch, transformers or onnxruntime is missing, or what a threshold that is given needs.
         StorageError: an image cannot be read.
     """
-    from l4export import runtimes
+    from l4export.reference.judged import open_judged
 
     engine_path, checkpoint = Path(engine_path), Path(checkpoint)
     say = on_step or (lambda _: None)
     say("loading the engine")
-    engine = runtimes.load(engine_path, provider=provider)
+    engine = open_judged(engine_path, provider)
     demands = Demands.of(engine.manifest, thresholds or {}, prefill, decode, dequantized, are_given(images))
     prompt = image_prompt(engine_path, engine.manifest, images, prefill, decode, seed) if are_given(images) else None
     ids = random_text(engine.manifest, prefill + decode, seed) if prompt is None else prompt.ids
@@ -162,7 +162,7 @@ def check_parity(
 
 
 def _engine_logits(
-    engine: Engine, ids: NDArray[np.int64], prefill: int, images: ProcessedImages | None
+    engine: Judged, ids: NDArray[np.int64], prefill: int, images: ProcessedImages | None
 ) -> NDArray[np.float32]:
     """Return logits float32 [T, vocab]. The first `prefill` tokens are fed in one call, the others one by one."""
     session = engine.session(capacity=len(ids))
@@ -210,7 +210,7 @@ class _Greedy:
 
 
 def _compare_greedy(
-    engine: Engine, prompt: list[int], count: int, follow: _Following, images: ProcessedImages | None
+    engine: Judged, prompt: list[int], count: int, follow: _Following, images: ProcessedImages | None
 ) -> _Greedy:
     """Compare greedy continuations of `count` tokens by the engine and by the reference."""
     if count == 0:

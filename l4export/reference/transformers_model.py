@@ -22,9 +22,11 @@ from l4export.model.weight_names import moved_up
 from l4export.quantization.schemes import FP8_MAX
 from l4export.reference.routing_ties import Choice
 
-__all__ = ["HFReference", "check_reference_packages", "reference_config"]
+__all__ = ["UNBOUNDED_CHUNK", "HFReference", "check_reference_packages", "reference_config"]
 
-_LONGEST = 2**31 - 1
+UNBOUNDED_CHUNK = 2**31 - 1
+"""A chunk that no sequence outgrows: plain causal attention, for which transformers has no number."""
+
 _BY_LAYER = ("moe_layers", "interleave_moe_layer_step", "no_rope_layers", "no_rope_layer_interval", "layer_types")
 
 
@@ -83,6 +85,13 @@ class HFReference:
         with self._torch.no_grad():
             for name, values in weights:
                 parameters[name].copy_(self._torch.from_numpy(np.ascontiguousarray(values)))
+
+    def round_weights(self, dtypes: Mapping[str, str]) -> None:
+        """Round weights, by their checkpoint names (without prefix), to dtypes as torch calls them."""
+        parameters = dict(self.model.named_parameters())
+        with self._torch.no_grad():
+            for name, dtype in dtypes.items():
+                parameters[name].copy_(parameters[name].to(getattr(self._torch, dtype)))
 
     def round_inputs(self, scales: Mapping[str, float]) -> None:
         """Round the inputs of weights to FP8, as `QuantizeActivations` does; `scales` are by the weights' names.
@@ -223,7 +232,7 @@ def _runnable(text: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
     if not _are_lists_plain(text, config.num_hidden_layers) or not config.moe_layers:
         fields |= _by_layer(config)
     fields |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # they change no logit
-    fields["attention_chunk_size"] = config.attention_chunk_size or _LONGEST
+    fields["attention_chunk_size"] = config.attention_chunk_size or UNBOUNDED_CHUNK
     return copy.deepcopy(fields)
 
 

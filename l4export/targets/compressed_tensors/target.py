@@ -11,14 +11,6 @@ __all__ = ["COMPRESSED_TENSORS"]
 _BLOCK_SIZES = (32, 64, 128)
 """What the loaders' kernels take."""
 
-_IN_FLOATS = (
-    "embed_tokens.weight",
-    "lm_head.weight",
-    "self_attn.q_proj.weight",
-    "self_attn.k_proj.weight",
-    "self_attn.v_proj.weight",
-)
-
 
 def _lay_out(request: CheckpointRequest) -> CheckpointFiles:
     """Decide what goes where; reads no weight."""
@@ -34,6 +26,12 @@ def _lay_out(request: CheckpointRequest) -> CheckpointFiles:
     return CheckpointFiles(shards, headers, {name: json.dumps(raw, indent=2) + "\n" for name, raw in texts.items()})
 
 
+def _stays_float(name: str) -> bool:
+    from l4export.targets.compressed_tensors.schemes import stays_float
+
+    return stays_float(name)
+
+
 COMPRESSED_TENSORS = CheckpointTarget(
     name="compressed-tensors",
     summary="a checkpoint for vLLM, SGLang and transformers",
@@ -41,5 +39,5 @@ COMPRESSED_TENSORS = CheckpointTarget(
     weight_kinds=("int8", "int4", "fp8"),
     block_sizes=_BLOCK_SIZES,
     lay_out=_lay_out,
-    stays_float=lambda name: name.endswith(_IN_FLOATS),
+    stays_float=_stays_float,
 )
