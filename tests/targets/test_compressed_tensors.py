@@ -309,7 +309,7 @@ def test_several_schemes_name_their_layers(scout: Path, tmp_path: Path) -> None:
 
 
 def test_what_was_said_of_quantisation_before_is_gone(scout: Path, tmp_path: Path) -> None:
-    source, _ = quantised(scout, tmp_path / "fp8", Linears(is_float=True))
+    source, _ = quantised(scout, tmp_path / "fp8", Linears(is_float=True, scale_dtype=np.float32))  # kept nowhere
     out = write(source, tmp_path / "out", Policy((Rule((EXPERTS,), "int4", 32),)))
     assert [g["weights"]["num_bits"] for g in told(out)["config_groups"].values()] == [4]
     assert r"re:.*\blayers\.\d+\.feed_forward\.shared_expert\.gate_proj$" in told(out)["ignore"]
