@@ -9,7 +9,7 @@ from typing import Any
 from l4export.checkpoint.checkpoint import Checkpoint
 from l4export.checkpoint.hf_config import config_from_hf, possible_tokens
 from l4export.checkpoint.hf_vision import vision_from_hf
-from l4export.checkpoint.quantization_config import read_quantization
+from l4export.checkpoint.quantization_config import quantization_method, read_quantization
 from l4export.checkpoint.small_files import open_small, read_small
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.unreadable import (
@@ -23,7 +23,7 @@ from l4export.model.vision_config import VisionConfig
 from l4export.storage.opened_file import OpenedFile
 from l4export.storage.safetensors import TensorFile, parse_json_object
 
-__all__ = ["open_checkpoint", "read_config", "read_vision_config", "with_generation_config"]
+__all__ = ["open_checkpoint", "read_config", "read_method", "read_vision_config", "with_generation_config"]
 
 _MAX_TENSORS = 2**18  # Maverick's experts one by one, each in four parts, are 80,000
 _CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -81,6 +81,14 @@ def read_vision_config(path: Path) -> VisionConfig | None:
     if raw["model_type"] != "llama4" or raw.get("vision_config") is None:
         return None
     return vision_from_hf(raw, str(path), config.vocab_size)
+
+
+def read_method(path: Path) -> str | None:
+    """The method of quantisation that the same file names; whether there are quantised weights is not asked.
+
+    Raises as `read_config`.
+    """
+    return quantization_method(_read(path)[0])
 
 
 def _read(path: Path) -> tuple[dict[str, Any], ModelConfig]:

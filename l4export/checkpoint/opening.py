@@ -19,7 +19,7 @@ from l4export.model.config import ModelConfig
 from l4export.model.tensors import tensors, vision_tensors
 from l4export.model.vision_config import VisionConfig
 
-__all__ = ["open_checkpoint", "read_config", "read_vision_config"]
+__all__ = ["open_checkpoint", "read_config", "read_method", "read_vision_config"]
 
 
 def open_checkpoint(path: Path, adapters: Sequence[Path] = ()) -> Checkpoint:
@@ -52,6 +52,15 @@ def read_config(path: Path) -> ModelConfig:
     """
     path = Path(path)
     return read_meta_config(path) if is_meta_folder(path) else hf_checkpoint.read_config(path)
+
+
+def read_method(path: Path) -> str | None:
+    """The method of quantisation that the same file names; whether there are quantised weights is not asked.
+
+    Raises as `read_config`.
+    """
+    path = Path(path)
+    return None if is_meta_folder(path) else hf_checkpoint.read_method(path)
 
 
 def read_vision_config(path: Path) -> VisionConfig | None:

@@ -113,7 +113,7 @@ def _show(checkpoint: str, device: str | None, plan: MemoryPlan, vision_options:
         console.print(_table(plan))
         working = [need.working for need in plan.needs]
         console.print(f"\nWorking memory of {_gb(min(working))} to {_gb(max(working))} GB is included.")
-    for line in _about_vision(plan):
+    for line in (*_about_vision(plan), *plan.notes):
         console.print(line)
     for reason in dict.fromkeys(plan.refused.values()):
         console.print(f"Left out: {reason}.")
@@ -167,10 +167,15 @@ def _table(plan: MemoryPlan) -> Table:
         rows.setdefault((c.quant, c.dtype, c.kv_layout), []).append(need)
     above: tuple[str, str] | None = None
     for (quant, dtype, layout), needs in rows.items():
-        head = ("", "") if (quant, dtype) == above else (dtype if quant == "none" else quant, _gb(needs[0].weights))
+        head = ("", "") if (quant, dtype) == above else (_named(quant, dtype, plan.keeps_codes), _gb(needs[0].weights))
         above = (quant, dtype)
         table.add_row(*head, layout, *(_cell(need, plan) for need in needs))
     return table
+
+
+def _named(quant: str, dtype: str, keeps_codes: bool) -> str:
+    """Name what the weights are."""
+    return quant if quant != "none" else f"kept, {dtype}" if keeps_codes else dtype
 
 
 def _cell(need: Need, plan: MemoryPlan) -> str:

@@ -132,6 +132,7 @@ class EngineFacts(_Facts):
     cache of one row of `max_context` tokens takes, `kv_bytes_per_token` what one more token takes in the layers that
     keep all tokens.
 
+    `stored_codes` says what became of weights that the checkpoint stores quantised, and is empty where all are floats.
     `adapters` says what was merged into the weights, and is empty where nothing was.
 
     `engines` has the layers of each compiled engine, and is empty where nothing is compiled. `check` has the layers of
@@ -151,6 +152,7 @@ class EngineFacts(_Facts):
     kv_slots: dict[str, int | None]
     kv_bytes_per_token: int
     kv_bytes: int
+    stored_codes: dict[str, str]
     adapters: dict[str, str]
     engines: dict[str, str]
     check: dict[str, str]
@@ -215,6 +217,7 @@ def _engine(path: Path) -> EngineFacts:
         kv_bytes_per_token=_growing_layers(manifest)
         * layer_kv_bytes(manifest.model, 1, manifest.precision["kv_cache"]),
         kv_bytes=kv_bytes(manifest.model, manifest.kv_layout, manifest.precision["kv_cache"], manifest.max_context),
+        stored_codes=_stored_codes(manifest),
         adapters=_adapters(manifest),
         engines={part.engine: f"layers {part.layers[0]}:{part.layers[1]}" for part in manifest.decoder.parts},
         check={check.file: f"layers {', '.join(map(str, check.layers))}"} if (check := manifest.check) else {},
@@ -224,13 +227,29 @@ def _engine(path: Path) -> EngineFacts:
     )
 
 
+def _stored_codes(manifest: Manifest) -> dict[str, str]:
+    """What the manifest says of codes in the checkpoint, for people."""
+    found, where = {}, "the manifest: options.weights.stored_codes"
+    for number, codes in enumerate(_listed(manifest, "stored_codes"), 1):
+        about = Fields(codes, where, required=True)
+        count, stored, outcome, reason = (
+            printable(str(about.value(name, None))) for name in ("count", "stored", "outcome", "reason")
+        )
+        found[f"{number}: {stored}"] = f"{count} weights {outcome}{f': {reason}' if reason else ''}"
+    return found
+
+
+def _listed(manifest: Manifest, name: str) -> list[Any]:
+    listed = manifest.options["weights"].get(name, [])
+    if not isinstance(listed, list):
+        raise InputError(f"the manifest: options.weights.{name} is no array; build the engine again")
+    return listed
+
+
 def _adapters(manifest: Manifest) -> dict[str, str]:
     """What the manifest says of adapters, for people."""
     found, where = {}, "the manifest: options.weights.adapters"
-    listed = manifest.options["weights"].get("adapters", [])
-    if not isinstance(listed, list):
-        raise InputError(f"{where} is no array; build the engine again")
-    for number, adapter in enumerate(listed, 1):
+    for number, adapter in enumerate(_listed(manifest, "adapters"), 1):
         about = Fields(adapter, where, required=True)
         values = (about.value(name, None) for name in ("type", "name", "rank", "alpha", "weights"))
         kind, name, rank, alpha, count = (printable(str(value)) for value in values)

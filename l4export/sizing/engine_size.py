@@ -23,7 +23,8 @@ from l4export.model.decoder import build_decoder
 from l4export.model.vision_config import VisionConfig
 from l4export.model.vision_tower import build_vision_tower
 from l4export.model.weight_names import layer_of
-from l4export.quantization.policy import standard_policy
+from l4export.quantization.policy import Policy
+from l4export.sizing.engine_policies import FLOAT_WEIGHTS, PolicyOf
 from l4export.targets import TARGETS, GraphOptions
 from l4export.weights.placement import INLINE_BYTES, arrange, place_weights
 from l4export.weights.recipes import Constant, Recipe, Source
@@ -50,11 +51,19 @@ class EngineSizes:
     They come from the graph plane: the reference graph, with weights that have only shapes, goes through the pipeline
     and the placement. Only a few constants, the rotation tables, depend on the KV cache and the context. They are
     computed in milliseconds on a model with one layer of each kind, and replace those of the whole model. With an
-    `image_token` the decoder takes the features of a vision tower, whose own size is that of `tower_data`.
+    `image_token` the decoder takes the features of a vision tower, whose own size is that of `tower_data`. `policy_of`
+    says what is quantised how.
     """
 
-    def __init__(self, config: ModelConfig, target: str = "ort-cpu", image_token: int | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        target: str = "ort-cpu",
+        image_token: int | None = None,
+        policy_of: PolicyOf = FLOAT_WEIGHTS.policy_of,
+    ) -> None:
         self.config = config
+        self.policy_of = policy_of
         self._made_for = target, image_token
         self._specimen = _one_layer_a_kind(config)
         self._constants = functools.cache(self._find_constants)
@@ -71,7 +80,9 @@ class EngineSizes:
         if key not in self._whole:
             attention = _attention(dtype, kv_dtype)
             self._whole[key] = _Layout.of(
-                _compile(self.config, self._made_for, quant, dtype, kv_layout, attention, max_context)
+                _compile(
+                    self.config, self._made_for, self.policy_of(quant, dtype), dtype, kv_layout, attention, max_context
+                )
             )
         return self._whole[key].size(constants)
 
@@ -80,7 +91,7 @@ class EngineSizes:
         return self._constants(dtype, kv_layout, _attention(dtype, kv_dtype), max_context)
 
     def _find_constants(self, dtype: str, kv_layout: str, attention: str, max_context: int) -> tuple[int, ...]:
-        model = _compile(self._specimen, self._made_for, "none", dtype, kv_layout, attention, max_context)
+        model = _compile(self._specimen, self._made_for, None, dtype, kv_layout, attention, max_context)
         tensors = [value.const_value for value in model.graph.initializers.values()]
         made = [tensor for tensor in tensors if tensor is not None and not isinstance(tensor, Recipe)]
         return tuple(tensor.nbytes for tensor in made if tensor.nbytes > INLINE_BYTES)
@@ -89,7 +100,7 @@ class EngineSizes:
 def _compile(
     config: ModelConfig,
     made_for: tuple[str, int | None],
-    quant: str,
+    policy: Policy | None,
     dtype: str,
     kv_layout: str,
     attention: str,
@@ -99,7 +110,7 @@ def _compile(
     target, image_token = made_for
     model = build_decoder(config, _shape_alone, FLOATS[dtype], image_token)
     kv_dtype = None if attention == dtype else attention
-    run_passes(model, pipeline(target, GraphOptions(kv_layout, max_context, standard_policy(quant), kv_dtype)))
+    run_passes(model, pipeline(target, GraphOptions(kv_layout, max_context, policy, kv_dtype)))
     TARGETS[target].check_graph(model)
     return model
 

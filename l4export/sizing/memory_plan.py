@@ -21,6 +21,7 @@ from l4export.model.tensors import parameter_count
 from l4export.model.vision_config import VisionConfig
 from l4export.sizing.combinations import Combination, combinations
 from l4export.sizing.devices import device_memory, device_target
+from l4export.sizing.engine_policies import FLOAT_WEIGHTS, EnginePolicies, engine_policies
 from l4export.sizing.engine_size import EngineSize, EngineSizes
 from l4export.sizing.vision_need import VisionNeed, vision_facts, vision_need
 from l4export.sizing.working_memory import working_bytes
@@ -62,7 +63,8 @@ class MemoryPlan:
 
     `device_bytes` is None if no device was named, and `context` is None if no context was asked for. `choice` is None
     without a device, and if no combination fits one token. `refused` has the combinations that cannot be built for this
-    model, with the reasons.
+    model, with the reasons. `keeps_codes` says whether `--quant none` keeps codes of the checkpoint, and `notes` what
+    becomes of these.
     """
 
     config: ModelConfig
@@ -73,6 +75,8 @@ class MemoryPlan:
     choice: Need | None
     refused: dict[Combination, str]
     vision: VisionConfig | None = None
+    keeps_codes: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -102,6 +106,7 @@ class MemoryPlan:
             "chunked_layers": sum(config.chunked_layers),
             "layers": config.num_hidden_layers,
             "vision": None if self.vision is None else vision_facts(self.vision, config.hidden_size),
+            "notes": list(self.notes),
             "combinations": [self._record(need) for need in self.needs],
             "refused": [{**dataclasses.asdict(each), "reason": why} for each, why in self.refused.items()],
             "choice": None if self.choice is None else self._record(self.choice),
@@ -151,7 +156,8 @@ def plan(
     config, tower = read_config(Path(checkpoint)), read_vision_config(Path(checkpoint)) if vision == "auto" else None
     if vision_dtype is not None and tower is None:
         raise InputError(f"--vision-dtype: {checkpoint} has no vision_config; leave it out")
-    return plan_memory(config, memory, context, batch, target, tower, vision_dtype)
+    policies = engine_policies(Path(checkpoint), target)
+    return plan_memory(config, memory, context, batch, target, tower, vision_dtype, policies)
 
 
 def plan_memory(
@@ -162,10 +168,12 @@ def plan_memory(
     target: str = "ort-cpu",
     vision: VisionConfig | None = None,
     vision_dtype: str | None = None,
+    policies: EnginePolicies = FLOAT_WEIGHTS,
 ) -> MemoryPlan:
     """Plan for `batch` rows of `context` tokens each, with engines of `target`: `ort-cpu` or `ort-cuda`.
 
-    With `vision` engines have a tower, of `vision_dtype` or of the type that the decoder computes in.
+    With `vision` engines have a tower, of `vision_dtype` or of the type that the decoder computes in. `policies`
+    say what of a quantised checkpoint is kept.
 
     Without `context`, the need of each combination is that of the largest context that fits (of one token if none
     does), or of the model's limit if there is no device.
@@ -180,7 +188,7 @@ def plan_memory(
     limit = config.max_position_embeddings
     if context is not None and not 1 <= context <= limit:
         raise InputError(f"--context {context}: this model takes 1 to {limit} tokens")
-    planner = _Planner(config, device_bytes, batch, target, vision, vision_dtype)
+    planner = _Planner(config, device_bytes, batch, target, vision, vision_dtype, policies)
     needs: list[Need] = []
     refused: dict[Combination, str] = {}
     for combination in combinations(config, target):
@@ -197,6 +205,8 @@ def plan_memory(
         choice=_choice(needs, context or limit, device_bytes),
         refused=refused,
         vision=vision,
+        keeps_codes=policies.keep_codes,
+        notes=policies.notes,
     )
 
 
@@ -218,10 +228,12 @@ class _Planner:
         target: str,
         vision: VisionConfig | None,
         vision_dtype: str | None,
+        policies: EnginePolicies,
     ) -> None:
         self.config, self.device_bytes, self.batch = config, device_bytes, batch
         self.vision, self.vision_dtype = vision, vision_dtype
-        self.sizes = EngineSizes(config, target, vision.image_token_id if vision else None)
+        self.policy_of = policies.policy_of
+        self.sizes = EngineSizes(config, target, vision.image_token_id if vision else None, self.policy_of)
 
     def need(self, combination: Combination, context: int | None) -> Need:
         vision = self.vision_need(combination)
@@ -277,7 +289,8 @@ class _Planner:
     def beside(self, c: Combination, size: EngineSize, context: int) -> tuple[int, int]:
         """Return the bytes of KV cache and working memory for `context` tokens a row."""
         if c.target == "ort-cuda":
-            engine = GpuEngine(self.config, size.data, c.quant != "none", c.kv_layout, c.kv_dtype, PREFILL_TOKENS)
+            quantised = self.policy_of(c.quant, c.dtype) is not None
+            engine = GpuEngine(self.config, size.data, quantised, c.kv_layout, c.kv_dtype, PREFILL_TOKENS)
             need = gpu_memory(engine, context, self.batch)
             return need.caches, need.working
         return (

@@ -25,7 +25,7 @@ WEIGHTS = {"none": 4 * MB, "int8": MB, "fp8": MB, "int4": MB // 2}
 class Sizes:
     """A stand-in for the graph plane, which has its own test: two tables, up to 2500 positions (16 with chunks)."""
 
-    def __init__(self, config: ModelConfig, target: str, image_token: int | None) -> None:
+    def __init__(self, config: ModelConfig, *_: object) -> None:
         if config.intermediate_size % 16:
             self.refused = {"int8", "int4"}
         else:
