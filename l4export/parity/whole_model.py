@@ -90,7 +90,7 @@ def check_parity(
     those of transformers' processor if it can be run here; the report says if not.
 
     Args:
-        engine_path: The engine directory.
+        engine_path: The engine directory, or a checkpoint that was built for other programs, which transformers runs.
         checkpoint: The checkpoint directory that it was built from.
         prefill: The number of tokens of text fed in one call, at least 1.
         decode: The number of tokens fed one by one. prefill + decode is at most the engine's `max_context`.
@@ -108,7 +108,7 @@ def check_parity(
     Raises:
         InputError: the tokens exceed the engine's context; a threshold is unknown; the engine has another architecture;
             there are images and no vision tower, in the engine or in the checkpoint.
-        EnvironmentLacks: torch, transformers or onnxruntime is missing, or what a threshold that is given needs.
+        EnvironmentLacks: torch, transformers, or what runs the engine is missing, or what a given threshold needs.
         StorageError: an image cannot be read.
     """
     from l4export.reference.judged import open_judged

@@ -111,7 +111,8 @@ def measure_quality(
     file) what an assistant says is scored, each token of it given all that stands before it, images too.
 
     Args:
-        engine_path: The engine directory.
+        engine_path: The engine directory, or a checkpoint that was built for other programs: transformers runs it as it
+            is served, with rounded activations if it has them.
         checkpoint: The checkpoint directory that it was built from.
         text_path: A file or a directory with UTF-8 text or token ids, or a file of conversations; see
             `l4export.calibration.text.TextReader`.
@@ -130,7 +131,7 @@ def measure_quality(
         InputError: the text is not UTF-8, too short or not in the vocabulary; the window is longer than the engine's
             context; a threshold is unknown; the checkpoint has another architecture.
         CheckFailed: the engine's logits are not finite.
-        EnvironmentLacks: torch, transformers or onnxruntime is missing.
+        EnvironmentLacks: torch, transformers, or what runs the engine is missing.
     """
     from l4export.reference.judged import open_judged
 

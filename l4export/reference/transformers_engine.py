@@ -75,23 +75,24 @@ class TransformersEngine:
         check_records(directory, written.files, "write or copy the checkpoint again")
         opened = open_checkpoint(directory)
         _check_packages()
-        self.directory, self.config = directory, written.model
+        vision = opened.vision_config() if opened.has_vision() else None
         rounded = as_served and _rounds_activations(opened.raw_config)
+        self.directory, self.config = directory, opened.config
         self._model = _loaded(opened, rounded)
-        self.features = ImageFeatures(self._see) if written.vision else None
-        self._image_token = written.vision.image_token_id if written.vision else None
+        self._image_token = vision.image_token_id if vision else None
+        self.features = ImageFeatures(self._see) if vision else None
         floats = "fp32"
         self.manifest = DescribedCheckpoint(
             target=written.target,
-            model=written.model,
-            vision=written.vision,
+            model=opened.config,
+            vision=vision,
             precision={
                 "compute": floats,
                 "weights": floats,
                 "kv_cache": floats,
                 "activations": "fp8" if rounded else floats,
                 "quant": _kinds(opened),
-                **({"vision": floats} if written.vision else {}),
+                **({"vision": floats} if vision else {}),
             },
             options=written.options,
             source=written.source,

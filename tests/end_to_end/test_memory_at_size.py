@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from l4export.checkpoint import read_config, read_vision_config
+from l4export.engine.checkpoint_manifest import verify_checkpoint
 from l4export.engine.manifest import verify_files
 from l4export.engine.vision_interface import TILES_PER_CALL
 from l4export.graph.contents import weights_of
@@ -60,6 +61,13 @@ def test_a_float_engine_of_a_model_of_1_88_billion_parameters(bench: Path, tmp_p
 def test_an_int4_engine_of_it(bench: Path, tmp_path: Path) -> None:
     assert run("build", bench, "-o", tmp_path / "e", "--quant", "int4") < 0.6 * GB
     run("run", tmp_path / "e", "--token-ids", "1,2,3", "--max-new-tokens", 4)
+
+
+def test_a_checkpoint_for_other_programs_of_it(bench: Path, tmp_path: Path) -> None:
+    """1.17 GB out, with the embedding and the head in bfloat16."""
+    options = ("--target", "compressed-tensors", "--quant", "int4")
+    assert run("build", bench, "-o", tmp_path / "out", *options) < 0.6 * GB
+    verify_checkpoint(tmp_path / "out")
 
 
 def test_four_layers_of_full_size_take_no_more_than_one(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from l4export.engine.checkpoint_manifest import CheckpointManifest
 from l4export.parity.whole_model import ParityReport, check_parity
 from l4export.quality.measure import measure_quality
 from l4export.quantization.policy import Policy, Rule
+from l4export.reference.transformers_engine import TransformersEngine
 from l4export.reference.transformers_model import HFReference
 from quantised_checkpoints import Linears, quantised
 from workshop import Workshop, random_ids
@@ -50,6 +51,21 @@ def test_logits_are_those_of_the_codes(workshop: Workshop, tmp_path: Path, varia
     checkpoint = workshop.checkpoint(variant)
     report = holds(written(checkpoint, tmp_path / "w", kind), checkpoint)
     assert report.chunk_boundaries == (0 if variant == "guard" else 4) and report.greedy_prefix == 1
+
+
+def test_several_schemes(workshop: Workshop, tmp_path: Path) -> None:
+    """And some layers' experts that stay floats. Served, activations are rounded where weights are FP8 alone."""
+    rules = (
+        Rule(("model.layers.[02].feed_forward.experts.*",), "int4", 32),
+        Rule(("model.layers.*.shared_expert.*",), "fp8"),
+        Rule(("model.layers.[13].self_attn.o_proj.weight",), "int8", 64),
+    )
+    checkpoint, path = workshop.checkpoint("scout"), tmp_path / "w"
+    build(checkpoint, path, BuildOptions(target="compressed-tensors", policy=Policy(rules, 1)))
+    holds(path, checkpoint)
+    served = TransformersEngine(path, as_served=True)
+    assert served.manifest.precision["quant"] == "fp8, int4, int8"
+    assert served.provider.endswith("activations rounded to FP8")
 
 
 def test_with_an_adapter(workshop: Workshop, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from l4export.checkpoint import open_checkpoint
 from l4export.engine.checkpoint_manifest import CHECKPOINT_MANIFEST, CheckpointManifest
+from l4export.quantization.policy import Policy, Rule
 from l4export.storage.file_records import file_record
 from quantised_checkpoints import Linears, quantised
 
@@ -40,7 +41,7 @@ def sign(target: Path) -> None:
         generator="l4export test",
         target="compressed-tensors",
         model=opened.config,
-        options={"weights": {}},
+        options={"weights": {"policy": Policy((Rule(("*.feed_forward.*",), "int8"),)).to_dict()}},
         source={},
         files={file.name: file_record(file) for file in sorted(target.iterdir()) if file.is_file()},
         vision=opened.vision_config() if opened.has_vision() else None,

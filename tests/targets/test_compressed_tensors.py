@@ -393,6 +393,7 @@ def test_a_float16_model_has_float16_scales(workshop: Workshop, tmp_path: Path) 
     assert {entry.dtype for name, entry in file.entries.items() if name.endswith("_scale")} == {"F16"}
 
 
+@pytest.mark.slow
 def test_a_policy_is_chosen_by_measured_damage(scout: Path, tmp_path: Path) -> None:
     build(scout, tmp_path / "out", BuildOptions(target=TARGET, bits_per_weight=10.0))
     weights = json.loads(out_manifest(tmp_path / "out").read_text())["options"]["weights"]

@@ -22,14 +22,17 @@ __all__ = ["INDEX", "lay_out_shards"]
 INDEX = "model.safetensors.index.json"
 
 _SHARD_BYTES = 5 * 10**9
-"""A file is closed before it grows beyond this; a larger region has a file of its own."""
+"""A file is closed before it grows beyond this; a larger weight, such as 128 experts in FP8, has one of its own."""
 
 
 def lay_out_shards(
-    regions: Sequence[Region],
+    weights: Sequence[Sequence[Region]],
 ) -> tuple[tuple[DataFile, ...], dict[str, bytes], dict[str, dict[str, Any]]]:
-    """The files, the header of each by its name, and the index by its name; a single file has no index."""
-    cut = list(_cut(regions))
+    """The files, the header of each by its name, and the index by its name; a single file has no index.
+
+    What a weight consists of stays together.
+    """
+    cut = list(_cut(weights))
     files, headers, places = [], dict[str, bytes](), dict[str, str]()
     for number, held in enumerate(cut, start=1):
         name = "model.safetensors" if len(cut) == 1 else f"model-{number:05d}-of-{len(cut):05d}.safetensors"
@@ -39,21 +42,23 @@ def lay_out_shards(
         )
         files.append(_placed(name, ordered, len(headers[name])))
         places |= {tensor: name for region in held for tensor in region.names}
-    total = sum(region.recipe.nbytes for region in regions)
+    total = sum(_nbytes(regions) for regions in weights)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     return tuple(files), headers, {INDEX: index} if len(cut) > 1 else {}
 
 
-def _cut(regions: Sequence[Region]) -> Iterator[list[Region]]:
+def _cut(weights: Sequence[Sequence[Region]]) -> Iterator[list[Region]]:
     held: list[Region] = []
-    size = 0
-    for region in regions:
-        if held and size + region.recipe.nbytes > _SHARD_BYTES:
+    for regions in weights:
+        if held and _nbytes([*held, *regions]) > _SHARD_BYTES:
             yield held
-            held, size = [], 0
-        held.append(region)
-        size += region.recipe.nbytes
+            held = []
+        held += regions
     yield held
+
+
+def _nbytes(regions: Sequence[Region]) -> int:
+    return sum(region.recipe.nbytes for region in regions)
 
 
 def _placed(name: str, regions: Sequence[Region], start: int) -> DataFile:

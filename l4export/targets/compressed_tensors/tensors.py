@@ -58,15 +58,15 @@ class Region:
     shape: tuple[int, ...]
 
 
-def regions_of(request: CheckpointRequest, schemes: Mapping[str, Scheme]) -> list[Region]:
-    """Every tensor of the checkpoint, in the order in which a token meets them, the vision tower's first."""
-    found: list[Region] = []
+def regions_of(request: CheckpointRequest, schemes: Mapping[str, Scheme]) -> list[list[Region]]:
+    """Every tensor of the checkpoint, weight by weight in the order in which a token meets them, the tower's first."""
+    found: list[list[Region]] = []
     if request.vision is not None:
         for name, shape in vision_tensors(request.vision, request.config.hidden_size).items():
             source = request.tower_weight(name, shape)
-            found.append(_floats((name,), shape, source, _float_dtype(source, request)))
+            found.append([_floats((name,), shape, source, _float_dtype(source, request))])
     for name, shape in tensors(request.config).items():
-        found += _of_weight(name, shape, schemes.get(name), request)
+        found.append(_of_weight(name, shape, schemes.get(name), request))
     return found
 
 
