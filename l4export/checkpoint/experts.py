@@ -21,12 +21,12 @@ import numpy as np
 
 from l4export.checkpoint.stored_weight import ComputedWeight, Find, StoredWeight
 
-__all__ = ["ExpertOfStack", "JoinedExperts", "LinearOfExpert", "expert_linears", "join_experts"]
+__all__ = ["EXPERT_LINEARS", "ExpertOfStack", "JoinedExperts", "LinearOfExpert", "expert_linears", "join_experts"]
 
 _PANEL = 16
 
-_LINEARS = {"gate_up_proj": (("gate_proj", "up_proj"), ("gate_up_proj",)), "down_proj": (("down_proj",),)}
-"""A tensor of the inventory -> the linear layers that are side by side in it, in each way of cutting it."""
+EXPERT_LINEARS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""A tensor of the inventory -> the linear layers that are side by side in it."""
 
 
 def join_experts(name: str, shape: tuple[int, ...], find: Find) -> StoredWeight | None:
@@ -36,9 +36,9 @@ def join_experts(name: str, shape: tuple[int, ...], find: Find) -> StoredWeight 
         InputError: a linear layer of another shape.
     """
     module, _, tensor = name.rpartition(".")
-    if not module.endswith(".experts"):
+    if not module.endswith(".experts") or tensor not in EXPERT_LINEARS:
         return None
-    for names in _LINEARS.get(tensor, ()):
+    for names in (EXPERT_LINEARS[tensor], (tensor,)):
         linear = (shape[0], shape[2] // len(names), shape[1])
         found = [matrices for each in names if (matrices := _matrices(module, each, linear, find))]
         if len(found) == len(names):

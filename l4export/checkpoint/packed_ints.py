@@ -11,7 +11,7 @@ import numpy as np
 
 from l4export.checkpoint.source_tensor import SourceTensor
 
-__all__ = ["PACKED_BITS", "PackedInts", "unpack", "words"]
+__all__ = ["PACKED_BITS", "PackedInts", "pack", "unpack", "words"]
 
 PACKED_BITS = (4, 8)
 """The numbers of bits that are read."""
@@ -31,6 +31,14 @@ def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
         np.right_shift(octets, 4, out=both[..., 1])
         octets = both.reshape(*octets.shape[:-1], -1)
     return (octets - np.uint8(1 << (bits - 1))).view(np.int8)  # wraps to the signed code
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """int8 [..., n] -> int32 [..., n * bits / 32], the opposite of `unpack`; n must fill whole words."""
+    octets = codes.view(np.uint8) + np.uint8(1 << (bits - 1))  # wraps to the unsigned code
+    if bits == 4:
+        octets = octets[..., ::2] | octets[..., 1::2] << np.uint8(4)
+    return np.ascontiguousarray(octets).view("<i4")
 
 
 class PackedInts:

@@ -228,3 +228,16 @@ def test_other_dtypes_parse_and_are_refused_by_name(tmp_path: Path) -> None:
     file = TensorFile(path)
     with pytest.raises(InputError, match="F8_E5M2"):
         file.array(file.entries["a"])
+
+
+def test_holes_read_as_zeros(tmp_path: Path) -> None:
+    """In the middle and at the end, which the file must be long enough for."""
+    path, entries = tmp_path / "f.safetensors", [(name, "F32", (2**18,)) for name in "abcd"]
+    write_safetensors(path, entries, lambda name: [np.ones(2**18, np.float32)] if name in "ac" else None)
+    assert [bool(values.any()) for _, values in sorted(safetensors.numpy.load_file(path).items())] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert path.stat().st_blocks * 512 < 2.1 * 2**20 < 4 * 2**20 < path.stat().st_size
