@@ -135,12 +135,18 @@ class _Matcher:
         raise self._misfit(parts["lora_A"], sizes, f"{experts}.down_proj", self._model[f"{experts}.down_proj"][1:])
 
     def _is_transposed(self) -> bool:
-        """Which way round this version of PEFT had the experts, as parameters that are not square show."""
+        """Which way round PEFT had the experts, as parameters that are not square show, or its release.
+
+        Those before 0.19 had all experts so. Later ones ask the model's class, and of which transformers that was is
+        not told.
+        """
         for module, (_, parts) in self._tensors.modules.items():
             for tensor in EXPERT_LINEARS:
                 _, *matrix = self._model.get(f"{module.removesuffix('.base_layer')}.{tensor}", ()) or (0,)
                 if len(set(matrix)) == 2 and _sizes(parts) in (tuple(matrix), tuple(matrix[::-1])):
                     return _sizes(parts) != tuple(matrix)
+        if self._config.release and self._config.release < (0, 19):
+            return True
         raise InputError(
             f"{self._tensors.path}: experts are square matrices, and which way round the adapter has them cannot be "
             "told; merge it with the version of peft that wrote it"
