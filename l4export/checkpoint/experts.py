@@ -19,11 +19,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from l4export.checkpoint.stored_weight import ComputedWeight, Find, StoredWeight
+from l4export.checkpoint.stored_weight import ComputedWeight, Find, StoredWeight, TurnedMatrix
+from l4export.checkpoint.transpose import transpose
 
 __all__ = ["EXPERT_LINEARS", "ExpertOfStack", "JoinedExperts", "LinearOfExpert", "expert_linears", "join_experts"]
-
-_PANEL = 16
 
 EXPERT_LINEARS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """A tensor of the inventory -> the linear layers that are side by side in it."""
@@ -108,7 +107,6 @@ class JoinedExperts(ComputedWeight):
         """Each matrix's share, transposed."""
         experts, rows, columns = region
         out = np.empty([cut.stop - cut.start for cut in region], self.dtype)
-        bits = out.view(f"u{self.dtype.itemsize}")  # copies between strided bfloat16 arrays are slow
         start = 0
         for matrices in self.linears:
             width = matrices[0].shape[0]
@@ -116,14 +114,11 @@ class JoinedExperts(ComputedWeight):
             if low < high:
                 mine = slice(low - columns.start, high - columns.start)
                 for expert in range(experts.start, experts.stop):
-                    values = matrices[expert].read((slice(low - start, high - start), rows))
-                    same = values.astype(self.dtype, copy=False).view(bits.dtype)
-                    _transpose(same, bits[expert - experts.start, :, mine])
+                    matrix, into = matrices[expert], out[expert - experts.start, :, mine]
+                    if isinstance(matrix, TurnedMatrix) and self.dtype == np.float32:
+                        matrix.read_turned(slice(low - start, high - start), rows, into)
+                        continue
+                    values = matrix.read((slice(low - start, high - start), rows))
+                    transpose(values.astype(self.dtype, copy=False), into)
             start += width
         return out
-
-
-def _transpose(matrix: np.ndarray, out: np.ndarray) -> None:
-    """`out[...] = matrix.T`, a few columns at a time: the caches hold those, which is several times as fast."""
-    for start in range(0, len(matrix), _PANEL):
-        out[:, start : start + _PANEL] = matrix[start : start + _PANEL].T

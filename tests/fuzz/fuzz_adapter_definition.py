@@ -16,6 +16,8 @@ __all__ = ["check_merged"]
 
 _ROUNDING = 2.0**-18
 """Of the sizes of everything that is added, summed: float32 rounds to 2**-24, and at most a dozen terms are there."""
+_LEAST = 2.0**-149
+"""The smallest number of float32, and so the error of a smaller one."""
 
 
 def check_merged(base: Path, adapters: Sequence[Path], layers: tuple[int, int], by_definition: bool) -> None:
@@ -57,7 +59,7 @@ class _Definition:
             return self.array(f"base_model.model.{name}"), np.zeros(base.shape)
         if f"{module}.lora_embedding_A" in self.pieces:
             a, b = self.array(f"{module}.lora_embedding_A"), self.array(f"{module}.lora_embedding_B")
-            return _sum(base, [(1.5, a.T, b.T)])
+            return _sum(base, 1.5, a.T, b.T)
         if f"{module}.lora_A.weight" in self.pieces:
             merged = self.linear(base, module)
             return self.with_magnitudes(*merged, module) if self.config.get("use_dora") else merged
@@ -72,7 +74,7 @@ class _Definition:
         place = module if tensor == "down_proj" else f"{module}.base_layer"
         if f"{place}.lora_A.weight" in self.pieces:
             a, b = self.array(f"{place}.lora_A.weight"), self.array(f"{place}.lora_B.weight")
-            return _sum(matrix, [(1.5, b[:, expert::4], a[2 * expert : 2 * expert + 2])])
+            return _sum(matrix, 1.5, b[:, expert::4], a[2 * expert : 2 * expert + 2])
         linears = ["down_proj"] if tensor == "down_proj" else ["gate_proj", "up_proj"]
         halves = []
         for linear, half in zip(linears, np.split(matrix, len(linears), axis=1), strict=True):
@@ -87,7 +89,7 @@ class _Definition:
         last = module.rpartition(".")[2]
         alpha = self.config.get("alpha_pattern", {}).get(last, self.config["lora_alpha"])
         scale = alpha / (math.sqrt(len(a)) if self.config.get("use_rslora") else len(a))
-        return _sum(base, [(scale, b, a)])
+        return _sum(base, scale, b, a)
 
     def with_magnitudes(self, merged: np.ndarray, error: np.ndarray, module: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows that have magnitudes of their own. An error of a row's norm is one of all of the row."""
@@ -104,10 +106,8 @@ class _Definition:
         return np.frombuffer(data, np.float32).reshape(entry["shape"]).astype(np.float64)
 
 
-def _sum(base: np.ndarray, changes: list[tuple[float, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """base + s B A of each change, and `_ROUNDING` of the sizes of all that is added."""
-    meant, size = base.copy(), np.abs(base)
-    for scale, b, a in changes:
-        meant += scale * b @ a
-        size += abs(scale) * np.abs(b) @ np.abs(a)
-    return meant, _ROUNDING * size
+def _sum(base: np.ndarray, scale: float, b: np.ndarray, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """base + s B A, and `_ROUNDING` of the sizes of all that is added; s B, or s A^T, may be rounded to `_LEAST`."""
+    size = np.abs(base) + abs(scale) * np.abs(b) @ np.abs(a)
+    least = _LEAST * (np.abs(b).sum(axis=1, keepdims=True) + np.abs(a).sum(axis=0))
+    return base + scale * b @ a, _ROUNDING * size + least
