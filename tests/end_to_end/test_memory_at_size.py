@@ -74,18 +74,19 @@ def test_four_layers_of_full_size_take_no_more_than_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("variant", "form", "quant"),
-    [("maverick", "fp8", "int4"), ("maverick", "fp8", "none"), ("scout", "w4a16", "int4"), ("scout", "w4a16", "none")],
+    [("maverick", "fp8", "int4"), ("scout", "w4a16", "int4"), ("scout", "w4a16", "none"), ("scout", "fp8", "none")],
 )
 def test_a_quantised_release_takes_no_more_than_floats(tmp_path: Path, variant: str, form: str, quant: str) -> None:
-    """Within a tenth, of two layers of full size. Scales are written, and codes are holes in the file."""
-    build = ("build", "-o", tmp_path / "e", "--force", "--quant", quant, "--layers", "0:2")
-    target = ("--target", "onnx", "--dtype", "fp16") if (variant, quant) == ("maverick", "none") else ()  # 38 GB
+    """Within a tenth, of two layers of full size. Scales are written, and codes are holes in the file.
+
+    Two layers of Maverick in floats would be 76 GB.
+    """
     peaks = {}
     for each in ("float", form):
         path = tmp_path / each
         run("sample", path, "--variant", variant, "--size", "full", "--format", each)
-        assert run("inspect", path) < 0.5 * GB and run("plan", path) < 0.5 * GB
-        peaks[each] = run(*build, path, *target)
+        assert run("inspect", path) < 0.2 * GB and run("plan", path) < 0.3 * GB
+        peaks[each] = run("build", path, "-o", tmp_path / "e", "--force", "--quant", quant, "--layers", "0:2")
     assert peaks[form] < 1.1 * peaks["float"], peaks
 
 
