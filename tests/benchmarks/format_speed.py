@@ -114,7 +114,8 @@ def once(root: Path, build: Build, quant: str) -> Usage:
     """One build."""
     checkpoint, options = build
     command = [sys.executable, "-m", "l4export", "build", checkpoint, "-o", root / "e", "--quant", quant]
-    usage = measure([*command, "--max-context", 1024, *options], root / "usage")
+    silently = ["sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh"]
+    usage = measure([*silently, *command, "--max-context", 1024, *options], root / "usage")
     shutil.rmtree(root / "e")
     if usage.exit_code:
         raise SystemExit(f"{checkpoint}: the build failed")
