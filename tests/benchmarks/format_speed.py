@@ -103,7 +103,6 @@ def write_all(root: Path, experts: int) -> dict[str, Build]:
         "experts one by one": (with_linear_experts(plain, root / "linear", stacked=False), []),
         "experts stacked": (with_linear_experts(plain, root / "stacked", stacked=True), []),
         "Meta .pth": (write_meta_folder(plain, root / "meta-1", 1), []),
-        "Meta .pth, 8 shards": (write_meta_folder(plain, root / "meta-8", 8), []),
         "float with adapter": (plain, ["--adapter", adapter(root / "adapter", raw)]),
         "fp8": (sample(root / "fp8", raw, "fp8"), []),
         "w4a16": (sample(root / "w4a16", raw, "w4a16"), []),
