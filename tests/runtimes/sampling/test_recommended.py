@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzz_json import dumps, mutate_json
 from transformers import GenerationConfig
 
 from l4export.errors import InputError
@@ -77,3 +80,24 @@ def test_a_broken_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(InputError, match=r"generation_config\.json: "):
         recommended_sampling(tmp_path)
+
+
+def test_files_that_are_almost_right(tmp_path: Path) -> None:
+    """Each gives settings within their ranges, or a refusal of one line that begins with the file."""
+    valid = {"do_sample": True, "temperature": 0.6, "top_k": 40, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1}
+    valid |= {"num_beams": 1, "eos_token_id": [1, 2], "suppress_tokens": None}
+    path, rng = tmp_path / "generation_config.json", random.Random(0)
+    outcomes = set()
+    for _ in range(1500):
+        changed, what = mutate_json(valid, rng, [0.5, 50, "0.5"])
+        path.write_text(dumps(changed), encoding="utf-8", errors="surrogatepass")
+        try:
+            found = recommended_sampling(tmp_path)
+        except InputError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error), what
+            outcomes.add("refused")
+        else:
+            assert 0 <= found.temperature < math.inf and 0 < found.top_p <= 1 and 0 <= found.min_p <= 1, what
+            assert found.top_k >= 0 and found.repetition_penalty > 0, what
+            outcomes.add("taken")
+    assert outcomes == {"refused", "taken"}
