@@ -66,7 +66,8 @@ class Sampler:
         tokens = largest(scores, settings.top_k)
         mass = weights(scores[tokens], settings.temperature)
         kept = nucleus(mass, settings.top_p)
-        kept = kept[at_least(mass[kept], settings.min_p)]
+        if settings.min_p:
+            kept = kept[at_least(mass[kept], settings.min_p)]
         cumulative = np.cumsum(mass[kept])
         number = uniform(int(settings.seed or 0), self._stream, draw)
         at = np.searchsorted(cumulative, number * cumulative[-1], side="right")

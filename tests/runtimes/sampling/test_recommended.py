@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz_json import dumps, mutate_json
 from transformers import GenerationConfig
 
+from fuzz_json import dumps, mutate_json
 from l4export.errors import InputError
 from l4export.runtimes.sampling.recommended import recommended_sampling
 from l4export.runtimes.sampling.settings import Sampling
