@@ -263,6 +263,7 @@ class Engine(Closing, ABC):
         if logprobs is not None:
             logprobs = a_whole_number(logprobs, "logprobs", 0, self.config.vocab_size)
         limit, longest = self.manifest.max_context, max(map(len, prompts), default=0)
+        is_own = session is None
         if session is None:
             room = min(limit, longest + limits.max_new_tokens) if longest <= limit else None
             session = self.session(len(prompts), room)
@@ -272,7 +273,7 @@ class Engine(Closing, ABC):
             codec = self._codec()
             for row in rows:
                 row.speak(codec, stop_strings)
-        return Continuation(session, new, rows, limits)
+        return Continuation(session, is_own, new, rows, limits)
 
     def _limits(self, max_new_tokens: int, stop_token_ids: Iterable[int] | None) -> Limits:
         count = a_whole_number(max_new_tokens, "max_new_tokens", 1)

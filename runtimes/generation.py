@@ -34,12 +34,16 @@ class Continuation:
     """Prompts that are continued in a session, and what has been said.
 
     The session holds the prompts and every token that was chosen but the last of each row, which is fed when the next
-    one is asked for. A step that fails leaves everything as it was, so it can be asked for again.
+    one is asked for. A step that fails leaves everything as it was, so it can be asked for again. A session that is
+    the continuation's own is closed at the end, however long the answer is kept.
     """
 
-    def __init__(self, session: Session, prompts: NewTokens, rows: Sequence[GeneratedRow], limits: Limits) -> None:
+    def __init__(
+        self, session: Session, is_own: bool, prompts: NewTokens, rows: Sequence[GeneratedRow], limits: Limits
+    ) -> None:
         self.rows = rows
         self._session = session
+        self._is_own = is_own
         self._prompts = prompts
         self._limits = limits
         self._state = session.state
@@ -65,6 +69,8 @@ class Continuation:
             if pick is not None:
                 self._take(index, *pick)
         self._logits = None
+        if self._is_own and not any(row.runs for row in self.rows):
+            self._session.close()
         return [None if pick is None else pick[0] for pick in picks]
 
     def _feed(self) -> NDArray[np.float32]:

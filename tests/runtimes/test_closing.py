@@ -65,6 +65,19 @@ def test_a_closed_session_frees_its_cache(workshop: Workshop) -> None:
     assert cache() is None
 
 
+def test_a_finished_generation_frees_its_own_session_and_no_other(workshop: Workshop) -> None:
+    engine = workshop.engine("scout", "static")
+    generation = engine.generate([1, 2], 3, None, ())
+    next(generation)
+    cache = weakref.ref(generation._continuation._session._cache)
+    list(generation)
+    gc.collect()
+    assert cache() is None and len(generation.row.tokens) == 3 and list(generation) == []
+    session = engine.session()
+    list(engine.generate([1, 2], 3, None, (), session=session))
+    assert session.append([1]).shape == (1, 1, 256)
+
+
 def test_a_generation_on_a_closed_session(workshop: Workshop) -> None:
     engine = workshop.engine("scout", "static")
     with engine.session() as session:
