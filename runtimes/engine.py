@@ -268,7 +268,8 @@ class Engine(Closing, ABC):
             room = min(limit, longest + limits.max_new_tokens) if longest <= limit else None
             session = self.session(len(prompts), room)
         new = session.checked(list(prompts), images)
-        rows = [GeneratedRow(ids, sampler, logprobs) for ids, sampler in zip(new.rows, each, strict=True)]
+        parts = zip(session.state.ids, new.rows, each, strict=True)
+        rows = [GeneratedRow(history, ids, sampler, logprobs) for history, ids, sampler in parts]
         if stop_strings:
             codec = self._codec()
             for row in rows:

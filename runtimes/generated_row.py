@@ -9,6 +9,7 @@ from l4export.runtimes.sampling.logprobs import TokenLogprobs, token_logprobs
 from l4export.runtimes.sampling.sampler import Sampler
 from l4export.runtimes.text.codec import TextCodec
 from l4export.runtimes.text.stop_strings import SpokenText
+from l4export.runtimes.token_history import TokenHistory
 
 __all__ = ["GeneratedRow"]
 
@@ -24,12 +25,14 @@ class GeneratedRow:
             session or engine are full. None while it goes on, and for a row that was given no prompt.
     """
 
-    def __init__(self, prompt: NDArray[np.int64], sampler: Sampler, logprobs: int | None) -> None:
+    def __init__(
+        self, history: TokenHistory, prompt: NDArray[np.int64], sampler: Sampler, logprobs: int | None
+    ) -> None:
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
         self.spoken: SpokenText | None = None
         self.finish_reason: str | None = None
-        self._ids = prompt
+        self._ids = history.copy().extended(prompt)
         self._runs = len(prompt) > 0
         self._sampler = sampler
         self._logprobs = logprobs
@@ -46,13 +49,13 @@ class GeneratedRow:
 
     def pick(self, logits: NDArray[np.float32]) -> tuple[int, TokenLogprobs | None]:
         """Choose a token for logits [vocab], with its log probability if that is asked for; nothing changes yet."""
-        token = self._sampler(logits, len(self.tokens), self._ids)
+        token = self._sampler(logits, len(self.tokens), self._ids.ids)
         return token, None if self._logprobs is None else token_logprobs(logits, token, self._logprobs)
 
     def take(self, token: int, logprobs: TokenLogprobs | None, ends: str | None) -> None:
         """Add a chosen token; `ends` says why it is the last one, unless a stop string says so first."""
         self.tokens.append(token)
-        self._ids = np.append(self._ids, token)
+        self._ids = self._ids.extended([token])
         if logprobs is not None:
             self.logprobs.append(logprobs)
         if self.spoken is not None:

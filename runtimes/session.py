@@ -96,6 +96,11 @@ class Session(OneCaller, Closing):
         return self._state.ends
 
     @property
+    def token_ids(self) -> tuple[NDArray[np.int64], ...]:
+        """Of each row, the ids of its tokens, int64 [n]; read only."""
+        return tuple(history.ids for history in self._state.ids)
+
+    @property
     def state(self) -> SessionState:
         """Everything but the keys and values; it never changes, the session gets another one."""
         return self._state
@@ -164,7 +169,8 @@ class Session(OneCaller, Closing):
         try:
             logits = feeding.logits(rows, last_only)
             images = tuple(had + has for had, has in zip(before.images, new.placed, strict=True))
-            self._set_state(replace(before, lengths=feeding.lengths, held=chunks.held, images=images))
+            ids = tuple(had.extended(row) for had, row in zip(before.ids, rows, strict=True))
+            self._set_state(replace(before, lengths=feeding.lengths, held=chunks.held, images=images, ids=ids))
         except BaseException as error:
             held = chunks.held.copy()  # of rows whose chunk was over, that chunk is written over
             held[losing] = before.held[losing]

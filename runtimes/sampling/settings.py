@@ -18,8 +18,8 @@ __all__ = ["LogitsProcessor", "Sampling", "sampling_of_rows"]
 LogitsProcessor = Callable[[NDArray[np.int64], NDArray[np.float32]], NDArray[Any]]
 """Changes the scores of one row: `processor(token_ids, scores)` returns them, float32 [vocab]; -inf forbids a token.
 
-`token_ids`, int64 [n] and read only, are those of this generation, its prompt and what it has said. `scores` is the
-processor's own and may be changed in place.
+`token_ids`, int64 [n] and read only, are those of the row: what its session held, the prompt, and what has been said.
+`scores` is the processor's own and may be changed in place.
 """
 
 

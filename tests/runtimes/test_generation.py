@@ -189,6 +189,24 @@ class TestOnASession:
             engine.generate(said, 9, sampling, ())
         )
 
+    def test_penalty_and_processors_see_all_of_a_row(self, workshop: Workshop, layout: str) -> None:
+        """What the session held too, also after going back, and in a copy."""
+        engine, seen = workshop.engine("scout", layout), []
+
+        def looks(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+            seen.append(ids.tolist())
+            return scores
+
+        sampling = Sampling(repetition_penalty=1.5, logits_processor=[looks])
+        expected = list(engine.generate(PROMPTS[1], 6, sampling, ()))
+        session = engine.session()
+        session.append([*PROMPTS[1][:20], 250, 251])
+        session.rewind(2)
+        session = session.fork()
+        seen.clear()
+        assert list(engine.generate(PROMPTS[1][20:], 6, sampling, (), session=session)) == expected
+        assert seen == [[*PROMPTS[1], *expected[:count]] for count in range(6)]
+
     def test_rows_without_a_prompt_take_no_part(self, workshop: Workshop, layout: str) -> None:
         engine = workshop.engine("scout", layout)
         session = engine.session(batch=3)
