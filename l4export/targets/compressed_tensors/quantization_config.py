@@ -26,19 +26,22 @@ _TOWER = ("re:.*vision_model.*", "re:.*multi_modal_projector.*")
 
 
 def with_quantization_config(
-    raw: Mapping[str, Any], config: ModelConfig, schemes: Mapping[str, Scheme], has_tower: bool
+    raw: Mapping[str, Any], config: ModelConfig, schemes: Mapping[str, Scheme], has_tower: bool, dtype: str
 ) -> dict[str, Any]:
-    """The fields of a config.json, with what it says of quantisation replaced.
+    """The fields of a config.json, with what it says of quantisation replaced, and with a dtype if it had none.
 
     Args:
         raw: The fields as they were.
         config: The same as a configuration of the text model.
         schemes: The scheme of each weight that is quantised.
         has_tower: Whether there is a vision tower, which is left alone.
+        dtype: The model's, for loaders that would take float32 where nothing is said.
     """
     kept = {name: value for name, value in raw.items() if name != "quantization_config"}
     if isinstance(text := kept.get("text_config"), Mapping):
         kept["text_config"] = {name: value for name, value in text.items() if name != "quantization_config"}
+    if not kept.keys() & {"dtype", "torch_dtype"}:
+        kept["torch_dtype"] = dtype  # the name that old versions of transformers know, and new ones too
     return {**kept, "quantization_config": _quantization_config(config, schemes, has_tower)}
 
 

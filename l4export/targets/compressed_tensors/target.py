@@ -21,7 +21,9 @@ def _lay_out(request: CheckpointRequest) -> CheckpointFiles:
 
     schemes = choose_schemes(request.config, request.policy, request.dtype, _BLOCK_SIZES)
     shards, headers, index = lay_out_shards(regions_of(request, schemes))
-    config = with_quantization_config(request.raw_config, request.config, schemes, request.vision is not None)
+    config = with_quantization_config(
+        request.raw_config, request.config, schemes, request.vision is not None, request.dtype
+    )
     texts = {"config.json": config, **index}
     return CheckpointFiles(shards, headers, {name: json.dumps(raw, indent=2) + "\n" for name, raw in texts.items()})
 
