@@ -25,6 +25,7 @@ _SUBJECTS = {
     "image": "fuzz_image.ImageSubject",
     "pth": "fuzz_pth.PthSubject",
     "partial": "fuzz_partial.PartialSubject",
+    "written": "fuzz_written.WrittenSubject",
     "calibration": "fuzz_partial.CalibrationSubject",
 }
 _SHOWN = 8

@@ -11,7 +11,8 @@ import pytest
 
 from fuzz_json import Pairs, Raw, dumps, mutate_json, nested
 
-CASES = {"checkpoint": 60, "engine": 100, "session": 200, "tokenizer": 80, "image": 200, "pth": 80, "partial": 40}
+CASES = {"checkpoint": 60, "engine": 100, "session": 200, "tokenizer": 80, "image": 200, "pth": 80, "partial": 40,
+         "written": 40}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*CASES, pytest.param("calibration", marks=pytest.mark.slow)])
