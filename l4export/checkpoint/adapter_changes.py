@@ -19,7 +19,7 @@ from functools import partial
 
 from l4export.checkpoint.adapter_config import AdapterConfig
 from l4export.checkpoint.adapter_tensors import OTHER_MODEL, WEIGHTS, AdapterTensors, Parts
-from l4export.checkpoint.experts import JoinedExperts, expert_linears
+from l4export.checkpoint.experts import EXPERT_LINEARS, JoinedExperts, expert_linears
 from l4export.checkpoint.low_rank import DoraWeight, LoraWeight, LowRank, ReplacedWeight
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import StoredWeight
@@ -28,8 +28,6 @@ from l4export.errors import InputError
 __all__ = ["Change", "find_changes"]
 
 _EXPERT_LINEAR = re.compile(r"(.+\.experts)\.(0|[1-9][0-9]{0,3})\.(gate_proj|up_proj|down_proj)")
-_LINEARS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-"""A parameter of experts -> the linear layers that are side by side in it."""
 
 Shape = tuple[int, ...]
 
@@ -115,18 +113,18 @@ class _Matcher:
 
     def _expert_linear(self, match: re.Match[str], path: str, parts: Parts) -> tuple[str, Change]:
         """What a linear layer of one expert is changed by."""
-        tensor = next(tensor for tensor, linears in _LINEARS.items() if match[3] in linears)
+        tensor = next(tensor for tensor, linears in EXPERT_LINEARS.items() if match[3] in linears)
         name = f"{match[1]}.{tensor}"
         experts, height, width = self._model[name]
         if int(match[2]) >= experts:
             raise self._tensors.homeless(next(iter(parts.values())))
-        return name, self._matrix(name, (width // len(_LINEARS[tensor]), height), path, parts)
+        return name, self._matrix(name, (width // len(EXPERT_LINEARS[tensor]), height), path, parts)
 
     def _parameter(self, experts: str, path: str, parts: Parts) -> tuple[str, Change]:
         """What a layer's experts are changed by, all in one."""
         self._check_magnitude(parts, allowed=False)
         sizes = _sizes(parts)
-        for tensor in _LINEARS:
+        for tensor in EXPERT_LINEARS:
             name, trained = f"{experts}.{tensor}", f"{path}.{tensor}"
             count, *matrix = self._model[name]
             if sizes is None or sizes in (tuple(matrix), tuple(matrix[::-1])):
@@ -137,12 +135,18 @@ class _Matcher:
         raise self._misfit(parts["lora_A"], sizes, f"{experts}.down_proj", self._model[f"{experts}.down_proj"][1:])
 
     def _is_transposed(self) -> bool:
-        """Which way round this version of PEFT had the experts, as parameters that are not square show."""
+        """Which way round PEFT had the experts, as parameters that are not square show, or its release.
+
+        Those before 0.19 had all experts so. Later ones ask the model's class, and of which transformers that was is
+        not told.
+        """
         for module, (_, parts) in self._tensors.modules.items():
-            for tensor in _LINEARS:
+            for tensor in EXPERT_LINEARS:
                 _, *matrix = self._model.get(f"{module.removesuffix('.base_layer')}.{tensor}", ()) or (0,)
                 if len(set(matrix)) == 2 and _sizes(parts) in (tuple(matrix), tuple(matrix[::-1])):
                     return _sizes(parts) != tuple(matrix)
+        if self._config.release and self._config.release < (0, 19):
+            return True
         raise InputError(
             f"{self._tensors.path}: experts are square matrices, and which way round the adapter has them cannot be "
             "told; merge it with the version of peft that wrote it"
@@ -201,7 +205,7 @@ def _dora(stored: StoredWeight, change: LowRank, magnitude: SourceTensor) -> Sto
 
 def _changed_linears(name: str, changes: Mapping[tuple[str, int], Change]) -> Change:
     """The change of a weight [experts, in, out] by those of linear layers of its experts."""
-    linears = _LINEARS[name.rpartition(".")[2]]
+    linears = EXPERT_LINEARS[name.rpartition(".")[2]]
 
     def merged(stored: StoredWeight) -> StoredWeight:
         matrices = expert_linears(stored, linears)

@@ -20,11 +20,12 @@ __all__ = ["AdapterConfig", "parse_adapter_config"]
 _READ = {
     *("peft_type", "bias", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
     *("target_modules", "target_parameters", "modules_to_save", "init_lora_weights", "base_model_name_or_path"),
+    "peft_version",
 }
 _ABOUT_TRAINING = {
     *("auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode"),
     *("layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core"),
-    *("peft_version", "qalora_group_size", "revision", "runtime_config", "task_type"),
+    *("qalora_group_size", "revision", "runtime_config", "task_type"),
 }
 """Fields that change nothing once an adapter is trained."""
 
@@ -32,6 +33,7 @@ _UNCHANGED_BASE = (True, False, "gaussian", "eva", "orthogonal")
 """Ways to begin a training that leave the base model's weights as they are. Others change them too, so the base that
 the adapter belongs to is not the checkpoint."""
 
+_RELEASE = re.compile(r"(\d{1,4})\.(\d{1,4})\.\d{1,4}")
 _PATTERN = re.compile(r"\^?(?:[\w.]|\\\.)+")
 _MAX_RANK = 2**16
 _MAX_PATTERNS = 10_000
@@ -52,6 +54,7 @@ class AdapterConfig:
         targets: Names that modules or parameters end with, each of which must be there.
         saved: Names of modules that were saved as a whole, each of which must be there.
         base: The base model as PEFT knew it; None: it is not named.
+        release: The release of PEFT that it is of, such as (0, 18); None: no release is named.
     """
 
     where: str
@@ -64,6 +67,7 @@ class AdapterConfig:
     targets: tuple[str, ...]
     saved: tuple[str, ...]
     base: str | None
+    release: tuple[int, int] | None
 
     def rank_of(self, target: str) -> int:
         """r of a module or a parameter, by its name in the base model."""
@@ -111,6 +115,7 @@ def parse_adapter_config(raw: Mapping[str, Any], path: Path) -> AdapterConfig:
         targets=(*_names(fields, "target_modules"), *_names(fields, "target_parameters")),
         saved=tuple(_names(fields, "modules_to_save")),
         base=raw.get("base_model_name_or_path") or None,
+        release=(int(found[1]), int(found[2])) if (found := _RELEASE.fullmatch(str(raw.get("peft_version")))) else None,
     )
 
 

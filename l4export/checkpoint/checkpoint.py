@@ -14,7 +14,7 @@ from l4export.checkpoint.adapter import Adapter
 from l4export.checkpoint.hf_vision import vision_from_hf
 from l4export.checkpoint.quantization_config import Quantization, quantization_method
 from l4export.checkpoint.source_tensor import SourceTensor
-from l4export.checkpoint.stored_weight import StoredWeight
+from l4export.checkpoint.stored_weight import Find, StoredWeight
 from l4export.checkpoint.unreadable import (
     MAKE_TOKENIZER,
     extra_tensor,
@@ -83,15 +83,19 @@ class Checkpoint:
         Raises:
             InputError: a weight of another shape, or one that lacks a part.
         """
-        finder = self._finder()
+        find = self._find
         found: dict[str, tuple[dict[str, None], list[int]]] = {}
         for name, shape in tensors(self.config).items():
-            if weight := finder.find(self.prefix + name, shape):
+            if weight := find(self.prefix + name, shape):
                 formats, sizes = found.setdefault(kind_of(name), ({}, [0, 0]))
                 formats.update(dict.fromkeys(weight.formats))
                 sizes[0] += sum(stop - start for _, start, stop in (part.place for part in weight.parts))
                 sizes[1] += math.prod(shape)
         return {kind: (tuple(formats), 8 * size / count) for kind, (formats, (size, count)) in found.items()}
+
+    def is_quantized(self) -> bool:
+        """Whether some weights are stored as codes."""
+        return self.quantization is not None
 
     def is_vision_plain(self) -> bool:
         """The same for the vision tower."""
@@ -121,7 +125,7 @@ class Checkpoint:
 
     def _found(self, full: str, shape: tuple[int, ...]) -> StoredWeight:
         """What the checkpoint itself stores."""
-        if weight := self._finder().find(full, shape):
+        if weight := self._find(full, shape):
             return weight
         if file_name := self._index.get(full):
             raise InputError(
@@ -129,8 +133,10 @@ class Checkpoint:
             )
         raise InputError(f"{self.path}: tensor {full!r} {missing_tensor(full, self.tensors)}")
 
-    def _finder(self) -> WeightFinder:
-        return WeightFinder(self.tensors, self.quantization.schemes if self.quantization else ())
+    @property
+    def _find(self) -> Find:
+        """Finds the weights of the inventory."""
+        return WeightFinder(self.tensors, self.quantization.schemes if self.quantization else ()).find
 
     def check_all_known(self, used: Collection[str]) -> None:
         """Refuse tensors of the text model whose names (without prefix) are not among those `used`.

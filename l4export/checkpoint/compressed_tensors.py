@@ -17,7 +17,7 @@ be there too. They are for programs that round activations, and change no weight
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -28,13 +28,15 @@ from l4export.checkpoint.quantization_scheme import Expected, Scheme
 from l4export.checkpoint.scales import damaged, decode, multiply, read_scales
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import ComputedWeight
+from l4export.checkpoint.transpose import transposed
 from l4export.errors import InputError
 from l4export.weights.coded_data import CodeFormat
 
 __all__ = ["QuantizedLinear", "find_linear"]
 
 _FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
-_BATCH = 2**20  # elements that are computed at a time: what is made on the way stays small beside the result
+_CODES = 2**22  # codes that are read at a time, so that they stay small beside what is computed
+_BATCH = 2**18  # elements that are computed at a time: the caches hold them
 _OF_WEIGHT = ("weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape")
 _OF_ACTIVATIONS = ("input_scale", "input_zero_point", "input_scale_ub", "output_scale", "output_zero_point")
 
@@ -115,47 +117,59 @@ class QuantizedLinear(ComputedWeight):
         Raises:
             InputError: a sidecar's values cannot be right.
         """
-        self._check_shape()
         rows, columns = region
         out = np.empty((rows.stop - rows.start, columns.stop - columns.start), np.float32)
-        if not out.size:
-            return out
-        batch = max(1, _BATCH // out.shape[1])
-        for start in range(rows.start, rows.stop, batch):
-            piece = slice(start, min(start + batch, rows.stop))
-            self._fill(out[start - rows.start : piece.stop - rows.start], piece, columns)
+        if out.size:
+            self._check_shape()
+            groups = self._groups()
+            for some, part in _batches(out, _CODES):
+                self._fill(part, _within(rows, some), columns, groups, turned=False)
         return out
 
-    def _fill(self, out: np.ndarray, rows: slice, columns: slice) -> None:
+    def read_turned(self, rows: slice, columns: slice, out: np.ndarray) -> None:
+        """As `TurnedMatrix`; raises as `compute`."""
+        if out.size:
+            self._check_shape()
+            groups = self._groups()
+            for some, part in _batches(out, _CODES):
+                self._fill(part, rows, _within(columns, some), groups, turned=True)
+
+    def _fill(self, out: np.ndarray, rows: slice, columns: slice, groups: np.ndarray | None, turned: bool) -> None:
+        """Write a region to `out`, [rows, columns], or if it is `turned` [columns, rows]."""
         codes = self._codes.read((rows, columns))
         self._check_range(codes, self._tensors.get("weight"))
-        decode(codes, out)
-        # The blocks that the region touches, and where among them each row and each column is.
-        down, across = np.arange(rows.start, rows.stop) // self._span[0], self._groups[columns]
-        high = slice(int(down[0]), int(down[-1]) + 1)
-        wide = slice(int(across.min()), int(across.max()) + 1)
-        down, across = down - high.start, across - wide.start
-        blocks = () if self._scheme.strategy == "tensor" else (high, wide)
+        high, wide = self._span
+        down, of_rows = _blocks(rows, high)
+        across, of_columns = _blocks(columns, wide)
+        if groups is not None:
+            across = slice(int(groups[columns].min()), int(groups[columns].max()) + 1)
+            of_columns = groups[columns] - across.start
+        blocks = () if self._scheme.strategy == "tensor" else (down, across)
+        scale, zeros = self._tensors["weight_scale"], None
+        scales = _as_matrix(read_scales(scale, blocks))
         if self._zeros is not None:
             zeros = self._zeros.read(blocks)
             self._check_range(zeros, self._tensors["weight_zero_point"])
-            out -= _spread(zeros.astype(np.float32), down, across)
-        scale = self._tensors["weight_scale"]
-        scales = read_scales(scale, blocks)
-        multiply(out, _spread(scales, down, across), scale)
+            zeros = _as_matrix(zeros.astype(np.float32))
+        if turned:
+            codes, scales, of_rows, of_columns = transposed(codes), scales.T, of_columns, of_rows
+            zeros = None if zeros is None else zeros.T
+        for some, part in _batches(out, _BATCH):
+            decode(codes[some], part)
+            if zeros is not None:
+                np.subtract(part, _spread(zeros, of_rows[some], of_columns), out=part)
+            multiply(part, _spread(scales, of_rows[some], of_columns), scale)
 
-    @functools.cached_property
-    def _groups(self) -> np.ndarray:
-        """The block of every column."""
-        width, size = self.shape[1], self._span[1]
-        neighbours = np.arange(width) // size
+    def _groups(self) -> np.ndarray | None:
+        """The group of every column, where groups are not neighbours. It is not kept: there are thousands of layers."""
         if (index := self._tensors.get("weight_g_idx")) is None:
-            return neighbours
+            return None
         groups = index.read().astype(np.int64)
         if (groups == -1).all():  # as the library initialises it: nothing was reordered
-            return neighbours
+            return None
+        neighbours = np.arange(self.shape[1]) // self._span[1]
         if not np.array_equal(np.sort(groups), neighbours):
-            raise damaged(index, f"does not put {size} columns into each of {int(neighbours[-1]) + 1} groups")
+            raise damaged(index, f"does not put {self._span[1]} columns into each of {int(neighbours[-1]) + 1} groups")
         return groups
 
     @functools.cached_property
@@ -171,7 +185,7 @@ class QuantizedLinear(ComputedWeight):
         if self._zeros is not None:
             zero_points = Computed(f"{self.name} zero points", (rows, blocks), np.uint8, tensors, self._unsigned_zeros)
         return CodedWeight(
-            CodeFormat(scheme.bits, scheme.is_float, scheme.symmetric, self._span[1]),
+            CodeFormat(scheme.bits, scheme.is_float, scheme.symmetric, self._span[1], parts["weight_scale"].dtype),
             Computed(f"{self.name} codes", (rows, octets), code, tensors, self._unsigned_codes),
             Computed(f"{self.name} scales", (rows, blocks), np.float32, tensors, self._row_scales),
             zero_points,
@@ -241,8 +255,31 @@ class QuantizedLinear(ComputedWeight):
             raise damaged(tensor, f"has values outside of {-limit} to {limit - 1}, those of {self._scheme.bits} bits")
 
 
+def _blocks(cut: slice, size: int) -> tuple[slice, np.ndarray]:
+    """The blocks that a range touches, where neighbours share one, and which of them each index is in."""
+    blocks = slice(cut.start // size, (cut.stop - 1) // size + 1)
+    return blocks, np.arange(cut.start, cut.stop) // size - blocks.start
+
+
+def _as_matrix(values: np.ndarray) -> np.ndarray:
+    return values.reshape(1, 1) if values.size == 1 else values
+
+
 def _spread(values: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
-    """A value a block, or one alone, for every row `down` and column `across`; axes of one element are not repeated."""
-    values = values.reshape(1, 1) if values.size == 1 else values
+    """A value a block for every row `down` and column `across`; axes along which all have one are not repeated."""
     rows = values[down] if len(values) > 1 else values
-    return np.take(rows, across, axis=1) if rows.shape[1] > 1 else rows
+    if rows.shape[1] == 1 or np.array_equal(across, np.arange(rows.shape[1])):
+        return rows
+    return np.take(rows, across, axis=1)
+
+
+def _batches(out: np.ndarray, limit: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Pieces of an array along its first axis, of about `limit` elements, each with its place."""
+    step = max(1, limit // max(1, out.shape[1]))
+    for start in range(0, len(out), step):
+        yield (some := slice(start, min(start + step, len(out)))), out[some]
+
+
+def _within(cut: slice, some: slice) -> slice:
+    """Some of the indices of a range."""
+    return slice(cut.start + some.start, cut.start + some.stop)

@@ -20,14 +20,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from l4export.checkpoint.coded_weight import CodedWeight, stack_matrices
-from l4export.checkpoint.stored_weight import ComputedWeight, Find, StoredWeight
+from l4export.checkpoint.stored_weight import ComputedWeight, Find, StoredWeight, TurnedMatrix
+from l4export.checkpoint.transpose import transpose
 
-__all__ = ["ExpertOfStack", "JoinedExperts", "LinearOfExpert", "expert_linears", "join_experts"]
+__all__ = ["EXPERT_LINEARS", "ExpertOfStack", "JoinedExperts", "LinearOfExpert", "expert_linears", "join_experts"]
 
-_PANEL = 16
-
-_LINEARS = {"gate_up_proj": (("gate_proj", "up_proj"), ("gate_up_proj",)), "down_proj": (("down_proj",),)}
-"""A tensor of the inventory -> the linear layers that are side by side in it, in each way of cutting it."""
+EXPERT_LINEARS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""A tensor of the inventory -> the linear layers that are side by side in it."""
 
 
 def join_experts(name: str, shape: tuple[int, ...], find: Find) -> StoredWeight | None:
@@ -37,9 +36,9 @@ def join_experts(name: str, shape: tuple[int, ...], find: Find) -> StoredWeight 
         InputError: a linear layer of another shape.
     """
     module, _, tensor = name.rpartition(".")
-    if not module.endswith(".experts"):
+    if not module.endswith(".experts") or tensor not in EXPERT_LINEARS:
         return None
-    for names in _LINEARS.get(tensor, ()):
+    for names in (EXPERT_LINEARS[tensor], (tensor,)):
         linear = (shape[0], shape[2] // len(names), shape[1])
         found = [matrices for each in names if (matrices := _matrices(module, each, linear, find))]
         if len(found) == len(names):
@@ -116,7 +115,6 @@ class JoinedExperts(ComputedWeight):
         """Each matrix's share, transposed."""
         experts, rows, columns = region
         out = np.empty([cut.stop - cut.start for cut in region], self.dtype)
-        bits = out.view(f"u{self.dtype.itemsize}")  # copies between strided bfloat16 arrays are slow
         start = 0
         for matrices in self.linears:
             width = matrices[0].shape[0]
@@ -124,14 +122,11 @@ class JoinedExperts(ComputedWeight):
             if low < high:
                 mine = slice(low - columns.start, high - columns.start)
                 for expert in range(experts.start, experts.stop):
-                    values = matrices[expert].read((slice(low - start, high - start), rows))
-                    same = values.astype(self.dtype, copy=False).view(bits.dtype)
-                    _transpose(same, bits[expert - experts.start, :, mine])
+                    matrix, into = matrices[expert], out[expert - experts.start, :, mine]
+                    if isinstance(matrix, TurnedMatrix) and self.dtype == np.float32:
+                        matrix.read_turned(slice(low - start, high - start), rows, into)
+                        continue
+                    values = matrix.read((slice(low - start, high - start), rows))
+                    transpose(values.astype(self.dtype, copy=False), into)
             start += width
         return out
-
-
-def _transpose(matrix: np.ndarray, out: np.ndarray) -> None:
-    """`out[...] = matrix.T`, a few columns at a time: the caches hold those, which is several times as fast."""
-    for start in range(0, len(matrix), _PANEL):
-        out[:, start : start + _PANEL] = matrix[start : start + _PANEL].T

@@ -69,7 +69,7 @@ class FP8Experts(ComputedWeight):
         experts, k, n = self.shape
         parts = [self._codes, self._scales]
         return CodedWeight(
-            CodeFormat(bits=8, is_float=True, symmetric=True, columns=k),
+            CodeFormat(bits=8, is_float=True, symmetric=True, columns=k, scale_dtype=self._scales.dtype),
             Computed(f"{self.name} codes", (experts, n, k), self._codes.stored_dtype, parts, self._matrices),
             Computed(f"{self.name} scales", (experts, n, 1), np.float32, parts, self._row_scales),
         )

@@ -94,8 +94,9 @@ class LoraWeight(ComputedWeight):
         out = self._base.read(region)
         *outer, rows, columns = region
         experts = range(outer[0].start, outer[0].stop) if outer else range(1)
-        for expert, matrix in zip(experts, out.reshape(len(experts), *out.shape[-2:]), strict=True):
-            self._change.add_to(matrix, expert, rows, columns)
+        with np.errstate(over="ignore", invalid="ignore"):  # the reader refuses what is not finite
+            for expert, matrix in zip(experts, out.reshape(len(experts), *out.shape[-2:]), strict=True):
+                self._change.add_to(matrix, expert, rows, columns)
         return out
 
 
@@ -115,9 +116,7 @@ class DoraWeight(ComputedWeight):
             some = slice(start, min(start + _TILE, len(out)))
             whole = self._merged.read((slice(rows.start + some.start, rows.start + some.stop),))
             norms = np.linalg.norm(whole.astype(np.float64), axis=1)
-            with np.errstate(
-                divide="ignore", invalid="ignore"
-            ):  # a row of zeros: the reader refuses what is not finite
+            with np.errstate(all="ignore"):  # a row of zeros, too: the reader refuses what is not finite
                 out[some] = (magnitude[some] / norms).astype(np.float32)[:, None] * whole[:, columns]
         return out
 

@@ -18,7 +18,7 @@ from l4export.checkpoint.meta_shards import MetaShards, is_shard, open_shards
 from l4export.checkpoint.meta_weights import MetaWeights, is_unused
 from l4export.checkpoint.small_files import open_small
 from l4export.checkpoint.source_tensor import SourceTensor
-from l4export.checkpoint.stored_weight import StoredWeight
+from l4export.checkpoint.stored_weight import Find, StoredWeight
 from l4export.errors import InputError, StorageError
 from l4export.model.config import ModelConfig
 from l4export.model.vision_config import VisionConfig
@@ -41,6 +41,10 @@ class MetaCheckpoint(Checkpoint):
     def is_plain(self) -> bool:
         """No weight is as transformers saves it."""
         return False
+
+    def is_quantized(self) -> bool:
+        """Whether there are scales."""
+        return self.shards.scales_kind is not None
 
     def is_vision_plain(self) -> bool:
         """No weight is as transformers saves it."""
@@ -88,11 +92,16 @@ class MetaCheckpoint(Checkpoint):
                 f"{self.config.floor_scale:g} tokens on, the same model in Hugging Face layout has it on"
             )
         if kind := self.shards.scales_kind:
-            found.append(f"{self.path}: weights with {kind}_scales are dequantised; activations are not rounded")
+            found.append(f"{self.path}: weights have {kind}_scales; that activations are rounded is ignored")
         return found
 
+    @property
+    def _find(self) -> Find:
+        """In the shards."""
+        return MetaWeights(self.shards, self.config).find
+
     def _found(self, full: str, shape: tuple[int, ...]) -> StoredWeight:
-        if weight := MetaWeights(self.shards, self.config).find(full, shape):
+        if weight := self._find(full, shape):
             return weight
         raise InputError(f"{self.path}: nothing is stored for weight {full!r}; {PARAMS} and the shards do not match")
 

@@ -89,16 +89,11 @@ def _text(fields: Fields) -> dict[str, Any]:
         "no_rope_layer_interval": _integer(fields, "nope_layer_interval", 0, low=0),
         "use_qk_norm": fields.typed("use_qk_norm", fields.value("use_qk_norm", False), bool),
         "attn_temperature_tuning": bool(fields.value("attn_temperature_tuning", False)),
-        "floor_scale": _whole(fields.number("floor_scale", 8192.0)),  # transformers takes no 8192.0
+        "floor_scale": fields.number("floor_scale", 8192.0),
         "attn_scale": fields.number("attn_scale", 0.1),
         "rope_parameters": rope,
         "tie_word_embeddings": False,
     }
-
-
-def _whole(value: float) -> float:
-    """The same as an integer, if it is one."""
-    return int(value) if value.is_integer() else value
 
 
 def _number(fields: Fields, name: str, default: float) -> float:

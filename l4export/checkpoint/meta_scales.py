@@ -13,18 +13,28 @@ A byte has two codes of -8 to 7, the one of the even k in its low bits.
 
 from __future__ import annotations
 
+import abc
+import functools
+
 import numpy as np
 
+from l4export.checkpoint.coded_weight import CodedWeight, Computed, check_codes, check_products
 from l4export.checkpoint.meta_shards import MetaShards
 from l4export.checkpoint.scales import decode, multiply, read_scales
 from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import ComputedWeight, StoredWeight
 from l4export.checkpoint.weight_views import Transposed
 from l4export.errors import InputError
+from l4export.weights.coded_data import CodeFormat
 
 __all__ = ["scaled_weight"]
 
+Region = tuple[slice, ...]
+
 _GROUP = 128
+_UPPER = np.uint8(0x88)
+"""What makes two's complement codes unsigned ones that stand for 0 with 8: the highest bit of each is another."""
+
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -59,12 +69,14 @@ def scaled_weight(
             raise InputError(f"{tensor.file.path}: tensor {tensor.name!r} is FP8; only routed experts are")
         return _Fp8Experts(tensor, scale, experts)
     if experts is None:
-        return Transposed(_Int4Matrix(tensor, scale))
+        return _Int4Linear(tensor, scale)
     return _Int4Experts(tensor, scale, experts)
 
 
 class _Scaled(ComputedWeight):
-    """Codes and scales, multiplied in float32."""
+    """Codes and scales, multiplied in float32; `_codes_of` and `_scales_of` give the regions of `CodedData`."""
+
+    format: str
 
     def __init__(self, codes: SourceTensor, scale: SourceTensor, shape: tuple[int, ...], scales: tuple[int, ...]):
         if scale.shape != scales or scale.entry.dtype not in ("F32", "BF16", "F16"):
@@ -72,11 +84,39 @@ class _Scaled(ComputedWeight):
                 f"{scale.file.path}: scales {scale.name!r} are {scale.entry.dtype} {list(scale.shape)}, expected "
                 f"floats {list(scales)} for codes {list(codes.shape)}"
             )
-        super().__init__(codes.name, shape, _FLOAT32, (codes, scale))
+        super().__init__(codes.name, shape, _FLOAT32, (codes, scale), [self.format])
         self._codes, self._scale = codes, scale
+
+    @abc.abstractmethod
+    def _codes_of(self, region: Region) -> np.ndarray:
+        """Of matrices [.., N, K]."""
+
+    @abc.abstractmethod
+    def _scales_of(self, region: Region) -> np.ndarray:
+        """Of matrices [.., N, K]."""
+
+    def _coded(self, matrices: tuple[int, ...], bits: int, columns: int) -> CodedWeight:
+        """The codes of matrices [.., N, K], of which `columns` columns share a scale."""
+        *outer, n, k = matrices
+        dtype = self._codes.stored_dtype if bits == 8 else np.uint8
+        return CodedWeight(
+            CodeFormat(bits, bits == 8, True, columns, self._scale.dtype),
+            Computed(f"{self.name} codes", (*outer, n, k * bits // 8), dtype, self.parts, self._codes_of),
+            Computed(f"{self.name} scales", (*outer, n, k // columns), np.float32, self.parts, self._checked_scales),
+        )
+
+    def _checked_scales(self, region: Region) -> np.ndarray:
+        """Scales of 0 belong to weights that are 0, or they are refused."""
+        scales = check_products(self._scales_of(region), 448, self._scale)
+        if (scales == 0).any():
+            rows = region[-2]
+            self.compute((*region[:-2], slice(0, self.shape[-2]), rows))
+        return scales
 
 
 class _Fp8Experts(_Scaled):
+    format = "FP8, a scale a channel"
+
     def __init__(self, codes: SourceTensor, scale: SourceTensor, experts: int) -> None:
         rows, columns = _matrix(codes, experts)
         super().__init__(codes, scale, (experts, rows // experts, columns), (experts, columns))
@@ -92,8 +132,26 @@ class _Fp8Experts(_Scaled):
             multiply(out[index], read_scales(self._scale, (slice(expert, expert + 1), columns)), self._scale)
         return out
 
+    @functools.cached_property
+    def coded(self) -> CodedWeight:
+        """The codes as they are stored."""
+        experts, k, n = self.shape
+        return self._coded((experts, n, k), 8, k)
+
+    def _codes_of(self, region: Region) -> np.ndarray:
+        experts, rows, columns = region
+        first = [expert * self.shape[1] for expert in range(experts.start, experts.stop)]
+        codes = [self._codes.read((slice(at + columns.start, at + columns.stop), rows)).T for at in first]
+        return check_codes(np.stack(codes), self._codes)
+
+    def _scales_of(self, region: Region) -> np.ndarray:
+        experts, rows, _ = region
+        return read_scales(self._scale, (experts, rows))[:, :, None]
+
 
 class _Int4Experts(_Scaled):
+    format = f"INT4, groups of {_GROUP}"
+
     def __init__(self, codes: SourceTensor, scale: SourceTensor, experts: int) -> None:
         rows, columns = _matrix(codes, experts)
         inner = rows // experts * 2
@@ -113,9 +171,27 @@ class _Int4Experts(_Scaled):
             multiply(out[index], _spread(read_scales(self._scale, (expert, groups, columns)), rows), self._scale)
         return out
 
+    @functools.cached_property
+    def coded(self) -> CodedWeight:
+        """The codes as they are stored, but for the order of axes and the highest bit of each."""
+        experts, k, n = self.shape
+        return self._coded((experts, n, k), 4, _GROUP)
+
+    def _codes_of(self, region: Region) -> np.ndarray:
+        experts, rows, octets = region
+        first = [expert * (self.shape[1] // 2) for expert in range(experts.start, experts.stop)]
+        codes = [self._codes.read((slice(at + octets.start, at + octets.stop), rows)).T for at in first]
+        return np.stack(codes).view(np.uint8) ^ _UPPER
+
+    def _scales_of(self, region: Region) -> np.ndarray:
+        experts, rows, groups = region
+        return read_scales(self._scale, (experts, groups, rows)).transpose(0, 2, 1)
+
 
 class _Int4Matrix(_Scaled):
     """A linear layer as [K, N]."""
+
+    format = f"INT4, groups of {_GROUP}"
 
     def __init__(self, codes: SourceTensor, scale: SourceTensor) -> None:
         outputs, half = _matrix(codes, 1)
@@ -129,6 +205,28 @@ class _Int4Matrix(_Scaled):
         out = _unpacked(packed, rows)
         multiply(out, _spread(read_scales(self._scale, (groups, columns)), rows), self._scale)
         return out
+
+    @functools.cached_property
+    def coded(self) -> CodedWeight:
+        """The codes as they are stored, but for the highest bit of each."""
+        k, n = self.shape
+        return self._coded((n, k), 4, _GROUP)
+
+    def _codes_of(self, region: Region) -> np.ndarray:
+        return self._codes.read(region).view(np.uint8) ^ _UPPER
+
+    def _scales_of(self, region: Region) -> np.ndarray:
+        rows, groups = region
+        return read_scales(self._scale, (groups, rows)).T
+
+
+class _Int4Linear(Transposed):
+    """A linear layer [N, K]."""
+
+    def __init__(self, codes: SourceTensor, scale: SourceTensor) -> None:
+        matrix = _Int4Matrix(codes, scale)
+        super().__init__(matrix)
+        self.coded = matrix.coded
 
 
 def _matrix(codes: SourceTensor, experts: int) -> tuple[int, int]:

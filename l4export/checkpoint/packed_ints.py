@@ -11,7 +11,7 @@ import numpy as np
 
 from l4export.checkpoint.source_tensor import SourceTensor
 
-__all__ = ["PACKED_BITS", "PackedInts", "packed_octets", "unpack", "words"]
+__all__ = ["PACKED_BITS", "PackedInts", "pack", "packed_octets", "unpack", "words"]
 
 PACKED_BITS = (4, 8)
 """The numbers of bits that are read."""
@@ -38,6 +38,14 @@ def packed_octets(packed: SourceTensor, rows: slice, octets: slice) -> np.ndarra
     words = packed.read((rows, slice(octets.start // 4, -(-octets.stop // 4))))
     first = octets.start // 4 * 4
     return np.ascontiguousarray(words, "<i4").view(np.uint8)[:, octets.start - first : octets.stop - first]
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """int8 [..., n] -> int32 [..., n * bits / 32], the opposite of `unpack`; n must fill whole words."""
+    octets = codes.view(np.uint8) + np.uint8(1 << (bits - 1))  # wraps to the unsigned code
+    if bits == 4:
+        octets = octets[..., ::2] | octets[..., 1::2] << np.uint8(4)
+    return np.ascontiguousarray(octets).view("<i4")
 
 
 class PackedInts:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from l4export.checkpoint.sample_files import require_holes, write_files
+from l4export.checkpoint.sample_formats import FORMATS, sample_format
 from l4export.checkpoint.sample_tokenizer import write_tokenizer
 from l4export.checkpoint.sample_vision import whole_config, write_processor
-from l4export.checkpoint.sample_weights import SampleWeight, blocks, weights_of_sample
+from l4export.checkpoint.sample_weights import weights_of_sample
 from l4export.errors import InputError, StorageError
-from l4export.storage.safetensors_writer import safetensors_header, write_safetensors
 
-__all__ = ["FULL_VARIANTS", "SIZES", "VARIANTS", "hf_config", "write_sample"]
+__all__ = ["FORMATS", "FULL_VARIANTS", "SIZES", "VARIANTS", "hf_config", "write_sample"]
 
 VARIANTS = ("scout", "maverick", "guard", "mobile")
 SIZES = ("tiny", "bench", "full")
@@ -27,7 +25,6 @@ FULL_VARIANTS = ("scout", "maverick")
 
 _SHARD_BYTES = 10**9
 _FULL_SHARD_BYTES = 5 * 10**9  # as in the released checkpoints
-_PROBE_BYTES = 64 * 2**20  # large enough to tell a hole from a block, small enough to be no harm where it is filled
 
 _SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -143,22 +140,36 @@ def write_sample(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
     vision: bool = False,
+    form: str = "float",
 ) -> None:
     """Writes the checkpoint `out`, which must not exist, from one of `VARIANTS`, one of `SIZES` and a seed.
 
     Each tensor has its own random generator, seeded with (seed, name): equal arguments give equal bytes, and how
     tensors are ordered or sharded does not matter. `progress(done, total)` is told bytes. Size `full` has no weights:
     its tensors are holes in sparse files, which read as zeros and take no room. With `vision` the model sees images: it
-    has a vision tower, the image processor's files, and a tokenizer with the tokens of images. Built in a temporary
-    sibling and renamed when complete.
+    has a vision tower, the image processor's files, and a tokenizer with the tokens of images. `form` is one of
+    `FORMATS` (`l4export.checkpoint.sample_formats`): quantised ones have codes made of the float sample's weights, and
+    at size `full` scales, with holes for the codes. Built in a temporary sibling and renamed when complete.
 
     Raises:
         InputError: bad arguments.
         StorageError: writing fails, or `full` is asked of a file system that does not keep holes.
     """
+    if form not in FORMATS:
+        raise InputError(f"sample: format {form[:40]!r} is unknown; choose {', '.join(FORMATS)}")
+    stored = sample_format(form, size)
     raw = hf_config(variant, size)
+    if form != "float":
+        raw["dtype"] = "bfloat16"
     if vision:
         raw = whole_config(raw, variant, size)
+    if stored.config:
+        raw["quantization_config"] = stored.config
+    weights = weights_of_sample(raw)
+    if stored.scheme and not any(map(stored.quantises, weights)):
+        raise InputError(
+            f"sample: format {form!r} quantises routed experts, and {variant!r} has none; choose another format"
+        )
     if os.path.lexists(out):
         raise InputError(f"{out}: exists already; choose another directory or remove it")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -169,90 +180,16 @@ def write_sample(
             if vision:
                 write_processor(temporary, raw)
                 write_tokenizer(temporary, raw)
+            entries = stored.entries(weights)
             if size == "full":
-                _require_holes(temporary, out)
-                _write_holes(temporary, raw)
+                require_holes(temporary, out)
+                holes = stored.contents_without_weights(weights, seed)
+                write_files(temporary, entries, holes, _FULL_SHARD_BYTES, progress)
             else:
-                _write_weights(temporary, raw, seed, progress)
+                write_files(temporary, entries, stored.contents(weights, seed), _SHARD_BYTES, progress)
             temporary.rename(out)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     except OSError as error:
         raise StorageError(f"{out}: cannot be written ({error.strerror}); check free space and permissions") from None
-
-
-def _write_weights(path: Path, raw: dict[str, Any], seed: int, progress: Callable[[int, int], None] | None) -> None:
-    """One file, or shards and their index if the weights exceed a shard."""
-    dtype, weights, nbytes = _inventory(raw)
-    total, done = sum(nbytes.values()), 0
-
-    def chunks(name: str) -> Iterator[np.ndarray]:
-        nonlocal done
-        for block in blocks(weights[name], seed, dtype):
-            yield block
-            done += block.nbytes
-            if progress is not None:
-                progress(done, total)
-
-    for file, names in _files(path, nbytes, _SHARD_BYTES):
-        write_safetensors(file, [(name, dtype, weights[name].shape) for name in names], chunks)
-
-
-def _write_holes(path: Path, raw: dict[str, Any]) -> None:
-    """Shards with real headers, each grown to its full size by `truncate`: the tensors are never written."""
-    dtype, weights, nbytes = _inventory(raw)
-    for file, names in _files(path, nbytes, _FULL_SHARD_BYTES):
-        header, sizes = safetensors_header((name, dtype, weights[name].shape) for name in names)
-        with file.open("xb") as handle:
-            handle.write(header)
-            handle.truncate(len(header) + sum(sizes.values()))
-
-
-def _require_holes(path: Path, out: Path) -> None:
-    """`StorageError` where a file grown by `truncate` takes blocks: hundreds of gigabytes would fill the disk."""
-    probe = path / "probe"
-    with probe.open("xb") as handle:
-        handle.truncate(_PROBE_BYTES)
-        os.fsync(handle.fileno())
-        taken = _taken_bytes(handle.fileno())
-    probe.unlink()
-    if taken > _PROBE_BYTES // 2:
-        raise StorageError(f"{out}: this file system does not keep sparse files, which size 'full' needs; use another")
-
-
-def _taken_bytes(descriptor: int) -> int:
-    """Bytes of disk that a file takes."""
-    return os.fstat(descriptor).st_blocks * 512
-
-
-def _inventory(raw: dict[str, Any]) -> tuple[str, dict[str, SampleWeight], dict[str, int]]:
-    """The dtype as safetensors spells it, the weights by name, and their sizes in bytes."""
-    dtype, itemsize = ("F32", 4) if raw["dtype"] == "float32" else ("BF16", 2)
-    weights = {weight.prefix + weight.name: weight for weight in weights_of_sample(raw)}
-    return dtype, weights, {name: math.prod(weight.shape) * itemsize for name, weight in weights.items()}
-
-
-def _files(path: Path, nbytes: dict[str, int], limit: int) -> list[tuple[Path, list[str]]]:
-    """The files to write and the tensors of each, at most `limit` bytes; writes the index if they are several."""
-    groups = _shards(nbytes, limit)
-    if len(groups) == 1:
-        return [(path / "model.safetensors", groups[0])]
-    files = [(path / f"model-{k:05d}-of-{len(groups):05d}.safetensors", names) for k, names in enumerate(groups, 1)]
-    weight_map = {name: file.name for file, names in files for name in names}
-    index = {"metadata": {"total_size": sum(nbytes.values())}, "weight_map": weight_map}
-    (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return files
-
-
-def _shards(nbytes: dict[str, int], limit: int) -> list[list[str]]:
-    """Names cut into consecutive groups of at most `limit` bytes; a larger tensor is a group of its own."""
-    groups: list[list[str]] = [[]]
-    filled = 0
-    for name, size in nbytes.items():
-        if groups[-1] and filled + size > limit:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += size
-    return groups

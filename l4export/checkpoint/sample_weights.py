@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from l4export.model.config import ModelConfig
 from l4export.model.tensors import tensors, vision_tensors
 from l4export.model.weight_names import kind_of
 
-__all__ = ["SampleWeight", "blocks", "weights_of_sample"]
+__all__ = ["SampleWeight", "blocks", "drawn", "generator_of", "weights_of_sample"]
 
 _BLOCK = 8 * 2**20  # elements drawn at a time: 32 MiB of float32
 _GAINS = {
@@ -81,14 +81,24 @@ def _vision_deviation(name: str, shape: tuple[int, ...]) -> float | None:
 
 def blocks(weight: SampleWeight, seed: int, dtype: str) -> Iterator[np.ndarray]:
     """The tensor's bytes in blocks, uint8; drawn in float32, rounded to bfloat16 if `dtype` is BF16."""
-    key = hashlib.sha256(f"{seed}/{weight.name}".encode()).digest()
-    generator = np.random.Generator(np.random.SFC64(int.from_bytes(key, "little")))
-    count = math.prod(weight.shape)
-    for start in range(0, count, _BLOCK):
-        size = min(_BLOCK, count - start)
+    whole, rest = divmod(math.prod(weight.shape), _BLOCK)
+    for values in drawn(weight, seed, [_BLOCK] * whole + [rest] * bool(rest)):
+        yield (values if dtype == "F32" else values.astype(ml_dtypes.bfloat16)).view(np.uint8)
+
+
+def drawn(weight: SampleWeight, seed: int, sizes: Iterable[int]) -> Iterator[np.ndarray]:
+    """The tensor's elements in pieces of these sizes, float32. Where they are cut changes none of them."""
+    generator = generator_of(weight.name, seed)
+    for size in sizes:
         if weight.std is None:
-            values = generator.random(size, np.float32) + np.float32(0.5)
+            yield generator.random(size, np.float32) + np.float32(0.5)
         else:
             values = generator.standard_normal(size, np.float32)
             values *= np.float32(weight.std)
-        yield (values if dtype == "F32" else values.astype(ml_dtypes.bfloat16)).view(np.uint8)
+            yield values
+
+
+def generator_of(name: str, seed: int) -> np.random.Generator:
+    """The random numbers of a tensor, which depend on nothing but its name and the seed."""
+    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return np.random.Generator(np.random.SFC64(int.from_bytes(key, "little")))

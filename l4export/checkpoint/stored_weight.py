@@ -15,7 +15,7 @@ import numpy as np
 
 from l4export.storage.opened_file import OpenedFile
 
-__all__ = ["ComputedWeight", "Find", "Index", "Part", "StoredWeight"]
+__all__ = ["ComputedWeight", "Find", "Index", "Part", "StoredWeight", "TurnedMatrix"]
 
 _PIECE = 32 * 2**20  # bytes that are computed at a time
 
@@ -71,6 +71,14 @@ class StoredWeight(Protocol):
 
     def rows(self, index: Index, multiple: int = 1, /) -> Iterator[tuple[int, np.ndarray]]:
         """The matrix `weight[index]` in pieces of its rows, each with its first row; see `SourceTensor.rows`."""
+
+
+@runtime_checkable
+class TurnedMatrix(Protocol):
+    """A matrix that is read transposed at less cost than it is transposed: codes are smaller than numbers."""
+
+    def read_turned(self, rows: slice, columns: slice, out: np.ndarray) -> None:
+        """Write a region of the matrix to `out` [columns, rows], float32."""
 
 
 Find = Callable[[str, tuple[int, ...]], StoredWeight | None]

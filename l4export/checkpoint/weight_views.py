@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from l4export.checkpoint.coded_weight import CodedWeight
 from l4export.checkpoint.stored_weight import ComputedWeight, Part, StoredWeight
 
 __all__ = ["Joined", "Rows", "Stacked", "Transposed"]
@@ -16,7 +17,7 @@ class Rows(ComputedWeight):
     """The rows `start` to `stop` of a weight."""
 
     def __init__(self, weight: StoredWeight, start: int, stop: int) -> None:
-        super().__init__(weight.name, (stop - start, *weight.shape[1:]), weight.dtype, weight.parts)
+        super().__init__(weight.name, (stop - start, *weight.shape[1:]), weight.dtype, weight.parts, weight.formats)
         self._weight, self._start = weight, start
 
     def compute(self, region: tuple[slice, ...]) -> np.ndarray:
@@ -29,7 +30,7 @@ class Transposed(ComputedWeight):
     """A matrix [a, b] as [b, a]."""
 
     def __init__(self, weight: StoredWeight) -> None:
-        super().__init__(weight.name, weight.shape[::-1], weight.dtype, weight.parts)
+        super().__init__(weight.name, weight.shape[::-1], weight.dtype, weight.parts, weight.formats)
         self._weight = weight
 
     def compute(self, region: tuple[slice, ...]) -> np.ndarray:
@@ -42,7 +43,7 @@ class Stacked(ComputedWeight):
 
     def __init__(self, weight: StoredWeight, count: int) -> None:
         rows, columns = weight.shape
-        super().__init__(weight.name, (count, rows // count, columns), weight.dtype, weight.parts)
+        super().__init__(weight.name, (count, rows // count, columns), weight.dtype, weight.parts, weight.formats)
         self._weight = weight
 
     def compute(self, region: tuple[slice, ...]) -> np.ndarray:
@@ -69,8 +70,24 @@ class Joined(ComputedWeight):
         shape[axis] = sum(weight.shape[axis] for weight in weights)
         dtype = functools.reduce(np.promote_types, {weight.dtype for weight in weights})
         parts: dict[int, Part] = {id(part): part for weight in weights for part in weight.parts}
-        super().__init__(name, shape, dtype, list(parts.values()))
+        formats = [form for weight in weights for form in weight.formats]
+        super().__init__(name, shape, dtype, list(parts.values()), formats)
         self._weights, self._axis = tuple(weights), axis
+
+    @functools.cached_property
+    def coded(self) -> CodedWeight | None:
+        """The weights' codes, if all have codes of one format, and no scale is for parts of two of them."""
+        found = [getattr(weight, "coded", None) for weight in self._weights]
+        coded = [each for each in found if isinstance(each, CodedWeight)]
+        if len(coded) < len(found) or len({each.format for each in coded}) != 1:
+            return None
+        axis = self._axis if len(self.shape) == 2 else 3 - self._axis  # of matrices [.., N, K]
+
+        def joined(parts: Iterable[StoredWeight]) -> Joined:
+            return Joined(self.name, list(parts), axis)
+
+        codes, scales = joined(each.codes for each in coded), joined(each.scales for each in coded)
+        return CodedWeight(coded[0].format, codes, scales)
 
     def compute(self, region: tuple[slice, ...]) -> np.ndarray:
         """What each has of the region."""

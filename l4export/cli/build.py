@@ -264,7 +264,7 @@ def _options(
 
 
 def _policy(
-    quant: str, block_size: int | None, fit_scales: bool, policy_file: Path | None, of_layers_alone: bool
+    quant: str, block_size: int | None, fit_scales: bool, policy_file: Path | None, of_mlps_alone: bool
 ) -> Policy | None:
     from l4export.quantization.policy import load_policy, standard_policy
 
@@ -273,7 +273,7 @@ def _policy(
             raise InputError("--quant auto chooses blocks and schemes: leave --block-size, --fit-scales, --policy out")
         return None
     if policy_file is None:
-        return standard_policy(quant, block_size, fit_scales, of_layers_alone)
+        return standard_policy(quant, block_size, fit_scales, of_mlps_alone)
     if quant != "none" or block_size is not None or fit_scales:
         raise InputError("--policy decides all of these: leave out --quant, --block-size and --fit-scales")
     return load_policy(policy_file)

@@ -92,6 +92,8 @@ def command(
 ) -> None:
     """Compare ENGINE with transformers in float32 on the reference checkpoint's own weights.
 
+    ENGINE may be a checkpoint of --target compressed-tensors, which transformers runs.
+
     Both run the same seeded tokens. The logits of every position are compared, on prefill and on teacher-forced decode,
     and then a greedy continuation. With --image or --images, the prompt shows images, and what the engine sees of them
     is compared too. With --stream, the hidden states, expert choices, keys and values of every layer are compared

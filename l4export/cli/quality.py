@@ -66,6 +66,8 @@ def command(
 ) -> None:
     """Compare ENGINE on a text with PyTorch in float32 on the reference checkpoint's own weights.
 
+    ENGINE may be a checkpoint of --target compressed-tensors, which transformers runs.
+
     The report has perplexity, KL(reference || engine) and agreement with 95 % confidence intervals, and the KL that
     each layer and each kind of weight would cause alone.
 

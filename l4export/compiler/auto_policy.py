@@ -86,13 +86,13 @@ class WeightChoice:
         float_bits: Of a weight that stays float.
         scale_dtype: Of the schemes.
         positive: Whether schemes have positive scales only.
-        of_layers_alone: Whether head and embedding stay float.
+        of_mlps_alone: Whether attention, head and embedding stay float.
     """
 
     float_bits: int
     scale_dtype: ScaleDtype
     positive: bool
-    of_layers_alone: bool = False
+    of_mlps_alone: bool = False
 
     @classmethod
     def of_engine(cls, options: BuildOptions) -> WeightChoice:
@@ -133,7 +133,7 @@ class PolicyChooser:
         assert inputs.texts.damage is not None
         self.inputs, self.layers, self.on_step = inputs, layers, on_step or (lambda _: None)
         self.config, self.text = inputs.config, inputs.texts.damage
-        self.groups = weight_groups(self.config, choice.scale_dtype, choice.positive, choice.of_layers_alone)
+        self.groups = weight_groups(self.config, choice.scale_dtype, choice.positive, choice.of_mlps_alone)
         if not self.groups:
             raise InputError("--quant auto: no block of 32, 64 or 128 divides a width of this model; leave it out")
         self._sizes = [[group.nbytes(scheme) for scheme in group.choices] for group in self.groups]

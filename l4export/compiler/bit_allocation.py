@@ -28,6 +28,7 @@ _TOGETHER = {
     "experts down": "experts",
 }
 _FLOAT = ("router", "norm")
+_MLPS = ("experts gate_up", "experts down", "shared expert", "dense MLP")
 
 _UNITS = 20_000
 """The bytes to be given away are counted in so many steps at most."""
@@ -47,18 +48,19 @@ class WeightGroup:
 
 
 def weight_groups(
-    config: ModelConfig, scale_dtype: ScaleDtype, positive: bool, of_layers_alone: bool = False
+    config: ModelConfig, scale_dtype: ScaleDtype, positive: bool, of_mlps_alone: bool = False
 ) -> list[WeightGroup]:
     """The groups of a model: in each layer q, k and v; o; all routed experts; gate and up, and down, of the shared
     expert or the dense MLP; the embedding and the head. Routers and norms stay float, and so do groups whose widths no
     block divides.
 
-    `scale_dtype` and `positive` are those of the schemes. With `of_layers_alone` head and embedding stay float too.
+    `scale_dtype` and `positive` are those of the schemes. With `of_mlps_alone` attention, head and embedding stay
+    float too.
     """
     grouped: dict[tuple[int | None, str], dict[str, tuple[int, ...]]] = {}
     for name, shape in tensors(config).items():
         kind = kind_of(name)
-        if kind not in _FLOAT and not (of_layers_alone and layer_of(name) is None):
+        if kind not in _FLOAT and (kind in _MLPS or not of_mlps_alone):
             down = "down_proj" in name and kind not in _TOGETHER
             key = layer_of(name), _TOGETHER.get(kind, f"{kind}{' down' if down else ''}")
             grouped.setdefault(key, {})[name] = shape

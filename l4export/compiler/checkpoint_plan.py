@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from l4export.quantization.schemes import ScaleDtype
 from l4export.storage.file_records import FileRecord
 from l4export.storage.opened_file import OpenedFile
 from l4export.targets import CHECKPOINT_TARGETS, CheckpointFiles, CheckpointRequest
-from l4export.targets.kept_codes import StoredCodes, lose_codes
+from l4export.targets.kept_codes import StoredCodes, keep_codes
 from l4export.weights.emission import check_budget
 from l4export.weights.placement import DataFile
 
@@ -36,7 +37,7 @@ class CheckpointPlan:
 
     Attributes:
         inputs: What is read.
-        options: What was asked for, with the policy that `--quant auto` chose.
+        options: What was asked for, with the policy that `--quant auto` chose, and rules for codes that are kept.
         dtype: Of scales, and of floats that are computed.
         written: The files that the target writes.
         sources: The files that it reads, opened.
@@ -111,9 +112,14 @@ def plan_checkpoint(
     inputs, target = open_inputs(checkpoint_path, options), CHECKPOINT_TARGETS[options.target]
     dtype = _dtype(inputs.checkpoint.raw_config)
     if options.bits_per_weight is not None:
-        choice = WeightChoice(_BITS[dtype], dtype, positive=True, of_layers_alone=True)
+        choice = WeightChoice(_BITS[dtype], dtype, positive=True, of_mlps_alone=True)
         options = with_chosen_policy(inputs, options, choice, on_step)
-    assert options.policy is not None
+    policy, stored_codes = keep_codes(inputs.checkpoint, target, options.policy, scale_dtype=dtype)
+    if policy is None:
+        raise InputError(
+            f"--target {target.name}: nothing is quantised; add --quant {' or '.join(target.weight_kinds)}"
+        )
+    options = dataclasses.replace(options, policy=policy)
     text, sources = inputs.texts.weights, SourceWeights(inputs)
     tower = SourceWeights(inputs)
     calibration = CalibrationPlan(text, calibration_directory) if text else None
@@ -126,7 +132,7 @@ def plan_checkpoint(
             weight=sources.recipe,
             tower_weight=tower.tower_recipe,
             dtype=dtype,
-            policy=options.policy,
+            policy=policy,
             calibration=calibration,
         )
     )
@@ -138,7 +144,6 @@ def plan_checkpoint(
     check_budget(written.shards, options.workers, options.weights_budget)
     names = dict.fromkeys([*sources.files(), *tower.files()])
     opened = Sources(inputs.source_files(names), inputs.companions)
-    stored_codes = lose_codes(inputs.checkpoint, target, options.policy)
     return CheckpointPlan(inputs, options, dtype, written, opened, calibration, stored_codes)
 
 

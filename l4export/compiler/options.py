@@ -186,10 +186,6 @@ def _check_checkpoint(target: CheckpointTarget, options: BuildOptions) -> None:
         if getattr(options, name) != getattr(plain, name):
             option = "--compute-capability" if name == "compute_capabilities" else f"--{name.replace('_', '-')}"
             raise InputError(f"{option}: --target {target.name} does not take it; leave it out")
-    if options.policy is None and options.bits_per_weight is None:
-        raise InputError(
-            f"--target {target.name}: nothing is quantised; add --quant {' or '.join(target.weight_kinds)}"
-        )
     for kind in sorted({rule.kind for rule in options.policy.rules} if options.policy else ()):
         if kind not in target.weight_kinds:
             raise InputError(f"--quant {kind}: use {' or '.join(target.weight_kinds)} for --target {target.name}")

@@ -177,7 +177,11 @@ def plan_build(
         options = with_chosen_policy(inputs, options, WeightChoice.of_engine(options), on_step)
     target = TARGETS[options.target]
     policy, stored_codes = keep_codes(
-        inputs.checkpoint, target, options.policy, options.layers, options.float_dtype, options.compute_capabilities
+        inputs.checkpoint,
+        target,
+        options.policy,
+        options.layers,
+        lambda policy: target.check_options(options.float_dtype, policy, options.compute_capabilities),
     )
     options = dataclasses.replace(options, policy=policy)
     dump = Dump(options.dump_ir) if options.dump_ir else None

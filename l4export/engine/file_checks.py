@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from l4export.engine.manifest_types import Graph, Manifest
 from l4export.errors import InputError
+from l4export.storage.file_records import FileRecord
 from l4export.storage.regular_files import read_small, regular_sha256, regular_size
 
-__all__ = ["check_files", "read_graph"]
+__all__ = ["check_files", "check_records", "read_graph"]
 
 _DIGEST_LIMIT = 64 << 20
 _GRAPH_LIMIT = 16 << 20
@@ -18,26 +20,36 @@ _REMEDY = "build or copy the engine again"
 
 
 def check_files(engine: Path, manifest: Manifest) -> None:
-    """All are regular files of the right size, and graphs of at most 16 MiB. Those of up to 64 MiB, the graphs and the
-    tokenizer among them, are those that were built.
+    """Graphs have at most 16 MiB, and for the rest as `check_records`.
 
     Raises:
-        InputError: one is missing, of another kind or size, or has been changed.
+        InputError: a file is missing, of another kind or size, or has been changed.
         StorageError: reading failed.
     """
-    for name, record in manifest.files.items():
-        size = regular_size(engine / name)
-        if size is None:
-            raise InputError(f"{engine}: {name} is missing or not a regular file; {_REMEDY}")
-        if size != record.bytes:
-            raise InputError(f"{engine / name}: {size} bytes instead of {record.bytes}; {_REMEDY}")
     for graph in manifest.graphs.values():
         for name in (graph.file, *(part.graph for part in graph.parts)):
             if (size := manifest.files[name].bytes) > _GRAPH_LIMIT:
                 raise InputError(f"{engine / name}: {size} bytes, and a graph has at most {_GRAPH_LIMIT}; {_REMEDY}")
-    for name, record in manifest.files.items():
-        if record.bytes <= _DIGEST_LIMIT and regular_sha256(engine / name, _REMEDY) != record.sha256:
-            raise _changed(engine, name)
+    check_records(engine, manifest.files, _REMEDY)
+
+
+def check_records(directory: Path, files: Mapping[str, FileRecord], remedy: str) -> None:
+    """All are regular files of the right size. Those of up to 64 MiB, the graphs and the tokenizer among them, are
+    those that were built.
+
+    Raises:
+        InputError: one is missing, of another kind or size, or has been changed; `remedy` is what to do.
+        StorageError: reading failed.
+    """
+    for name, record in files.items():
+        size = regular_size(directory / name)
+        if size is None:
+            raise InputError(f"{directory}: {name} is missing or not a regular file; {remedy}")
+        if size != record.bytes:
+            raise InputError(f"{directory / name}: {size} bytes instead of {record.bytes}; {remedy}")
+    for name, record in files.items():
+        if record.bytes <= _DIGEST_LIMIT and regular_sha256(directory / name, remedy) != record.sha256:
+            raise _changed(directory, name, remedy)
 
 
 def read_graph(engine: Path, manifest: Manifest, graph: Graph) -> bytes:
@@ -52,9 +64,9 @@ def read_graph(engine: Path, manifest: Manifest, graph: Graph) -> bytes:
     record = manifest.files[name]
     data = read_small(engine / name, record.bytes, _REMEDY)
     if hashlib.sha256(data).hexdigest() != record.sha256:  # exchanged a moment ago
-        raise _changed(engine, name)
+        raise _changed(engine, name, _REMEDY)
     return data
 
 
-def _changed(engine: Path, name: str) -> InputError:
-    return InputError(f"{engine}: {name} has been changed; {_REMEDY}")
+def _changed(directory: Path, name: str, remedy: str) -> InputError:
+    return InputError(f"{directory}: {name} has been changed; {remedy}")

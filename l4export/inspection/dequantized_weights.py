@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from l4export.engine.manifest import load_manifest
 from l4export.graph.contents import Weights, weights_of
 from l4export.inspection.graph_file import load_graph
+from l4export.inspection.weight_bytes import weight_bytes
 from l4export.model.weight_names import kind_of
 from l4export.passes.quantize_activations import fp8_products
 from l4export.quantization import Scheme, dequantize
@@ -34,12 +35,7 @@ def dequantized_weights(engine: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def input_scales(engine: Path) -> dict[str, float]:
     """By the names of FP8 weights, the scales by which an engine rounds their inputs; none if it rounds none."""
-    found: dict[str, float] = {}
-    for product in fp8_products(load_graph(engine).graph):
-        rounding = product.x.producer()
-        if rounding is not None and rounding.op_type == "DequantizeLinear":
-            found[product.weight] = float(_array(rounding.inputs[1]))
-    return found
+    return DequantizedWeights(engine).input_scales
 
 
 class DequantizedWeights:
@@ -51,12 +47,16 @@ class DequantizedWeights:
     are asked for. Nothing that the build knew is used.
     """
 
+    half_floats: Mapping[str, str] = {}
+    """None: what an engine makes of its other weights is part of how it computes."""
+
     def __init__(self, engine: Path) -> None:
         self._engine = engine
         self._operands: dict[str, tuple[ir.Node, int, range]] = {}
         manifest = load_manifest(engine)
         self._packed = {weight.name: weight for weight in manifest.packed_weights}
-        graph = load_graph(engine, manifest).graph
+        self._model, self._config = load_graph(engine, manifest), manifest.model
+        graph = self._model.graph
         self._routers = _routers(graph) if "calibration" in manifest.options["weights"] else {}
         for node in graph:
             for operand in _FIRST_OPERANDS.get(node.op_type, ()):
@@ -70,6 +70,20 @@ class DequantizedWeights:
     def names(self) -> list[str]:
         """The weights that are quantised, and routers that were fitted."""
         return [*self._operands, *self._routers]
+
+    @property
+    def input_scales(self) -> dict[str, float]:
+        """By the names of FP8 weights, the scales by which their inputs are rounded; none if none are."""
+        found: dict[str, float] = {}
+        for product in fp8_products(self._model.graph):
+            rounding = product.x.producer()
+            if rounding is not None and rounding.op_type == "DequantizeLinear":
+                found[product.weight] = float(_array(rounding.inputs[1]))
+        return found
+
+    def stored_bytes(self) -> dict[str, float]:
+        """Bytes of every weight, quantised or not; see `weight_bytes`."""
+        return weight_bytes(self._model, self._config)
 
     def rows(self, name: str, rows: slice) -> np.ndarray | None:
         """Rows of a weight's first axis (features, or experts); None for a weight that is not quantised."""

@@ -175,7 +175,7 @@ def inspect(path: str | os.PathLike[str]) -> CheckpointFacts | EngineFacts:
 def _checkpoint(path: Path) -> CheckpointFacts:
     checkpoint = open_checkpoint(path)
     text = checkpoint.text_tensors()
-    formats = checkpoint.formats() if checkpoint.quantization else {}
+    formats = checkpoint.formats() if checkpoint.is_quantized() else {}
     dtypes: Counter[str] = Counter()
     for tensor in text:
         dtypes[tensor.entry.dtype] += tensor.nbytes

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from l4export.engine.checkpoint_manifest import is_written_checkpoint
 from l4export.engine.manifest import Manifest, Runtime, load_manifest
 from l4export.errors import CheckFailed, InputError
 from l4export.inspection.dequantized_weights import DequantizedWeights
@@ -124,11 +125,13 @@ def check_layers(
 
     Raises:
         InputError: the tokens exceed the engine's context; a threshold is unknown; the engine has another architecture
-            or is not for a CPU.
+            or is not for a CPU, or is a checkpoint.
         CheckFailed: a layer departs, of the decoder or of the tower, and the logits or the features are not finite.
         EnvironmentLacks: torch, transformers or onnxruntime is missing.
     """
     engine_path, checkpoint = Path(engine_path), Path(checkpoint)
+    if is_written_checkpoint(engine_path):
+        raise InputError(f"--stream: {engine_path} is a checkpoint, which transformers runs as a whole; leave it out")
     say = on_step or (lambda _: None)
     manifest = load_manifest(engine_path)
     _check_comparable(engine_path, manifest, thresholds or {})

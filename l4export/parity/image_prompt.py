@@ -18,7 +18,7 @@ from l4export.runtimes.images.prompt import ImageTokens, expand_images
 from l4export.runtimes.text.codec import TextCodec
 
 if TYPE_CHECKING:
-    from l4export.engine.manifest import Manifest
+    from l4export.engine.described import Described
     from l4export.model.vision_config import VisionConfig
 
 __all__ = ["ImagePrompt", "Pictures", "are_given", "image_prompt", "seeded_pictures"]
@@ -80,7 +80,7 @@ def seeded_pictures(tile: int, seed: int) -> list[NDArray[np.uint8]]:
 
 
 def image_prompt(
-    engine: Path, manifest: Manifest, pictures: Pictures, text: int, following: int, seed: int
+    engine: Path, manifest: Described, pictures: Pictures, text: int, following: int, seed: int
 ) -> ImagePrompt:
     """Make a prompt for an engine: `text` random tokens with all pictures at random places between them.
 
@@ -131,7 +131,7 @@ def _tokens(
     return tokens, "the engine has no tokenizer with the tokens of images; those around tiles are random"
 
 
-def _check_room(manifest: Manifest, prompt: int, text: int, following: int) -> None:
+def _check_room(manifest: Described, prompt: int, text: int, following: int) -> None:
     if prompt + following > manifest.max_context:
         raise InputError(
             f"--prefill {text} --decode {following} and {prompt - text} tokens of images are more than the engine's "

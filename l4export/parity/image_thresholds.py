@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from l4export.engine.manifest import Manifest
+from l4export.engine.described import Described
 from l4export.errors import InputError
 from l4export.model.tensors import vision_tensors
 from l4export.quantization.policy import Rule
@@ -30,7 +30,7 @@ _INT8 = 0.1
 nothing is demanded: 0.28."""
 
 
-def image_thresholds(manifest: Manifest, dequantized: bool) -> dict[str, float]:
+def image_thresholds(manifest: Described, dequantized: bool) -> dict[str, float]:
     """Return the thresholds for an engine with a vision tower.
 
     Raises:
@@ -48,7 +48,7 @@ def image_thresholds(manifest: Manifest, dequantized: bool) -> dict[str, float]:
     return {**_EQUAL, "feature_difference": most}
 
 
-def _kinds(manifest: Manifest) -> set[str]:
+def _kinds(manifest: Described) -> set[str]:
     """The kinds of numbers to which weights of the tower are quantised."""
     policy = manifest.options["weights"].get("policy")
     if policy is None or manifest.vision is None:

@@ -18,7 +18,7 @@ from l4export.reports.verdict import missed
 from l4export.runtimes.images.prompt import expand_images
 
 if TYPE_CHECKING:
-    from l4export.engine.manifest import Manifest
+    from l4export.engine.described import Described
     from l4export.runtimes.images.image_features import ImageFeatures
     from l4export.runtimes.text.codec import TextCodec
 
@@ -75,7 +75,7 @@ class ImageComparison:
 
 
 def compare_images(
-    manifest: Manifest,
+    manifest: Described,
     tower: ImageFeatures | None,
     checkpoint: Path,
     prompt: ImagePrompt,

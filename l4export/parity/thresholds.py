@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from l4export.engine.manifest import Manifest
+from l4export.engine.described import Described
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.parity.image_thresholds import IMAGE_FIGURES, image_thresholds
 from l4export.quantization.policy import Rule
 from l4export.reports.verdict import check_thresholds
-from l4export.targets import TARGETS
+from l4export.targets import CHECKPOINT_TARGETS, TARGETS
 
 __all__ = ["DEFAULT_THRESHOLDS", "Demands"]
 
@@ -65,7 +65,7 @@ class Demands:
     @classmethod
     def of(
         cls,
-        manifest: Manifest,
+        manifest: Described,
         given: Mapping[str, float],
         prefill: int,
         decode: int,
@@ -115,7 +115,7 @@ class Demands:
         return dataclasses.replace(self, thresholds=left)
 
 
-def _default_thresholds(manifest: Manifest, images: bool) -> Mapping[str, float]:
+def _default_thresholds(manifest: Described, images: bool) -> Mapping[str, float]:
     if manifest.precision["activations"] == "fp8":
         return _FP8_ACTIVATION_THRESHOLDS if manifest.precision["compute"] == "fp32" else {}
     if _rounds_activations(manifest):
@@ -123,30 +123,30 @@ def _default_thresholds(manifest: Manifest, images: bool) -> Mapping[str, float]
     return _FP16_THRESHOLDS if _is_half(manifest, images) else DEFAULT_THRESHOLDS
 
 
-def _judges_arithmetic(manifest: Manifest, dequantized: bool) -> bool:
+def _judges_arithmetic(manifest: Described, dequantized: bool) -> bool:
     """Whether a comparison judges how the engine computes, and not what its quantisation costs."""
     rules = manifest.options["weights"].get("policy", {"rules": []})["rules"]
     as_it_is = dequantized or all(rule.get("as_stored", False) for rule in rules)
     return as_it_is and manifest.precision["kv_cache"] not in ("int8", "int4")
 
 
-def _routing(manifest: Manifest, images: bool) -> float:
+def _routing(manifest: Described, images: bool) -> float:
     """Return how far an engine's arithmetic may move the logits of a router, as a share of the largest."""
     if _rounds_activations(manifest):
         return _INT8_ROUTING
     return _FP16_ROUTING if _is_half(manifest, images) else DEFAULT_THRESHOLDS["max_relative_difference"]
 
 
-def _is_half(manifest: Manifest, images: bool) -> bool:
+def _is_half(manifest: Described, images: bool) -> bool:
     """Whether something is computed or stored in 16 bits, in the vision tower too if there are images."""
     used = ("compute", "kv_cache", *(("vision",) if images else ()))
     return any(manifest.precision[name] != "fp32" for name in used)
 
 
-def _rounds_activations(manifest: Manifest) -> bool:
+def _rounds_activations(manifest: Described) -> bool:
     """Whether ONNX Runtime rounds activations to int8. It does at level 4, and before int8 experts at every level."""
     policy = manifest.options["weights"].get("policy")
-    if policy is None:
+    if policy is None or manifest.target in CHECKPOINT_TARGETS:
         return False
     if manifest.target not in TARGETS:
         raise InputError(f"target {manifest.target!r} is none that this l4export builds for; upgrade l4export")

@@ -22,8 +22,8 @@ from l4export.reports.verdict import Verdict, missed
 from l4export.runtimes.random_text import random_text
 
 if TYPE_CHECKING:
+    from l4export.reference.judged import Judged
     from l4export.reference.transformers_model import HFReference
-    from l4export.runtimes.engine import Engine
     from l4export.runtimes.images.processor import ProcessedImages
 
 __all__ = [
@@ -90,7 +90,7 @@ def check_parity(
     those of transformers' processor if it can be run here; the report says if not.
 
     Args:
-        engine_path: The engine directory.
+        engine_path: The engine directory, or a checkpoint that was built for other programs, which transformers runs.
         checkpoint: The checkpoint directory that it was built from.
         prefill: The number of tokens of text fed in one call, at least 1.
         decode: The number of tokens fed one by one. prefill + decode is at most the engine's `max_context`.
@@ -108,15 +108,15 @@ def check_parity(
     Raises:
         InputError: the tokens exceed the engine's context; a threshold is unknown; the engine has another architecture;
             there are images and no vision tower, in the engine or in the checkpoint.
-        EnvironmentLacks: torch, transformers or onnxruntime is missing, or what a threshold that is given needs.
+        EnvironmentLacks: torch, transformers, or what runs the engine is missing, or what a given threshold needs.
         StorageError: an image cannot be read.
     """
-    from l4export import runtimes
+    from l4export.reference.judged import open_judged
 
     engine_path, checkpoint = Path(engine_path), Path(checkpoint)
     say = on_step or (lambda _: None)
     say("loading the engine")
-    engine = runtimes.load(engine_path, provider=provider)
+    engine = open_judged(engine_path, provider)
     demands = Demands.of(engine.manifest, thresholds or {}, prefill, decode, dequantized, are_given(images))
     prompt = image_prompt(engine_path, engine.manifest, images, prefill, decode, seed) if are_given(images) else None
     ids = random_text(engine.manifest, prefill + decode, seed) if prompt is None else prompt.ids
@@ -162,7 +162,7 @@ def check_parity(
 
 
 def _engine_logits(
-    engine: Engine, ids: NDArray[np.int64], prefill: int, images: ProcessedImages | None
+    engine: Judged, ids: NDArray[np.int64], prefill: int, images: ProcessedImages | None
 ) -> NDArray[np.float32]:
     """Return logits float32 [T, vocab]. The first `prefill` tokens are fed in one call, the others one by one."""
     session = engine.session(capacity=len(ids))
@@ -210,7 +210,7 @@ class _Greedy:
 
 
 def _compare_greedy(
-    engine: Engine, prompt: list[int], count: int, follow: _Following, images: ProcessedImages | None
+    engine: Judged, prompt: list[int], count: int, follow: _Following, images: ProcessedImages | None
 ) -> _Greedy:
     """Compare greedy continuations of `count` tokens by the engine and by the reference."""
     if count == 0:

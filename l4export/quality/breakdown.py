@@ -16,13 +16,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from l4export.engine.described import Described
 from l4export.engine.kv_cache import KV_BITS
-from l4export.engine.manifest import Manifest
 from l4export.graph.contents import LayerValue, layer_value_of
 from l4export.graph.matching import nodes_of, producer
-from l4export.inspection.dequantized_weights import DequantizedWeights
+from l4export.inspection.engine_weights import open_weights
 from l4export.inspection.graph_file import load_graph
-from l4export.inspection.weight_bytes import weight_bytes
 from l4export.model.tensors import tensors
 from l4export.model.weight_names import KINDS, kind_of, layer_of
 from l4export.reference.streamed_layer import Store
@@ -48,7 +47,7 @@ class MeasuredPart:
     variant: Variant
 
 
-def parts_of(engine: Path, manifest: Manifest, first_layer: int) -> list[MeasuredPart]:
+def parts_of(engine: Path, manifest: Described, first_layer: int) -> list[MeasuredPart]:
     """List everything together, each layer and each kind of weight in which an engine differs from the checkpoint.
 
     A cache with fewer bits than float32 counts as a kind. Keys and values are then rounded as the engine rounds them,
@@ -56,9 +55,8 @@ def parts_of(engine: Path, manifest: Manifest, first_layer: int) -> list[Measure
     position, not by their slot. `first_layer` is the checkpoint's number of the engine's first layer. The list is empty
     for an engine with float32 caches and no quantised weight.
     """
-    weights, graph = DequantizedWeights(engine), load_graph(engine)
-    stores = _stores(graph, manifest)
-    stored, shapes = weight_bytes(graph, manifest.model), tensors(manifest.model)
+    weights, stores = open_weights(engine), _stores(engine, manifest)
+    stored, shapes = weights.stored_bytes(), tensors(manifest.model)
 
     def part(group: str, name: str, names: Sequence[str]) -> MeasuredPart:
         bits = 8 * sum(stored[each] for each in names) / sum(int(np.prod(shapes[each])) for each in names)
@@ -83,15 +81,15 @@ def _grouped(names: Sequence[str], key: Callable[[str], Any]) -> dict[Any, list[
     return groups
 
 
-def _shown(kind: str, manifest: Manifest) -> str:
+def _shown(kind: str, manifest: Described) -> str:
     return "embedding and head" if kind == "embedding" and manifest.model.tie_word_embeddings else kind
 
 
-def _stores(model: ir.Model, manifest: Manifest) -> tuple[Store, ...]:
+def _stores(engine: Path, manifest: Described) -> tuple[Store, ...]:
     """Return what the engine's cache does to keys and values, for each layer. Empty if the cache is float32."""
     dtype, layers = manifest.precision["kv_cache"], range(manifest.model.num_hidden_layers)
     if dtype in KV_BITS:
-        scales = _scales(model)
+        scales = _scales(load_graph(engine))
         pairs = [(LayerValue("past_key", layer), LayerValue("past_value", layer)) for layer in layers]
         return tuple(_integers(scales[key], scales[value], KV_BITS[dtype]) for key, value in pairs)
     halves = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from l4export.calibration.text import CalibrationText, TextReader, are_messages
 from l4export.checkpoint import open_checkpoint
-from l4export.engine.manifest import Manifest
+from l4export.engine.described import Described
 from l4export.errors import CheckFailed, InputError
-from l4export.inspection.graph_file import load_graph
-from l4export.inspection.weight_bytes import bits_per_weight
+from l4export.inspection.engine_weights import open_weights
 from l4export.model.tensors import parameter_count
 from l4export.quality.window_logits import WindowLogits
 from l4export.reference.of_engine import sliced_layers
@@ -27,7 +26,7 @@ from l4export.reports.verdict import Verdict, check_thresholds, missed
 
 if TYPE_CHECKING:
     from l4export.quality.breakdown import MeasuredPart
-    from l4export.runtimes.engine import Engine
+    from l4export.reference.judged import Judged
 
 __all__ = ["DEFAULT_WINDOW", "Damage", "QualityReport", "WorstToken", "measure_quality"]
 
@@ -112,7 +111,8 @@ def measure_quality(
     file) what an assistant says is scored, each token of it given all that stands before it, images too.
 
     Args:
-        engine_path: The engine directory.
+        engine_path: The engine directory, or a checkpoint that was built for other programs: transformers runs it as it
+            is served, with rounded activations if it has them.
         checkpoint: The checkpoint directory that it was built from.
         text_path: A file or a directory with UTF-8 text or token ids, or a file of conversations; see
             `l4export.calibration.text.TextReader`.
@@ -131,14 +131,14 @@ def measure_quality(
         InputError: the text is not UTF-8, too short or not in the vocabulary; the window is longer than the engine's
             context; a threshold is unknown; the checkpoint has another architecture.
         CheckFailed: the engine's logits are not finite.
-        EnvironmentLacks: torch, transformers or onnxruntime is missing.
+        EnvironmentLacks: torch, transformers, or what runs the engine is missing.
     """
-    from l4export import runtimes
+    from l4export.reference.judged import open_judged
 
     engine_path, checkpoint, text_path = Path(engine_path), Path(checkpoint), Path(text_path)
     limits = dict(thresholds or {})
     check_thresholds(limits, _THRESHOLDS)
-    engine = runtimes.load(engine_path)
+    engine = open_judged(engine_path, as_served=True)
     manifest = engine.manifest
     if window is None:
         window = manifest.max_context if are_messages(text_path) else min(DEFAULT_WINDOW, manifest.max_context)
@@ -163,7 +163,7 @@ class _Run:
     """One comparison: it collects the figures of each window and makes the report."""
 
     def __init__(
-        self, engine: Engine, text: CalibrationText, parts: list[MeasuredPart], on_step: Callable[[str], None]
+        self, engine: Judged, text: CalibrationText, parts: list[MeasuredPart], on_step: Callable[[str], None]
     ) -> None:
         self.engine, self.text, self.parts, self.on_step = engine, text, parts, on_step
         self.windows = text.windows
@@ -260,14 +260,15 @@ def _by_position(positions: NDArray[np.int64], kl: NDArray[np.float64]) -> tuple
     return tuple((at * width, float(sums[at] / count)) for at, count in enumerate(counts.tolist()) if count)
 
 
-def _facts(engine: Path, manifest: Manifest) -> dict[str, Any]:
+def _facts(engine: Path, manifest: Described) -> dict[str, Any]:
+    parameters = parameter_count(manifest.model).total
     return {
         "target": manifest.target,
-        "parameters": parameter_count(manifest.model).total,
+        "parameters": parameters,
         "layers": manifest.model.num_hidden_layers,
         **manifest.precision,
         "calibrated": "calibration" in manifest.options,
-        "bits_per_weight": bits_per_weight(load_graph(engine), manifest.model),
+        "bits_per_weight": 8 * sum(open_weights(engine).stored_bytes().values()) / parameters,
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "kv_layout": manifest.kv_layout,
         "max_context": manifest.max_context,

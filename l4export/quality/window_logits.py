@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from l4export.reference.judged import Judged
     from l4export.reference.window import Window
-    from l4export.runtimes.engine import Engine
 
 __all__ = ["WindowLogits"]
 
@@ -21,7 +21,7 @@ class WindowLogits:
     image is in one call, and has more tokens than logits fit into memory.
     """
 
-    def __init__(self, engine: Engine, window: Window) -> None:
+    def __init__(self, engine: Judged, window: Window) -> None:
         self._ids = np.asarray(window.ids)
         self._images = window.images()
         self._session = engine.session(capacity=len(self._ids))

@@ -24,19 +24,16 @@ def coded_data(stored: object) -> CodedData | None:
     return stored.coded if isinstance(stored, HasCodes) else None
 
 
-def kept_scheme(form: CodeFormat, *widths: int) -> tuple[Kind, int, bool] | None:
-    """Kind, block size and symmetry of the schemes that can hold such codes, of weights with these widths K.
+def kept_scheme(form: CodeFormat, k: int) -> tuple[Kind, int, bool] | None:
+    """Kind, block size and symmetry of the scheme with the largest blocks that holds such codes of a weight [.., N, k].
 
-    Blocks of integers may be smaller than what shares a scale, which is then repeated. None: no scheme holds them.
+    Blocks may be smaller than what shares a scale, which is then repeated. None: no scheme holds them.
     """
+    whole = form.columns >= k
     if form.is_float:
-        if all(form.columns >= k for k in widths):
-            return "fp8", 0, True
-        return ("fp8", FP8_BLOCK, True) if form.columns == FP8_BLOCK else None
-    spans = [min(form.columns, k) for k in widths]
-    if any(k % span for k, span in zip(widths, spans, strict=True)):
-        return None
-    fits = [size for size in BLOCK_SIZES if not any(span % size for span in spans)]
+        return ("fp8", 0, True) if whole else ("fp8", FP8_BLOCK, True) if form.columns % FP8_BLOCK == 0 else None
+    span = k if whole else form.columns
+    fits = [size for size in BLOCK_SIZES if span % size == 0 == k % span]
     return ("int4" if form.bits == 4 else "int8", fits[-1], form.symmetric) if fits else None
 
 
@@ -52,11 +49,12 @@ def _matrices(coded: CodedData, scheme: Scheme) -> list[Recipe]:
     form, codes = coded.format, Source(coded.codes, checked=False)
     k = codes.dims[-1] * 8 // form.bits
     scales: Recipe = Source(coded.scales)
-    if scheme.block_size and not form.is_float:
-        scales = _Repeated(scales, min(form.columns, k) // scheme.block_size)
+    if scheme.block_size:
+        scales = _Repeated(scales, -(-min(form.columns, k) // scheme.block_size))
     if scheme.positive:
         scales = _Changed(scales, scales.dtype, _one_for_zero)
-    scales = Cast(scales, ir.DataType.FLOAT16) if scheme.scale_dtype == "float16" else scales
+    if scheme.scale_dtype != "float32":
+        scales = Cast(scales, ir.DataType.from_numpy(np.dtype(scheme.scale_dtype)))
     if scheme.positive and not form.is_float:
         return [_Changed(codes, codes.dtype, _twos_complement(form.bits)), scales]
     if coded.zero_points is None:

@@ -19,6 +19,7 @@ QUANTIZATIONS = ("none", "int8", "int4", "fp8")
 _ACCURACY_LEVELS = (1, 4)
 _MAX_POLICY_BYTES = 1 << 20
 _MATRICES = ("model.layers.*_proj.weight", "model.layers.*.experts.*_proj")
+_MLPS = ("model.layers.*.feed_forward.*_proj.weight", "model.layers.*.experts.*_proj")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -129,15 +130,15 @@ class Policy:
 
 
 def standard_policy(
-    quant: str, block_size: int | None = None, fitted: bool = False, of_layers_alone: bool = False
+    quant: str, block_size: int | None = None, fitted: bool = False, of_mlps_alone: bool = False
 ) -> Policy | None:
     """Return the policy of `--quant`, which is None for `none`.
 
     Matrices of attention, experts and feed-forward are stored as `quant` says. The head and the embedding have 8 bits,
     because 4 bits there raise the KL of the trained example by half, and a step reads one row of the embedding. With
     fp8 the embedding stays float. The router, norms and everything else stay float, because they are tiny. `fitted`
-    applies to the matrices alone, because 8 bits gain nothing from it. With `of_layers_alone` the head and the
-    embedding stay float too, as loaders of checkpoints want them.
+    applies to the matrices alone, because 8 bits gain nothing from it. With `of_mlps_alone` attention, the head and
+    the embedding stay float too, as loaders of checkpoints want them.
 
     The accuracy level is 4, although level 1 loses less, because level 1 is too slow to be used (`Policy`).
 
@@ -154,8 +155,8 @@ def standard_policy(
         return None
     _check_block(quant, block_size, "--block-size")
     _check_fitted(quant, fitted, "--fit-scales")
-    if of_layers_alone:
-        return Policy((Rule(_MATRICES, quant, block_size, fitted=fitted),))
+    if of_mlps_alone:
+        return Policy((Rule(_MLPS, quant, block_size, fitted=fitted),))
     if quant == "fp8":
         return Policy((Rule((*_MATRICES, _HEAD), "fp8", block_size),))
     rest = Rule((_HEAD, _EMBEDDING), "int8")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.checkpoint.adapter import ADAPTER_FILE
-from l4export.engine.manifest import Manifest
+from l4export.engine.described import Described
 from l4export.errors import InputError
-from l4export.inspection.dequantized_weights import dequantized_weights, input_scales
+from l4export.inspection.engine_weights import open_weights
 from l4export.model.config import ModelConfig
 from l4export.model.vision_config import VisionConfig
 from l4export.reference.streamed_model import Replacement, StreamedReference
@@ -29,7 +29,7 @@ def reference_name(checkpoint: Path, adapters: Sequence[Path], *remarks: str) ->
     return ", ".join([" with ".join(map(str, (checkpoint, *adapters))), *remarks])
 
 
-def sliced_layers(manifest: Manifest) -> tuple[int, int] | None:
+def sliced_layers(manifest: Described) -> tuple[int, int] | None:
     """The slice (start, stop) of the checkpoint's layers that the engine was built of; None for all of them."""
     match manifest.options["weights"].get("layers"):
         case None:
@@ -40,7 +40,7 @@ def sliced_layers(manifest: Manifest) -> tuple[int, int] | None:
 
 
 def open_reference(
-    manifest: Manifest, checkpoint: Path, adapters: Sequence[Path] = (), replaced: Replacement | None = None
+    manifest: Described, checkpoint: Path, adapters: Sequence[Path] = (), replaced: Replacement | None = None
 ) -> StreamedReference:
     """The layer-streamed reference of an engine: the same layers of the checkpoint that it was built from, with the
     same adapters.
@@ -55,7 +55,7 @@ def open_reference(
 
 
 def load_reference(
-    manifest: Manifest, checkpoint: Path, adapters: Sequence[Path] = (), dequantized: Path | None = None
+    manifest: Described, checkpoint: Path, adapters: Sequence[Path] = (), dequantized: Path | None = None
 ) -> HFReference:
     """The whole reference of an engine, in transformers: the same layers of the checkpoint that it was built from, with
     the same adapters.
@@ -70,12 +70,15 @@ def load_reference(
     reference = HFReference(_opened(manifest, checkpoint, adapters), sliced_layers(manifest))
     _check_same_model(checkpoint, reference.config, manifest.model)
     if dequantized is not None:
-        reference.replace(dequantized_weights(dequantized))
-        reference.round_inputs(input_scales(dequantized))
+        weights = open_weights(dequantized)
+        reference.round_weights(weights.half_floats)
+        values = ((name, weights.rows(name, slice(None))) for name in weights.names)
+        reference.replace((name, value) for name, value in values if value is not None)
+        reference.round_inputs(weights.input_scales)
     return reference
 
 
-def load_tower(manifest: Manifest, checkpoint: Path, adapters: Sequence[Path] = ()) -> HFVisionTower:
+def load_tower(manifest: Described, checkpoint: Path, adapters: Sequence[Path] = ()) -> HFVisionTower:
     """The vision tower of an engine that has one, in transformers, on the weights of the checkpoint it was built from,
     with the same adapters.
 
@@ -89,7 +92,7 @@ def load_tower(manifest: Manifest, checkpoint: Path, adapters: Sequence[Path] = 
     return tower
 
 
-def check_same_tower(manifest: Manifest, checkpoint: Checkpoint) -> None:
+def check_same_tower(manifest: Described, checkpoint: Checkpoint) -> None:
     """Check that the tower of an engine that has one may come from a checkpoint.
 
     Raises:
@@ -99,7 +102,7 @@ def check_same_tower(manifest: Manifest, checkpoint: Checkpoint) -> None:
     _check_same_model(checkpoint.path, checkpoint.vision_config(), manifest.vision)
 
 
-def _opened(manifest: Manifest, checkpoint: Path, adapters: Sequence[Path]) -> Checkpoint:
+def _opened(manifest: Described, checkpoint: Path, adapters: Sequence[Path]) -> Checkpoint:
     """The checkpoint with adapters, which must be those of the engine: with others its weights are others."""
     opened = open_checkpoint(checkpoint, adapters)
     used = {name: record for name, record in manifest.source.items() if ADAPTER_FILE.fullmatch(name)}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from l4export.checkpoint import Checkpoint, open_checkpoint
 from l4export.checkpoint.hf_config import text_config
 from l4export.checkpoint.hf_rope import KEYS
+from l4export.checkpoint.strict_config import fields_by_layer, strict_fields
 from l4export.errors import EnvironmentLacks, InputError, printable
 from l4export.model.config import ModelConfig
 from l4export.model.tensors import tensors
@@ -22,9 +23,11 @@ from l4export.model.weight_names import moved_up
 from l4export.quantization.schemes import FP8_MAX
 from l4export.reference.routing_ties import Choice
 
-__all__ = ["HFReference", "check_reference_packages", "reference_config"]
+__all__ = ["UNBOUNDED_CHUNK", "HFReference", "check_reference_packages", "reference_config"]
 
-_LONGEST = 2**31 - 1
+UNBOUNDED_CHUNK = 2**31 - 1
+"""A chunk that no sequence outgrows: plain causal attention, for which transformers has no number."""
+
 _BY_LAYER = ("moe_layers", "interleave_moe_layer_step", "no_rope_layers", "no_rope_layer_interval", "layer_types")
 
 
@@ -83,6 +86,13 @@ class HFReference:
         with self._torch.no_grad():
             for name, values in weights:
                 parameters[name].copy_(self._torch.from_numpy(np.ascontiguousarray(values)))
+
+    def round_weights(self, dtypes: Mapping[str, str]) -> None:
+        """Round weights, by their checkpoint names (without prefix), to dtypes as torch calls them."""
+        parameters = dict(self.model.named_parameters())
+        with self._torch.no_grad():
+            for name, dtype in dtypes.items():
+                parameters[name].copy_(parameters[name].to(getattr(self._torch, dtype)))
 
     def round_inputs(self, scales: Mapping[str, float]) -> None:
         """Round the inputs of weights to FP8, as `QuantizeActivations` does; `scales` are by the weights' names.
@@ -204,7 +214,7 @@ def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = No
     config = checkpoint.config
     fields = _runnable(text_config(checkpoint.raw_config), config)
     if layers is not None:
-        fields |= _by_layer(config.slice_layers(*layers))  # refuses what is no slice of this model
+        fields |= fields_by_layer(config.slice_layers(*layers))  # refuses what is no slice of this model
     try:
         return transformers.Llama4TextConfig.from_dict(fields)
     except Exception as error:  # a check of transformers that is not known here
@@ -214,43 +224,12 @@ def reference_config(checkpoint: Checkpoint, layers: tuple[int, int] | None = No
 
 def _runnable(text: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
     """The fields for `reference_config`."""
-    plain = {name: value for name, value in config.to_dict().items() if not isinstance(value, list | dict)}
-    plain |= {"floor_scale": int(config.floor_scale)}
+    plain = [name for name, value in config.to_dict().items() if not isinstance(value, list | dict)]
     fields = {name: text[name] for name in (*plain, *_BY_LAYER, *KEYS) if name in text}
-    for name, value in plain.items():
-        if name not in KEYS and name in fields and type(fields[name]) is not type(value):
-            fields[name] = value
-    if not _are_lists_plain(text, config.num_hidden_layers) or not config.moe_layers:
-        fields |= _by_layer(config)
+    fields |= strict_fields(text, config)
     fields |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # they change no logit
-    fields["attention_chunk_size"] = config.attention_chunk_size or _LONGEST
+    fields["attention_chunk_size"] = config.attention_chunk_size or UNBOUNDED_CHUNK
     return copy.deepcopy(fields)
-
-
-def _are_lists_plain(text: Mapping[str, Any], layers: int) -> bool:
-    """Whether transformers accepts what a text config says about each layer."""
-    for name in ("no_rope_layer_interval", "interleave_moe_layer_step"):
-        if type(text.get(name, 1)) is not int or text.get(name) == 0:
-            return False
-    for name in ("moe_layers", "no_rope_layers", "layer_types"):
-        entries = text.get(name) or []
-        one_a_layer = name == "moe_layers" or not entries or len(entries) == layers
-        if not one_a_layer or any(type(entry) is float for entry in entries):
-            return False
-    return True
-
-
-def _by_layer(config: ModelConfig) -> dict[str, Any]:
-    """The fields for every layer, spelled out as transformers has them."""
-    kinds = {True: "chunked_attention", False: "full_attention"}
-    return {
-        "num_hidden_layers": config.num_hidden_layers,
-        "moe_layers": list(config.moe_layers),
-        "no_rope_layers": [int(flag) for flag in config.rope_layers],
-        "layer_types": [kinds[flag] for flag in config.chunked_layers],
-        "no_rope_layer_interval": 1,  # unused beside the lists, but transformers divides by both
-        "interleave_moe_layer_step": 1,
-    }
 
 
 def _weights(checkpoint: Checkpoint, layers: tuple[int, int] | None) -> dict[str, Any] | None:

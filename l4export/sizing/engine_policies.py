@@ -59,7 +59,7 @@ def _policies(checkpoint: Checkpoint, target: str) -> PolicyOf:
 
     @functools.cache
     def policy_of(quant: str, dtype: str) -> Policy | None:
-        policy, _ = keep_codes(checkpoint, TARGETS[target], standard_policy(quant), dtype=dtype)
+        policy, _ = keep_codes(checkpoint, TARGETS[target], standard_policy(quant))
         return policy and replace(policy, rules=tuple(replace(rule, as_stored=False) for rule in policy.rules))
 
     return policy_of

@@ -25,6 +25,8 @@ HANDLED_DTYPES: dict[str, np.dtype[Any]] = {
 }
 """The dtypes that weights may have, as numpy sees them."""
 
+_AROUND = 64 * 2**10  # bytes: whoever reads a page is given those around it, as far as they are in memory (Linux)
+
 ARRAY_DTYPES: dict[str, np.dtype[Any]] = {
     **HANDLED_DTYPES,
     "I64": np.dtype(np.int64),
@@ -107,9 +109,12 @@ class MappedTensors:
             self.opened.announce(self._bounds(view)[1])
 
     def release(self, view: np.ndarray) -> None:
-        """Tells the kernel that the pages under `view` (of `array`) are not needed; reading them again is allowed."""
+        """Tells the kernel that the pages under `view` (of `array`) are not needed; reading them again is allowed.
+
+        Those around them are given back too: of thousands of small tensors they would add up.
+        """
         low, high = self._bounds(view)
-        low -= low % mmap.PAGESIZE
+        low, high = low - low % _AROUND, min(high + -high % _AROUND, len(self._map))
         if high > low:
             self._map.madvise(mmap.MADV_DONTNEED, low, high - low)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -45,13 +46,14 @@ def safetensors_header(
 def write_safetensors(
     path: Path,
     entries: Iterable[Entry],
-    chunks: Callable[[str], Iterable[Chunk]],
+    chunks: Callable[[str], Iterable[Chunk] | None],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes tensors, in order, as a new file at `path`.
 
     `chunks(name)` yields the tensor's bytes, row-major and little-endian, in contiguous pieces of any size; it is
-    called when its turn comes, and one piece is held at a time.
+    called when its turn comes, and one piece is held at a time. A tensor for which it gives None is left as a hole in
+    a sparse file, which reads as zeros.
     Raises `StorageError` when writing fails and `ValueError` (a bug of the caller) for a name given twice or pieces
     that do not add up to the tensor. In both cases no file remains.
     """
@@ -61,12 +63,16 @@ def write_safetensors(
             try:
                 file.write(header)
                 for name, size in sizes.items():
+                    if (pieces := chunks(name)) is None:
+                        file.seek(size, os.SEEK_CUR)
+                        continue
                     written = 0
-                    for chunk in chunks(name):
+                    for chunk in pieces:
                         piece = np.frombuffer(chunk, np.uint8) if not isinstance(chunk, np.ndarray) else chunk
                         written += file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
                     if written != size:
                         raise ValueError(f"tensor {name!r}: {written} bytes given, {size} expected")
+                file.truncate()  # to where it stands: holes at the end count
             except BaseException:
                 path.unlink()
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from l4export.model.config import ModelConfig
     from l4export.model.vision_config import VisionConfig
     from l4export.quantization.codes_source import CodesSource
-    from l4export.quantization.policy import Policy
+    from l4export.quantization.policy import Policy, Rule
     from l4export.quantization.schemes import ScaleDtype
     from l4export.weights.placement import DataFile
     from l4export.weights.recipes import Source
@@ -72,6 +72,7 @@ class CheckpointTarget:
         block_sizes: The blocks of integer weights.
         lay_out: Decides names, dtypes, shapes and places of all tensors. It raises `InputError` for a policy that the
             loaders cannot follow.
+        stays_float: Whether the weight of a name cannot be quantised for the loaders.
     """
 
     name: str
@@ -80,3 +81,16 @@ class CheckpointTarget:
     weight_kinds: tuple[str, ...]
     block_sizes: tuple[int, ...]
     lay_out: Callable[[CheckpointRequest], CheckpointFiles]
+    stays_float: Callable[[str], bool]
+
+    def cannot_keep(self, rule: Rule, names: Sequence[str], exact: bool) -> str:
+        """As `l4export.targets.kept_codes.Holder`; who loads the checkpoint decides what is rounded."""
+        if rule.kind not in self.weight_kinds or not rule.symmetric:
+            return f"does not take {rule.kind}{'' if rule.symmetric else ' with zero points'}"
+        if rule.kind == "fp8" and rule.block_size:
+            return "takes FP8 with a scale a channel"
+        if rule.kind != "fp8" and rule.block_size not in self.block_sizes:
+            return f"does not take blocks of {rule.block_size}"
+        if left := [name for name in names if self.stays_float(name)]:
+            return f"has {', '.join(left)} in floats"
+        return ""

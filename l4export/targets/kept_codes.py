@@ -7,9 +7,12 @@ that say so are added to the policy. Others are dequantised, once, and treated a
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from l4export.checkpoint import Checkpoint, StoredWeight
 from l4export.errors import InputError
@@ -19,10 +22,8 @@ from l4export.model.weight_names import moved_up
 from l4export.quantization.kept_codes import coded_data, kept_scheme
 from l4export.quantization.policy import Policy, Rule
 from l4export.storage.safetensors import HANDLED_DTYPES
-from l4export.targets.checkpoint_target import CheckpointTarget
-from l4export.targets.target import Target
 
-__all__ = ["StoredCodes", "keep_codes", "lose_codes"]
+__all__ = ["Holder", "StoredCodes", "keep_codes"]
 
 Outcome = str
 KEPT, DEQUANTIZED, AGAIN = "kept", "dequantized", "quantized again"
@@ -60,6 +61,20 @@ class StoredCodes:
         return f"{self.count} weights in {self.stored}: {told[self.outcome]}"
 
 
+class Holder(Protocol):
+    """A target, as far as it may hold codes."""
+
+    @property
+    def name(self) -> str:
+        """Its name in `--target`."""
+
+    def cannot_keep(self, rule: Rule, names: Sequence[str], exact: bool) -> str:
+        """Why it cannot hold the codes that a rule describes, of the weights `names`; empty: it can.
+
+        If `exact`, activations must not be rounded because of them.
+        """
+
+
 @dataclass(frozen=True)
 class _Operand:
     """The weights of one operator, which have one scheme."""
@@ -69,21 +84,17 @@ class _Operand:
     widths: Sequence[int]
 
     @property
-    def are_experts(self) -> bool:
-        return len(self.stored[0].shape) == 3
-
-    @property
     def formats(self) -> str:
         return " and ".join(dict.fromkeys(name for weight in self.stored for name in weight.formats))
 
 
 def keep_codes(
     checkpoint: Checkpoint,
-    target: Target,
+    target: Holder,
     asked: Policy | None = None,
     layers: tuple[int, int] | None = None,
-    dtype: str | None = None,
-    compute_capabilities: Sequence[str] | None = None,
+    check: Callable[[Policy], None] | None = None,
+    scale_dtype: str | None = None,
 ) -> tuple[Policy | None, tuple[StoredCodes, ...]]:
     """The policy with rules for the codes that are kept, and what becomes of every quantised weight. Reads no weights.
 
@@ -95,14 +106,14 @@ def keep_codes(
         target: What is built for.
         asked: The policy that is asked for; None: nothing is to be quantised.
         layers: (A, B): the layers A to B - 1 alone; None: all.
-        dtype: The float type that is computed in; None: the target's default.
-        compute_capabilities: Those of the GPUs that are compiled for; None: any.
+        check: Refuses a policy that the device does not take (`InputError`); None: nothing does.
+        scale_dtype: NumPy's name of a dtype in which no scale may be rounded; None: scales take the engine's.
 
     Raises:
         InputError: a weight that is missing or of another shape; a policy that contradicts itself.
     """
     config = checkpoint.config.slice_layers(*layers) if layers else checkpoint.config
-    build = _Build(target, asked, dtype or target.dtypes[0], compute_capabilities)
+    build = _Build(target, asked, check, scale_dtype)
     everything = list(tensors(config))
     told: dict[tuple[str, Outcome, str], list[str]] = {}
     kept: dict[Rule, list[str]] = {}
@@ -114,16 +125,6 @@ def keep_codes(
     rules = {rule: _patterns(names, everything) for rule, names in kept.items()}
     policy = _with_rules(asked, [replace(rule, weights=names) for rule, names in rules.items()], everything)
     return policy, tuple(StoredCodes(_patterns(names, everything), len(names), *key) for key, names in told.items())
-
-
-def lose_codes(checkpoint: Checkpoint, target: CheckpointTarget, asked: Policy) -> tuple[StoredCodes, ...]:
-    """What becomes of quantised weights where a target keeps no codes. Reads no weights; raises as `keep_codes`."""
-    told: dict[tuple[str, Outcome], list[str]] = {}
-    for operand in _quantized(checkpoint, checkpoint.config, 0):
-        for name in operand.names:
-            told.setdefault((operand.formats, AGAIN if asked.rule_for(name) else DEQUANTIZED), []).append(name)
-    everything, reason = list(tensors(checkpoint.config)), f"--target {target.name} finds codes itself"
-    return tuple(StoredCodes(_patterns(names, everything), len(names), *key, reason) for key, names in told.items())
 
 
 def _quantized(checkpoint: Checkpoint, config: ModelConfig, first: int) -> Iterator[_Operand]:
@@ -146,10 +147,10 @@ def _quantized(checkpoint: Checkpoint, config: ModelConfig, first: int) -> Itera
 class _Build:
     """What is built, as far as it decides which codes are kept."""
 
-    target: Target
+    target: Holder
     policy: Policy | None
-    dtype: str
-    compute_capabilities: Sequence[str] | None
+    check: Callable[[Policy], None] | None
+    scale_dtype: str | None
 
     def decide(self, operand: _Operand) -> tuple[Rule | None, Outcome, str]:
         """The rule that keeps the codes, or None; and what becomes of them, with the reason."""
@@ -167,19 +168,14 @@ class _Build:
 
     def _obstacle(self, operand: _Operand, rule: Rule) -> str:
         """Why codes that a rule describes cannot be kept; empty: they can."""
-        target = self.target
-        blocks = target.expert_blocks if operand.are_experts and rule.kind != "fp8" else ()
-        if rule.kind not in target.weight_kinds:
-            return f"--target {target.name} {target.reasons.get(rule.kind, f'does not take {rule.kind}')}"
-        if target.positive_scales and not rule.symmetric:
-            return f"--target {target.name} has no zero points"
-        if blocks and rule.block_size not in blocks:
-            return f"experts in blocks of {rule.block_size} have no kernel on --target {target.name}"
-        if target.rounds_activations and rule.kind == "int8" and self.policy is None:
-            return f"--target {target.name} would round activations before them; --quant int8 keeps them"
-        if self.compute_capabilities is not None:
+        if reason := self.target.cannot_keep(rule, operand.names, exact=self.policy is None):
+            return f"--target {self.target.name} {reason}"
+        scales = {str(coded.format.scale_dtype) for each in operand.stored if (coded := coded_data(each))}
+        if self.scale_dtype and scales != {self.scale_dtype}:
+            return f"scales in {' and '.join(sorted(scales))} would be rounded to {self.scale_dtype}"
+        if self.check is not None:
             try:
-                target.check_options(self.dtype, Policy((rule,)), self.compute_capabilities)
+                self.check(Policy((rule,)))
             except InputError as error:
                 return str(error)
         return ""
@@ -188,15 +184,13 @@ class _Build:
 def _held(operand: _Operand) -> Rule | None:
     """The rule, still without names, whose scheme holds the codes on some target; None: there is none."""
     coded = [coded_data(weight) for weight in operand.stored]
-    formats = {replace(each.format, columns=0) for each in coded if each}
+    formats = {replace(each.format, columns=0, scale_dtype=np.dtype(np.float32)) for each in coded if each}
     if None in coded or len(formats) != 1:
         return None
     schemes = {kept_scheme(each.format, k) for each, k in zip(coded, operand.widths, strict=True) if each}
     if None in schemes:
         return None
-    kind, block, symmetric = min(scheme for scheme in schemes if scheme)
-    if kind == "fp8" and len(schemes) > 1:
-        return None
+    kind, block, symmetric = min((scheme for scheme in schemes if scheme), key=lambda scheme: scheme[1] or math.inf)
     return Rule((), kind, block, symmetric, as_stored=True)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from l4export.engine.profiles import TokenRange
     from l4export.model.config import ModelConfig
     from l4export.quantization.codes_source import CodesSource
-    from l4export.quantization.policy import Policy
+    from l4export.quantization.policy import Policy, Rule
 
 __all__ = ["CACHES_IN_PLACE", "GraphOptions", "LayerRange", "Target", "UnfinishedEngine"]
 
@@ -147,3 +147,16 @@ class Target:
     cut: Callable[[ir.Graph, int | None], tuple[LayerRange, ...]] | None = None
     check_machine: Callable[[ir.Model, Sequence[LayerRange], ir.Model | None], None] = lambda *_: None
     finish: Callable[[UnfinishedEngine], list[str]] = lambda _: []
+
+    def cannot_keep(self, rule: Rule, names: Sequence[str], exact: bool) -> str:
+        """As `l4export.targets.kept_codes.Holder`."""
+        are_experts = any(".experts." in name for name in names)
+        if rule.kind not in self.weight_kinds:
+            return self.reasons.get(rule.kind, f"does not take {rule.kind}")
+        if self.positive_scales and not rule.symmetric:
+            return "has no zero points"
+        if are_experts and rule.kind != "fp8" and self.expert_blocks and rule.block_size not in self.expert_blocks:
+            return f"has no kernel for experts in blocks of {rule.block_size}"
+        if exact and self.rounds_activations and rule.kind == "int8":
+            return "would round activations before them; --quant int8 keeps them"
+        return ""

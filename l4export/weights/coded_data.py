@@ -11,7 +11,9 @@ matrices of experts come first, [E, N, K], whatever the order of axes in which t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from l4export.weights.recipes import SourceData
 
@@ -27,12 +29,14 @@ class CodeFormat:
         is_float: FP8 (E4M3) instead of integers.
         symmetric: Without zero points.
         columns: How many neighbouring columns of a row share a scale; the last ones may be fewer.
+        scale_dtype: In which scales are stored; they are read as float32.
     """
 
     bits: int
     is_float: bool
     symmetric: bool
     columns: int
+    scale_dtype: np.dtype[Any]
 
 
 class CodedData(Protocol):

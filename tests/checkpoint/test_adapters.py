@@ -96,6 +96,15 @@ def test_experts_as_parameters(workshop: Workshop, tmp_path: Path, turned: bool)
     check(source, [write_adapter(tmp_path / "b", alone)], {f"{MOE}.down_proj": expected[f"{MOE}.down_proj"]})
 
 
+@pytest.mark.parametrize("version", ["0.17.1", "0.18.0", "0.18.1"])
+def test_square_experts_alone(workshop: Workshop, tmp_path: Path, version: str) -> None:
+    """Releases before 0.19 had the experts of every model this way round."""
+    source, found = workshop.checkpoint("scout"), pair(MOE, HIDDEN, 2 * INNER, 2 * EXPERTS)
+    name = f"{MOE}.gate_up_proj"
+    adapter = write_adapter(tmp_path / "a", found, peft_version=version)
+    check(source, [adapter], {name: base(source)[name] + of_experts(found, MOE, EXPERTS).transpose(0, 2, 1)})
+
+
 @pytest.mark.parametrize("one_by_one", [False, True])
 @pytest.mark.parametrize("dora", [False, True])
 def test_experts_as_linear_layers(workshop: Workshop, tmp_path: Path, dora: bool, one_by_one: bool) -> None:
@@ -262,7 +271,14 @@ REFUSED: dict[str, tuple[Weights, dict[str, Any], str]] = {
     "no magnitude": (pair(Q, 64, 64), {"use_dora": True}, "has no lora_magnitude_vector; use_dora says"),
     "magnitude": (pair(Q, 64, 64) | MAGNITUDE, {}, "has a lora_magnitude_vector; use_dora says otherwise"),
     "dora of experts": (parameters(), {"use_dora": True}, "DoRA of embeddings and of experts as parameters"),
-    "square": (pair(MOE, 64, 64, 8), {}, "which way round the adapter has them cannot be told"),
+    **{
+        f"square, {version}": (
+            pair(MOE, 64, 64, 8),
+            {"peft_version": version},
+            "which way round the adapter has them cannot be told",
+        )
+        for version in (None, "0.19.0", "0.19.1", "0.21.2", "0.18.1.dev0@0123abc", "1.0.0", "0.18", 0.18, [0], "x")
+    },
     "twice": (pair(Q, 64, 64) | pair(f"language_model.{Q}", 64, 64), {}, "is the same as"),
     "both kinds": (pair(Q, 64, 64) | {f"{Q}.lora_embedding_A": np.ones((2, 64), np.float32)}, {}, "has no lora_emb"),
     "third": (pair(MOE, INNER, 64, 8) | pair(f"{MOE}.base_layer", INNER, 64, 8), {}, "is a second change of"),

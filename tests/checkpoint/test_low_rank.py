@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,3 +67,11 @@ def test_the_same_bits_in_any_region(data: st.DataObject) -> None:
     outer = (1,) if len(weight.shape) == 3 else ()
     pieces = [piece for _, piece in weight.rows((*outer, rows, slice(3, 140)), 1)]
     np.testing.assert_array_equal(np.concatenate(pieces), weight.read()[(*outer, rows, slice(3, 140))])
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_float32_are_not_finite_and_nothing_is_said() -> None:
+    """Found by fuzzing: whoever reads a weight that is not finite refuses it, in one line."""
+    huge = LoraWeight(_Array(MATRIX), LowRank(_Array(A), _Array(B * np.float32(3e37)), 20.0))
+    for weight in (huge, DoraWeight(huge, _Array(MAGNITUDE))):
+        assert not np.isfinite(weight.read()).all()

@@ -25,7 +25,8 @@ from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import plan_build
 from l4export.errors import InputError
-from l4export.inspection.facts import inspect
+from l4export.inspection.dequantized_weights import dequantized_weights
+from l4export.inspection.facts import CheckpointFacts, inspect
 from l4export.model.tensors import tensors, vision_tensors
 from l4export.parity.whole_model import check_parity
 from l4export.reference.vision_tower import HFVisionTower
@@ -191,7 +192,32 @@ def test_scales_beside_the_shards(wide: Path, tmp_path: Path, kind: str) -> None
                     for cut, size in zip(region, shape, strict=False)
                 )
                 np.testing.assert_array_equal(weight.read(small), expected[small], err_msg=f"{name} {small}")
-    assert any(f"{kind}_scales are dequantised" in note for note in checkpoint.notes())
+    assert any(f"weights have {kind}_scales" in note for note in checkpoint.notes())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("kind", ["fp8", "int4"])
+@pytest.mark.parametrize("target", ["ort-cpu", "onnx"])
+def test_codes_beside_scales_are_kept(wide: Path, tmp_path: Path, kind: str, ranks: int, target: str) -> None:
+    """An engine's weights are the folder's to the bit, also where scales change from rank to rank along K."""
+    folder = write_meta_folder(wide, tmp_path / "m", ranks, scales=kind)
+    planned = plan_build(folder, options := BuildOptions(max_context=64, target=target))
+    assert [codes.outcome for codes in planned.stored_codes] == ["kept"]
+    build(folder, tmp_path / "e", options)
+    checkpoint, found = open_checkpoint(folder), dict(dequantized_weights(tmp_path / "e"))
+    assert len(found) == planned.stored_codes[0].count == {"fp8": 2 * 2, "int4": 4 * 5}[kind]
+    inventory = tensors(checkpoint.config)
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, checkpoint.tensor(name, inventory[name]).read(), err_msg=name)
+    report = check_parity(tmp_path / "e", folder, 20, 20)
+    assert report.passed and report.chunk_boundaries > 0
+
+
+def test_what_inspect_says_of_scales(wide: Path, tmp_path: Path) -> None:
+    facts = inspect(write_meta_folder(wide, tmp_path / "m", 2, scales="int4"))
+    assert isinstance(facts, CheckpointFacts)
+    assert facts.stored_as["experts down"] == ("INT4, groups of 128",)
+    assert facts.kept_codes["ort-cpu"] == ("experts gate_up", "experts down", "shared expert")
 
 
 def refused(folder: Path, *words: str) -> None:

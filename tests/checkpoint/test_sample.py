@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from l4export.checkpoint import open_checkpoint, sample, sample_weights
+from l4export.checkpoint import open_checkpoint, sample, sample_files, sample_weights
 from l4export.checkpoint.hf_config import config_from_hf
 from l4export.checkpoint.sample import VARIANTS, hf_config, write_sample
 from l4export.checkpoint.sample_vision import VISION_VARIANTS
@@ -179,7 +179,7 @@ def test_full_size_is_refused_where_it_would_be_a_lie(tmp_path: Path, monkeypatc
     for variant in ("guard", "mobile"):
         with pytest.raises(InputError, match=f"'{variant}' has no size 'full'; choose scout or maverick"):
             write_sample(tmp_path / "out", variant, "full", 0)
-    monkeypatch.setattr(sample, "_taken_bytes", lambda descriptor: os.fstat(descriptor).st_size)
+    monkeypatch.setattr(sample_files, "_taken_bytes", lambda descriptor: os.fstat(descriptor).st_size)
     with pytest.raises(StorageError, match="does not keep sparse files"):
         write_sample(tmp_path / "out", "scout", "full", 0)
     assert list(tmp_path.iterdir()) == []

@@ -149,7 +149,7 @@ def test_experts_that_cuda_has_no_kernel_for(made: Make) -> None:
     """QMoE takes blocks of 64 and 128 there; MatMulNBits takes 32 as well."""
     told = plan_build(made("scout", "int4")[0], BuildOptions(target="ort-cuda", kv_layout="chunked")).stored_codes
     assert [(codes.outcome, codes.count) for codes in told] == [("dequantized", 8), ("kept", 12)]
-    assert told[0].reason == "experts in blocks of 32 have no kernel on --target ort-cuda"
+    assert told[0].reason == "--target ort-cuda has no kernel for experts in blocks of 32"
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -20,6 +20,7 @@ from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.engine.checkpoint_manifest import CheckpointManifest, load_checkpoint_manifest, verify_checkpoint
 from l4export.errors import CheckFailed, InputError
+from l4export.quantization.policy import standard_policy
 from l4export.weights import placement
 from workshop import random_ids
 
@@ -117,10 +118,13 @@ def test_a_calibrated_build_goes_on_too(checkpoint: Path, place: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment(checkpoint: Path, place: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_at_any_moment(checkpoint: Path, place: Path, tmp_path: Path) -> None:
     """kill -9: what is there afterwards is nothing or all, and the next build gives the same bytes."""
     command = [sys.executable, "-m", "l4export", "build", str(checkpoint), "-o", str(place / "out"),
                "--target", TARGET, "--quant", "int4", "--block-size", "32", "--force"]  # fmt: skip
+    (alone := tmp_path / "alone").mkdir()
+    written(checkpoint, alone / "out", policy=standard_policy("int4", 32, of_mlps_alone=True))
+    expected = contents(alone / "out")
     for delay in (1.0, 1.5, 2.0, 2.5, 3.0):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(delay)
@@ -262,7 +266,10 @@ def test_the_commands(checkpoint: Path, place: Path, capsys: pytest.CaptureFixtu
     assert code == 0 and "all as built" in out
     code, out, _ = run("inspect", place / "out", "--json")
     facts = json.loads(out)
-    assert facts["kind"] == "checkpoint" and facts["stored_as"]["attention o"] == ["INT4, groups of 64"]
+    assert facts["kind"] == "checkpoint" and facts["stored_as"]["shared expert"] == [
+        "INT4, groups of 64",
+        "INT4, groups of 32",
+    ]
     code, _, error = run("run", place / "out", "--prompt", "x")
     assert code == 2 and "vLLM" in error
     code, out, _ = run(*command, "--force", "--json")

@@ -80,6 +80,24 @@ def test_four_layers_of_full_size_take_no_more_than_one(tmp_path: Path) -> None:
     assert four < 1.1 * one
 
 
+@pytest.mark.parametrize(
+    ("variant", "form", "quant"),
+    [("maverick", "fp8", "int4"), ("scout", "w4a16", "int4"), ("scout", "w4a16", "none"), ("scout", "fp8", "none")],
+)
+def test_a_quantised_release_takes_no_more_than_floats(tmp_path: Path, variant: str, form: str, quant: str) -> None:
+    """Within a tenth, of two layers of full size. Scales are written, and codes are holes in the file.
+
+    Two layers of Maverick in floats would be 76 GB.
+    """
+    peaks = {}
+    for each in ("float", form):
+        path = tmp_path / each
+        run("sample", path, "--variant", variant, "--size", "full", "--format", each)
+        assert run("inspect", path) < 0.2 * GB and run("plan", path) < 0.3 * GB
+        peaks[each] = run("build", path, "-o", tmp_path / "e", "--force", "--quant", quant, "--layers", "0:2")
+    assert peaks[form] < 1.1 * peaks["float"], peaks
+
+
 def test_a_tower_of_full_size_takes_nothing_more(tmp_path: Path) -> None:
     """Within a tenth: 3.49 GB of float32 on the way, beside a layer of Scout; the weights are holes in the file."""
     run("sample", tmp_path / "full", "--variant", "scout", "--size", "full", "--vision")

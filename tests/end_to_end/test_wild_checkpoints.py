@@ -22,6 +22,8 @@ from l4export.cli import main
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import plan_build
+from l4export.parity.whole_model import check_parity
+from l4export.quantization.policy import Policy, Rule
 from l4export.reference.transformers_model import HFReference
 from workshop import LAYOUTS, Workshop, assert_close, copy_checkpoint, edit_config, random_ids
 
@@ -140,6 +142,19 @@ def test_the_same_model_in_other_words(workshop: Workshop, tmp_path: Path, chang
     assert found.data_files == expected.data_files
     ids = random_ids((1, 60))
     np.testing.assert_array_equal(HFReference(checkpoint).logits(ids), workshop.reference("scout").logits(ids))
+
+
+@pytest.mark.parametrize("change", SAME, ids=lambda change: change.__name__)
+def test_written_again_transformers_takes_it(
+    workshop: Workshop, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """Its config.json has no field that transformers refuses, for servers read it with transformers' classes."""
+    checkpoint = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
+    change(checkpoint)
+    policy = Policy((Rule(("model.layers.*.feed_forward.*_proj.weight", "model.layers.*.experts.*"), "int8", 32),))
+    build(checkpoint, tmp_path / "w", BuildOptions(target="compressed-tensors", policy=policy))
+    report = check_parity(tmp_path / "w", checkpoint, 40, 4, dequantized=True)
+    assert report.passed and report.prefill.max_relative_difference < 1e-5
 
 
 def test_tokens_and_notes_of_those(workshop: Workshop, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ _SUBJECTS = {
     "tokenizer": "fuzz_tokenizer.TokenizerSubject",
     "image": "fuzz_image.ImageSubject",
     "pth": "fuzz_pth.PthSubject",
+    "quantised": "fuzz_quantised.QuantisedSubject",
+    "adapter": "fuzz_adapter.AdapterSubject",
     "partial": "fuzz_partial.PartialSubject",
     "written": "fuzz_written.WrittenSubject",
     "calibration": "fuzz_partial.CalibrationSubject",

@@ -213,9 +213,15 @@ class _Held:
             return f"descriptor of {min(added)[1]} is left open"
         if threads := set(threading.enumerate()) - self._threads:
             return f"thread {threads.pop().name} is left"
-        if any(path.read_text().strip() for path in Path("/proc/self/task").glob("*/children")):
-            return "a child process is left"
-        return None
+        return "a child process is left" if _has_children() else None
+
+
+def _has_children() -> bool:
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            if path.read_text().strip():
+                return True
+    return False
 
 
 def _descriptors() -> dict[int, str]:

@@ -16,9 +16,14 @@ import numpy as np
 from fuzz_json import Pairs, Raw, damaged_text, dumps, mutate_json
 
 __all__ = [
+    "WIDTHS",
     "Files",
+    "Pieces",
+    "change_tensor",
     "mutate_safetensors",
     "pack",
+    "pack_pieces",
+    "pieces_of",
     "read_files",
     "replace_file",
     "small_file",
@@ -30,10 +35,15 @@ __all__ = [
 Files = dict[str, bytes]
 """The regular files of a directory by their names."""
 
+Pieces = dict[str, tuple[dict[str, Any], bytes]]
+"""The tensors of a safetensors file: entry of the header, whose offsets do not count, and bytes."""
+
 _POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 216000000000\n"
 _DTYPES = ["F32", "F16", "BF16", "F64", "I8", "U8", "F8_E4M3", "F4", "I64", "BOOL", "f32", "F128", "F8_E8M0", "C64"]
 _SMALL = 2**26
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "F64": 8}
+WIDTHS = _WIDTHS | {"F8_E4M3": 1, "F8_E5M2": 1, "I32": 4, "I64": 8}
+"""Bytes of an element."""
 
 
 def read_files(directory: Path) -> Files:
@@ -130,6 +140,46 @@ def unpack(file: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and bytes of a valid file."""
     length = int.from_bytes(file[:8], "little")
     return json.loads(file[8 : 8 + length]), file[8 + length :]
+
+
+def pieces_of(file: bytes) -> Pieces:
+    """The tensors of a valid file."""
+    header, data = unpack(file)
+    return {
+        name: (entry, data[slice(*entry["data_offsets"])]) for name, entry in header.items() if name != "__metadata__"
+    }
+
+
+def pack_pieces(pieces: Pieces) -> bytes:
+    """The file that has these tensors, in order."""
+    header, end = {}, 0
+    for name, (entry, piece) in pieces.items():
+        header[name] = {**entry, "data_offsets": [end, end + len(piece)]}
+        end += len(piece)
+    return pack(header, b"".join(piece for _, piece in pieces.values()))
+
+
+def change_tensor(pieces: Pieces, name: str, other: str, rng: random.Random) -> str:
+    """Make a tensor missing, another one's, or of another shape or dtype; says which."""
+    entry, data = pieces[name]
+    way = rng.choice(["missing", "copied", "exchanged", "shape", "dtype"])
+    if way == "missing":
+        del pieces[name]
+        return way
+    if way == "copied":
+        pieces[name] = pieces[other]
+        return f"that of {other}"
+    if way == "exchanged":
+        pieces[name], pieces[other] = pieces[other], pieces[name]
+        return f"exchanged with {other}"
+    shape, dtype = entry["shape"], entry["dtype"]
+    if way == "dtype":
+        dtype = rng.choice(sorted(WIDTHS))
+    else:
+        shape = rng.choice([shape[::-1], [*shape, 1], [1, *shape], [int(np.prod(shape))], [*shape, 0], [], shape[:1]])
+    size = int(np.prod(shape)) * WIDTHS.get(dtype, 1)
+    pieces[name] = ({**entry, "dtype": dtype, "shape": shape}, (data * 8 + bytes(size))[:size])
+    return f"{dtype} {shape}"
 
 
 def spoil_numbers(header: Mapping[str, Any], data: bytes, rng: random.Random) -> tuple[bytes, str]:

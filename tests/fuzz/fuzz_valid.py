@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from fuzz_files import Files, pack, unpack
+from fuzz_files import Files, Pieces, pack_pieces, pieces_of
 
 __all__ = ["TEMPLATE", "VOCABULARY", "small_checkpoint", "tokenizers"]
 
@@ -31,7 +29,7 @@ def small_checkpoint(path: Path, variant: str, layers: int = 2) -> None:
     file = path / "model.safetensors"
     tensors = {
         name: entry
-        for name, entry in _tensors(file.read_bytes())
+        for name, entry in pieces_of(file.read_bytes()).items()
         if not (found := re.match(r"model\.layers\.(\d+)\.", name)) or int(found[1]) < layers
     }
     config |= {"num_hidden_layers": layers, "max_position_embeddings": 256, "vocab_size": VOCABULARY}
@@ -54,32 +52,17 @@ def small_checkpoint(path: Path, variant: str, layers: int = 2) -> None:
         file.unlink()
         _write_shards(path, tensors)
     else:
-        file.write_bytes(_packed(tensors))
+        file.write_bytes(pack_pieces(tensors))
     (path / "config.json").write_text(json.dumps(config, indent=1))
 
 
-def _tensors(file: bytes) -> Iterator[tuple[str, tuple[dict[str, Any], bytes]]]:
-    header, data = unpack(file)
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield name, (entry, data[slice(*entry["data_offsets"])])
-
-
-def _packed(tensors: dict[str, tuple[dict[str, Any], bytes]]) -> bytes:
-    header, end = {}, 0
-    for name, (entry, piece) in tensors.items():
-        header[name] = {**entry, "data_offsets": [end, end + len(piece)]}
-        end += len(piece)
-    return pack(header, b"".join(piece for _, piece in tensors.values()))
-
-
-def _write_shards(path: Path, tensors: dict[str, tuple[dict[str, Any], bytes]]) -> None:
+def _write_shards(path: Path, tensors: Pieces) -> None:
     names = list(tensors)
     weight_map = {}
     for shard in range(2):
         file = f"model-{shard + 1:05d}-of-00002.safetensors"
         chosen = names[shard::2]
-        (path / file).write_bytes(_packed({name: tensors[name] for name in chosen}))
+        (path / file).write_bytes(pack_pieces({name: tensors[name] for name in chosen}))
         weight_map |= dict.fromkeys(chosen, file)
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))

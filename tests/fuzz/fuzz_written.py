@@ -42,7 +42,7 @@ class WrittenSubject(Subject):
         import l4export
         from l4export.quantization.policy import standard_policy
 
-        policy = standard_policy("int8", of_layers_alone=True)
+        policy = standard_policy("int8", of_mlps_alone=True)
         options = l4export.BuildOptions(target="compressed-tensors", policy=policy, jobs=1, force=force)
         l4export.build(self.valid / "checkpoint", out, options)
 

@@ -11,8 +11,18 @@ import pytest
 
 from fuzz_json import Pairs, Raw, dumps, mutate_json, nested
 
-CASES = {"checkpoint": 60, "engine": 100, "session": 200, "tokenizer": 80, "image": 200, "pth": 80, "partial": 40,
-         "written": 40}  # fmt: skip
+CASES = {
+    "checkpoint": 60,
+    "engine": 100,
+    "session": 200,
+    "tokenizer": 80,
+    "image": 200,
+    "pth": 80,
+    "quantised": 60,
+    "adapter": 60,
+    "partial": 40,
+    "written": 40,
+}
 
 
 @pytest.mark.parametrize("name", [*CASES, pytest.param("calibration", marks=pytest.mark.slow)])

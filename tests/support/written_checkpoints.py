@@ -18,8 +18,9 @@ from l4export.quantization.policy import Policy, Rule
 from workshop import edit_config
 
 TARGET = "compressed-tensors"
-MATRICES = ("model.layers.*_proj.weight", "model.layers.*.experts.*_proj")
-EXPERTS, ATTENTION = "model.layers.*.experts.*_proj", "model.layers.*.self_attn.*"
+EXPERTS, ATTENTION = "model.layers.*.experts.*_proj", "model.layers.*.self_attn.o_proj.weight"
+MATRICES = ("model.layers.*.feed_forward.*_proj.weight", EXPERTS, ATTENTION)
+"""All that may be quantised: q, k and v may not."""
 
 
 def bfloat16_sample(path: Path, variant: str, vision: bool = False, seed: int = 3) -> Path:

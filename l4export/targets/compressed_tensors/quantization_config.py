@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from l4export.checkpoint.hf_config import text_config
+from l4export.checkpoint.strict_config import strict_fields
 from l4export.model.config import ModelConfig
 from l4export.quantization.schemes import Scheme
 from l4export.targets.compressed_tensors.schemes import layers_of, linear_layers
@@ -26,23 +28,45 @@ _TOWER = ("re:.*vision_model.*", "re:.*multi_modal_projector.*")
 
 
 def with_quantization_config(
-    raw: Mapping[str, Any], config: ModelConfig, schemes: Mapping[str, Scheme], has_tower: bool, dtype: str
+    raw: Mapping[str, Any],
+    config: ModelConfig,
+    schemes: Mapping[str, Scheme],
+    has_tower: bool,
+    nested: bool,
+    dtype: str,
 ) -> dict[str, Any]:
-    """The fields of a config.json, with what it says of quantisation replaced, and with a dtype if it had none.
+    """The fields of a config.json, with what it says of quantisation replaced, and what transformers refuses.
 
     Args:
         raw: The fields as they were.
         config: The same as a configuration of the text model.
         schemes: The scheme of each weight that is quantised.
         has_tower: Whether there is a vision tower, which is left alone.
+        nested: Whether the text model is a part of the model, by the names of its tensors.
         dtype: The model's, for loaders that would take float32 where nothing is said.
     """
-    kept = {name: value for name, value in raw.items() if name != "quantization_config"}
-    if isinstance(text := kept.get("text_config"), Mapping):
-        kept["text_config"] = {name: value for name, value in text.items() if name != "quantization_config"}
-    if not kept.keys() & {"dtype", "torch_dtype"}:
-        kept["torch_dtype"] = dtype  # the name that old versions of transformers know, and new ones too
-    return {**kept, "quantization_config": _quantization_config(config, schemes, has_tower)}
+    plain = _plain(raw, config, nested)
+    if not plain.keys() & {"dtype", "torch_dtype"}:
+        plain["torch_dtype"] = dtype  # the name that old versions of transformers know, and new ones too
+    return {**plain, "quantization_config": _quantization_config(config, schemes, has_tower)}
+
+
+def _plain(raw: Mapping[str, Any], config: ModelConfig, nested: bool) -> dict[str, Any]:
+    """The fields of the model without quantisation, as loaders take them. A text model that is no part of another, but
+    has another's config.json, gets its own."""
+    text = text_config(raw)
+    strict = _without(text, "quantization_config") | strict_fields(text, config)
+    if text is raw:
+        return strict
+    whole = _without(raw, "quantization_config", "text_config")
+    if nested:
+        return whole | {"text_config": strict}
+    own = {"model_type": "llama4_text", "architectures": ["Llama4ForCausalLM"]}
+    return _without(whole, "vision_config") | strict | own
+
+
+def _without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
 
 
 def _quantization_config(config: ModelConfig, schemes: Mapping[str, Scheme], has_tower: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from l4export.model.weight_names import layer_of
 from l4export.quantization.policy import Policy, Rule
 from l4export.quantization.schemes import ScaleDtype, Scheme
 
-__all__ = ["choose_schemes", "layers_of", "linear_layers"]
+__all__ = ["choose_schemes", "layers_of", "linear_layers", "stays_float"]
 
 Shape = tuple[int, ...]
 
@@ -33,10 +33,19 @@ _TOGETHER = (
 
 _IN_FLOATS = ("model.embed_tokens.weight", "lm_head.weight")
 
+_REORDERED = _TOGETHER[0]
+"""SGLang and versions of vLLM reorder the rows of q and k for their rotation: of `weight`, and not of packed codes or
+of scales. v is one layer with them."""
+
 
 def linear_layers(config: ModelConfig) -> dict[str, Shape]:
     """The weights of a model that can be quantised, with their shapes in the inventory, layer by layer."""
     return {name: shape for group in _groups(config) for name, shape in group.items()}
+
+
+def stays_float(name: str) -> bool:
+    """Whether a weight cannot be quantised for the loaders: q, k, v, the head and the embedding."""
+    return name in _IN_FLOATS or name.endswith(_REORDERED)
 
 
 def choose_schemes(
@@ -45,8 +54,9 @@ def choose_schemes(
     """The scheme of each weight that a policy quantises, by the inventory's name.
 
     Raises:
-        InputError: a rule that names no linear layer, or the head or the embedding; zero points; layers that are one to
-            the loaders and not to the policy; blocks that do not fit, or that the loaders have no kernel for.
+        InputError: a rule that names no linear layer, or q, k, v, the head or the embedding; zero points; layers that
+            are one to the loaders and not to the policy; blocks that do not fit, or that the loaders have no kernel
+            for.
     """
     for name in tensors(config).keys() & _IN_FLOATS:
         if policy.rule_for(name):
@@ -54,6 +64,11 @@ def choose_schemes(
     chosen: dict[str, Scheme] = {}
     for group in _groups(config):
         rule = _one_rule(policy, group)
+        if rule is not None and next(iter(group)).endswith(_REORDERED):
+            raise InputError(
+                f"{_listed(group)}: q, k and v stay in floats in a compressed-tensors checkpoint, because SGLang and "
+                "versions of vLLM reorder rows of q and k as they load them, but not their scales; name them in no rule"
+            )
         if rule is not None:
             plain = rule.scheme(next(iter(group)), *(shape[1] for shape in group.values()))
             _check(plain, next(iter(group)), block_sizes)

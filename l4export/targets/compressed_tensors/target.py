@@ -22,10 +22,16 @@ def _lay_out(request: CheckpointRequest) -> CheckpointFiles:
     schemes = choose_schemes(request.config, request.policy, request.dtype, _BLOCK_SIZES)
     shards, headers, index = lay_out_shards(regions_of(request, schemes))
     config = with_quantization_config(
-        request.raw_config, request.config, schemes, request.vision is not None, request.dtype
+        request.raw_config, request.config, schemes, request.vision is not None, bool(request.prefix), request.dtype
     )
     texts = {"config.json": config, **index}
     return CheckpointFiles(shards, headers, {name: json.dumps(raw, indent=2) + "\n" for name, raw in texts.items()})
+
+
+def _stays_float(name: str) -> bool:
+    from l4export.targets.compressed_tensors.schemes import stays_float
+
+    return stays_float(name)
 
 
 COMPRESSED_TENSORS = CheckpointTarget(
@@ -35,4 +41,5 @@ COMPRESSED_TENSORS = CheckpointTarget(
     weight_kinds=("int8", "int4", "fp8"),
     block_sizes=_BLOCK_SIZES,
     lay_out=_lay_out,
+    stays_float=_stays_float,
 )

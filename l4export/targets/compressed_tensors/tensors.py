@@ -26,6 +26,7 @@ import onnx_ir as ir
 from l4export.checkpoint import StoredWeight
 from l4export.model.tensors import tensors, vision_tensors
 from l4export.model.weight_names import kind_of
+from l4export.quantization.kept_codes import kept_weight
 from l4export.quantization.offset_codes import OffsetCodes
 from l4export.quantization.schemes import Scheme
 from l4export.quantization.weights import CodedWeight, GivenWeight, QuantizedWeight, source_of
@@ -108,6 +109,8 @@ def _floats(names: Sequence[str], shape: tuple[int, ...], recipe: Recipe, dtype:
 
 
 def _quantized(name: str, recipe: Recipe, scheme: Scheme, request: CheckpointRequest) -> CodedWeight:
+    if (rule := request.policy.rule_for(name)) and rule.as_stored:
+        return kept_weight(recipe, scheme)
     if request.calibration and request.calibration.takes(name, scheme):
         return GivenWeight(recipe, scheme, request.calibration.add(name, source_of(recipe).dims, scheme))
     return QuantizedWeight(recipe, scheme)
