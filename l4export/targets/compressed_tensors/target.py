@@ -37,7 +37,6 @@ def _stays_float(name: str) -> bool:
 COMPRESSED_TENSORS = CheckpointTarget(
     name="compressed-tensors",
     summary="a checkpoint for vLLM, SGLang and transformers",
-    loaders="vLLM, SGLang, and transformers with the package compressed-tensors",
     weight_kinds=("int8", "int4", "fp8"),
     block_sizes=_BLOCK_SIZES,
     lay_out=_lay_out,
