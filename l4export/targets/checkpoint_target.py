@@ -67,7 +67,6 @@ class CheckpointTarget:
     Attributes:
         name: The name in `--target` and in the manifest.
         summary: What the checkpoint is for, in a few words.
-        loaders: The programs that load it.
         weight_kinds: Kinds of quantised weights.
         block_sizes: The blocks of integer weights.
         lay_out: Decides names, dtypes, shapes and places of all tensors. It raises `InputError` for a policy that the
@@ -77,7 +76,6 @@ class CheckpointTarget:
 
     name: str
     summary: str
-    loaders: str
     weight_kinds: tuple[str, ...]
     block_sizes: tuple[int, ...]
     lay_out: Callable[[CheckpointRequest], CheckpointFiles]

@@ -27,6 +27,7 @@ _SUBJECTS = {
     "quantised": "fuzz_quantised.QuantisedSubject",
     "adapter": "fuzz_adapter.AdapterSubject",
     "partial": "fuzz_partial.PartialSubject",
+    "written": "fuzz_written.WrittenSubject",
     "calibration": "fuzz_partial.CalibrationSubject",
 }
 _SHOWN = 8

@@ -21,6 +21,7 @@ CASES = {
     "quantised": 60,
     "adapter": 60,
     "partial": 40,
+    "written": 40,
 }
 
 

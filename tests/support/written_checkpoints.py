@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from meta_folders import write_meta_folder
 from safetensors.numpy import load_file, save_file
 
 from l4export.checkpoint.sample import write_sample
@@ -32,6 +33,19 @@ def bfloat16_sample(path: Path, variant: str, vision: bool = False, seed: int = 
         raw["text_config"]["dtype"] = raw["vision_config"]["dtype"] = "bfloat16"
     edit_config(path, **{**raw, "dtype": "bfloat16"})
     return path
+
+
+def meta_sample(root: Path) -> tuple[Path, Path]:
+    """A checkpoint that sees, with a vocabulary that has Meta's 2048 special tokens, and the same in Meta's layout."""
+    path, rng = bfloat16_sample(root / "hf", "scout", vision=True), np.random.default_rng(0)
+    weights = load_file(path / "model.safetensors")
+    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        more = rng.standard_normal((2048, weights[name].shape[1])).astype(ml_dtypes.bfloat16)
+        weights[name] = np.concatenate([weights[name], more])
+    save_file(weights, path / "model.safetensors")
+    text = json.loads((path / "config.json").read_text())["text_config"]
+    edit_config(path, text_config={**text, "vocab_size": 256 + 2048}, image_token_index=256 + 92)
+    return path, write_meta_folder(path, root / "meta", 2)
 
 
 def policy(kind: str = "int4", block: int | None = 32, *others: Rule) -> Policy:

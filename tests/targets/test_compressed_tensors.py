@@ -13,7 +13,17 @@ import pytest
 from adapters import pair, write_adapter
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from written_checkpoints import ATTENTION, EXPERTS, MATRICES, TARGET, bfloat16_sample, policy, rounded, write
+from written_checkpoints import (
+    ATTENTION,
+    EXPERTS,
+    MATRICES,
+    TARGET,
+    bfloat16_sample,
+    meta_sample,
+    policy,
+    rounded,
+    write,
+)
 
 from l4export.checkpoint import open_checkpoint
 from l4export.compiler.build import build
@@ -236,6 +246,17 @@ def test_a_quantised_checkpoint_is_written_again_in_another_kind(scout: Path, tm
     assert {(each["outcome"], each["stored"]) for each in codes} == {
         ("quantized again", "INT4, groups of 32"), ("kept", "INT4, groups of 32"),
     }  # fmt: skip
+
+
+def test_metas_own_layout_becomes_the_same_checkpoint(tmp_path: Path) -> None:
+    """Name by name, with a config.json that is made from params.json and has a dtype."""
+    plain, meta = meta_sample(tmp_path)
+    files = [TensorFile(write(path, tmp_path / f"{path.name}-out") / "model.safetensors") for path in (plain, meta)]
+    assert files[0].entries == files[1].entries
+    for entry in files[0].entries.values():
+        np.testing.assert_array_equal(files[0].array(entry), files[1].array(entry), err_msg=entry.name)
+    raw = json.loads((tmp_path / "meta-out" / "config.json").read_text())
+    assert raw["architectures"] == ["Llama4ForConditionalGeneration"] and raw["torch_dtype"] == "bfloat16"
 
 
 def test_adapters_are_merged_first(scout: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import CompressedTensorsConfig, Llama4ForCausalLM, Llama4ForConditionalGeneration
-from written_checkpoints import ATTENTION, bfloat16_sample, policy, write
+from written_checkpoints import ATTENTION, bfloat16_sample, meta_sample, policy, write
 
 from l4export.checkpoint import open_checkpoint
 from l4export.model.tensors import tensors
@@ -152,3 +152,11 @@ def test_every_module_has_the_scheme_that_was_chosen_for_it(made: Made, model: s
             }[rule.kind], module  # fmt: skip
             found += 1
     assert found
+
+
+def test_what_was_metas_layout_is_loaded(tmp_path: Path) -> None:
+    plain, meta = meta_sample(tmp_path)
+    written, same = (write(path, tmp_path / f"{path.name}-out") for path in (meta, plain))
+    theirs = loaded(written)
+    assert theirs.dtype == torch.bfloat16
+    assert logits(theirs).shape == logits(loaded(same)).shape

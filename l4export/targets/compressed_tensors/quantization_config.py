@@ -28,7 +28,12 @@ _TOWER = ("re:.*vision_model.*", "re:.*multi_modal_projector.*")
 
 
 def with_quantization_config(
-    raw: Mapping[str, Any], config: ModelConfig, schemes: Mapping[str, Scheme], has_tower: bool, nested: bool
+    raw: Mapping[str, Any],
+    config: ModelConfig,
+    schemes: Mapping[str, Scheme],
+    has_tower: bool,
+    nested: bool,
+    dtype: str,
 ) -> dict[str, Any]:
     """The fields of a config.json, with what it says of quantisation replaced, and what transformers refuses.
 
@@ -38,8 +43,11 @@ def with_quantization_config(
         schemes: The scheme of each weight that is quantised.
         has_tower: Whether there is a vision tower, which is left alone.
         nested: Whether the text model is a part of the model, by the names of its tensors.
+        dtype: The model's, for loaders that would take float32 where nothing is said.
     """
     plain = _plain(raw, config, nested)
+    if not plain.keys() & {"dtype", "torch_dtype"}:
+        plain["torch_dtype"] = dtype  # the name that old versions of transformers know, and new ones too
     return {**plain, "quantization_config": _quantization_config(config, schemes, has_tower)}
 
 

@@ -22,7 +22,7 @@ def _lay_out(request: CheckpointRequest) -> CheckpointFiles:
     schemes = choose_schemes(request.config, request.policy, request.dtype, _BLOCK_SIZES)
     shards, headers, index = lay_out_shards(regions_of(request, schemes))
     config = with_quantization_config(
-        request.raw_config, request.config, schemes, request.vision is not None, bool(request.prefix)
+        request.raw_config, request.config, schemes, request.vision is not None, bool(request.prefix), request.dtype
     )
     texts = {"config.json": config, **index}
     return CheckpointFiles(shards, headers, {name: json.dumps(raw, indent=2) + "\n" for name, raw in texts.items()})
@@ -37,7 +37,6 @@ def _stays_float(name: str) -> bool:
 COMPRESSED_TENSORS = CheckpointTarget(
     name="compressed-tensors",
     summary="a checkpoint for vLLM, SGLang and transformers",
-    loaders="vLLM, SGLang, and transformers with the package compressed-tensors",
     weight_kinds=("int8", "int4", "fp8"),
     block_sizes=_BLOCK_SIZES,
     lay_out=_lay_out,
