@@ -17,6 +17,7 @@ from l4export._version import __version__
 
 __all__ = [
     "BuildOptions",
+    "Sampling",
     "__version__",
     "bench",
     "build",
@@ -37,12 +38,14 @@ if TYPE_CHECKING:
     from l4export.parity.whole_model import check_parity
     from l4export.quality.measure import measure_quality
     from l4export.runtimes import load
+    from l4export.runtimes.sampling.settings import Sampling
     from l4export.sizing.memory_plan import plan
 else:
     from importlib import import_module
 
     _HOMES = {
         "BuildOptions": "compiler.options",
+        "Sampling": "runtimes.sampling.settings",
         "bench": "benchmark.measure",
         "build": "compiler.build",
         "check_layers": "parity.by_layer",

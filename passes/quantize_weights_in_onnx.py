@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 
@@ -14,25 +14,24 @@ from l4export.graph.contents import Weights, weights_of
 from l4export.graph.dialect import DOMAIN
 from l4export.quantization.kept_codes import kept_weight
 from l4export.quantization.policy import Policy, Rule
+from l4export.quantization.schemes import ScaleDtype
 from l4export.quantization.weights import QuantizedWeight
 from l4export.weights.recipes import as_recipe, swapped
 
 __all__ = ["QuantizeWeightsInONNX"]
 
-_SCALES: dict[ir.DataType, Literal["float32", "float16"]] = {
+_SCALES: dict[ir.DataType, ScaleDtype] = {
     ir.DataType.FLOAT: "float32",
     ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "float32",
+    ir.DataType.BFLOAT16: "bfloat16",
 }
-"""What the kernels write."""
 
 
 class QuantizeWeightsInONNX(ir.passes.InPlacePass):
     """Replaces float weights by `DequantizeLinear(codes, scales)`, as a policy says; their readers stay.
 
     w' = code * scale in blocks along the contraction, codes INT4, INT8 or FLOAT8E4M3FN around zero, scales above zero
-    and of the weight's own dtype (`positive` schemes of `l4export.quantization.schemes`; those of bfloat16 are float32
-    constants that go through a `Cast`, up to 0.2 % away from what the codes were rounded for). Codes lie as the kernels
+    and of the weight's own dtype (`positive` schemes of `l4export.quantization.schemes`). Codes lie as the kernels
     write them, contraction last: [N, K], [E, N, K]. A right operand of `MatMul`, [.., K, N], is their transpose; a
     table that `Gather` reads, [V, K], is as they lie. A matrix with one block a row has a scale per channel, [N].
     The whole weight is dequantised and only then gathered from: TensorRT takes codes nowhere else.
@@ -87,8 +86,6 @@ class QuantizeWeightsInONNX(ir.passes.InPlacePass):
             scales, cut = quantized.scales_as(recipe.dims[0]), {"axis": 0}
         codes = b.initializer(quantized.codes, f"{name}.codes", dataclasses.replace(held, part="codes"))
         scale = b.initializer(scales, f"{name}.scales", dataclasses.replace(held, part="scales"))
-        if scale.dtype != recipe.dtype:
-            scale = b.op("Cast", scale, to=int(recipe.dtype), name=f"{name}.scales/Cast")
         value = b.op("DequantizeLinear", codes, scale, name=f"{name}/DequantizeLinear", **cut)
         if transposed:
             value = b.op("Transpose", value, name=f"{name}/Transpose", perm=[*range(last - 1), last, last - 1])

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l4export.engine.file_checks import check_files
 from l4export.engine.manifest import Manifest
 from l4export.errors import InputError
 from l4export.runtimes.arguments import a_path, a_whole_number, is_sequence, shown
 from l4export.runtimes.cache.kv_cache import KVCache
-from l4export.runtimes.generation import Steps, continuations
+from l4export.runtimes.closing import Closing
+from l4export.runtimes.generated_row import GeneratedRow
+from l4export.runtimes.generation import BatchGeneration, Continuation, Generation, Limits
 from l4export.runtimes.images.image_features import ImageFeatures
 from l4export.runtimes.images.prepared_prompt import place_images
 from l4export.runtimes.images.processor import ProcessedImages
 from l4export.runtimes.new_tokens import Images
-from l4export.runtimes.sampling import Sampler
+from l4export.runtimes.sampling.recommended import recommended_sampling
+from l4export.runtimes.sampling.sampler import samplers
+from l4export.runtimes.sampling.settings import Sampling
 from l4export.runtimes.saved_session import read_session
 from l4export.runtimes.session import Session
 from l4export.runtimes.text.codec import TextCodec
 from l4export.runtimes.text.message_images import Fetch
+from l4export.runtimes.text.stop_strings import checked_stop_strings
 
 __all__ = ["Engine"]
 
 
-class Engine(ABC):
+_KEPT = {"directory", "manifest", "config"}
+"""What a closed engine still knows."""
+
+
+class Engine(Closing, ABC):
     """A decoder, loaded once and shared by any number of sessions and threads. Made by `l4export.runtimes.load`.
+
+    It is closed by `close` or at the end of a `with` block.
 
     Attributes:
         directory: The engine's.
@@ -58,6 +69,22 @@ class Engine(ABC):
     def new_cache(self, manifest: Manifest, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` tokens, and the calls on it."""
 
+    def close(self) -> None:
+        """Let go of decoder, vision tower and tokenizer; whatever is then asked of the engine is refused in one line.
+
+        Sessions and generations go on, but cannot be forked. Memory is free when those are closed or gone, too.
+        """
+        for name in self.__dict__.keys() - _KEPT:
+            self.__dict__.pop(name, None)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name):
+            """Called for what is not there: after `close`, all that a runtime has. Type checkers do not see it."""
+            if name.startswith("__") or "features" in self.__dict__ or "manifest" not in self.__dict__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            raise InputError(f"{self.directory}: the engine is closed; load it again")
+
     def forget_images(self) -> None:
         """Free what is kept of images. Sessions go on; an image that is shown again is computed again."""
         if self.features:
@@ -66,7 +93,20 @@ class Engine(ABC):
     @cached_property
     def text(self) -> TextCodec | None:
         """Tokenizer and chat template; None when the checkpoint had no tokenizer.json."""
+        self._check_open()
         return TextCodec.open(self.directory)
+
+    @cached_property
+    def recommended_sampling(self) -> Sampling:
+        """What generation_config.json says of sampling, as transformers' `generate` obeys it; greedy if nothing.
+
+        Nothing uses it unless it is asked for.
+
+        Raises:
+            InputError: a file that is broken, or has a setting out of range or one that this runtime does not have.
+        """
+        self._check_open()
+        return recommended_sampling(self.directory)
 
     def prepare(
         self,
@@ -108,6 +148,7 @@ class Engine(ABC):
             InputError: a batch below 1, a capacity outside 1 .. `max_context`, a start outside 0 .. `max_context` - 1,
                 or buffers that do not fit into memory.
         """
+        self._check_open()
         return Session(self.new_cache, self.manifest, batch, capacity, start, self.features)
 
     def load_session(self, path: str | Path) -> Session:
@@ -117,6 +158,7 @@ class Engine(ABC):
             InputError: no such file, one that is damaged, or one that another engine has saved.
             StorageError: reading failed.
         """
+        self._check_open()
         state, tokens = read_session(a_path(path, "path"), self.manifest)
         return Session.restored(self.new_cache, self.manifest, state, tokens, self.features)
 
@@ -124,43 +166,60 @@ class Engine(ABC):
         self,
         token_ids: Sequence[int],
         max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
+        sampling: Sampling | None = None,
         stop_token_ids: Iterable[int] | None = None,
+        stop_strings: str | Sequence[str] = (),
+        logprobs: int | None = None,
         images: ProcessedImages | None = None,
-    ) -> Iterator[int]:
+        session: Session | None = None,
+    ) -> Generation:
         """Continue one prompt; yields each new token as it is chosen, a stop token last.
 
-        `images` are those that the prompt shows; `prepare` makes both of messages.
-
         Everything is checked when this is called; tokens are computed as they are asked for, by one caller at a time.
-        Stops after `max_new_tokens`, at a token of `stop_token_ids` (default: the model's end-of-sequence tokens), or
-        when `max_context` is reached. Sampling is that of `l4export.runtimes.sampling.Sampler`.
+
+        Args:
+            token_ids: The prompt. `prepare` makes it and `images` of messages.
+            max_new_tokens: The most tokens that are chosen.
+            sampling: How they are chosen; None: greedily. `recommended_sampling` is what the checkpoint's authors say.
+            stop_token_ids: Tokens at which it stops; None: the model's end-of-sequence tokens.
+            stop_strings: Texts at which it stops. `Generation.text` ends before the first of them; the tokens that made
+                it are given as they come.
+            logprobs: Notes the log probability of each token, and those of that many of the likeliest ones, in
+                `Generation.row.logprobs`; None: none.
+            images: Those that the prompt shows.
+            session: One of this engine, of one row, in which to continue; None: a new one. Afterwards it holds the
+                prompt and the new tokens but the last, so feed that first.
 
         Raises:
             InputError: at the call, an empty prompt, one longer than `max_context`, ids out of range, bad settings,
-                other images than the prompt has tokens for; while tokens are asked for, another thread that asks too,
-                or an engine that refuses a call.
+                stop strings without a tokenizer, other images than the prompt has tokens for, or a session that does
+                not fit; while tokens are asked for, another thread that asks too, a session that was changed, or an
+                engine that refuses a call.
         """
         if not is_sequence(token_ids):
             raise InputError(f"token ids must be a sequence of integers, not {type(token_ids).__name__}")
-        steps = self._continuations([token_ids], max_new_tokens, temperature, top_p, seed, stop_token_ids, images)
-        return Steps(token for (token,) in steps if token is not None)
+        limits, strings = self._limits(max_new_tokens, stop_token_ids), checked_stop_strings(stop_strings)
+        given = Sampling() if sampling is None else sampling
+        return Generation(
+            self._continuation([token_ids], limits, given, strings, logprobs, images, session), self._codec
+        )
 
     def generate_batch(
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
+        sampling: Sampling | Sequence[Sampling] | None = None,
         stop_token_ids: Iterable[int] | None = None,
+        stop_strings: str | Sequence[str] = (),
+        logprobs: int | None = None,
         images: Sequence[ProcessedImages | None] | None = None,
-    ) -> Iterator[list[int | None]]:
+        session: Session | None = None,
+    ) -> BatchGeneration:
         """Continue several prompts of any lengths; yields one list a step, None where a row has ended.
 
-        `images` has those of each prompt, or None for a prompt without.
+        Arguments are those of `generate`, but `sampling` may be given for each row, `images` has those of each prompt,
+        or None for a prompt without, and `session` has a row for each prompt. In a given session a row with an empty
+        prompt takes no part.
 
         Rows share the decoder calls, which is what makes a batch faster than its prompts one by one. A row's logits are
         those of `generate` up to the engine's rounding, because kernels add up in another order when rows are fed
@@ -170,38 +229,67 @@ class Engine(ABC):
         cent of the largest. So a row says what `generate` says unless two tokens are nearly equally likely.
         docs/guide/threads.md has what was measured; call `generate` for each prompt where that matters.
 
-        Sampling, row r draws from a random stream of its own, so what it says does not depend on what the other rows
-        draw, and row 0 draws what `generate` draws.
+        What a row draws does not depend on the other rows. With one `Sampling` for all, each row draws from a random
+        stream of its own, and row 0 draws what `generate` draws; with one for each, every row draws what `generate`
+        draws with it.
 
-        Raises as `generate`, at the call.
+        Raises as `generate`.
         """
-        return Steps(self._continuations(prompts, max_new_tokens, temperature, top_p, seed, stop_token_ids, images))
+        limits, strings = self._limits(max_new_tokens, stop_token_ids), checked_stop_strings(stop_strings)
+        given = Sampling() if sampling is None else sampling
+        return BatchGeneration(
+            self._continuation(prompts, limits, given, strings, logprobs, images, session), self._codec
+        )
 
-    def _continuations(
+    def _continuation(
         self,
         prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int | None,
-        stop_token_ids: Iterable[int] | None,
+        limits: Limits,
+        sampling: object,
+        stop_strings: tuple[str, ...],
+        logprobs: int | None,
         images: Images,
-    ) -> Iterator[list[int | None]]:
+        session: Session | None,
+    ) -> Continuation:
         """Check everything; compute nothing yet."""
-        count = a_whole_number(max_new_tokens, "max_new_tokens", 1)
-        stops, sampler = self._stops(stop_token_ids), Sampler(temperature, top_p, seed)
+        self._check_open()
+        if session is not None and (not isinstance(session, Session) or session.manifest != self.manifest):
+            raise InputError(f"session is {shown(session)}: give one of this engine")
         if not is_sequence(prompts) or not all(map(is_sequence, prompts)):
             raise InputError("prompts must be a sequence that has a sequence of token ids for each row")
-        if not all(map(len, prompts)):
+        if not (any if session is not None else all)(map(len, prompts)):
             raise InputError("a prompt is empty: give at least one token")
+        each = samplers(sampling, len(prompts)) if len(prompts) else []
+        if logprobs is not None:
+            logprobs = a_whole_number(logprobs, "logprobs", 0, self.config.vocab_size)
         limit, longest = self.manifest.max_context, max(map(len, prompts), default=0)
-        session = self.session(len(prompts), min(limit, longest + count) if longest <= limit else None)
-        return continuations(session, session.checked(list(prompts), images), sampler, stops, count)
+        is_own = session is None
+        if session is None:
+            room = min(limit, longest + limits.max_new_tokens) if longest <= limit else None
+            session = self.session(len(prompts), room)
+        new = session.checked(list(prompts), images)
+        parts = zip(session.state.ids, new.rows, each, strict=True)
+        rows = [GeneratedRow(history, ids, sampler, logprobs) for history, ids, sampler in parts]
+        if stop_strings:
+            codec = self._codec()
+            for row in rows:
+                row.speak(codec, stop_strings)
+        return Continuation(session, is_own, new, rows, limits)
 
-    def _stops(self, token_ids: Iterable[int] | None) -> frozenset[int]:
-        if token_ids is None:
-            return frozenset(self.config.eos_token_ids)
-        if isinstance(token_ids, str | bytes) or not isinstance(token_ids, Iterable):
-            raise InputError(f"stop_token_ids is {shown(token_ids)}: give a collection of token ids")
+    def _limits(self, max_new_tokens: int, stop_token_ids: Iterable[int] | None) -> Limits:
+        count = a_whole_number(max_new_tokens, "max_new_tokens", 1)
+        if stop_token_ids is None:
+            return Limits(count, frozenset(self.config.eos_token_ids))
+        if isinstance(stop_token_ids, str | bytes) or not isinstance(stop_token_ids, Iterable):
+            raise InputError(f"stop_token_ids is {shown(stop_token_ids)}: give a collection of token ids")
         most = self.config.vocab_size - 1
-        return frozenset(a_whole_number(token, "a token of stop_token_ids", 0, most) for token in token_ids)
+        stops = (a_whole_number(token, "a token of stop_token_ids", 0, most) for token in stop_token_ids)
+        return Limits(count, frozenset(stops))
+
+    def _codec(self) -> TextCodec:
+        if self.text is None:
+            raise InputError(f"{self.directory}: has no tokenizer.json, which text and stop strings need")
+        return self.text
+
+    def _check_open(self) -> None:
+        _ = self.features  # refused by `__getattr__` when it is gone

@@ -1,9 +1,9 @@
-"""What an engine generated for a prompt, and how fast."""
+"""How fast an engine generated."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,6 @@ class GenerationRecord:
     """
 
     prompt_tokens: int
-    max_new_tokens: int
-    stop_token_ids: Collection[int]
     load_seconds: float = 0.0
     tokens: list[int] = field(default_factory=list)
     first_seconds: float = 0.0
@@ -40,18 +38,10 @@ class GenerationRecord:
         self.tokens.append(token)
         self.last_seconds = seconds
 
-    @property
-    def finish_reason(self) -> str:
-        """Why generation ended: "stop token", "max_new_tokens", or "max_context" when the engine was full."""
-        if self.tokens and self.tokens[-1] in self.stop_token_ids:
-            return "stop token"
-        return "max_new_tokens" if len(self.tokens) >= self.max_new_tokens else "max_context"
-
     def to_dict(self) -> dict[str, Any]:
         """The figures for a JSON document; a speed is None where no time passed or nothing was decoded."""
         decoded, seconds = len(self.tokens) - 1, self.last_seconds - self.first_seconds
         return {
-            "finish_reason": self.finish_reason,
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": len(self.tokens),
             "load_seconds": round(self.load_seconds, 4),

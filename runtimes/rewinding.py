@@ -25,7 +25,8 @@ def rewound(state: SessionState, counts: NDArray[np.int64], chunks: Chunks) -> S
         _check(row, state, int(lengths[row]), chunks)
     pairs = zip(state.images, lengths.tolist(), strict=True)
     kept = tuple(tuple(image for image in images if image.stop <= length) for images, length in pairs)
-    return replace(state, lengths=lengths, images=kept)
+    ids = tuple(history.cut(length) for history, length in zip(state.ids, lengths.tolist(), strict=True))
+    return replace(state, lengths=lengths, images=kept, ids=ids)
 
 
 def _check(row: int, state: SessionState, length: int, chunks: Chunks) -> None:

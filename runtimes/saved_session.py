@@ -1,6 +1,7 @@
 """Sessions in a file: one safetensors file with the slots that are used, and what makes them usable.
 
-Tensors are called `{row}.{layer}.key` and `.value`, [kv_heads, tokens, width]. The metadata hold
+Tensors are called `{row}.ids`, int64 [tokens], those of all rows first; then `{row}.{layer}.key` and `.value`,
+[kv_heads, tokens, width]. The metadata hold
 `format`; `engine`, the SHA-256 of the manifest; `state`, JSON of a `SessionState`; and `sha256`, the digest of the
 state and of all tensors' bytes in their order. A file is untrusted: nothing in it is used
 before all of this has been checked.
@@ -15,6 +16,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,19 @@ from l4export.errors import InputError, StorageError
 from l4export.runtimes.cache.chunks import Chunks
 from l4export.runtimes.cache.kv_cache import CacheSpec
 from l4export.runtimes.session_state import PlacedImage, SessionState
+from l4export.runtimes.token_history import TokenHistory
 from l4export.storage.safetensors import ARRAY_DTYPES, TensorFile, parse_json_object
 from l4export.storage.safetensors_writer import write_safetensors
 
 __all__ = ["read_session", "write_session"]
 
-_FORMAT = "l4export-session-2"
+_FORMAT = "l4export-session-3"
 _ROWS = ("lengths", "starts", "held")
 _DIGEST = re.compile("[0-9a-f]{64}")
 _NO_COUNT = 2**48
 """More tokens than there can be."""
 _DTYPE_NAMES = {dtype: name for name, dtype in ARRAY_DTYPES.items()}
+_IDS = _DTYPE_NAMES[np.dtype(np.int64)]
 
 
 def write_session(path: Path, manifest: Manifest, state: SessionState, rows: Sequence[Sequence[NDArray[Any]]]) -> None:
@@ -46,7 +50,8 @@ def write_session(path: Path, manifest: Manifest, state: SessionState, rows: Seq
         StorageError: writing failed; a file that was there is as before.
     """
     spec = CacheSpec.of(manifest)
-    tensors = {
+    tensors = {f"{row}.ids": history.ids for row, history in enumerate(state.ids)}
+    tensors |= {
         f"{row}.{name}": array
         for row, tokens in enumerate(rows)
         for name, array in zip(spec.names, tokens, strict=True)
@@ -54,7 +59,7 @@ def write_session(path: Path, manifest: Manifest, state: SessionState, rows: Seq
     text = _state_json(state)
     metadata = {"format": _FORMAT, "engine": manifest.sha256, "state": text}
     metadata["sha256"] = _digest(text, tensors.values())
-    entries = [(name, _DTYPE_NAMES[spec.dtype], array.shape) for name, array in tensors.items()]
+    entries = [(name, _DTYPE_NAMES[array.dtype], array.shape) for name, array in tensors.items()]
     # Not by the process's number: in a container that is the same after every restart.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -74,22 +79,30 @@ def read_session(path: Path, manifest: Manifest) -> tuple[SessionState, list[lis
         raise InputError(f"{path}: saved with another engine; load it with that one, or feed the prompt anew")
     text = file.metadata.get("state", "")
     state, shapes = _state(text, manifest, spec, path)
-    names = [f"{row}.{name}" for row in range(len(shapes)) for name in spec.names]
+    due: list[tuple[str, str, tuple[int, ...]]]
+    due = [(f"{row}.ids", _IDS, (int(length),)) for row, length in enumerate(state.lengths)]
+    due += [
+        (f"{row}.{name}", _DTYPE_NAMES[spec.dtype], shape)
+        for row, of_row in enumerate(shapes)
+        for name, shape in zip(spec.names, of_row, strict=True)
+    ]
     found = [(entry.name, entry.dtype, entry.shape) for entry in file.entries.values()]
-    dtypes = [_DTYPE_NAMES[spec.dtype]] * len(names)
-    if found != list(zip(names, dtypes, itertools.chain(*shapes), strict=True)):
+    if found != due:
         raise _damaged(path, "it does not hold the keys and values of its tokens")
     arrays = [file.array(entry) for entry in file.entries.values()]
     if _digest(text, arrays) != file.metadata.get("sha256"):
         raise _damaged(path, "its digest differs")
+    ids, arrays = arrays[: len(shapes)], arrays[len(shapes) :]
+    if any(row.size and not (row.min() >= 0 and row.max() < manifest.model.vocab_size) for row in ids):
+        raise _damaged(path, "it has ids of no tokens")
     tokens = [arrays[at : at + len(spec.names)] for at in range(0, len(arrays), len(spec.names))]
-    return state, tokens
+    return replace(state, ids=tuple(map(TokenHistory, ids))), tokens
 
 
 def _state(
     text: str, manifest: Manifest, spec: CacheSpec, path: Path
 ) -> tuple[SessionState, list[list[tuple[int, int, int]]]]:
-    """A state that a session of this engine can be in, and for each row the shapes of what it holds then."""
+    """A state that a session of this engine can be in, without its ids, and the shapes of what each row holds then."""
     raw = parse_json_object(text.encode(errors="surrogatepass"), f"{path}: state")
     rows = [raw[name] if isinstance(raw.get(name), list) else [] for name in _ROWS]
     numbers = [raw.get("capacity"), *itertools.chain(*rows)]
@@ -114,7 +127,7 @@ def _state(
     if any(images) and manifest.vision is None:
         raise _damaged(path, "it has images, and its engine sees none")
     shapes = [spec.shapes(int(lengths[row]), chunks.used(row, int(end))) for row, end in enumerate(ends)]
-    return SessionState(raw["capacity"], lengths, starts, held, images), shapes
+    return SessionState(raw["capacity"], lengths, starts, held, images, ()), shapes
 
 
 def _images(raw: Any, lengths: Sequence[int], path: Path) -> tuple[tuple[PlacedImage, ...], ...]:
@@ -143,8 +156,8 @@ def _state_json(state: SessionState) -> str:
 def _digest(state: str, arrays: Iterable[NDArray[Any]]) -> str:
     digest = hashlib.sha256(state.encode())
     for array in arrays:
-        for head in array:
-            digest.update(np.ascontiguousarray(head).reshape(-1).view(np.uint8).data)
+        for part in array if array.ndim > 1 else [array]:
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -14,7 +14,8 @@ from l4export.engine.manifest import Manifest
 from l4export.errors import InputError, L4Error, one_line
 from l4export.runtimes.arguments import a_flag, a_path, a_whole_number, integers, is_sequence, per_row, shown
 from l4export.runtimes.cache.chunks import Chunks
-from l4export.runtimes.cache.kv_cache import NewCache
+from l4export.runtimes.cache.kv_cache import KVCache, NewCache
+from l4export.runtimes.closing import Closing
 from l4export.runtimes.feeding import Feeding, Limits
 from l4export.runtimes.images.feature_rows import FeatureInput, FeatureRows
 from l4export.runtimes.images.image_features import ImageFeatures
@@ -29,8 +30,8 @@ __all__ = ["Session", "TokenIds"]
 _MOST_ROWS = 1 << 20
 
 
-class Session(OneCaller):
-    """`batch` rows of tokens, each at its own length. Made by `Engine.session`.
+class Session(OneCaller, Closing):
+    """`batch` rows of tokens, each at its own length. Made by `Engine.session`, closed by `close` or by `with`.
 
     One caller at a time: while a method runs, any other call of a method is refused with `InputError`, from whichever
     thread it comes. The attributes can be read at any time; they change at once, when a method has done its work.
@@ -68,7 +69,7 @@ class Session(OneCaller):
         self._set_state(SessionState.empty(room, starts, manifest.prefill_cut))
         self._is_whole = True
         try:
-            self._cache = new_cache(manifest, self.batch, room)
+            self._open_cache: KVCache | None = new_cache(manifest, self.batch, room)
         except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address has bits
             raise InputError(
                 f"no memory for {batch} x {room} tokens of keys and values; give a smaller capacity or batch"
@@ -95,6 +96,11 @@ class Session(OneCaller):
         return self._state.ends
 
     @property
+    def token_ids(self) -> tuple[NDArray[np.int64], ...]:
+        """Of each row, the ids of its tokens, int64 [n]; read only."""
+        return tuple(history.ids for history in self._state.ids)
+
+    @property
     def state(self) -> SessionState:
         """Everything but the keys and values; it never changes, the session gets another one."""
         return self._state
@@ -103,6 +109,12 @@ class Session(OneCaller):
     def kv_bytes(self) -> int:
         """Bytes of the buffers that hold keys and values."""
         return self._cache.nbytes
+
+    @property
+    def _cache(self) -> KVCache:
+        if self._open_cache is None:
+            raise InputError("the session is closed; start a new one")
+        return self._open_cache
 
     @exclusive
     def append(self, token_ids: TokenIds, last_only: bool = False, images: Images = None) -> NDArray[np.float32]:
@@ -157,7 +169,8 @@ class Session(OneCaller):
         try:
             logits = feeding.logits(rows, last_only)
             images = tuple(had + has for had, has in zip(before.images, new.placed, strict=True))
-            self._set_state(replace(before, lengths=feeding.lengths, held=chunks.held, images=images))
+            ids = tuple(had.extended(row) for had, row in zip(before.ids, rows, strict=True))
+            self._set_state(replace(before, lengths=feeding.lengths, held=chunks.held, images=images, ids=ids))
         except BaseException as error:
             held = chunks.held.copy()  # of rows whose chunk was over, that chunk is written over
             held[losing] = before.held[losing]
@@ -237,11 +250,16 @@ class Session(OneCaller):
 
     @exclusive
     def reset(self) -> None:
-        """Forget every token; the buffers stay. Raises `InputError` for a session in use."""
-        self._is_whole = False
-        self._cache.reset()
+        """Forget every token; the buffers stay. Raises `InputError` for a session in use or closed."""
+        cache, self._is_whole = self._cache, False
+        cache.reset()
         self._set_state(SessionState.empty(self.capacity, self.starts, self.manifest.prefill_cut))
         self._is_whole = True
+
+    @exclusive
+    def close(self) -> None:
+        """Free the buffers; then every other method is refused. Raises `InputError` for a session in use."""
+        self._open_cache = None
 
     @exclusive
     def tokens(self, row: int) -> Sequence[NDArray[Any]]:
@@ -261,6 +279,7 @@ class Session(OneCaller):
         Raises:
             InputError: `append` would refuse them.
         """
+        _ = self._cache  # refused where the session is closed
         rows = checked_tokens(token_ids, self._state, self.manifest)
         # a graph alone takes any ids as text
         return checked_images(rows, images, self._state, self.manifest.vision if self._features else None)
@@ -296,5 +315,6 @@ class Session(OneCaller):
         self._is_whole = True
 
     def _check_whole(self) -> None:
+        _ = self._cache  # refused where the session is closed
         if not self._is_whole:
             raise InputError("the session is unusable: an append was left half done; reset it or start a new one")

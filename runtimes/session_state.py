@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l4export.runtimes.cache.chunks import Chunks
+from l4export.runtimes.token_history import TokenHistory
 
 __all__ = ["PlacedImage", "SessionState"]
 
@@ -37,6 +38,7 @@ class SessionState:
         starts: int64 [batch], positions of each row's first token.
         held: int64 [batch], the chunk whose keys lie in each row's caches of one chunk; see `Chunks`.
         images: Of each row, those that it holds, in their order.
+        ids: Of each row, the ids of its tokens.
     """
 
     capacity: int
@@ -44,11 +46,15 @@ class SessionState:
     starts: NDArray[np.int64]
     held: NDArray[np.int64]
     images: tuple[tuple[PlacedImage, ...], ...]
+    ids: tuple[TokenHistory, ...]
 
     @staticmethod
     def empty(capacity: int, starts: NDArray[np.int64], chunk: int | None) -> SessionState:
         """Without a token; `chunk` is the size of a chunk, None where there are none."""
-        return SessionState(capacity, np.zeros_like(starts), starts, Chunks(chunk, starts).held, ((),) * len(starts))
+        lengths, held, rows = np.zeros_like(starts), Chunks(chunk, starts).held, range(len(starts))
+        return SessionState(
+            capacity, lengths, starts, held, tuple(() for _ in rows), tuple(TokenHistory() for _ in rows)
+        )
 
     @property
     def ends(self) -> NDArray[np.int64]:
@@ -56,6 +62,6 @@ class SessionState:
         return self.starts + self.lengths
 
     def of(self, rows: list[int]) -> SessionState:
-        """The state of some rows."""
-        images = tuple(self.images[row] for row in rows)
-        return SessionState(self.capacity, self.lengths[rows], self.starts[rows], self.held[rows], images)
+        """The state of some rows; it shares no memory with this one."""
+        images, ids = tuple(self.images[row] for row in rows), tuple(self.ids[row].copy() for row in rows)
+        return SessionState(self.capacity, self.lengths[rows], self.starts[rows], self.held[rows], images, ids)

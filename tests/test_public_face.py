@@ -30,7 +30,7 @@ def test_importing_it_loads_nothing_heavy() -> None:
 
 
 def test_everything_it_names_is_there() -> None:
-    assert set(l4export.__all__) == {"BuildOptions", "__version__", *FUNCTIONS}
+    assert set(l4export.__all__) == {"BuildOptions", "Sampling", "__version__", *FUNCTIONS}
     assert set(l4export.__all__) <= set(dir(l4export))
     for name in FUNCTIONS:
         assert callable(getattr(l4export, name)) and getattr(l4export, name).__name__ == name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from l4export.cli.sampling_options import chosen_sampling, sampling_options
+from l4export.errors import InputError
+
 if TYPE_CHECKING:
     from l4export.runtimes.engine import Engine
+    from l4export.runtimes.generation import Generation
     from l4export.runtimes.generation_record import GenerationRecord
     from l4export.runtimes.images.processor import ProcessedImages
-    from l4export.runtimes.text.codec import TextCodec
+    from l4export.runtimes.text.stop_strings import SpokenText
 
 __all__ = ["command"]
 
@@ -48,21 +53,14 @@ __all__ = ["command"]
     show_default=True,
     help="Largest number of tokens to generate.",
 )
+@click.option("--stop", "stops", metavar="TEXT", multiple=True, help="End before this text; may be repeated.")
+@sampling_options
 @click.option(
-    "--temperature",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Randomness of the sampling; 0 always takes the likeliest token.",
+    "--logprobs",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --json: the log probability of each token, and of the N likeliest.",
 )
-@click.option(
-    "--top-p",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Sample only from the likeliest tokens whose probabilities add up to this.",
-)
-@click.option("--seed", type=int, help="Seed of the sampling, which makes it repeatable.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of a call.  [default: one a core]")
 @click.option("--verify", is_flag=True, help="Check every byte of the engine before running it.")
 @click.option("--stats", is_flag=True, help="Print speed and time to first token on standard error.")
@@ -77,13 +75,13 @@ def command(
     images: tuple[Path, ...],
     max_tiles: int | None,
     max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int | None,
+    stops: tuple[str, ...],
+    logprobs: int | None,
     threads: int | None,
     verify: bool,
     stats: bool,
     as_json: bool,
+    **sampling: Any,
 ) -> None:
     """Generate with ENGINE: text from --prompt or --messages, with images, or token ids from --token-ids."""
     from l4export import runtimes
@@ -94,6 +92,8 @@ def command(
 
     given = Prompt(prompt, token_ids, messages, images, raw, special_tokens_as_text)
     given.check()
+    if logprobs is not None and not as_json:
+        raise InputError("--logprobs: are part of the JSON document; give --json")
     began = time.monotonic()
     with ThreadPoolExecutor(1) as background:  # a large tokenizer takes as long as a small engine
         text = background.submit(TextCodec.open, engine)
@@ -103,41 +103,83 @@ def command(
     seen = None
     if codec is not None and token_ids is None:
         ids, seen = place_images(engine, loaded.manifest.vision, codec, ids, pictures, max_tiles)
-    record = GenerationRecord(len(ids), max_new_tokens, loaded.config.eos_token_ids, time.monotonic() - began)
-    tokens = record.follow(loaded.generate(ids, max_new_tokens, temperature, top_p, seed, images=seen))
+    load_seconds = time.monotonic() - began
+    generation = loaded.generate(
+        ids,
+        max_new_tokens,
+        chosen_sampling(loaded, sampling),
+        stop_strings=stops,
+        logprobs=logprobs,
+        images=seen,
+    )
+    record = GenerationRecord(len(ids), load_seconds)
+    tokens = record.follow(generation)
     if as_json:
         everything = list(tokens)
-        decoded = None if codec is None else codec.decode(everything)
-        figures = {**record.to_dict(), **_of_images(loaded, seen)}
-        click.echo(json.dumps({"token_ids": everything, "text": decoded, **figures}))
+        click.echo(
+            json.dumps(
+                {
+                    "token_ids": everything,
+                    "text": None if codec is None else generation.text,
+                    "finish_reason": generation.finish_reason,
+                    **record.to_dict(),
+                    **_of_images(loaded, seen),
+                    **_of_logprobs(generation, logprobs),
+                }
+            )
+        )
         return
-    _print_stream(tokens, codec)
+    _print_stream(tokens, None if codec is None else generation.row.speak(codec))
     if stats:
-        click.echo(_sentence(record) + _image_clause(loaded, seen), err=True)
+        click.echo(_sentence(record, generation) + _image_clause(loaded, seen), err=True)
 
 
-def _print_stream(tokens: Iterable[int], codec: TextCodec | None) -> None:
+def _print_stream(tokens: Iterable[int], spoken: SpokenText | None) -> None:
     """Print tokens as they come: their text, or their ids where there is no tokenizer."""
-    stream, begun = None if codec is None else codec.stream(), False
+    begun, given = False, 0
     try:
         for token in tokens:
             begun = True
-            click.echo(f"{token} " if stream is None else stream.push(token), nl=False)
+            if spoken is None:
+                click.echo(f"{token} ", nl=False)
+            else:
+                click.echo("".join(spoken.pieces[given:]), nl=False)
+                given = len(spoken.pieces)
     except BaseException:
         if begun:
             click.echo()  # the error has a line of its own
         raise
-    click.echo("" if stream is None else stream.flush())
+    click.echo()
 
 
-def _sentence(record: GenerationRecord) -> str:
+def _sentence(record: GenerationRecord, generation: Generation) -> str:
     figures = record.to_dict()
     return (
         f"{figures['prompt_tokens']} prompt tokens at {figures['prefill_tokens_per_second']} tokens/s, first token "
         f"after {figures['time_to_first_token_seconds']} s; {figures['new_tokens']} new tokens at "
         f"{figures['decode_tokens_per_second']} tokens/s; loaded in {figures['load_seconds']} s; ended by "
-        f"{figures['finish_reason']}"
+        f"{generation.finish_reason}"
     )
+
+
+def _of_logprobs(generation: Generation, asked: int | None) -> dict[str, Any]:
+    """Log probabilities for a JSON document, where they are asked for; JSON has no -Infinity, so that is null."""
+    if asked is None:
+        return {}
+
+    def number(logprob: float) -> float | None:
+        return round(logprob, 6) if math.isfinite(logprob) else None
+
+    return {
+        "logprobs": [
+            {
+                "token": each.token,
+                "logprob": number(each.logprob),
+                "top": [{"token": token, "logprob": number(logprob)} for token, logprob in each.top],
+            }
+            for each in generation.row.logprobs
+        ]
+    }
 
 
 def _of_images(engine: Engine, images: ProcessedImages | None) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def _row_ranges(node: ir.Node, operand: int, held: Weights) -> list[range]:
 def _matrices(node: ir.Node, operand: int, rows: slice, codes: np.ndarray) -> np.ndarray:
     """Rows of the float32 weight [N, K] or [E, N, K] that one operand holds, from their codes."""
     if node.op_type == "DequantizeLinear":
-        scales = _scales(node.inputs[1])[rows].astype(np.float32)
+        scales = _array(node.inputs[1])[rows].astype(np.float32)
         block = node.attributes.get_int("block_size", 0)
         wide = scales.repeat(block, axis=-1)[..., : codes.shape[-1]] if block else scales[:, None]
         return np.asarray(codes.astype(np.float32) * wide)
@@ -154,16 +154,6 @@ def _matrices(node: ir.Node, operand: int, rows: slice, codes: np.ndarray) -> np
 def _gate_up(fc1: np.ndarray) -> np.ndarray:
     """[E, 2I, D], gate and up rows in turn -> [E, D, 2I], gate then up."""
     return np.concatenate([fc1[:, 0::2].transpose(0, 2, 1), fc1[:, 1::2].transpose(0, 2, 1)], axis=2)
-
-
-def _scales(value: ir.Value | None) -> np.ndarray:
-    """A constant, or one that goes through a `Cast`."""
-    cast = None if value is None else value.producer()
-    return _array(value) if cast is None else _array(cast.inputs[0]).astype(_dtype(cast).numpy())
-
-
-def _dtype(cast: ir.Node) -> ir.DataType:
-    return ir.DataType(cast.attributes.get_int("to"))
 
 
 def _array(value: ir.Value | None) -> np.ndarray:

@@ -25,7 +25,10 @@ HANDLED_DTYPES: dict[str, np.dtype[Any]] = {
 }
 """The dtypes that weights may have, as numpy sees them."""
 
-_AROUND = 64 * 2**10  # bytes: whoever reads a page is given those around it, as far as they are in memory (Linux)
+_AROUND = 2 * 2**20
+"""What is given back begins and ends at multiples of so many bytes. With a page Linux maps those around it: 64 KiB, or
+all of a large folio of its cache. What was read just before is mapped again by that."""
+
 
 ARRAY_DTYPES: dict[str, np.dtype[Any]] = {
     **HANDLED_DTYPES,
@@ -111,7 +114,7 @@ class MappedTensors:
     def release(self, view: np.ndarray) -> None:
         """Tells the kernel that the pages under `view` (of `array`) are not needed; reading them again is allowed.
 
-        Those around them are given back too: of thousands of small tensors they would add up.
+        Those around them are given back too: of thousands of tensors they would add up.
         """
         low, high = self._bounds(view)
         low, high = low - low % _AROUND, min(high + -high % _AROUND, len(self._map))

@@ -34,6 +34,7 @@ from l4export.runtimes.cache.kv_cache import CacheSpec
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.session import Session
 from l4export.runtimes.session_state import SessionState
+from l4export.runtimes.token_history import TokenHistory
 
 CONTEXTS = (1024, 8192, 32768, 131072)
 WARM_UP = 3
@@ -56,7 +57,9 @@ def filled(engine: Engine, length: int, capacity: int) -> Session:
     """A session of one row that holds `length` tokens nobody has computed."""
     chunks, spec = Chunks(engine.manifest.prefill_cut, np.zeros(1, np.int64)), CacheSpec.of(engine.manifest)
     chunks.write(0, length - 1)
-    state = SessionState(capacity, np.asarray([length]), chunks.starts, chunks.held, ((),))
+    state = SessionState(
+        capacity, np.asarray([length]), chunks.starts, chunks.held, ((),), (TokenHistory([0] * length),)
+    )
     noise = np.random.default_rng(0).uniform(0, 8, (spec.heads, length, spec.width)).astype(spec.dtype)
     tokens = [noise[:, :count] for _, count, _ in spec.shapes(length, chunks.used(0, length))]
     return Session.restored(engine.new_cache, engine.manifest, state, [tokens])

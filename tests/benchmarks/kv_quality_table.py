@@ -20,6 +20,7 @@ from l4export import runtimes
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.engine.kv_cache import KV_DTYPES
+from l4export.runtimes.sampling.settings import Sampling
 
 CONTEXT = 4096
 
@@ -28,7 +29,7 @@ def own_text(engine: runtimes.Engine, rows: int = 8, tokens: int = 256) -> str:
     """Token ids of some texts that the model writes from the begin-of-text token on, one after the other."""
     start = engine.config.bos_token_id
     assert start is not None, "the checkpoint needs a begin-of-text token"
-    steps = list(engine.generate_batch([[start]] * rows, tokens - 1, temperature=1.0, seed=0))
+    steps = list(engine.generate_batch([[start]] * rows, tokens - 1, Sampling(temperature=1.0, seed=0)))
     written = [[start, *(step[row] for step in steps if step[row] is not None)] for row in range(rows)]
     return " ".join(str(token) for row in written for token in row)
 

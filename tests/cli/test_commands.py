@@ -261,7 +261,10 @@ class TestBadCheckpoints:
         assert_refused(cli("build", checkpoint, "-o", tmp_path / "none" / "e"), 4, "none")
 
 
-BAD_SAMPLING = [("--temperature", "-1"), ("--top-p", "0"), ("--top-p", "nan"), ("--seed", "-2")]
+BAD_SAMPLING = [
+    *(("--temperature", "-1"), ("--top-p", "0"), ("--top-p", "nan"), ("--seed", "-2"), ("--top-k", "-1")),
+    *(("--min-p", "2"), ("--repetition-penalty", "0")),
+]
 
 
 class TestBadEnginesAndPrompts:

@@ -118,6 +118,7 @@ def _run(path: Path, verify: bool) -> np.ndarray:
     second = session.fork().append(_NEXT)[0, -1]
     if codec := engine.text:
         codec.decode(codec.encode("And God said"))
+    list(engine.generate(_PROMPT, 2, engine.recommended_sampling))
     return np.stack([first, second])
 
 
@@ -164,9 +165,8 @@ def _change_text(files: Files, rng: random.Random) -> str:
     if rng.random() < 0.5:
         files["tokenizer.json"], told = mutate_tokenizer(files["tokenizer.json"], rng)
         return f"tokenizer.json: {told}"
-    name = rng.choice(
-        ["tokenizer_config.json", "genai_config.json" if "genai_config.json" in files else "tokenizer.json"]
-    )
+    names = ["tokenizer_config.json", "generation_config.json"]
+    name = rng.choice([*names, "genai_config.json" if "genai_config.json" in files else "tokenizer.json"])
     files[name], change = damaged_text(files[name].decode(), rng)
     return f"{name}: {change}"
 

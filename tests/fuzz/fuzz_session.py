@@ -97,7 +97,7 @@ def _forged(file: bytes, rng: random.Random) -> tuple[bytes, str]:
                 state, told = mutate_json(state, rng, [0, 1, 15, 16, 17, 40, 41, 63, 64, 65, 2**48])
         metadata["state"] = dumps(state)
     elif way == 2:
-        header["__metadata__"], told = mutate_json(metadata, rng, ["l4export-session-2"])
+        header["__metadata__"], told = mutate_json(metadata, rng, ["l4export-session-3"])
     else:
         data, told = spoil_numbers(header, data, rng)
     if isinstance(header["__metadata__"], dict) and rng.random() < 0.9:

@@ -16,7 +16,8 @@ from l4export import runtimes
 from l4export.errors import InputError
 from l4export.runtimes.arguments import shown
 from l4export.runtimes.engine import Engine
-from l4export.runtimes.sampling import Sampler
+from l4export.runtimes.sampling.sampler import Sampler
+from l4export.runtimes.sampling.settings import Sampling
 from workshop import Workshop
 
 NO_WHOLE_NUMBER = ["2", 2.0, True, np.True_, np.float32(2), math.nan, None, [2.0], b"2", 2j, {}, np.zeros(3), object()]
@@ -72,19 +73,36 @@ def test_whole_numbers(engine: Engine, value: Any) -> None:
     refused(lambda: session.tokens(value), "row is")
     if value is not None:
         refused(lambda: engine.session(capacity=value), "capacity is")
-        refused(lambda: engine.generate([1], temperature=1.0, seed=value), "seed is")
-        refused(lambda: Sampler(seed=value), "seed is")
+        refused(lambda: Sampling(seed=value), "seed is")
+        refused(lambda: engine.generate([1], logprobs=value), "logprobs is")
         refused(lambda: runtimes.load(engine.directory, threads=value), "threads is")
         refused(lambda: session.fork(value), "rows are")
     assert session.lengths.tolist() == [3, 3]
 
 
 @pytest.mark.parametrize("value", NO_NUMBER, ids=named)
-@pytest.mark.parametrize("name", ["temperature", "top_p"])
-def test_numbers(engine: Engine, name: str, value: Any) -> None:
-    refused(lambda: Sampler(**{name: value}), f"{name} is")
-    refused(lambda: engine.generate([1], **{name: value}), f"{name} is")
-    refused(lambda: engine.generate_batch([[1]], **{name: value}), f"{name} is")
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty"])
+def test_numbers(name: str, value: Any) -> None:
+    refused(lambda: Sampling(**{name: value}), f"{name} is")
+
+
+@pytest.mark.parametrize("value", [0.7, "greedy", {}, [], [1], [Sampling(), None], Sampling, object()], ids=named)
+def test_sampling(engine: Engine, value: Any) -> None:
+    refused(lambda: engine.generate([1], sampling=value), "sampling is")
+    refused(lambda: engine.generate_batch([[1], [2]], sampling=value), "sampling is")
+    refused(lambda: engine.generate_batch([[1], [2]], sampling=[Sampling()]), "sampling is given for 1 rows")
+
+
+@pytest.mark.parametrize("value", [5, None, "", [""], [1], ["a", None], {"a"}, b"a", iter("a")], ids=named)
+def test_stop_strings(engine: Engine, value: Any) -> None:
+    refused(lambda: engine.generate([1], stop_strings=value), "stop_strings is")
+    refused(lambda: engine.generate([1], stop_strings="x" * 1025), "stop_strings: at most")
+    refused(lambda: engine.generate([1], stop_strings=["x"] * 65), "stop_strings: at most")
+
+
+@pytest.mark.parametrize("value", [5, "session", object()], ids=named)
+def test_sessions(engine: Engine, value: Any) -> None:
+    refused(lambda: engine.generate([1], session=value), "session is")
 
 
 @pytest.mark.parametrize("value", NO_FLAG, ids=named)
@@ -144,7 +162,7 @@ def test_what_is_accepted(engine: Engine) -> None:
     """NumPy's scalars and arrays, ranges, tuples, fractions; generators as stop tokens."""
     expected = list(engine.generate([1, 2, 3], 4, stop_token_ids=()))
     for ids in ((1, 2, 3), range(1, 4), np.array([1, 2, 3], np.uint8), [np.int32(1), 2, 3]):
-        tokens = engine.generate(ids, np.int64(4), np.float32(0), Fraction(1), stop_token_ids=iter(()))
+        tokens = engine.generate(ids, np.int64(4), Sampling(np.float32(0), np.int8(0), Fraction(1)), iter(()))
         assert list(tokens) == expected
     assert [row for (row,) in engine.generate_batch(np.array([[1, 2, 3]]), 4, stop_token_ids=())] == expected
     session = engine.session(np.int64(1), np.uint16(9), np.array([2]))
@@ -170,7 +188,7 @@ def test_prompts_are_taken_at_the_call(engine: Engine) -> None:
     "value", [[[0.0, 1.0]], None, "ab", 1.5, np.array([["a"]]), np.array([[None]]), np.zeros((1, 2), bool)]
 )
 def test_logits(value: Any) -> None:
-    refused(lambda: Sampler()(value), "logits are")
+    refused(lambda: Sampler()(value, 0), "logits are", "logits have")
 
 
 def test_values_are_shown_in_one_short_line() -> None:

@@ -1,4 +1,4 @@
-"""What is noted of a generation: why it ended, and speeds that leave the prompt out."""
+"""What is noted of a generation: speeds that leave the prompt out."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from l4export.runtimes.generation_record import GenerationRecord
 def test_speeds_of_prompt_and_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 102.0, 102.5, 103.0])
     monkeypatch.setattr(generation_record.time, "monotonic", lambda: next(clock))
-    record = GenerationRecord(prompt_tokens=10, max_new_tokens=3, stop_token_ids=(), load_seconds=0.12345)
+    record = GenerationRecord(prompt_tokens=10, load_seconds=0.12345)
     assert list(record.follow(iter([7, 8, 9]))) == [7, 8, 9]
     assert record.to_dict() == {
-        "finish_reason": "max_new_tokens",
         "prompt_tokens": 10,
         "new_tokens": 3,
         "load_seconds": 0.1235,
@@ -24,16 +23,7 @@ def test_speeds_of_prompt_and_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("tokens", "reason"), [([5, 1], "stop token"), ([5, 6, 7], "max_new_tokens"), ([5], "max_context")]
-)
-def test_why_it_ended(tokens: list[int], reason: str) -> None:
-    record = GenerationRecord(prompt_tokens=1, max_new_tokens=3, stop_token_ids={1})
-    list(record.follow(tokens))
-    assert record.finish_reason == reason
-
-
 def test_one_token_has_no_decoding_speed() -> None:
-    record = GenerationRecord(prompt_tokens=1, max_new_tokens=1, stop_token_ids=())
+    record = GenerationRecord(prompt_tokens=1)
     record.add(5, seconds=0.5)
     assert record.to_dict()["decode_tokens_per_second"] is None

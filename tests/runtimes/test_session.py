@@ -9,6 +9,7 @@ import pytest
 
 from l4export.errors import InputError
 from l4export.runtimes.cache.kv_cache import Call
+from l4export.runtimes.sampling.settings import Sampling
 from workshop import LAYOUTS, Workshop, assert_close, random_ids
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
@@ -184,11 +185,11 @@ class TestGeneration:
     def test_is_repeatable_with_a_seed_and_alike_in_a_batch(self, workshop: Workshop) -> None:
         engine = workshop.engine("scout", "static")
         prompts = [random_ids(n, seed=n).tolist() for n in (12, 30)]
-        sampling = {"max_new_tokens": 16, "temperature": 1.0, "top_p": 0.9, "stop_token_ids": ()}
-        alone = list(engine.generate(prompts[0], seed=5, **sampling))
-        assert alone == list(engine.generate(prompts[0], seed=5, **sampling))
-        assert alone != list(engine.generate(prompts[0], seed=6, **sampling))
-        assert alone == [step[0] for step in engine.generate_batch(prompts, seed=5, **sampling)]
+        five, six = (Sampling(1.0, top_p=0.9, seed=seed) for seed in (5, 6))
+        alone = list(engine.generate(prompts[0], 16, five, ()))
+        assert alone == list(engine.generate(prompts[0], 16, five, ()))
+        assert alone != list(engine.generate(prompts[0], 16, six, ()))
+        assert alone == [step[0] for step in engine.generate_batch(prompts, 16, five, ())]
 
     def test_rows_that_have_ended_yield_none(self, workshop: Workshop) -> None:
         engine = workshop.engine("scout", "static")
@@ -202,9 +203,9 @@ class TestGeneration:
 
     def test_steps_are_the_callers_own(self, workshop: Workshop) -> None:
         engine, prompts = workshop.engine("scout", "static"), [[1, 2, 3], [4]]
-        sampling = {"max_new_tokens": 6, "stop_token_ids": ()}
-        expected, got = list(engine.generate_batch(prompts, **sampling)), []
-        for step in engine.generate_batch(prompts, **sampling):
+        limits: Any = {"max_new_tokens": 6, "stop_token_ids": ()}
+        expected, got = list(engine.generate_batch(prompts, **limits)), []
+        for step in engine.generate_batch(prompts, **limits):
             got.append(list(step))
             step[:] = [None]
         assert got == expected

@@ -20,7 +20,6 @@ import pytest
 
 from l4export.errors import InputError
 from l4export.runtimes.cache.kv_cache import Call
-from l4export.runtimes.sampling import Sampler
 from l4export.runtimes.session import Session
 from workshop import LAYOUTS, ROOT, Workshop, assert_close, random_ids
 
@@ -33,6 +32,7 @@ CALLS: dict[str, Callable[[Session, Path], object]] = {
     "fork": lambda session, _: session.fork(),
     "save": lambda session, path: session.save(path),
     "reset": lambda session, _: session.reset(),
+    "close": lambda session, _: session.close(),
     "tokens": lambda session, _: session.tokens(0),
 }
 UNGUARDED = {"checked", "restored"}
@@ -156,25 +156,6 @@ def test_a_generation_has_one_caller(workshop: Workshop, monkeypatch: pytest.Mon
     assert got + list(tokens) == expected
 
 
-def test_a_sampler_has_one_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler, entered, go_on = Sampler(1.0, seed=0), threading.Event(), threading.Event()
-    draw = sampler._draw
-
-    def held(*arguments: Any) -> int:
-        entered.set()
-        assert go_on.wait(20)
-        return draw(*arguments)
-
-    monkeypatch.setattr(sampler, "_draw", held)
-    thread = threading.Thread(target=lambda: sampler(np.zeros((1, 4), np.float32)))
-    thread.start()
-    assert entered.wait(20)
-    with pytest.raises(InputError, match="the sampler is in use"):
-        sampler(np.zeros((1, 4), np.float32))
-    go_on.set()
-    thread.join()
-
-
 @layouts
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, RuntimeError, SystemExit], ids=lambda e: e.__name__)
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
@@ -239,7 +220,7 @@ def test_a_session_that_cannot_be_restored_says_so(
                 session.append(ids[21:40])
         assert "\n" not in str(caught.value)
         for name, call in CALLS.items():
-            if name != "reset":
+            if name not in {"reset", "close"}:
                 with pytest.raises(InputError, match="unusable"):
                     call(session, tmp_path / name)
         session.reset()

@@ -1,0 +1,1 @@
+"""How the next token is chosen from logits: settings, filters, random numbers, log probabilities."""
