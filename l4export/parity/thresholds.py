@@ -89,11 +89,13 @@ class Demands:
                 f"max_context of {manifest.max_context}"
             )
         judged = _judges_arithmetic(manifest, dequantized)
+        used = ("compute", "kv_cache", *(("vision",) if images else ()), *(() if dequantized else ("weights",)))
+        half = any(manifest.precision[name] != "fp32" for name in used)
         of_images = image_thresholds(manifest, dequantized) if images else {}
-        thresholds = {**of_images, **(_default_thresholds(manifest, images) if judged else {}), **given}
+        thresholds = {**of_images, **(_default_thresholds(manifest, half) if judged else {}), **given}
         most = thresholds.get("max_relative_difference")
         accepted = DEFAULT_THRESHOLDS["max_relative_difference"] if most is None else most
-        routing = _routing(manifest, images)
+        routing = _routing(manifest, half)
         tied = routing if most is None else min(routing, most)
         return cls(thresholds, accepted, tied if judged else None)
 
@@ -115,12 +117,13 @@ class Demands:
         return dataclasses.replace(self, thresholds=left)
 
 
-def _default_thresholds(manifest: Described, images: bool) -> Mapping[str, float]:
+def _default_thresholds(manifest: Described, half: bool) -> Mapping[str, float]:
+    """Return those of an engine; `half` says that something is computed or stored in 16 bits."""
     if manifest.precision["activations"] == "fp8":
         return _FP8_ACTIVATION_THRESHOLDS if manifest.precision["compute"] == "fp32" else {}
     if _rounds_activations(manifest):
         return _INT8_ACTIVATION_THRESHOLDS
-    return _FP16_THRESHOLDS if _is_half(manifest, images) else DEFAULT_THRESHOLDS
+    return _FP16_THRESHOLDS if half else DEFAULT_THRESHOLDS
 
 
 def _judges_arithmetic(manifest: Described, dequantized: bool) -> bool:
@@ -130,17 +133,11 @@ def _judges_arithmetic(manifest: Described, dequantized: bool) -> bool:
     return as_it_is and manifest.precision["kv_cache"] not in ("int8", "int4")
 
 
-def _routing(manifest: Described, images: bool) -> float:
+def _routing(manifest: Described, half: bool) -> float:
     """Return how far an engine's arithmetic may move the logits of a router, as a share of the largest."""
     if _rounds_activations(manifest):
         return _INT8_ROUTING
-    return _FP16_ROUTING if _is_half(manifest, images) else DEFAULT_THRESHOLDS["max_relative_difference"]
-
-
-def _is_half(manifest: Described, images: bool) -> bool:
-    """Whether something is computed or stored in 16 bits, in the vision tower too if there are images."""
-    used = ("compute", "kv_cache", *(("vision",) if images else ()))
-    return any(manifest.precision[name] != "fp32" for name in used)
+    return _FP16_ROUTING if half else DEFAULT_THRESHOLDS["max_relative_difference"]
 
 
 def _rounds_activations(manifest: Described) -> bool:

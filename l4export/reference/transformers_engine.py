@@ -88,7 +88,7 @@ class TransformersEngine:
             vision=vision,
             precision={
                 "compute": floats,
-                "weights": floats,
+                "weights": _stored_floats(opened),
                 "kv_cache": floats,
                 "activations": "fp8" if rounded else floats,
                 "quant": _kinds(opened),
@@ -215,6 +215,12 @@ def _check_packages() -> None:
 def _rounds_activations(raw: dict[str, Any]) -> bool:
     groups = raw["quantization_config"]["config_groups"].values()
     return any(group.get("input_activations") for group in groups)
+
+
+def _stored_floats(opened: Checkpoint) -> str:
+    """What weights that are not quantised are stored in: of 16 bits, if some are."""
+    found = {tensor.entry.dtype for name, tensor in opened.tensors.items() if name.endswith("weight")}
+    return next((name for dtype, name in (("BF16", "bf16"), ("F16", "fp16")) if dtype in found), "fp32")
 
 
 def _kinds(opened: Checkpoint) -> str:

@@ -90,6 +90,17 @@ def test_weights_that_are_computed_and_stay_floats(tmp_path: Path) -> None:
     holds(written(source, tmp_path / "v", "fp8"), source)
 
 
+def test_codes_that_were_kept_are_the_sources(tmp_path: Path) -> None:
+    """Against the source itself: q, k and v, which may not keep theirs, are then floats of 16 bits."""
+    checkpoint = bfloat16_sample(tmp_path / "c", "scout")
+    packed = Linears(packed=True, bits=4, strategy="group", group=32)
+    source, _ = quantised(checkpoint, tmp_path / "q", packed, lambda name: "_proj" in name)
+    build(source, tmp_path / "w", BuildOptions(target="compressed-tensors"))
+    holds(tmp_path / "w", source)
+    report = check_parity(tmp_path / "w", source, 50, 30)
+    assert report.passed and report.thresholds["max_relative_difference"] == 3e-2
+
+
 def test_calibrated(workshop: Workshop, tmp_path: Path) -> None:
     """Codes by GPTQ, and routers that were fitted to them, which the reference then has too."""
     checkpoint, text = workshop.checkpoint("scout"), tmp_path / "ids"
