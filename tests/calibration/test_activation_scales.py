@@ -32,6 +32,14 @@ from l4export.reference.transformers_model import HFReference
 from tiny_graphs import graph_input, model_of, typed
 from workshop import VARIANTS, Workshop, copy_checkpoint, random_ids
 
+_QUICK = [("scout", "chunked"), ("maverick", "static"), ("mobile", "static")]
+COMBINATIONS = [
+    pytest.param(variant, layout, marks=[] if (variant, layout) in _QUICK else pytest.mark.slow)
+    for variant in VARIANTS
+    for layout in ("static", "chunked")
+]
+"""Variants and KV layouts, those that the quick tests leave out marked slow."""
+
 
 def options(**changes: Any) -> BuildOptions:
     fixed = {"target": "onnx", "max_context": 128, "policy": standard_policy("fp8"), "activations": "fp8"}
@@ -125,8 +133,7 @@ def test_the_reference_rounds_as_defined(workshop: Workshop) -> None:
 # Whole engines -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["static", "chunked"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "layout"), COMBINATIONS)
 def test_engines_say_what_transformers_says_with_the_same_rounding(
     workshop: Workshop, tmp_path: Path, ids_file: Path, variant: str, layout: str
 ) -> None:
@@ -294,8 +301,7 @@ def test_the_same_scales_whatever_compiles_the_graph(workshop: Workshop, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["static", "chunked"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "layout"), COMBINATIONS)
 def test_engines_of_every_variant_are_compiled(
     workshop: Workshop, tmp_path: Path, ids_file: Path, variant: str, layout: str
 ) -> None:

@@ -179,6 +179,7 @@ def test_what_the_first_layer_is_calibrated_on_is_what_transformers_merges(
     assert np.mean([of["error"] for of in told["matrices"]]) < np.mean([of["plain_error"] for of in told["matrices"]])
 
 
+@pytest.mark.slow
 def test_the_tower_is_loaded_once_and_freed(
     checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

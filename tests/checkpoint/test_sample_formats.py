@@ -124,7 +124,6 @@ def test_an_engine_of_it_is_transformers_model(samples: Path, tmp_path: Path, va
 @pytest.mark.parametrize(("variant", "form"), CASES)
 def test_transformers_reads_the_same_numbers(samples: Path, variant: str, form: str) -> None:
     """It rounds the product of code and scale to bfloat16, so to one part in 256."""
-    pytest.importorskip("compressed_tensors")
     from transformers import CompressedTensorsConfig, Llama4ForCausalLM
 
     path = samples / f"{variant}-{form}"

@@ -24,8 +24,6 @@ from l4export.model.tensors import tensors
 from l4export.quantization.policy import Policy, Rule
 from workshop import random_ids
 
-pytest.importorskip("compressed_tensors", reason="loads with the package compressed-tensors")
-
 IDS = torch.from_numpy(random_ids((2, 40), seed=4))
 """Past two chunk boundaries."""
 
