@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -231,6 +232,38 @@ def test_kept_codes_are_reused_and_up_to_date(made: Make, tmp_path: Path, capsys
     with pytest.raises(SystemExit):
         main(["build", str(path), "-o", str(tmp_path / "f"), "--dry-run", "--write-policy", str(tmp_path / "p.toml")])
     assert "--write-policy: nothing is quantised" in capsys.readouterr().err
+
+
+def test_a_build_that_was_cut_short_goes_on(made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of codes that are kept, and of what is rounded beside them."""
+    path, _ = made("scout", "int4")
+    options = BuildOptions(max_context=64, policy=standard_policy("int4"), jobs=1)
+    build(path, tmp_path / "whole", options)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", _failing_after(60_000))
+        with pytest.raises(KeyboardInterrupt):
+            build(path, tmp_path / "e", options)
+    said: list[str] = []
+    build(path, tmp_path / "e", options, on_notice=said.append)
+    assert any(line.startswith("resuming: ") for line in said)
+    names = sorted(file.name for file in (tmp_path / "whole").iterdir())
+    assert [(tmp_path / "e" / name).read_bytes() for name in names] == [
+        (tmp_path / "whole" / name).read_bytes() for name in names
+    ]
+
+
+def _failing_after(count: int) -> Callable[[int, memoryview, int], int]:
+    """`os.pwrite` until so many bytes are written, then Ctrl-C."""
+    done, pwrite = 0, os.pwrite
+
+    def failing(descriptor: int, data: memoryview, offset: int) -> int:
+        nonlocal done
+        done += len(data)
+        if done > count:
+            raise KeyboardInterrupt
+        return pwrite(descriptor, data, offset)
+
+    return failing
 
 
 def _damage(path: Path, name: str, change: Callable[[np.ndarray], None]) -> None:
