@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from l4export.checkpoint.adapter import Adapter
 from l4export.checkpoint.hf_vision import vision_from_hf
@@ -35,6 +35,8 @@ from l4export.storage.safetensors import HANDLED_DTYPES
 __all__ = ["Checkpoint"]
 
 _TOWER = ("vision_model.", "multi_modal_projector.")
+_DTYPES: dict[str, Literal["float32", "float16", "bfloat16"]]
+_DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 _CONFIG, _INDEX = "config.json", "model.safetensors.index.json"
 
 
@@ -96,6 +98,16 @@ class Checkpoint:
     def is_quantized(self) -> bool:
         """Whether some weights are stored as codes."""
         return self.quantization is not None
+
+    @property
+    def named_dtype(self) -> Literal["float32", "float16", "bfloat16"]:
+        """The dtype that config.json names for the model, which is what loaders give its parameters; else bfloat16."""
+        text = self.raw_config.get("text_config")
+        for fields in (self.raw_config, text if isinstance(text, Mapping) else {}):
+            for name in ("dtype", "torch_dtype"):
+                if (given := fields.get(name)) is not None:
+                    return _DTYPES.get(str(given).removeprefix("torch."), "bfloat16")
+        return "bfloat16"
 
     def is_vision_plain(self) -> bool:
         """The same for the vision tower."""

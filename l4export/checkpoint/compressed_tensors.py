@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
-from l4export.checkpoint.coded_weight import CodedWeight, Computed, check_codes, check_products
+from l4export.checkpoint.matrix_codes import Computed, MatrixCodes, check_codes, check_products
 from l4export.checkpoint.packed_ints import PackedInts, packed_octets
 from l4export.checkpoint.quantization_scheme import Expected, Scheme
 from l4export.checkpoint.scales import damaged, decode, multiply, read_scales
@@ -173,7 +173,7 @@ class QuantizedLinear(ComputedWeight):
         return groups
 
     @functools.cached_property
-    def coded(self) -> CodedWeight | None:
+    def coded(self) -> MatrixCodes | None:
         """The codes as they are stored; None where groups are not neighbours."""
         scheme, parts, (rows, columns) = self._scheme, self._tensors, self.shape
         if scheme.reordered:
@@ -184,7 +184,7 @@ class QuantizedLinear(ComputedWeight):
         zero_points = None
         if self._zeros is not None:
             zero_points = Computed(f"{self.name} zero points", (rows, blocks), np.uint8, tensors, self._unsigned_zeros)
-        return CodedWeight(
+        return MatrixCodes(
             CodeFormat(scheme.bits, scheme.is_float, scheme.symmetric, self._span[1], parts["weight_scale"].dtype),
             Computed(f"{self.name} codes", (rows, octets), code, tensors, self._unsigned_codes),
             Computed(f"{self.name} scales", (rows, blocks), np.float32, tensors, self._row_scales),

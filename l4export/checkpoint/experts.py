@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from l4export.checkpoint.coded_weight import CodedWeight, stack_matrices
+from l4export.checkpoint.matrix_codes import MatrixCodes, stack_matrices
 from l4export.checkpoint.stored_weight import ComputedWeight, Find, StoredWeight, TurnedMatrix
 from l4export.checkpoint.transpose import transpose
 
@@ -105,11 +105,9 @@ class JoinedExperts(ComputedWeight):
         self.linears = linears
 
     @functools.cached_property
-    def coded(self) -> CodedWeight | None:
+    def coded(self) -> MatrixCodes | None:
         """The matrices' codes, if all have codes of one format."""
-        return stack_matrices(
-            self.name, [[getattr(matrix, "coded", None) for matrix in experts] for experts in self.linears]
-        )
+        return stack_matrices(self.name, self.linears)
 
     def compute(self, region: tuple[slice, ...]) -> np.ndarray:
         """Each matrix's share, transposed."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from l4export.checkpoint.coded_weight import CodedWeight, Computed, check_codes, check_products
+from l4export.checkpoint.matrix_codes import Computed, MatrixCodes, check_codes, check_products
 from l4export.checkpoint.quantization_scheme import FP8_CHANNELS, Scheme
 from l4export.checkpoint.scales import decode, multiply, read_scales
 from l4export.checkpoint.source_tensor import SourceTensor
@@ -64,11 +64,11 @@ class FP8Experts(ComputedWeight):
         self._codes, self._scales = codes, scales
 
     @functools.cached_property
-    def coded(self) -> CodedWeight:
+    def coded(self) -> MatrixCodes:
         """The codes as they are stored, of matrices [experts, out, in]."""
         experts, k, n = self.shape
         parts = [self._codes, self._scales]
-        return CodedWeight(
+        return MatrixCodes(
             CodeFormat(bits=8, is_float=True, symmetric=True, columns=k, scale_dtype=self._scales.dtype),
             Computed(f"{self.name} codes", (experts, n, k), self._codes.stored_dtype, parts, self._matrices),
             Computed(f"{self.name} scales", (experts, n, 1), np.float32, parts, self._row_scales),

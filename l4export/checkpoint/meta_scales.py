@@ -18,7 +18,7 @@ import functools
 
 import numpy as np
 
-from l4export.checkpoint.coded_weight import CodedWeight, Computed, check_codes, check_products
+from l4export.checkpoint.matrix_codes import Computed, MatrixCodes, check_codes, check_products
 from l4export.checkpoint.meta_shards import MetaShards
 from l4export.checkpoint.scales import decode, multiply, read_scales
 from l4export.checkpoint.source_tensor import SourceTensor
@@ -95,11 +95,11 @@ class _Scaled(ComputedWeight):
     def _scales_of(self, region: Region) -> np.ndarray:
         """Of matrices [.., N, K]."""
 
-    def _coded(self, matrices: tuple[int, ...], bits: int, columns: int) -> CodedWeight:
+    def _coded(self, matrices: tuple[int, ...], bits: int, columns: int) -> MatrixCodes:
         """The codes of matrices [.., N, K], of which `columns` columns share a scale."""
         *outer, n, k = matrices
         dtype = self._codes.stored_dtype if bits == 8 else np.uint8
-        return CodedWeight(
+        return MatrixCodes(
             CodeFormat(bits, bits == 8, True, columns, self._scale.dtype),
             Computed(f"{self.name} codes", (*outer, n, k * bits // 8), dtype, self.parts, self._codes_of),
             Computed(f"{self.name} scales", (*outer, n, k // columns), np.float32, self.parts, self._checked_scales),
@@ -133,7 +133,7 @@ class _Fp8Experts(_Scaled):
         return out
 
     @functools.cached_property
-    def coded(self) -> CodedWeight:
+    def coded(self) -> MatrixCodes:
         """The codes as they are stored."""
         experts, k, n = self.shape
         return self._coded((experts, n, k), 8, k)
@@ -172,7 +172,7 @@ class _Int4Experts(_Scaled):
         return out
 
     @functools.cached_property
-    def coded(self) -> CodedWeight:
+    def coded(self) -> MatrixCodes:
         """The codes as they are stored, but for the order of axes and the highest bit of each."""
         experts, k, n = self.shape
         return self._coded((experts, n, k), 4, _GROUP)
@@ -207,7 +207,7 @@ class _Int4Matrix(_Scaled):
         return out
 
     @functools.cached_property
-    def coded(self) -> CodedWeight:
+    def coded(self) -> MatrixCodes:
         """The codes as they are stored, but for the highest bit of each."""
         k, n = self.shape
         return self._coded((n, k), 4, _GROUP)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from l4export.checkpoint.coded_weight import CodedWeight
+from l4export.checkpoint.matrix_codes import MatrixCodes, codes_of
 from l4export.checkpoint.stored_weight import ComputedWeight, Part, StoredWeight
 
 __all__ = ["Joined", "Rows", "Stacked", "Transposed"]
@@ -75,19 +75,17 @@ class Joined(ComputedWeight):
         self._weights, self._axis = tuple(weights), axis
 
     @functools.cached_property
-    def coded(self) -> CodedWeight | None:
+    def coded(self) -> MatrixCodes | None:
         """The weights' codes, if all have codes of one format, and no scale is for parts of two of them."""
-        found = [getattr(weight, "coded", None) for weight in self._weights]
-        coded = [each for each in found if isinstance(each, CodedWeight)]
-        if len(coded) < len(found) or len({each.format for each in coded}) != 1:
+        coded = [codes for weight in self._weights if (codes := codes_of(weight))]
+        if len(coded) < len(self._weights) or len({each.format for each in coded}) != 1:
             return None
         axis = self._axis if len(self.shape) == 2 else 3 - self._axis  # of matrices [.., N, K]
 
         def joined(parts: Iterable[StoredWeight]) -> Joined:
             return Joined(self.name, list(parts), axis)
 
-        codes, scales = joined(each.codes for each in coded), joined(each.scales for each in coded)
-        return CodedWeight(coded[0].format, codes, scales)
+        return MatrixCodes(coded[0].format, joined(each.codes for each in coded), joined(each.scales for each in coded))
 
     def compute(self, region: tuple[slice, ...]) -> np.ndarray:
         """What each has of the region."""

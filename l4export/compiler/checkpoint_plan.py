@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
 
 from l4export.calibration.weight_codes import CalibrationPlan
 from l4export.compiler.auto_policy import WeightChoice, with_chosen_policy
@@ -110,7 +109,7 @@ def plan_checkpoint(
     """
     check_options(options)
     inputs, target = open_inputs(checkpoint_path, options), CHECKPOINT_TARGETS[options.target]
-    dtype = _dtype(inputs.checkpoint.raw_config)
+    dtype = inputs.checkpoint.named_dtype
     if options.bits_per_weight is not None:
         choice = WeightChoice(_BITS[dtype], dtype, positive=True, of_mlps_alone=True)
         options = with_chosen_policy(inputs, options, choice, on_step)
@@ -145,14 +144,3 @@ def plan_checkpoint(
     names = dict.fromkeys([*sources.files(), *tower.files()])
     opened = Sources(inputs.source_files(names), inputs.companions)
     return CheckpointPlan(inputs, options, dtype, written, opened, calibration, stored_codes)
-
-
-def _dtype(raw: Mapping[str, Any]) -> ScaleDtype:
-    """The dtype that config.json names for the model, which is what loaders give its parameters; else bfloat16."""
-    known: tuple[ScaleDtype, ...] = get_args(ScaleDtype)
-    text = raw.get("text_config")
-    for fields in (raw, text if isinstance(text, Mapping) else {}):
-        for name in ("dtype", "torch_dtype"):
-            if (given := fields.get(name)) is not None:
-                return next((dtype for dtype in known if dtype == str(given).removeprefix("torch.")), "bfloat16")
-    return "bfloat16"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +21,9 @@ from l4export.model.config import ModelConfig
 from l4export.model.config_fields import Fields
 from l4export.model.tensors import parameter_count, tensors
 from l4export.model.weight_names import kind_of
+from l4export.quantization.policy import Rule
 from l4export.runtimes.arguments import a_path
-from l4export.targets import TARGETS
+from l4export.targets import CHECKPOINT_TARGETS, TARGETS
 from l4export.targets.kept_codes import keep_codes
 
 __all__ = ["CheckpointFacts", "EngineFacts", "ModelFacts", "inspect"]
@@ -194,12 +196,17 @@ def _checkpoint(path: Path) -> CheckpointFacts:
 
 
 def _kept_codes(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
-    found = {}
-    for target in TARGETS.values():
-        rules = policy.rules if (policy := keep_codes(checkpoint, target)[0]) else ()
-        names = [name for name in tensors(checkpoint.config) if any(rule.matches(name) for rule in rules)]
-        found[target.name] = tuple(dict.fromkeys(map(kind_of, names)))
-    return found
+    """The kinds of weight that each target keeps, of those that are built and of those that are written."""
+    kept = {name: keep_codes(checkpoint, target)[0] for name, target in TARGETS.items()}
+    for name, target in CHECKPOINT_TARGETS.items():
+        kept[name], _ = keep_codes(checkpoint, target, scale_dtype=checkpoint.named_dtype)
+    return {name: _kinds(checkpoint.config, policy.rules if policy else ()) for name, policy in kept.items()}
+
+
+def _kinds(config: ModelConfig, rules: Sequence[Rule]) -> tuple[str, ...]:
+    """The kinds of the weights that some rules name."""
+    names = [name for name in tensors(config) if any(rule.matches(name) for rule in rules)]
+    return tuple(dict.fromkeys(map(kind_of, names)))
 
 
 def _engine(path: Path) -> EngineFacts:

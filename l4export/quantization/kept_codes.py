@@ -1,17 +1,19 @@
 """Codes that a checkpoint stores, laid out for an engine's operators: the same codes and scales, nothing is rounded.
 
-Scales take the engine's float type, in which those of a checkpoint, mostly bfloat16, are exact unless it is float16 and
-they are below 2^-14 or too large (an error).
+Scales take the engine's float type. Those of a checkpoint, mostly bfloat16, are exact there, but for float16: below
+2^-14 it has multiples of 2^-24 alone, so that a weight moves by at most 2^-25 times its code, 1.4e-5 in FP8; and too
+large ones are an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from l4export.quantization.schemes import BLOCK_SIZES, FP8_BLOCK, Kind, Scheme
+from l4export.quantization.schemes import BLOCK_SIZES, FP8_BLOCK, Kind, ScaleDtype, Scheme
 from l4export.quantization.weights import GivenWeight, source_of
 from l4export.weights.coded_data import CodedData, CodeFormat, HasCodes
 from l4export.weights.recipes import Cast, Recipe, Region, Source, Transpose
@@ -52,7 +54,7 @@ def _matrices(coded: CodedData, scheme: Scheme) -> list[Recipe]:
     if scheme.block_size:
         scales = _Repeated(scales, -(-min(form.columns, k) // scheme.block_size))
     if scheme.positive:
-        scales = _Changed(scales, scales.dtype, _one_for_zero)
+        scales = _Changed(scales, scales.dtype, _above_zero(scheme.scale_dtype))
     if scheme.scale_dtype != "float32":
         scales = Cast(scales, ir.DataType.from_numpy(np.dtype(scheme.scale_dtype)))
     if scheme.positive and not form.is_float:
@@ -112,9 +114,14 @@ class _Changed(Recipe):
         return self._function(self.part.read(region))
 
 
-def _one_for_zero(scales: np.ndarray) -> np.ndarray:
-    """Scales above zero, as positive schemes have them; all codes of a block with scale 0 mean 0."""
-    return np.where(scales == 0, np.ones_like(scales), scales)
+def _above_zero(dtype: ScaleDtype) -> Callable[[np.ndarray], np.ndarray]:
+    """From scales to those of positive schemes, which are above zero in their own dtype too.
+
+    All codes of a block with scale 0 mean 0, so it may have any: 1. What is too small for the dtype becomes its
+    smallest number, and not 0, which a runtime may refuse.
+    """
+    smallest = np.float32(ml_dtypes.finfo(dtype).smallest_subnormal)
+    return lambda scales: np.where(scales == 0, np.float32(1), np.maximum(scales, smallest))
 
 
 def _twos_complement(bits: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -10,7 +10,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -25,8 +25,7 @@ from l4export.storage.safetensors import HANDLED_DTYPES
 
 __all__ = ["Holder", "StoredCodes", "keep_codes"]
 
-Outcome = str
-KEPT, DEQUANTIZED, AGAIN = "kept", "dequantized", "quantized again"
+Outcome = Literal["kept", "dequantized", "quantized again"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class StoredCodes:
         weights: Patterns of their names.
         count: How many they are.
         stored: How they are stored, for people: "INT4, groups of 128".
-        outcome: `kept`, `dequantized` or `quantized again`.
+        outcome: What becomes of them.
         reason: Why they are not kept; empty where they are.
     """
 
@@ -53,10 +52,10 @@ class StoredCodes:
 
     def __str__(self) -> str:
         """A line for people."""
-        told = {
-            KEPT: "codes and scales are kept",
-            DEQUANTIZED: f"dequantised ({self.reason})",
-            AGAIN: f"quantised a second time ({self.reason}); expect the losses of both",
+        told: dict[Outcome, str] = {
+            "kept": "codes and scales are kept",
+            "dequantized": f"dequantised ({self.reason})",
+            "quantized again": f"quantised a second time ({self.reason}); expect the losses of both",
         }
         return f"{self.count} weights in {self.stored}: {told[self.outcome]}"
 
@@ -77,14 +76,23 @@ class Holder(Protocol):
 
 @dataclass(frozen=True)
 class _Operand:
-    """The weights of one operator, which have one scheme."""
+    """The weights of one operator, which have one scheme, as the checkpoint stores them.
+
+    `changed` says whether an adapter is merged into one of them, so that its codes are not the model's.
+    """
 
     names: tuple[str, ...]
     stored: Sequence[StoredWeight]
-    widths: Sequence[int]
+    changed: bool
+
+    @property
+    def widths(self) -> list[int]:
+        """The inputs K of each, the second axis in every inventory: [N, K], or [E, K, N]."""
+        return [weight.shape[1] for weight in self.stored]
 
     @property
     def formats(self) -> str:
+        """How they are stored, for people."""
         return " and ".join(dict.fromkeys(name for weight in self.stored for name in weight.formats))
 
 
@@ -129,18 +137,19 @@ def keep_codes(
 
 def _quantized(checkpoint: Checkpoint, config: ModelConfig, first: int) -> Iterator[_Operand]:
     """Everything that is stored quantised; the two tensors of a layer's experts are of one operator."""
-    if checkpoint.is_plain():
+    if not checkpoint.is_quantized():
         return
-    groups: dict[str, list[tuple[str, StoredWeight]]] = {}
-    for name, shape in tensors(config).items():
-        if len(shape) > 1:
-            stored = checkpoint.tensor(moved_up(name, first), shape)
-            group = name.rpartition(".")[0] if len(shape) == 3 else name
-            groups.setdefault(group, []).append((name, stored))
-    for weights in groups.values():
-        if any(set(stored.formats) - set(HANDLED_DTYPES) for _, stored in weights):
-            found = [weight for _, weight in weights]
-            yield _Operand(tuple(name for name, _ in weights), found, [weight.shape[1] for weight in found])
+    base = replace(checkpoint, adapters=())
+    changed = {name for adapter in checkpoint.adapters for name in adapter.changed}
+    groups: dict[str, list[str]] = {}
+    shapes = {name: shape for name, shape in tensors(config).items() if len(shape) > 1}
+    for name, shape in shapes.items():
+        groups.setdefault(name.rpartition(".")[0] if len(shape) == 3 else name, []).append(name)
+    for names in groups.values():
+        there = [moved_up(name, first) for name in names]
+        stored = [base.tensor(full, shapes[name]) for full, name in zip(there, names, strict=True)]
+        if any(set(weight.formats) - set(HANDLED_DTYPES) for weight in stored):
+            yield _Operand(tuple(names), stored, not changed.isdisjoint(there))
 
 
 @dataclass(frozen=True)
@@ -155,16 +164,18 @@ class _Build:
     def decide(self, operand: _Operand) -> tuple[Rule | None, Outcome, str]:
         """The rule that keeps the codes, or None; and what becomes of them, with the reason."""
         asked = next(filter(None, (self.policy.rule_for(name) for name in operand.names if self.policy)), None)
-        rule = _held(operand)
-        if rule is None:
+        rule = None if operand.changed else _held(operand)
+        if operand.changed:
+            reason = "an adapter changes them"
+        elif rule is None:
             reason = f"no operator of --target {self.target.name} has such codes"
         elif asked and (asked.kind != rule.kind or asked.block_size not in (None, rule.block_size)):
             reason = f"{asked.kind}{f' in blocks of {asked.block_size}' if asked.block_size else ''} is asked for"
         else:
             reason = self._obstacle(operand, rule)
         if rule is not None and not reason:
-            return rule, KEPT, ""
-        return None, AGAIN if asked else DEQUANTIZED, reason
+            return rule, "kept", ""
+        return None, "quantized again" if asked else "dequantized", reason
 
     def _obstacle(self, operand: _Operand, rule: Rule) -> str:
         """Why codes that a rule describes cannot be kept; empty: they can."""

@@ -25,6 +25,7 @@ from l4export.errors import InputError
 from l4export.inspection.facts import CheckpointFacts, inspect
 from l4export.reference.vision_tower import HFVisionTower
 from l4export.storage.safetensors import TensorFile
+from l4export.targets import CHECKPOINT_TARGETS, TARGETS
 from quantised_checkpoints import Linears, load, of_mlps, quantised, quantised_by_fbgemm
 from workshop import Workshop, edit_config
 
@@ -80,6 +81,14 @@ def test_what_inspect_says(workshop: Workshop, tmp_path: Path, capsys: pytest.Ca
     assert facts.stored_as["attention q"] == ("F32",) and facts.bits_per_weight["attention q"] == 32
     shape = 128 / (32 * 64)  # weight_shape: two numbers of 64 bits beside 32 x 64 codes
     assert facts.bits_per_weight["shared expert"] == round(4 + 16 / 32 + shape, 4)
+    assert facts.kept_codes["ort-cpu"] == ("experts gate_up", "experts down", "shared expert")
+    assert facts.kept_codes["ort-cuda"] == ("shared expert",)  # QMoE has no kernel there for blocks of 32
+    assert set(facts.kept_codes) == {*TARGETS, *CHECKPOINT_TARGETS}
+    assert facts.kept_codes["compressed-tensors"] == ()  # the config names float32, and scales are bfloat16
+    edit_config(path, dtype="bfloat16")
+    written = inspect(path)
+    assert isinstance(written, CheckpointFacts)
+    assert written.kept_codes["compressed-tensors"] == facts.kept_codes["ort-cpu"]
     assert run("inspect", path) == 0
     assert "shared expert  INT4, groups of 32" in capsys.readouterr().out
     assert json.loads(facts.to_json())["stored_as"]["head"] == ["F32"]

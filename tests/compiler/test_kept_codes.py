@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from adapters import pair, write_adapter
+from cut_short import fail_after
 from safetensors.numpy import load_file, save_file
 
 from l4export.checkpoint import open_checkpoint
@@ -240,7 +241,7 @@ def test_a_build_that_was_cut_short_goes_on(made: Make, tmp_path: Path, monkeypa
     options = BuildOptions(max_context=64, policy=standard_policy("int4"), jobs=1)
     build(path, tmp_path / "whole", options)
     with monkeypatch.context() as patched:
-        patched.setattr(os, "pwrite", _failing_after(60_000))
+        fail_after(patched, 60_000, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             build(path, tmp_path / "e", options)
     said: list[str] = []
@@ -252,18 +253,39 @@ def test_a_build_that_was_cut_short_goes_on(made: Make, tmp_path: Path, monkeypa
     ]
 
 
-def _failing_after(count: int) -> Callable[[int, memoryview, int], int]:
-    """`os.pwrite` until so many bytes are written, then Ctrl-C."""
-    done, pwrite = 0, os.pwrite
+def test_what_an_adapter_changes_is_not_kept(made: Make, tmp_path: Path) -> None:
+    """The codes of its base are not the model's; all others are kept."""
+    path, _ = made("scout", "int4")
+    module = "model.layers.1.feed_forward.shared_expert.up_proj"
+    adapter = write_adapter(tmp_path / "adapter", pair(module, 32, 64), target_modules=["up_proj"])
+    options = BuildOptions(max_context=64, adapters=(adapter,))
+    told = {codes.outcome: codes for codes in plan_build(path, options).stored_codes}
+    assert {outcome: codes.count for outcome, codes in told.items()} == {"kept": 19, "dequantized": 1}
+    assert told["dequantized"].weights == (f"{module}.weight",)
+    assert told["dequantized"].reason == "an adapter changes them"
+    build(path, tmp_path / "e", options)
+    report = check_parity(tmp_path / "e", path, 20, 20, adapters=(adapter,))
+    assert report.passed and report.prefill.max_relative_difference < 1e-5
+    merged = open_checkpoint(path, [adapter]).tensor(f"{module}.weight", (32, 64)).read()
+    assert (merged != open_checkpoint(path).tensor(f"{module}.weight", (32, 64)).read()).any()
 
-    def failing(descriptor: int, data: memoryview, offset: int) -> int:
-        nonlocal done
-        done += len(data)
-        if done > count:
-            raise KeyboardInterrupt
-        return pwrite(descriptor, data, offset)
 
-    return failing
+def test_scales_that_float16_cannot_hold(workshop: Workshop, tmp_path: Path) -> None:
+    """Operators that want scales above 0 get the smallest there is, and never 1: weights stay as good as 0."""
+    path, _ = quantised(workshop.checkpoint("scout"), tmp_path / "c", FORMS["int4"])
+    _damage(path, f"{SHARED}.weight_scale", lambda scales: scales[3].fill(1e-12))
+    build(path, tmp_path / "e", BuildOptions(max_context=64, target="onnx", dtype="fp16"))
+    (scales,) = [
+        value.const_value.numpy()
+        for value in load_graph(tmp_path / "e").graph.initializers.values()
+        if (held := weights_of(value))
+        and (held.names, held.part) == ((f"{SHARED}.weight",), "scales")
+        and value.const_value
+    ]
+    assert scales.dtype == np.float16 and (scales > 0).all()
+    np.testing.assert_array_equal(scales[3], np.full_like(scales[3], 2.0**-24))
+    found = dict(dequantized_weights(tmp_path / "e"))[f"{SHARED}.weight"]
+    assert np.abs(found[3]).max() <= 8 * 2.0**-24
 
 
 def _damage(path: Path, name: str, change: Callable[[np.ndarray], None]) -> None:

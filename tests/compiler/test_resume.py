@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from cut_short import fail_after
 from safetensors.numpy import load_file, save_file
 from tiny_tokenizers import byte_level
 
@@ -87,19 +88,6 @@ def units_noted(journal: Path) -> int:
     """How many units a journal lists; none if there is no journal."""
     lines = journal.read_bytes().split(b"\n")[1:-1] if journal.exists() else []
     return sum(not line.startswith(b"source") for line in lines)
-
-
-def fail_after(patch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
-    written, pwrite = 0, os.pwrite
-
-    def failing(descriptor: int, data: memoryview, offset: int) -> int:
-        nonlocal written
-        written += len(data)
-        if written > count:
-            raise error
-        return pwrite(descriptor, data, offset)
-
-    patch.setattr(os, "pwrite", failing)
 
 
 class Watched:

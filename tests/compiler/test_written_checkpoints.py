@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cut_short import fail_after
 from written_checkpoints import TARGET, bfloat16_sample, policy
 
 from l4export import runtimes
@@ -68,17 +69,8 @@ def written(checkpoint: Path, path: Path, **options: Any) -> list[str]:
 
 def cut_short(checkpoint: Path, path: Path, count: int, **options: Any) -> None:
     """A build that stops, as at Ctrl-C, when about `count` bytes of weights are written."""
-    done, pwrite = 0, os.pwrite
-
-    def failing(descriptor: int, data: memoryview, offset: int) -> int:
-        nonlocal done
-        done += len(data)
-        if done > count:
-            raise KeyboardInterrupt
-        return pwrite(descriptor, data, offset)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "pwrite", failing)
+        fail_after(patch, count, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             written(checkpoint, path, **options)
     assert not path.exists() and not (path.parent / f".{path.name}.partial" / "l4export" / "manifest.json").exists()

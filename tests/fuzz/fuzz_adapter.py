@@ -20,8 +20,7 @@ from fuzz_files import (
     pack_pieces,
     pieces_of,
     read_files,
-    replace_file,
-    write_files,
+    write_changed,
 )
 from fuzz_json import damaged_text, dumps, mutate_json
 from fuzz_valid import small_checkpoint
@@ -112,15 +111,10 @@ class AdapterSubject(Subject):
     def make(self, rng: random.Random, place: Path) -> Case:
         """Other numbers in some tensors, or one to three other changes; a second adapter, and options to build with."""
         name, options = rng.choice(list(self.files)), rng.choice(_OPTIONS)
-        files, what = dict(self.files[name]), [name, str(options)]
         numbers_alone = rng.random() < 0.3
         change = _other_numbers if numbers_alone else _change
-        for _ in range(rng.choice([1, 1, 1, 2, 3])):
-            what.append(change(files, rng))
         path = place / "adapter"
-        write_files(path, files)
-        if not numbers_alone and rng.random() < 0.05:
-            what.append(replace_file(path / rng.choice(sorted(files)), rng))
+        what = [name, str(options), *write_changed(path, self.files[name], change, rng, whole=not numbers_alone)]
         adapters = (path,)
         if not numbers_alone and rng.random() < 0.1:
             adapters = rng.choice([(path, path), (self.valid / "experts", path), (path, self.valid / "linears")])

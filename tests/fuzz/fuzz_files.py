@@ -29,6 +29,7 @@ __all__ = [
     "small_file",
     "spoil_numbers",
     "unpack",
+    "write_changed",
     "write_files",
 ]
 
@@ -56,6 +57,20 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
     directory.mkdir()
     for name, data in files.items():
         (directory / name).write_bytes(data)
+
+
+def write_changed(
+    path: Path, files: Files, change: Callable[[Files, random.Random], str], rng: random.Random, whole: bool
+) -> list[str]:
+    """Write the files into a new directory, changed one to three times, and with `whole` now and then one of them
+    replaced by what is no edit of its text; says what was done."""
+    files, told = dict(files), []
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        told.append(change(files, rng))
+    write_files(path, files)
+    if whole and rng.random() < 0.05:
+        told.append(replace_file(path / rng.choice(sorted(files)), rng))
+    return told
 
 
 def small_file(path: Path) -> bytes:

@@ -22,8 +22,7 @@ from fuzz_files import (
     pack_pieces,
     pieces_of,
     read_files,
-    replace_file,
-    write_files,
+    write_changed,
 )
 from fuzz_json import dumps, mutate_json
 from fuzz_quantised_definition import check_weights
@@ -77,15 +76,10 @@ class QuantisedSubject(Subject):
     def make(self, rng: random.Random, place: Path) -> Case:
         """Other numbers in one to three tensors, or as many other changes; and options to build it with."""
         name, options = rng.choice(list(self.files)), rng.choice(_OPTIONS)
-        files, what = dict(self.files[name]), [name, str(options)]
         numbers_alone = rng.random() < 0.4
         change = _other_numbers if numbers_alone else _change
-        for _ in range(rng.choice([1, 1, 1, 2, 3])):
-            what.append(change(files, rng))
         path = place / "checkpoint"
-        write_files(path, files)
-        if not numbers_alone and rng.random() < 0.05:
-            what.append(replace_file(path / rng.choice(sorted(files)), rng))
+        what = [name, str(options), *write_changed(path, self.files[name], change, rng, whole=not numbers_alone)]
         layers = options.get("layers", (0, 2))
 
         def run() -> None:

@@ -15,13 +15,13 @@ from l4export.checkpoint.source_tensor import SourceTensor
 from l4export.checkpoint.stored_weight import ComputedWeight, Part, StoredWeight
 from l4export.weights.coded_data import CodeFormat
 
-__all__ = ["CodedWeight", "Computed", "check_codes", "check_products", "stack_matrices"]
+__all__ = ["Computed", "MatrixCodes", "check_codes", "check_products", "codes_of", "stack_matrices"]
 
 Region = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
-class CodedWeight:
+class MatrixCodes:
     """As `l4export.weights.coded_data.CodedData`."""
 
     format: CodeFormat
@@ -49,20 +49,26 @@ class Computed(ComputedWeight):
         return self._function(region)
 
 
-def stack_matrices(name: str, linears: Sequence[Sequence[object]]) -> CodedWeight | None:
-    """The codes of experts [E, N, K], of matrices one below the other: `linears[j][e]` are the codes of linear layer j
-    of expert e; None where some matrix has none, or others than the rest."""
-    coded = [[matrix for matrix in experts if isinstance(matrix, CodedWeight)] for experts in linears]
+def codes_of(weight: object) -> MatrixCodes | None:
+    """The codes of a stored weight; None where it is made of something else."""
+    coded = getattr(weight, "coded", None)
+    return coded if isinstance(coded, MatrixCodes) else None
+
+
+def stack_matrices(name: str, linears: Sequence[Sequence[StoredWeight]]) -> MatrixCodes | None:
+    """The codes of experts [E, N, K], of matrices one below the other: `linears[j][e]` is linear layer j of expert e;
+    None where some matrix has no codes, or others than the rest."""
+    coded = [[codes for matrix in experts if (codes := codes_of(matrix))] for experts in linears]
     formats = {matrix.format for experts in coded for matrix in experts}
     if len(formats) != 1 or sum(map(len, coded)) != sum(map(len, linears)):
         return None
 
-    def stack(of: Callable[[CodedWeight], StoredWeight]) -> Computed:
+    def stack(of: Callable[[MatrixCodes], StoredWeight]) -> Computed:
         return _stacked(name, [[of(matrix) for matrix in experts] for experts in coded])
 
     (form,) = formats
     zero_points = None if form.symmetric else stack(lambda matrix: _present(matrix.zero_points))
-    return CodedWeight(form, stack(lambda matrix: matrix.codes), stack(lambda matrix: matrix.scales), zero_points)
+    return MatrixCodes(form, stack(lambda matrix: matrix.codes), stack(lambda matrix: matrix.scales), zero_points)
 
 
 def _present(zero_points: StoredWeight | None) -> StoredWeight:
