@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Unpack ONNX Runtime's C headers from Debian's package libonnxruntime-dev into $1, unless they are there; nothing is installed.
+# On Debian and its kin alone: elsewhere take them from ONNX Runtime's releases and set -DONNXRUNTIME_INCLUDE_DIR.
+set -euo pipefail
+out=${1:?a directory for the headers}
+suite=${2:-trixie}  # its headers have API 21; the library may be any later one
+headers=$out/usr/include/onnxruntime
+if [ -f "$headers/onnxruntime_c_api.h" ]; then exit 0; fi
+mkdir -p "$out"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work"/lists/partial "$work"/cache/archives/partial
+mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
+  awk '/^URIs:/ {print $2; exit} /^deb / {for (i = 2; i <= NF; i++) if ($i ~ /:\/\//) {print $i; exit}}')
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+echo "deb [signed-by=$keyring] $mirror $suite main" >"$work/sources.list"
+options=(-o Dir::Etc::sourcelist="$work/sources.list" -o Dir::Etc::sourceparts=/dev/null
+  -o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root)
+apt-get "${options[@]}" -qq update
+(cd "$work" && apt-get "${options[@]}" -qq download "libonnxruntime-dev/$suite")
+dpkg -x "$work"/libonnxruntime-dev_*.deb "$out.partial"
+rm -rf "$out" && mv "$out.partial" "$out"

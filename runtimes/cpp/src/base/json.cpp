@@ -1,0 +1,406 @@
+#include "base/json.hpp"
+
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+
+#include "base/error.hpp"
+#include "base/utf8.hpp"
+
+namespace l4::json {
+
+Reader::Reader(std::string_view text, std::string where, Limits limits)
+    : text_(text), where_(std::move(where)), limits_(limits) {
+  if (text_.substr(0, 3) == "\xEF\xBB\xBF") fail("it begins with a byte order mark");
+}
+
+void Reader::fail(const std::string& problem) const {
+  throw bad_input(where_ + ": not valid JSON (" + problem + " at byte " + std::to_string(at_) + "); is the file complete?");
+}
+
+void Reader::space() {
+  while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t')) ++at_;
+}
+
+void Reader::count() {
+  if (++values_ > limits_.values) {
+    throw bad_input(where_ + ": JSON of more than " + std::to_string(limits_.values) + " values; no more are read");
+  }
+}
+
+void Reader::open(char bracket) {
+  space();
+  if (at_ == text_.size() || text_[at_] != bracket) fail(std::string("expected ") + bracket);
+  if (++depth_ > limits_.depth) throw bad_input(where_ + ": JSON is nested too deeply; is this the right file?");
+  count();
+  ++at_;
+}
+
+bool Reader::closes(char bracket) {
+  space();
+  if (at_ == text_.size() || text_[at_] != bracket) return false;
+  ++at_;
+  return true;
+}
+
+bool Reader::comma_or(char bracket) {
+  if (closes(bracket)) return false;
+  if (at_ == text_.size() || text_[at_] != ',') fail(std::string("expected , or ") + bracket);
+  count();
+  ++at_;
+  return true;
+}
+
+void Reader::colon() {
+  space();
+  if (at_ == text_.size() || text_[at_] != ':') fail("expected :");
+  count();
+  ++at_;
+}
+
+Kind Reader::peek() {
+  space();
+  if (at_ == text_.size()) fail("a value is missing");
+  switch (text_[at_]) {
+    case 'n': return Kind::null;
+    case 't': case 'f': return Kind::boolean;
+    case '"': return Kind::string;
+    case '[': return Kind::array;
+    case '{': return Kind::object;
+    default: break;
+  }
+  std::size_t at = at_ + (text_[at_] == '-');
+  if (at == text_.size() || text_[at] < '0' || text_[at] > '9') fail("no value");
+  while (at < text_.size() && text_[at] >= '0' && text_[at] <= '9') ++at;
+  const bool whole = at == text_.size() || (text_[at] != '.' && text_[at] != 'e' && text_[at] != 'E');
+  return whole ? Kind::integer : Kind::number;
+}
+
+void Reader::literal(std::string_view word) {
+  if (text_.substr(at_, word.size()) != word) fail("no value");
+  at_ += word.size();
+}
+
+void Reader::null() {
+  if (peek() != Kind::null) fail("expected null");
+  literal("null");
+}
+
+bool Reader::boolean() {
+  if (peek() != Kind::boolean) fail("expected true or false");
+  const bool value = text_[at_] == 't';
+  literal(value ? "true" : "false");
+  return value;
+}
+
+std::string_view Reader::raw_number() {
+  const Kind kind = peek();
+  if (kind != Kind::integer && kind != Kind::number) fail("expected a number");
+  const std::size_t begin = at_;
+  const auto digits = [&] {
+    const std::size_t first = at_;
+    while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9') ++at_;
+    if (at_ == first) fail("a digit is missing");
+    return at_ - first;
+  };
+  if (text_[at_] == '-') ++at_;
+  const bool zero = text_[at_] == '0';
+  if (digits() > 1 && zero) fail("a number begins with 0");
+  if (at_ < text_.size() && text_[at_] == '.') ++at_, digits();
+  if (at_ < text_.size() && (text_[at_] == 'e' || text_[at_] == 'E')) {
+    ++at_;
+    if (at_ < text_.size() && (text_[at_] == '+' || text_[at_] == '-')) ++at_;
+    digits();
+  }
+  return text_.substr(begin, at_ - begin);
+}
+
+std::int64_t Reader::integer() {
+  if (peek() != Kind::integer) fail("expected an integer");
+  const std::string_view text = raw_number();
+  std::int64_t value = 0;
+  if (std::from_chars(text.data(), text.data() + text.size(), value).ec != std::errc()) fail("an integer beyond 64 bits");
+  return value;
+}
+
+double Reader::number() {
+  const std::string_view text = raw_number();
+  double value = 0;
+  // beyond the range of a double: infinity or zero, as Python reads it
+  if (std::from_chars(text.data(), text.data() + text.size(), value).ec == std::errc::result_out_of_range) {
+    value = std::strtod(std::string(text).c_str(), nullptr);
+  }
+  return value;
+}
+
+std::uint32_t Reader::hex4(std::size_t at) const {
+  std::uint32_t value = 0;
+  if (at + 4 > text_.size()) fail("an escape is cut off");
+  for (std::size_t i = at; i < at + 4; ++i) {
+    const char c = text_[i];
+    const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    if (digit < 0) fail("a bad escape");
+    value = value << 4 | static_cast<std::uint32_t>(digit);
+  }
+  return value;
+}
+
+std::string_view Reader::string_view(std::string& scratch) {
+  if (peek() != Kind::string) fail("expected a string");
+  const std::size_t begin = ++at_;
+  bool plain = true, ascii = true;
+  while (true) {
+    if (at_ >= text_.size()) fail("a string without end");
+    const auto byte = static_cast<unsigned char>(text_[at_]);
+    if (byte == '"') break;
+    if (byte < 0x20) fail("a control character in a string");
+    ascii &= byte < 0x80;
+    if (byte == '\\') {
+      plain = false;
+      if (++at_ >= text_.size()) fail("a string without end");
+    }
+    ++at_;
+  }
+  const std::string_view raw = text_.substr(begin, at_ - begin);
+  const std::size_t end = at_ + 1;
+  if (!ascii) {
+    const std::size_t bad = utf8::first_invalid(raw);
+    if (bad != utf8::npos) at_ = begin + bad, fail("bad UTF-8");
+  }
+  if (plain) return at_ = end, raw;
+  scratch.clear();
+  for (std::size_t i = begin; i < begin + raw.size();) {
+    if (text_[i] != '\\') {
+      scratch.push_back(text_[i++]);
+      continue;
+    }
+    const char escape = text_[i + 1];
+    at_ = i;
+    i += 2;
+    switch (escape) {
+      case '"': case '\\': case '/': scratch.push_back(escape); break;
+      case 'b': scratch.push_back('\b'); break;
+      case 'f': scratch.push_back('\f'); break;
+      case 'n': scratch.push_back('\n'); break;
+      case 'r': scratch.push_back('\r'); break;
+      case 't': scratch.push_back('\t'); break;
+      case 'u': {
+        char32_t point = hex4(i);
+        i += 4;
+        if (point >= 0xD800 && point < 0xDC00 && text_.substr(i, 2) == "\\u") {
+          const std::uint32_t low = hex4(i + 2);
+          if (low >= 0xDC00 && low < 0xE000) point = 0x10000 + ((point - 0xD800) << 10) + (low - 0xDC00), i += 6;
+        }
+        if (point >= 0xD800 && point < 0xE000) fail("half a surrogate pair");
+        utf8::append(scratch, point);
+        break;
+      }
+      default: fail("a bad escape");
+    }
+  }
+  at_ = end;
+  return scratch;
+}
+
+std::string Reader::string() {
+  std::string scratch;
+  return std::string(string_view(scratch));
+}
+
+void Reader::skip() {
+  std::string scratch;
+  switch (peek()) {
+    case Kind::null: return null();
+    case Kind::boolean: boolean(); return;
+    case Kind::integer: case Kind::number: raw_number(); return;
+    case Kind::string: string_view(scratch); return;
+    case Kind::array: return array([&] { skip(); });
+    case Kind::object: return object([&](std::string_view) { skip(); });
+  }
+}
+
+void Reader::end() {
+  space();
+  if (at_ != text_.size()) fail("something follows the value");
+}
+
+// ---- values
+
+namespace {
+constexpr std::size_t kMembersWithoutIndex = 16;
+std::size_t hash_of(std::string_view key) { return std::hash<std::string_view>{}(key); }
+}  // namespace
+
+std::size_t Object::size() const { return members_.size(); }
+
+const Value* Object::find(std::string_view key) const {
+  if (buckets_.empty()) {
+    for (const auto& [name, value] : members_) {
+      if (name == key) return &value;
+    }
+    return nullptr;
+  }
+  for (std::size_t i = hash_of(key);; ++i) {
+    const std::uint32_t bucket = buckets_[i & (buckets_.size() - 1)];
+    if (bucket == 0) return nullptr;
+    if (members_[bucket - 1].first == key) return &members_[bucket - 1].second;
+  }
+}
+
+bool Object::add(std::string key, Value value) {
+  if (find(key) != nullptr) return false;
+  members_.emplace_back(std::move(key), std::move(value));
+  if (members_.size() <= kMembersWithoutIndex) return true;
+  const auto insert = [this](std::size_t index) {
+    std::size_t i = hash_of(members_[index].first);
+    while (buckets_[i & (buckets_.size() - 1)] != 0) ++i;
+    buckets_[i & (buckets_.size() - 1)] = static_cast<std::uint32_t>(index + 1);
+  };
+  if (buckets_.size() < 2 * members_.size()) {
+    std::size_t size = 64;
+    while (size < 4 * members_.size()) size *= 2;
+    buckets_.assign(size, 0);
+    for (std::size_t i = 0; i < members_.size(); ++i) insert(i);
+  } else {
+    insert(members_.size() - 1);
+  }
+  return true;
+}
+
+void Object::set(std::string key, Value value) {
+  if (const Value* found = find(key)) {
+    *const_cast<Value*>(found) = std::move(value);
+  } else {
+    add(std::move(key), std::move(value));
+  }
+}
+
+Value read_value(Reader& reader) {
+  switch (reader.peek()) {
+    case Kind::null: reader.null(); return nullptr;
+    case Kind::boolean: return reader.boolean();
+    case Kind::string: return reader.string();
+    case Kind::number: return reader.number();
+    case Kind::integer: {
+      const std::string_view text = reader.raw_number();
+      std::int64_t value = 0;
+      if (std::from_chars(text.data(), text.data() + text.size(), value).ec == std::errc()) return value;
+      return std::strtod(std::string(text).c_str(), nullptr);
+    }
+    case Kind::array: {
+      Array items;
+      reader.array([&] { items.push_back(read_value(reader)); });
+      return items;
+    }
+    case Kind::object: {
+      Object members;
+      reader.object([&](std::string_view key) {
+        std::string own(key);
+        Value value = read_value(reader);
+        if (!members.add(std::move(own), std::move(value))) reader.fail("a key appears twice in an object");
+      });
+      return members;
+    }
+  }
+  return nullptr;
+}
+
+Value parse(std::string_view text, const std::string& where, Limits limits) {
+  Reader reader(text, where, limits);
+  Value value = read_value(reader);
+  reader.end();
+  return value;
+}
+
+void dump_string(std::string& out, std::string_view text, bool ascii) {
+  char escape[16];
+  out.push_back('"');
+  for (std::size_t at = 0; at < text.size();) {
+    const auto byte = static_cast<unsigned char>(text[at]);
+    if (byte >= 0x80 && ascii) {
+      const char32_t point = utf8::next(text, at);
+      if (point >= 0x10000) {
+        const unsigned high = 0xD800 + ((point - 0x10000) >> 10), low = 0xDC00 + ((point - 0x10000) & 0x3FF);
+        std::snprintf(escape, sizeof escape, "\\u%04x\\u%04x", high, low);
+      } else {
+        std::snprintf(escape, sizeof escape, "\\u%04x", static_cast<unsigned>(point));
+      }
+      out += escape;
+      continue;
+    }
+    ++at;
+    switch (byte) {
+      case '"': out += "\\\""; break;
+      case '\\': out += "\\\\"; break;
+      case '\n': out += "\\n"; break;
+      case '\r': out += "\\r"; break;
+      case '\t': out += "\\t"; break;
+      case '\b': out += "\\b"; break;
+      case '\f': out += "\\f"; break;
+      default:
+        if (byte < 0x20) {
+          std::snprintf(escape, sizeof escape, "\\u%04x", static_cast<unsigned>(byte));
+          out += escape;
+        } else {
+          out.push_back(static_cast<char>(byte));
+        }
+    }
+  }
+  out.push_back('"');
+}
+
+namespace {
+
+// The shortest text that reads back as the same double, in Python's form.
+void dump_number(std::string& out, double value) {
+  if (std::isnan(value)) { out += "NaN"; return; }
+  if (std::isinf(value)) { out += value < 0 ? "-Infinity" : "Infinity"; return; }
+  char text[40];
+  const double magnitude = std::fabs(value);
+  const bool plain = value == 0 || (magnitude >= 1e-4 && magnitude < 1e16);
+  const auto end = std::to_chars(text, text + sizeof text, value, plain ? std::chars_format::fixed : std::chars_format::scientific).ptr;
+  out.append(text, end);
+  if (plain && std::string_view(text, end - text).find('.') == std::string_view::npos) out += ".0";
+}
+
+void dump_value(std::string& out, const Value& value, bool ascii, bool spaced) {
+  bool first = true;
+  const auto separate = [&] {
+    if (!first) out += spaced ? ", " : ",";
+    first = false;
+  };
+  switch (value.kind()) {
+    case Kind::null: out += "null"; break;
+    case Kind::boolean: out += value.boolean() ? "true" : "false"; break;
+    case Kind::integer: out += std::to_string(value.integer()); break;
+    case Kind::number: dump_number(out, value.number()); break;
+    case Kind::string: dump_string(out, value.string(), ascii); break;
+    case Kind::array:
+      out.push_back('[');
+      for (const Value& item : value.array()) separate(), dump_value(out, item, ascii, spaced);
+      out.push_back(']');
+      break;
+    case Kind::object:
+      out.push_back('{');
+      for (const auto& [key, item] : value.object().members()) {
+        separate();
+        dump_string(out, key, ascii);
+        out += spaced ? ": " : ":";
+        dump_value(out, item, ascii, spaced);
+      }
+      out.push_back('}');
+      break;
+  }
+}
+
+}  // namespace
+
+std::string dump(const Value& value, bool ascii, bool spaced) {
+  std::string out;
+  dump_value(out, value, ascii, spaced);
+  return out;
+}
+
+}  // namespace l4::json

@@ -1,0 +1,65 @@
+#include "base/utf8.hpp"
+
+namespace l4::utf8 {
+
+namespace {
+
+// Bytes of the well-formed sequence at `at`, 0 if there is none; `part` is how many bytes of a broken one belong together
+// [Unicode 16, table 3-7, and "U+FFFD Substitution of Maximal Subparts"].
+std::size_t sequence(std::string_view text, std::size_t at, std::size_t& part) {
+  const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
+  const unsigned lead = byte(at);
+  part = 1;
+  if (lead < 0x80) return 1;
+  if (lead < 0xC2 || lead > 0xF4) return 0;
+  const std::size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+  const unsigned least = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+  const unsigned most = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+  if (byte(at + 1) < least || byte(at + 1) > most) return 0;
+  for (part = 2; part < length; ++part) {
+    if ((byte(at + part) & 0xC0) != 0x80) return 0;
+  }
+  return length;
+}
+
+}  // namespace
+
+std::size_t first_invalid(std::string_view text) {
+  std::size_t at = 0, part = 0;
+  while (at < text.size()) {
+    const std::size_t length = sequence(text, at, part);
+    if (length == 0) return at;
+    at += length;
+  }
+  return npos;
+}
+
+void append(std::string& text, char32_t point) {
+  const auto add = [&](char32_t byte) { text.push_back(static_cast<char>(byte)); };
+  if (point < 0x80) {
+    add(point);
+  } else if (point < 0x800) {
+    add(0xC0 | point >> 6), add(0x80 | (point & 0x3F));
+  } else if (point < 0x10000) {
+    add(0xE0 | point >> 12), add(0x80 | (point >> 6 & 0x3F)), add(0x80 | (point & 0x3F));
+  } else {
+    add(0xF0 | point >> 18), add(0x80 | (point >> 12 & 0x3F)), add(0x80 | (point >> 6 & 0x3F)), add(0x80 | (point & 0x3F));
+  }
+}
+
+std::string repaired(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  for (std::size_t at = 0, part = 0; at < text.size();) {
+    const std::size_t length = sequence(text, at, part);
+    if (length != 0) {
+      out.append(text, at, length);
+    } else {
+      append(out, 0xFFFD);
+    }
+    at += length != 0 ? length : part;
+  }
+  return out;
+}
+
+}  // namespace l4::utf8

@@ -1,0 +1,38 @@
+// UTF-8, as Python's codec has it: no surrogates, no overlong forms, nothing above U+10FFFF.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace l4::utf8 {
+
+constexpr std::size_t npos = std::string_view::npos;
+
+// Where the first byte stands that is no valid UTF-8; npos where all of it is valid.
+std::size_t first_invalid(std::string_view text);
+
+inline bool is_valid(std::string_view text) { return first_invalid(text) == npos; }
+
+// The code point at `at` of a valid text; `at` moves behind it.
+inline char32_t next(std::string_view text, std::size_t& at) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char lead = byte(at);
+  if (lead < 0x80) return at++, lead;
+  const int more = lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
+  char32_t point = lead & (0x3F >> more);
+  for (int i = 1; i <= more; ++i) point = point << 6 | (byte(at + i) & 0x3F);
+  at += 1 + more;
+  return point;
+}
+
+// Bytes that the code point at `at` of a valid text takes.
+inline std::size_t width(unsigned char lead) { return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4; }
+
+// Add a code point that is no surrogate.
+void append(std::string& text, char32_t point);
+
+// The text with every maximal invalid part replaced by U+FFFD, as Python's errors="replace" does.
+std::string repaired(std::string_view text);
+
+}  // namespace l4::utf8
