@@ -121,8 +121,13 @@ class KVCache(ABC):
         """Logits of a call, float32 [b, S or 1, vocab]; the caches then hold its tokens."""
 
     @abstractmethod
+    def put(self, row: int, tokens: Arrays) -> None:
+        """Let a row hold these tokens, as `tokens` gave them, in place of its own."""
+
     def fill(self, rows: Sequence[Arrays]) -> None:
         """Take over the tokens of every row, as `tokens` gave them; the cache must be empty."""
+        for row, tokens in enumerate(rows):
+            self.put(row, tokens)
 
     @abstractmethod
     def mark(self, losing: Iterable[tuple[int, int]]) -> Any:
