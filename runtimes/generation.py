@@ -28,9 +28,7 @@ class Continuation:
     the continuation's own is closed at the end, however long the answer is kept.
     """
 
-    def __init__(
-        self, session: Session, is_own: bool, prompts: NewTokens, rows: Sequence[GeneratedRow]
-    ) -> None:
+    def __init__(self, session: Session, is_own: bool, prompts: NewTokens, rows: Sequence[GeneratedRow]) -> None:
         self.rows = rows
         self._session = session
         self._is_own = is_own

@@ -94,7 +94,7 @@ class Call:
         """The decoder's inputs. The mask covers the new tokens only, so that a call costs no more after many."""
         images = {} if self.features is None else {"image_features": self.features}
         return {
-            "input_ids": np.ascontiguousarray(self.ids),
+            "input_ids": self.ids.copy(),  # which a binding may keep, and write the next call's over
             "attention_mask": (np.arange(self.ids.shape[1]) < self.counts[:, None]).astype(np.int64),
             "mask_start": self.lengths.copy(),
             "cache_start": self.starts.copy(),

@@ -1,8 +1,8 @@
 """Many requests on one engine: continuous batching over the rows of one session.
 
-    with Batcher(engine, rows=8) as batcher:
-        answer = batcher.submit(token_ids, max_new_tokens=64)
-        for piece in answer.text_pieces(): ...
+with Batcher(engine, rows=8) as batcher:
+    answer = batcher.submit(token_ids, max_new_tokens=64)
+    for piece in answer.text_pieces(): ...
 """
 
 from l4export.runtimes.serving.answer import Answer, Chosen

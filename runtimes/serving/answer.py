@@ -45,7 +45,9 @@ class Answer:
         prompt_tokens: Of the request.
     """
 
-    def __init__(self, prompt_tokens: int, cancel: Callable[[Answer], None], drive: Callable[[], object] | None) -> None:
+    def __init__(
+        self, prompt_tokens: int, cancel: Callable[[Answer], None], drive: Callable[[], object] | None
+    ) -> None:
         self.prompt_tokens = prompt_tokens
         self._cancel = cancel
         self._drive = drive
@@ -159,7 +161,7 @@ class Answer:
 
 
 class View(Iterator[T], AsyncIterator[T], Generic[T]):
-    """Reads an answer once, from the beginning; for one reader. `item` is what it gives of a token, None for nothing."""
+    """Reads an answer once, from the beginning; for one reader. `item` is what it gives of a token, None: nothing."""
 
     def __init__(self, answer: Answer, item: Callable[[Chosen], T | None]) -> None:
         self._answer = answer

@@ -77,4 +77,6 @@ class Request:
     def fail(self, error: Exception) -> None:
         """End the answer with an error."""
         self._counters.ended("failed")
-        self.answer._finish(error if isinstance(error, L4Error) else InputError(f"the request failed: {one_line(error)}"))
+        self.answer._finish(
+            error if isinstance(error, L4Error) else InputError(f"the request failed: {one_line(error)}")
+        )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l4export.errors import InputError
+from l4export.runtimes.images.processor import ProcessedImages
 from l4export.runtimes.serving.prefixes import common_beginning
 from l4export.runtimes.serving.request import Request
 from l4export.runtimes.session import Session
@@ -83,7 +84,7 @@ class Rows:
         self._choose()  # what an interruption left
         spent = 0
         while self._prompting and spent < self._piece:
-            spent += self._feed(self._prompting.popleft())
+            spent += self._feed(self._prompting[0])
         self._step()
 
     def fail_all(self, error: Exception) -> None:
@@ -95,7 +96,8 @@ class Rows:
         for seat in self._seats:
             if seat.request is not None:
                 seat.request.fail(error)
-                self._leave(seat)
+                seat.request = seat.logits = None
+        self._prompting.clear()
         self._session.reset()
 
     def leave_cancelled(self) -> None:
@@ -112,13 +114,14 @@ class Rows:
         try:
             self._copy_longer(row, request)
             ids, images = request.piece(int(self._session.lengths[row]), self._piece)
-            tokens, seen = [[]] * self._session.batch, [None] * self._session.batch
-            logits = self._session.append(
-                [*tokens[:row], ids, *tokens[row + 1 :]], last_only=True, images=[*seen[:row], images, *seen[row + 1 :]]
-            )
+            tokens: list[NDArray[np.int64]] = [ids[:0]] * self._session.batch
+            seen: list[ProcessedImages | None] = [None] * self._session.batch
+            tokens[row], seen[row] = ids, images
+            logits = self._session.append(tokens, last_only=True, images=seen)
         except Exception as error:
             self._failed([seat], error)
             return 0
+        self._prompting.popleft()
         if self._session.lengths[row] < len(request.ids):
             self._prompting.append(seat)
         else:
@@ -128,13 +131,18 @@ class Rows:
 
     def _step(self) -> None:
         """Feed the last token of every row that has one."""
-        seats = [seat for seat in self._seats if seat.request is not None and seat.request.tokens]
+        tokens: list[int | None] = [None] * self._session.batch
+        seats = []
+        for seat in self._seats:
+            request = seat.request
+            if request is not None and request.tokens:
+                seats.append(seat)
+                tokens[seat.row] = request.tokens[-1]
+                if self._session.lengths[seat.row] != len(request.ids) + len(request.tokens) - 1:
+                    self._failed([seat], InputError("an interruption came between two tokens; ask again"))
+                    return
         if not seats:
             return
-        tokens: list[int | None] = [None] * self._session.batch
-        for seat in seats:
-            assert seat.request is not None
-            tokens[seat.row] = seat.request.tokens[-1]
         try:
             logits = self._session.step(tokens)
         except Exception as error:
@@ -163,20 +171,20 @@ class Rows:
 
     def _failed(self, seats: list[_Seat], error: Exception) -> None:
         """End the requests that a call was about; all of them where the session is not as it was before."""
-        for seat in seats:
-            assert seat.request is not None
-            seat.request.fail(error)
         try:
-            for seat in seats:
-                self._leave(seat)
             self._session.rewind(0)
         except InputError:
             self.fail_all(error)
+            return
+        for seat in seats:
+            assert seat.request is not None
+            seat.request.fail(error)
+            self._leave(seat)
 
     def _copy_longer(self, row: int, request: Request) -> None:
         """Begin with what another row holds, where that is worth it."""
         had = int(self._session.lengths[row])
-        count, source = max(((self._beginning(other, request), other) for other in range(self._session.batch)))
+        count, source = max((self._beginning(other, request), other) for other in range(self._session.batch))
         if source != row and count >= had + _WORTH_A_COPY:
             self._session.copy_row(row, self._session, source)
             self._cut(row, count)

@@ -83,9 +83,7 @@ def test_a_prefix_is_shared_by_copy_and_rewind(workshop: Workshop, layout: str) 
 
 
 @layouts
-def test_a_copy_that_fails_changes_nothing(
-    workshop: Workshop, layout: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_that_fails_changes_nothing(workshop: Workshop, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The row's own keys had been written over."""
     session = workshop.engine("scout", layout).session(batch=2)
     session.append([random_ids(40), random_ids(23, seed=1)])
