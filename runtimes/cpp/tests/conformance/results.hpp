@@ -1,0 +1,54 @@
+// What calls of the C ABI give, as the conformance set writes it down.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/json.hpp"
+#include "l4export.h"
+#include "storage/safetensors_writer.hpp"
+
+namespace conformance {
+
+// A call that was refused.
+struct Refused {
+  l4_status status;
+  std::string message;
+};
+
+inline void check(l4_status status) {
+  if (status != L4_OK) throw Refused{status, l4_last_error()};
+}
+
+// A handle, closed when it goes.
+template <typename T>
+using Handle = std::unique_ptr<T, void (*)(T*)>;
+
+template <typename T, typename Make>
+Handle<T> made(void (*close)(T*), Make&& make) {
+  T* handle = nullptr;
+  check(make(&handle));
+  return Handle<T>(handle, close);
+}
+
+// Text or ids of a call that takes a buffer and always says the whole count.
+template <typename T, typename Give>
+std::vector<T> all_of(Give&& give) {
+  std::size_t count = 0;
+  check(give(nullptr, 0, &count));
+  std::vector<T> values(count);
+  check(give(values.data(), values.size(), &count));
+  return values;
+}
+
+// A tensor with its bytes, float32.
+inline l4::storage::NewTensor tensor(std::string name, std::vector<std::int64_t> shape, const float* values,
+                                     std::size_t count) {
+  std::string bytes(reinterpret_cast<const char*>(values), count * sizeof(float));
+  return {std::move(name), "F32", std::move(shape), [bytes = std::move(bytes)](const auto& give) { give(bytes); }};
+}
+
+}  // namespace conformance

@@ -1,0 +1,94 @@
+"""The native runtime gives what the Python runtime gives, for every case of the conformance set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import onnxruntime
+import pytest
+from cases import SAVED
+from comparison import differences
+from engines import ALL, QUICK, EngineKind
+from native_library import build_native, sanitized_native
+from python_runtime import run_cases
+from write_cases import write_cases
+
+LIBRARY = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))
+
+Prepared = Callable[[EngineKind], Path]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """The directory of an engine's cases, with Python's results in `expected`; made once."""
+    root = tmp_path_factory.mktemp("conformance")
+
+    @cache
+    def make(kind: EngineKind) -> Path:
+        directory = write_cases(kind, root)
+        run_cases(directory, directory / "expected", directory / "expected")
+        return directory
+
+    return make
+
+
+@cache
+def plain() -> Path:
+    return build_native("native-tests", "-DL4EXPORT_TESTS=ON")
+
+
+def native(build: Path, directory: Path, out: Path, saved: Path, *more: str, **variables: str) -> None:
+    """Execute a directory's cases with the C ABI."""
+    out.mkdir()
+    (program,) = build.rglob("conformance")
+    environment = {**os.environ, "L4EXPORT_ONNXRUNTIME": str(LIBRARY), **variables}
+    command = [program, directory, out, saved, *more]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout[-2000:]}{done.stderr[-6000:]}"
+
+
+def check_equal(build: Path, directory: Path, tmp_path: Path, *more: str, **variables: str) -> None:
+    """The native runtime conforms, and so does Python with the session that the native one has saved."""
+    expected, found = directory / "expected", tmp_path / "found"
+    native(build, directory, found, expected, *more, **variables)
+    assert list(differences(directory, expected, found)) == []
+    assert (found / SAVED).read_bytes() == (expected / SAVED).read_bytes()
+    run_cases(directory, tmp_path / "python", found)
+    assert list(differences(directory, expected, tmp_path / "python")) == []
+
+
+@pytest.mark.parametrize("kind", QUICK, ids=str)
+def test_conformance(prepared: Prepared, tmp_path: Path, kind: EngineKind) -> None:
+    check_equal(plain(), prepared(kind), tmp_path)
+
+
+@pytest.mark.parametrize("kind", QUICK[:1], ids=str)
+def test_conformance_with_sanitizers(prepared: Prepared, tmp_path: Path, kind: EngineKind) -> None:
+    suppressions = tmp_path / "leaks"
+    suppressions.write_text("leak:libonnxruntime\n")
+    directory, found = prepared(kind), tmp_path / "found"
+    options = {"ASAN_OPTIONS": "detect_leaks=1", "LSAN_OPTIONS": f"suppressions={suppressions}:print_suppressions=0"}
+    native(sanitized_native(), directory, found, directory / "expected", **options)
+    assert list(differences(directory, directory / "expected", found)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ALL, ids=str)
+def test_conformance_of_every_kind(prepared: Prepared, tmp_path: Path, kind: EngineKind) -> None:
+    check_equal(plain(), prepared(kind), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", QUICK, ids=str)
+def test_sessions_of_one_engine_in_threads(prepared: Prepared, tmp_path: Path, kind: EngineKind) -> None:
+    suppressions = tmp_path / "races"
+    suppressions.write_text("called_from_lib:libonnxruntime.so\nrace:libonnxruntime.so\n")
+    build = build_native("native-threads", "-DL4EXPORT_TESTS=ON", "-DL4EXPORT_SANITIZE=thread")
+    directory, found = prepared(kind), tmp_path / "found"
+    options = {"TSAN_OPTIONS": f"suppressions={suppressions}"}
+    native(build, directory, found, directory / "expected", "at once", **options)
+    assert list(differences(directory, directory / "expected", found)) == []
