@@ -2,35 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import functools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "runtimes/cpp"
 HEADERS = ROOT / "build/onnxruntime-headers"
+STRICT = "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"
 
 
+def onnxruntime_headers() -> Path:
+    """The directory of onnxruntime_c_api.h; unpacked once, or the one that the environment names."""
+    if given := os.environ.get("ONNXRUNTIME_INCLUDE_DIR"):
+        return Path(given)
+    with _one_at_a_time():
+        run(SOURCE / "onnxruntime_headers.sh", HEADERS)
+    return HEADERS / "usr/include/onnxruntime"
+
+
+@functools.cache
 def build_native(name: str = "native", *options: str) -> Path:
     """Configure and build runtimes/cpp in build/`name`; the directory. Several processes may ask at once."""
-    directory = ROOT / "build" / name
-    directory.mkdir(parents=True, exist_ok=True)
+    directory, headers = ROOT / "build" / name, onnxruntime_headers()
+    with _one_at_a_time():
+        where = f"-DONNXRUNTIME_INCLUDE_DIR={headers}"
+        run("cmake", "-S", SOURCE, "-B", directory, "-G", "Ninja", where, STRICT, *options)
+        run("cmake", "--build", directory)
+    return directory
+
+
+def sanitized_native() -> Path:
+    """The build with address and undefined sanitizers: conformance runner, fuzz targets and l4run."""
+    return build_native("native-sanitized", "-DL4EXPORT_TESTS=ON", "-DL4EXPORT_SANITIZE=address,undefined")
+
+
+def run(*command: str | Path, cwd: Path | None = None, **variables: str) -> str:
+    """What a command prints, found with cmake and ninja of this environment; an AssertionError with it all if it fails."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, "PATH": path, **variables}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}: {done.returncode}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """A lock of all processes that run tests."""
+    (ROOT / "build").mkdir(exist_ok=True)
     with open(ROOT / "build/native.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        subprocess.run([SOURCE / "onnxruntime_headers.sh", HEADERS], check=True)
-        tools = Path(sys.executable).parent
-        environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
-        where = f"-DONNXRUNTIME_INCLUDE_DIR={HEADERS}/usr/include/onnxruntime"
-        configure = ["cmake", "-S", SOURCE, "-B", directory, "-G", "Ninja", where, *options]
-        for command in (configure, ["cmake", "--build", directory]):
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise AssertionError(f"{command}: {done.stdout[-4000:]}{done.stderr[-4000:]}")
-    return directory
+        yield
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 #include "base/error.hpp"
 
 #include <string_view>
+#include <system_error>
 
 #include "base/utf8.hpp"
 
@@ -15,14 +16,13 @@ std::string printable(std::string_view text, std::size_t most) {
       if (!line.empty() && line.back() != ' ') line.push_back(' ');
       continue;
     }
-    // controls, separators and marks of direction
-    const bool control = point < 0x20 || (point >= 0x7F && point < 0xA0) || (point >= 0x200B && point <= 0x200F) ||
-                         (point >= 0x2028 && point <= 0x202E) || (point >= 0x2060 && point <= 0x206F) || point == 0xFEFF;
-    utf8::append(line, control ? U'\uFFFD' : point);
+    utf8::append(line, utf8::is_printable(point) ? point : U'\uFFFD');
   }
   while (!line.empty() && line.back() == ' ') line.pop_back();
   return line;
 }
+
+std::string system_reason(int code) { return std::generic_category().message(code); }
 
 std::string quoted(std::string_view text) { return "'" + printable(text, 60) + "'"; }
 

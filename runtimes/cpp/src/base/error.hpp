@@ -30,6 +30,9 @@ inline Error cancelled(std::string what) { return Error(L4_CANCELLED, std::move(
 // A text of any origin as one line of at most `most` bytes, without control characters, which a terminal would obey.
 std::string printable(std::string_view text, std::size_t most = 300);
 
+// What an `errno` means.
+std::string system_reason(int code);
+
 // A value as a message shows it, in quotes: 'value'.
 std::string quoted(std::string_view text);
 

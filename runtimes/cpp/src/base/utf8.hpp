@@ -26,8 +26,19 @@ inline char32_t next(std::string_view text, std::size_t& at) {
   return point;
 }
 
+// The first `count` code points of a valid text.
+inline std::string_view prefix(std::string_view text, std::size_t count) {
+  std::size_t at = 0;
+  for (; count != 0 && at < text.size(); --count) next(text, at);
+  return text.substr(0, at);
+}
+
 // Bytes that the code point at `at` of a valid text takes.
 inline std::size_t width(unsigned char lead) { return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4; }
+
+// Whether a code point shows as itself: no control, no separator but the space, no mark of direction or of format, and none
+// that Unicode leaves to others. As Python's str.isprintable, but that what no version of Unicode has yet is printable.
+bool is_printable(char32_t point);
 
 // Add a code point that is no surrogate.
 void append(std::string& text, char32_t point);

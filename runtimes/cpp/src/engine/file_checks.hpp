@@ -1,0 +1,23 @@
+// An engine's files against its manifest, before any of them is used.
+#pragma once
+
+#include <string>
+
+#include "engine/manifest.hpp"
+
+namespace l4::engine {
+
+// All are regular files of the right size, and graphs have at most 16 MiB. Those of up to 64 MiB, the graphs and the
+// tokenizer among them, are those that were built.
+//
+// Raises Error: L4_BAD_INPUT where a file is missing, of another kind or size, or has been changed; L4_STORAGE where reading
+// fails.
+void check_files(const std::string& directory, const Manifest& manifest);
+
+// Read the manifest, and every file for its digest, several at a time.
+//
+// Raises Error: L4_VERIFICATION_FAILED where a file is missing, has another size, or another digest, naming all such files;
+// and as `load_manifest`.
+Manifest verify_files(const std::string& directory);
+
+}  // namespace l4::engine
