@@ -45,11 +45,14 @@ std::size_t Feeding::room(const Rows& rows, bool last_only) const {
   return count;
 }
 
-void Feeding::feed(const SessionState& state, const Rows& rows, bool last_only, std::vector<FeatureRows>* features,
-                   const Cancellation& cancellation, float* logits) {
+void Feeding::begin(const SessionState& state) {
   lengths_ = state.lengths;
   chunks_.set_held(state.held);
   std::fill(done_.begin(), done_.end(), 0);
+}
+
+void Feeding::feed(const Rows& rows, bool last_only, std::vector<FeatureRows>* features,
+                   const Cancellation& cancellation, float* logits) {
   waiting_ = features;
   cancellation_ = &cancellation;
   const std::int64_t most = longest(rows), width = last_only ? 1 : most;

@@ -33,21 +33,23 @@ struct FeatureInput {
   static std::optional<FeatureInput> of(const engine::Manifest& manifest);
 };
 
-// New tokens of every row on their way through the decoder. `lengths` and `held` are this object's own: the session takes
+// New tokens of every row on their way through the decoder. `lengths` and `chunks` are this object's own: the session takes
 // them over when all calls have succeeded. One object serves all appends of a session.
 class Feeding {
  public:
   Feeding(KVCache& cache, const FeedingLimits& limits, Chunks chunks, std::optional<FeatureInput> input);
 
   const std::vector<std::int64_t>& lengths() const { return lengths_; }
-  const std::vector<std::int64_t>& held() const { return chunks_.held(); }
+  const Chunks& chunks() const { return chunks_; }
+
+  void begin(const SessionState& state);  // from here on
 
   // Floats that the logits of these rows take.
   std::size_t room(const std::vector<std::vector<std::int64_t>>& rows, bool last_only) const;
 
-  // Feed the rows, from `state` on, together where the decoder can, else row by row. `logits` gets [rows, positions, vocab],
+  // Feed the rows together where the decoder can, else row by row. `logits` gets [rows, positions, vocab],
   // NaN where there is no token. `features` has a row for every image token; NULL: those are taken by their embedding.
-  void feed(const SessionState& state, const std::vector<std::vector<std::int64_t>>& rows, bool last_only,
+  void feed(const std::vector<std::vector<std::int64_t>>& rows, bool last_only,
             std::vector<FeatureRows>* features, const Cancellation& cancellation, float* logits);
 
  private:

@@ -62,14 +62,14 @@ void NewTokens::check_tokens(const SessionState& state, const engine::Manifest& 
 void NewTokens::check_images(const SessionState& state, const engine::VisionConfig* vision) {
   for (std::size_t row = 0; row < rows_.size(); ++row) {
     if (vision != nullptr) {
-      placed_[row] = placed(row, state.lengths[row], *vision);
+      placed_[row] = places(row, state.lengths[row], *vision);
     } else if (images_[row]) {
       throw bad_input(row_named(row) + "has images, and this engine sees none; build one from a checkpoint that does");
     }
   }
 }
 
-std::vector<PlacedImage> NewTokens::placed(std::size_t row, std::int64_t length,
+std::vector<PlacedImage> NewTokens::places(std::size_t row, std::int64_t length,
                                            const engine::VisionConfig& vision) const {
   const std::vector<std::int64_t>& ids = rows_[row];
   const auto tokens = static_cast<std::size_t>(std::count(ids.begin(), ids.end(), vision.image_token_id));

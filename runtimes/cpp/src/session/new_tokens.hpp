@@ -24,8 +24,9 @@ class NewTokens {
 
   const std::vector<std::vector<std::int64_t>>& rows() const { return rows_; }
   const std::vector<Images>& images() const { return images_; }
-  // Where the images will stand in each row; once they are checked.
+  // Where the images will stand in each row, once they are checked; the session takes them when the tokens are fed.
   const std::vector<std::vector<PlacedImage>>& placed() const { return placed_; }
+  std::vector<std::vector<PlacedImage>>& placed() { return placed_; }
   bool any_images() const;
 
   // Raise Error (L4_BAD_INPUT): they are no ids of tokens, are none at all, are those of another number of rows, or are
@@ -36,7 +37,7 @@ class NewTokens {
   void check_images(const SessionState& state, const engine::VisionConfig* vision);
 
  private:
-  std::vector<PlacedImage> placed(std::size_t row, std::int64_t length, const engine::VisionConfig& vision) const;
+  std::vector<PlacedImage> places(std::size_t row, std::int64_t length, const engine::VisionConfig& vision) const;
 
   std::vector<std::vector<std::int64_t>> rows_;
   std::vector<Images> images_;
