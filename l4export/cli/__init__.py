@@ -27,6 +27,7 @@ _COMMANDS = {
     "run": "Generate text or tokens with an engine.",
     "bench": "Measure the speed of an engine, its memory and its use of the memory bandwidth.",
     "verify": "Check every file of an engine against its manifest.",
+    "native": "Show where the native library for C and C++ is, and how to link with it.",
 }
 _INTERRUPTED = 130
 _UNREAD = 141

@@ -35,7 +35,8 @@ PROGRAM = (
     "weights",
 )
 """Packages whose code decides an engine's bytes: the compiler, and everything that it imports. Runtimes are among them
-because scales of caches and activations are measured by running an engine."""
+because scales of caches and activations are measured by running an engine; the C++ one, in `runtimes/cpp`, is not what
+measures them, and is a distribution of its own."""
 
 
 @functools.cache
@@ -52,7 +53,8 @@ def program_digest(root: Path = Path(__file__).parents[1]) -> str:
             modules count by their names, wherever their files lie.
     """
     digest = hashlib.sha256()
-    modules = {_module(path, root): path for package in PROGRAM for path in (root / package).rglob("*.py")}
+    paths = [path for package in PROGRAM for path in (root / package).rglob("*.py")]
+    modules = {_module(path, root): path for path in paths if "cpp" not in path.relative_to(root).parts}
     for name in sorted(modules):
         digest.update(f"{name}\0".encode() + modules[name].read_bytes() + b"\0")
     return digest.hexdigest()

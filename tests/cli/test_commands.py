@@ -51,12 +51,12 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "numpy", "rich"}
     assert not heavy & set(done.stderr.split())
-    for name in ("sample", "inspect", "plan", "build", "parity", "quality", "run", "bench", "verify"):
+    for name in ("sample", "inspect", "plan", "build", "parity", "quality", "run", "bench", "verify", "native"):
         assert name in done.stdout
 
 
 @pytest.mark.parametrize(
-    "command", ["sample", "inspect", "plan", "build", "parity", "quality", "run", "bench", "verify"]
+    "command", ["sample", "inspect", "plan", "build", "parity", "quality", "run", "bench", "verify", "native"]
 )
 def test_every_command_has_help(cli: Callable[..., Result], command: str) -> None:
     result = cli(command, "--help")

@@ -44,7 +44,7 @@ def sanitized_native() -> Path:
 
 
 def run(*command: str | Path, cwd: Path | None = None, **variables: str) -> str:
-    """What a command prints, found with cmake and ninja of this environment; an AssertionError with it all if it fails."""
+    """What a command prints; cmake and ninja are those of this environment. AssertionError if it fails."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, cwd=cwd, env={**os.environ, "PATH": path, **variables}, capture_output=True, text=True, check=False

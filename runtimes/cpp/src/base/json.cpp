@@ -209,16 +209,19 @@ std::string Reader::string() {
   return std::string(string_view(scratch));
 }
 
-void Reader::skip() {
+std::string_view Reader::skip() {
   std::string scratch;
-  switch (peek()) {
-    case Kind::null: return null();
-    case Kind::boolean: boolean(); return;
-    case Kind::integer: case Kind::number: raw_number(); return;
-    case Kind::string: string_view(scratch); return;
-    case Kind::array: return array([&] { skip(); });
-    case Kind::object: return object([&](std::string_view) { skip(); });
+  const Kind kind = peek();
+  const std::size_t begin = at_;
+  switch (kind) {
+    case Kind::null: null(); break;
+    case Kind::boolean: boolean(); break;
+    case Kind::integer: case Kind::number: raw_number(); break;
+    case Kind::string: string_view(scratch); break;
+    case Kind::array: array([&] { skip(); }); break;
+    case Kind::object: object([&](std::string_view) { skip(); }); break;
   }
+  return text_.substr(begin, at_ - begin);
 }
 
 void Reader::end() {

@@ -37,20 +37,19 @@ class Reader {
   std::string string();            // with its escapes resolved; valid UTF-8 (a lone surrogate is refused)
   std::string_view string_view(std::string& scratch);  // the same without a copy where there is no escape
   std::string_view raw_number();   // as it is written
-  void skip();                     // a value of any kind, checked all the same
+  std::string_view skip();         // a value of any kind, checked all the same; its text
   void end();                      // nothing but white space follows
 
   // `member(key)` and `item()` must read one value each.
   template <typename Member>
   void object(Member&& member) {
     open('{');
+    std::string scratch;  // of this object: nested ones have their own
     if (!closes('}')) {
       do {
-        const std::string_view key = string_view(key_);
-        // the callback may read strings through key_ again: nested objects have keys of their own
-        const std::string own(key);
+        const std::string_view key = string_view(scratch);
         colon();
-        member(std::string_view(own));
+        member(key);
       } while (comma_or('}'));
     }
     --depth_;
@@ -85,7 +84,6 @@ class Reader {
   std::size_t at_ = 0;
   std::size_t values_ = 0;
   int depth_ = 0;
-  std::string key_;
 };
 
 class Value;
