@@ -56,12 +56,14 @@ void Feeding::feed(const Rows& rows, bool last_only, std::vector<FeatureRows>* f
   waiting_ = features;
   cancellation_ = &cancellation;
   const std::int64_t most = longest(rows), width = last_only ? 1 : most;
-  if (rows.size() > 1 && most == 1 && all_have_room()) {
+  const auto fed = std::count_if(rows.begin(), rows.end(), [](const auto& row) { return !row.empty(); });
+  // a row alone is cheaper than all of them, where its call gives the same kind of numbers
+  if (rows.size() > 1 && most == 1 && (fed > 1 || !limits_.together) && all_have_room()) {
     step(rows, logits);
     return;
   }
   const bool all_begin = std::all_of(lengths_.begin(), lengths_.end(), [](std::int64_t length) { return length == 0; });
-  const bool all_grow = std::none_of(rows.begin(), rows.end(), [](const auto& row) { return row.empty(); });
+  const bool all_grow = fed == static_cast<std::ptrdiff_t>(rows.size());
   if (rows.size() > 1 && limits_.together && all_grow && all_begin) first_piece(rows, last_only, width, logits);
   one_row_at_a_time(rows, last_only, width, logits);
 }

@@ -198,7 +198,7 @@ void Session::undo(const std::string& why) {
   try {
     cache_->restore();
   } catch (const std::exception& second) {
-    throw bad_input("an append failed (" + why + ") and could not be undone (" + printable(second.what()) +
+    throw bad_input("a call failed (" + why + ") and could not be undone (" + printable(second.what()) +
                     "); reset the session or start a new one");
   }
   is_whole_ = true;
@@ -248,15 +248,16 @@ void Session::copy_row(std::int64_t row, const Session& source, std::int64_t sou
   const std::size_t to = checked_row(row, "row"), from = source.checked_row(source_row, "source_row");
   const SessionState& given = source.state_;
   if (source.parts_.manifest->sha256 != parts_.manifest->sha256) {
-    throw bad_input("the source is a session of another engine; copy rows of this engine's sessions");
+    throw bad_input("source is a session of another engine: give a session of this engine");
   }
   if (given.starts[from] != state_.starts[to]) {
     throw bad_input("row " + std::to_string(to) + " starts at position " + std::to_string(state_.starts[to]) +
-                    " and the source's row at " + std::to_string(given.starts[from]) + "; copy rows of the same start");
+                    " and the source at " + std::to_string(given.starts[from]) + ": copy rows of one start");
   }
   if (given.lengths[from] > capacity()) {
-    throw bad_input("the source's row holds " + std::to_string(given.lengths[from]) +
-                    " tokens, more than the session's capacity of " + std::to_string(capacity()));
+    throw bad_input("the source has " + std::to_string(given.lengths[from]) +
+                    " tokens, more than this session's capacity of " + std::to_string(capacity()) +
+                    "; rewind it or give a larger capacity");
   }
   if (&source == this && to == from) return;
   std::vector<std::int64_t> ids = given.ids[from];
@@ -299,7 +300,7 @@ std::size_t Session::checked_row(std::int64_t row, const char* name) const {
 
 void Session::check_whole() const {
   if (!is_whole_) {
-    throw bad_input("the session is unusable: an append was left half done; reset it or start a new one");
+    throw bad_input("the session is unusable: a call was left half done; reset it or start a new one");
   }
 }
 

@@ -65,7 +65,7 @@ bool all_finite(const std::vector<std::byte>& bytes, const ElementType& type) {
 Features HostTower::features(const float* tiles, std::size_t count, const RunOptions& options) const {
   const auto session = loaded();
   const auto side = manifest_->vision->image_size;
-  const engine::TensorSpec& output = engine::find(manifest_->graphs, engine::kVision)->outputs[0];
+  const engine::TensorSpec& output = manifest_->graphs.find(engine::kVision)->outputs[0];
   const ElementType& type = element_type(output.dtype);
   Features all;
   for (std::size_t first = 0; first < count; first += tiles_per_call) {
@@ -83,7 +83,7 @@ Features HostTower::features(const float* tiles, std::size_t count, const RunOpt
 std::shared_ptr<const InferenceSession> HostTower::loaded() const {
   const std::lock_guard<std::mutex> locked(loading_);
   if (!session_) {
-    const engine::Graph& graph = *engine::find(manifest_->graphs, engine::kVision);
+    const engine::Graph& graph = *manifest_->graphs.find(engine::kVision);
     const SessionOptions options(runtime_, threads_);
     // a pattern would have the second call of a shape take its memory anew, beside what the first call keeps
     runtime_->check(runtime_->api().DisableMemPattern(options.get()));
