@@ -13,9 +13,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnxruntime
+
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "runtimes/cpp"
 HEADERS = ROOT / "build/onnxruntime-headers"
+ONNXRUNTIME = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
 STRICT = "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"
 
 
