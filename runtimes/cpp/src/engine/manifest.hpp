@@ -1,10 +1,12 @@
 // The engine directory's manifest: the contract between build and run. Field by field: docs/reference/manifest.md.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -109,15 +111,26 @@ struct Precision {
 
 // By names, in the order of the file: what the checks find first is what the Python runtime finds first.
 template <typename T>
-using Named = std::vector<std::pair<std::string, T>>;
-
-template <typename T>
-const T* find(const Named<T>& named, std::string_view name) {
-  for (const auto& [key, value] : named) {
-    if (key == name) return &value;
+class Named {
+ public:
+  void add(std::string name, T value) {
+    places_.emplace(name, items_.size());
+    items_.emplace_back(std::move(name), std::move(value));
   }
-  return nullptr;
-}
+  // nullptr where there is none
+  const T* find(const std::string& name) const {
+    const auto place = places_.find(name);
+    return place == places_.end() ? nullptr : &items_[place->second].second;
+  }
+  auto begin() const { return items_.begin(); }
+  auto end() const { return items_.end(); }
+  std::size_t size() const { return items_.size(); }
+  const std::pair<std::string, T>& operator[](std::size_t index) const { return items_[index]; }
+
+ private:
+  std::vector<std::pair<std::string, T>> items_;
+  std::unordered_map<std::string, std::size_t> places_;
+};
 
 // Everything a runtime needs to know of an engine, and what it was made from.
 struct Manifest {
@@ -140,9 +153,9 @@ struct Manifest {
   std::string text;    // the file, as it was read
   std::string sha256;  // of the file: the engine's identity, because it has the digests of all other files
 
-  const Graph& decoder() const { return *find(graphs, kDecoder); }
+  const Graph& decoder() const { return *graphs.find(kDecoder); }
   const Graph& portable() const;  // the same in the form that a CPU can run: mostly the decoder itself
-  const Graph* check() const { return find(graphs, kCheck); }
+  const Graph* check() const { return graphs.find(kCheck); }
 };
 
 // Read an engine directory's manifest, and check that it does not contradict itself.
