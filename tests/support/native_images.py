@@ -14,7 +14,7 @@ import numpy as np
 from native_library import check, native_library
 from numpy.typing import NDArray
 
-__all__ = ["ImageInfo", "NativeImages", "Picture", "picture_struct"]
+__all__ = ["ImageInfo", "NativeImages", "Picture", "expand", "picture_struct"]
 
 
 class Picture(ctypes.Structure):
@@ -72,7 +72,9 @@ class NativeImages:
         self.handle = ctypes.c_void_p()
         library = native_library()
         create = library.l4_images_create
-        check(create(os.fsencode(directory), structs, ctypes.c_size_t(len(arrays)), max_tiles, ctypes.byref(self.handle)))
+        check(
+            create(os.fsencode(directory), structs, ctypes.c_size_t(len(arrays)), max_tiles, ctypes.byref(self.handle))
+        )
         weakref.finalize(self, library.l4_images_close, self.handle)
 
     def __len__(self) -> int:

@@ -13,14 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_cases import RECORD, digest, pixel_cases
-from native_images import NativeImages, Picture
+from native_images import NativeImages, Picture, expand
 from native_library import NativeError, check, native_library
+from native_tokenizer import NativeTokenizer
 from numpy.typing import NDArray
 from pictures import picture
+from tiny_tokenizers import IMAGE, byte_level, with_images
 
 from l4export.errors import InputError
 from l4export.runtimes.images.decoding import decode
 from l4export.runtimes.images.processor import ImageProcessor
+from l4export.runtimes.images.prompt import ImageTokens, expand_images
 from l4export.runtimes.images.settings import read_settings
 
 BAD_INPUT = 2
@@ -60,12 +63,12 @@ def test_tiles_are_those_of_transformers(tmp_path: Path, name: str) -> None:
 
 @st.composite
 def shapes(draw: st.DrawFn) -> tuple[int, int]:
-    """Sizes of all orders: thin ones, tiny ones, and up to some 100,000 pixels."""
+    """Sizes of all orders: thin ones, tiny ones, and up to 60,000 pixels."""
     height = int(2 ** draw(st.floats(0, 11)))
-    return (height, draw(st.integers(1, max(1, 100_000 // height))))[:: draw(st.sampled_from([1, -1]))]
+    return (height, draw(st.integers(1, max(1, 60_000 // height))))[:: draw(st.sampled_from([1, -1]))]
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 @given(shapes(), st.integers(1, 40), st.sampled_from([1, 7, 32, 56]), st.booleans())
 def test_any_size_gives_the_tiles_of_python(
     tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, int], most: int, tile: int, fill: bool
@@ -86,7 +89,7 @@ def test_extreme_ratios(tmp_path: Path, shape: tuple[int, int]) -> None:
 numbers = st.floats(-1000, 1000) | st.integers(-1000, 1000)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(numbers, min_size=3, max_size=3), st.lists(st.floats(1e-6, 1000), min_size=3, max_size=3), numbers)
 def test_any_normalisation_is_that_of_python(
     tmp_path_factory: pytest.TempPathFactory, mean: list[float], std: list[float], rescale: float
@@ -122,7 +125,10 @@ def test_both_spellings_of_settings(tmp_path: Path) -> None:
 HOSTILE: list[tuple[str, Any]] = [
     *(("max_patches", value) for value in (10**9, 257, 0, -1, 1.5, True, "16", None, [16], {"a": [None, 0.1]})),
     *(("image_std", value) for value in ([0.5, 0, 0.5], 0, [1e-9] * 3, [-0.5] * 3, [0.5, 0.5], [], "0.5", [None] * 3)),
-    *(("image_mean", value) for value in ([1e9] * 3, {"r": 1}, -1000.5, "it's", 'say "it\'s"', [1e16, 1e-5, 12345.678])),
+    *(
+        ("image_mean", value)
+        for value in ([1e9] * 3, {"r": 1}, -1000.5, "it's", 'say "it\'s"', [1e16, 1e-5, 12345.678])
+    ),
     *(("rescale_factor", value) for value in (1e30, True, None, 10**18)),
     *(("size", {"height": side, "width": side}) for side in (0, -336, 10**9, 336.5, None, "336")),
     *(("size", value) for value in ({"height": 336, "width": 224}, {"shortest_edge": 336}, [336, 336], 1e300, 2049)),
@@ -164,7 +170,16 @@ def test_hostile_settings_of_prompts_are_judged_as_in_python(tmp_path: Path, nam
     assert_judged_as_python(tmp_path)
 
 
-BROKEN = ["", "[]", "{", "null", "[" * 100_000, '{"size": ' + "9" * 5000 + "}", '{"image_mean": NaN}', " " * (1 << 20) + "{}"]
+BROKEN = [
+    "",
+    "[]",
+    "{",
+    "null",
+    "[" * 100_000,
+    '{"size": ' + "9" * 5000 + "}",
+    '{"image_mean": NaN}',
+    " " * (1 << 20) + "{}",
+]
 
 
 @pytest.mark.parametrize("text", BROKEN, ids=len)
@@ -241,3 +256,51 @@ def test_what_is_not_given(tmp_path: Path) -> None:
     images = NativeImages(tmp_path, [picture(3, 3)])
     with pytest.raises(NativeError, match="image 1: there are 1, from 0"):
         images._info(1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> NativeTokenizer:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    with_images().save(str(directory / "tokenizer.json"))
+    return NativeTokenizer(directory)
+
+
+TOKENS = ImageTokens.of(with_images(), 4, with_images().token_to_id("<|patch|>"))
+IDS = st.lists(st.integers(0, 300) | st.just(TOKENS.image) | st.sampled_from([TOKENS.patch, TOKENS.row]), max_size=9)
+
+
+@settings(deadline=None, max_examples=100)
+@given(IDS, st.lists(st.sampled_from([(9, 9), (9, 30), (40, 20), (60, 45)]), max_size=4))
+def test_prompts_are_expanded_as_in_python(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: NativeTokenizer, ids: list[int], shapes: list[tuple[int, int]]
+) -> None:
+    directory = described(tmp_path_factory.mktemp("settings"), {"size": 28}, {"patch_size": 7})
+    pictures = [picture(*shape) for shape in shapes]
+    images, grids = NativeImages(directory, pictures), ImageProcessor.open(directory)(pictures).grids
+    try:
+        expected = expand_images(ids, grids, TOKENS)
+    except InputError as error:
+        with pytest.raises(NativeError) as caught:
+            images.expand(tokenizer.handle, ids)
+        assert caught.value.status == BAD_INPUT and str(caught.value) == str(error)
+    else:
+        assert images.expand(tokenizer.handle, ids) == expected
+
+
+@pytest.mark.parametrize("name", IMAGE)
+def test_prompts_without_images(tokenizer: NativeTokenizer, name: str) -> None:
+    assert expand(None, tokenizer.handle, [5, 6, 5]) == [5, 6, 5]
+    spelled = tokenizer.encode(f"a{name}")
+    with pytest.raises(NativeError, match=r"prompt: (spells|has 1 placeholders <\|image\|> for 0 images)"):
+        expand(None, tokenizer.handle, spelled)
+
+
+def test_tokenizers_without_the_tokens_of_images(tmp_path: Path) -> None:
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = NativeTokenizer(tmp_path)
+    assert expand(None, tokenizer.handle, [5, 6]) == [5, 6]
+    images = NativeImages(described(tmp_path, {}), [picture(3, 3)])
+    with pytest.raises(NativeError, match=r"tokenizer: has no token <\|image\|>, which images need; copy it"):
+        images.expand(tokenizer.handle, [5])
+    with pytest.raises(NativeError, match="tokenizer is NULL"):
+        images.expand(ctypes.c_void_p(), [5])

@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "base/error.hpp"
-#include "base/json.hpp"
 #include "base/shown.hpp"
 #include "storage/files.hpp"
 
@@ -83,12 +82,16 @@ std::array<double, 3> three(const Value& value, const char* name) {
   return {first, bounded(numbers[1], name), bounded(numbers[2], name)};
 }
 
+// As Python compares them: 1 is 1.0.
+bool equal(const Value& a, const Value& b) {
+  return a.is_number() && b.is_number() ? a.number() == b.number() : json::dump(a) == json::dump(b);
+}
+
 // The side of a square that is given as a number, or as height and width.
 Value side_of(const Value& size) {
   if (!size.is_object()) return size;
   const Value *height = size.find("height"), *width = size.find("width");
-  const bool square = size.object().size() == 2 && height != nullptr && width != nullptr && height->is_number() &&
-                      width->is_number() && height->number() == width->number();
+  const bool square = size.object().size() == 2 && height != nullptr && width != nullptr && equal(*height, *width);
   if (!square) throw refuse("size", size, "give equal height and width");
   return *height;
 }
@@ -127,6 +130,8 @@ std::int64_t shuffle_of(const Value& ratio, std::int64_t tile, std::int64_t patc
   return shuffle;
 }
 
+}  // namespace
+
 Settings settings_of(const Value& image, const Value& processor) {
   refuse_others(image, processor);
   Settings settings;
@@ -147,8 +152,6 @@ Settings settings_of(const Value& image, const Value& processor) {
   settings.rescale_factor = bounded(member(image, "rescale_factor", settings.rescale_factor), "rescale_factor");
   return settings;
 }
-
-}  // namespace
 
 std::int64_t Settings::most_tiles() const { return std::min(kMostTiles, kMostTilePixels / (tile * tile) - 1); }
 
