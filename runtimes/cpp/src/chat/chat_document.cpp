@@ -23,7 +23,9 @@ json::Value read_exactly(json::Reader& reader) {
     case json::Kind::object: {
       json::Object members;
       reader.object([&](std::string_view key) {
-        if (!members.add(std::string(key), read_exactly(reader))) reader.fail("the key " + quoted(key) + " comes twice");
+        std::string name(key);  // which is gone when its value is read
+        if (members.find(name) != nullptr) reader.fail("the key " + quoted(name) + " comes twice");
+        members.add(std::move(name), read_exactly(reader));
       });
       return members;
     }
