@@ -120,8 +120,9 @@ def read_vision(fields: Fields) -> VisionConfig | None:
     """Its vision tower, if it has one. Raises `InputError`."""
     if VISION not in fields.raw:
         return None
+    vision = fields.child(VISION)
     try:
-        return VisionConfig.from_dict(fields.child(VISION).raw, f"{fields.where}: {VISION}")
+        return VisionConfig.from_dict(vision.raw, f"{fields.where}: {VISION}")
     except InputError as error:
         raise InputError(f"{error}; {fields.remedy}") from error
 

@@ -132,4 +132,4 @@ def checked_vision(config: VisionConfig, fields: Fields) -> VisionConfig:
 
 
 def _is_one_over(ratio: float) -> bool:
-    return 0 < ratio <= 1 and round(1 / ratio) <= _INTEGERS["image_size"][1] and ratio == 1 / round(1 / ratio)
+    return 1 / _INTEGERS["image_size"][1] <= ratio <= 1 and ratio == 1 / round(1 / ratio)
