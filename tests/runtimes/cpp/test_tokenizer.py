@@ -40,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     corpus = [path.read_text() for path in _files()[:60]] + [HARD] * 9
     like_llama4(corpus).save(str(made["llama4"] / "tokenizer.json"))
     write_tokenizer(made["gpt2"])
-    ids = {"boi_token_index": 12, "eoi_token_index": 13, "image_token_index": 20}
+    ids = {"boi_token_index": 12, "eoi_token_index": 13, "image_token_index": 40}
     text = {"vocab_size": 600, "bos_token_id": 0, "pad_token_id": 11}
     write_sample_tokenizer(made["bytes"], {"text_config": text, **ids})
     return made
