@@ -372,13 +372,16 @@ TokenizerFile read(std::string_view text, const std::string& path) {
 
 }  // namespace
 
-TokenizerFile read_tokenizer_file(const std::string& path) {
-  const std::string text = storage::read_small(path, kMostBytes, "restore or remove it");
+TokenizerFile parse_tokenizer_file(std::string_view text, const std::string& path) {
   try {
     return read(text, path);
   } catch (const Refusal& refusal) {
     throw bad_input(path + ": " + refusal.reason);
   }
+}
+
+TokenizerFile read_tokenizer_file(const std::string& path) {
+  return parse_tokenizer_file(storage::read_small(path, kMostBytes, "restore or remove it"), path);
 }
 
 }  // namespace l4::text
