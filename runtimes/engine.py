@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from l4export.engine.file_checks import check_files
 from l4export.engine.manifest import Manifest
 from l4export.errors import InputError
-from l4export.runtimes.arguments import a_path, a_whole_number, is_sequence, shown
+from l4export.runtimes.arguments import a_path, is_sequence, shown
 from l4export.runtimes.cache.kv_cache import KVCache
 from l4export.runtimes.closing import Closing
 from l4export.runtimes.generated_row import GeneratedRow
-from l4export.runtimes.generation import BatchGeneration, Continuation, Generation, Limits
+from l4export.runtimes.generation import BatchGeneration, Continuation, Generation
 from l4export.runtimes.images.image_features import ImageFeatures
 from l4export.runtimes.images.prepared_prompt import place_images
 from l4export.runtimes.images.processor import ProcessedImages
+from l4export.runtimes.limits import Limits, checked_limits, checked_logprobs
 from l4export.runtimes.new_tokens import Images
 from l4export.runtimes.sampling.recommended import recommended_sampling
 from l4export.runtimes.sampling.sampler import samplers
@@ -198,7 +199,8 @@ class Engine(Closing, ABC):
         """
         if not is_sequence(token_ids):
             raise InputError(f"token ids must be a sequence of integers, not {type(token_ids).__name__}")
-        limits, strings = self._limits(max_new_tokens, stop_token_ids), checked_stop_strings(stop_strings)
+        limits = checked_limits(self.config, max_new_tokens, stop_token_ids)
+        strings = checked_stop_strings(stop_strings)
         given = Sampling() if sampling is None else sampling
         return Generation(
             self._continuation([token_ids], limits, given, strings, logprobs, images, session), self._codec
@@ -235,7 +237,8 @@ class Engine(Closing, ABC):
 
         Raises as `generate`.
         """
-        limits, strings = self._limits(max_new_tokens, stop_token_ids), checked_stop_strings(stop_strings)
+        limits = checked_limits(self.config, max_new_tokens, stop_token_ids)
+        strings = checked_stop_strings(stop_strings)
         given = Sampling() if sampling is None else sampling
         return BatchGeneration(
             self._continuation(prompts, limits, given, strings, logprobs, images, session), self._codec
@@ -260,8 +263,7 @@ class Engine(Closing, ABC):
         if not (any if session is not None else all)(map(len, prompts)):
             raise InputError("a prompt is empty: give at least one token")
         each = samplers(sampling, len(prompts)) if len(prompts) else []
-        if logprobs is not None:
-            logprobs = a_whole_number(logprobs, "logprobs", 0, self.config.vocab_size)
+        logprobs = checked_logprobs(self.config, logprobs)
         limit, longest = self.manifest.max_context, max(map(len, prompts), default=0)
         is_own = session is None
         if session is None:
@@ -269,22 +271,12 @@ class Engine(Closing, ABC):
             session = self.session(len(prompts), room)
         new = session.checked(list(prompts), images)
         parts = zip(session.state.ids, new.rows, each, strict=True)
-        rows = [GeneratedRow(history, ids, sampler, logprobs) for history, ids, sampler in parts]
+        rows = [GeneratedRow(history, ids, sampler, limits, logprobs) for history, ids, sampler in parts]
         if stop_strings:
             codec = self._codec()
             for row in rows:
                 row.speak(codec, stop_strings)
-        return Continuation(session, is_own, new, rows, limits)
-
-    def _limits(self, max_new_tokens: int, stop_token_ids: Iterable[int] | None) -> Limits:
-        count = a_whole_number(max_new_tokens, "max_new_tokens", 1)
-        if stop_token_ids is None:
-            return Limits(count, frozenset(self.config.eos_token_ids))
-        if isinstance(stop_token_ids, str | bytes) or not isinstance(stop_token_ids, Iterable):
-            raise InputError(f"stop_token_ids is {shown(stop_token_ids)}: give a collection of token ids")
-        most = self.config.vocab_size - 1
-        stops = (a_whole_number(token, "a token of stop_token_ids", 0, most) for token in stop_token_ids)
-        return Limits(count, frozenset(stops))
+        return Continuation(session, is_own, new, rows)
 
     def _codec(self) -> TextCodec:
         if self.text is None:

@@ -76,7 +76,9 @@ class Feeding:
         logits = np.full((self._batch, width, self._limits.vocab), np.nan, dtype=np.float32)
         done = np.zeros(self._batch, dtype=np.int64)
         if self._batch > 1:
-            if counts.max() == 1 and self._all_have_room():
+            # one row of many costs less alone, but for ort-cuda, which has recorded the step of all rows
+            several = not self._limits.together or np.count_nonzero(counts) > 1
+            if counts.max() == 1 and several and self._all_have_room():
                 self._step(rows, counts, logits)
                 return logits
             if self._limits.together and counts.min() > 0 and not self.lengths.any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from l4export.runtimes.limits import Limits
 from l4export.runtimes.sampling.logprobs import TokenLogprobs, token_logprobs
 from l4export.runtimes.sampling.sampler import Sampler
 from l4export.runtimes.text.codec import TextCodec
@@ -26,7 +27,12 @@ class GeneratedRow:
     """
 
     def __init__(
-        self, history: TokenHistory, prompt: NDArray[np.int64], sampler: Sampler, logprobs: int | None
+        self,
+        history: TokenHistory,
+        prompt: NDArray[np.int64],
+        sampler: Sampler,
+        limits: Limits,
+        logprobs: int | None = None,
     ) -> None:
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
@@ -35,6 +41,7 @@ class GeneratedRow:
         self._ids = history.copy().extended(prompt)
         self._runs = len(prompt) > 0
         self._sampler = sampler
+        self._limits = limits
         self._logprobs = logprobs
 
     @property
@@ -52,17 +59,26 @@ class GeneratedRow:
         token = self._sampler(logits, len(self.tokens), self._ids.ids)
         return token, None if self._logprobs is None else token_logprobs(logits, token, self._logprobs)
 
-    def take(self, token: int, logprobs: TokenLogprobs | None, ends: str | None) -> None:
-        """Add a chosen token; `ends` says why it is the last one, unless a stop string says so first."""
+    def take(self, token: int, logprobs: TokenLogprobs | None, is_full: bool) -> None:
+        """Add a chosen token; `is_full` says that it is the last one for which there is room."""
         self.tokens.append(token)
         self._ids = self._ids.extended([token])
         if logprobs is not None:
             self.logprobs.append(logprobs)
+        ends = self._end(token, is_full)
         if self.spoken is not None:
             self.spoken.push(token)
             if ends is not None:
                 self.spoken.flush()
         self.finish_reason = ends if self.stop_string is None else "stop string"
+
+    def _end(self, token: int, is_full: bool) -> str | None:
+        """Why the answer ends with this token, but for a stop string."""
+        if token in self._limits.stops:
+            return "stop token"
+        if len(self.tokens) >= self._limits.max_new_tokens:
+            return "max_new_tokens"
+        return "max_context" if is_full else None
 
     def speak(self, codec: TextCodec, stop_strings: tuple[str, ...] = ()) -> SpokenText:
         """The row's text from now on, with what has been said before."""

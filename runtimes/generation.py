@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,23 +10,14 @@ from numpy.typing import NDArray
 from l4export.errors import InputError
 from l4export.runtimes.generated_row import GeneratedRow
 from l4export.runtimes.new_tokens import NewTokens
-from l4export.runtimes.sampling.logprobs import TokenLogprobs
 from l4export.runtimes.session import Session
 from l4export.runtimes.steps import Steps
 from l4export.runtimes.text.codec import TextCodec
 
-__all__ = ["BatchGeneration", "Continuation", "Generation", "Limits"]
+__all__ = ["BatchGeneration", "Continuation", "Generation"]
 
 Codec = Callable[[], TextCodec]
 """Opens the engine's tokenizer; raises `InputError` where it has none."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What ends a row, beside a full session: as many new tokens, or one of the stop tokens."""
-
-    max_new_tokens: int
-    stops: frozenset[int]
 
 
 class Continuation:
@@ -38,14 +28,11 @@ class Continuation:
     the continuation's own is closed at the end, however long the answer is kept.
     """
 
-    def __init__(
-        self, session: Session, is_own: bool, prompts: NewTokens, rows: Sequence[GeneratedRow], limits: Limits
-    ) -> None:
+    def __init__(self, session: Session, is_own: bool, prompts: NewTokens, rows: Sequence[GeneratedRow]) -> None:
         self.rows = rows
         self._session = session
         self._is_own = is_own
         self._prompts = prompts
-        self._limits = limits
         self._state = session.state
         self._is_begun = False
         self._logits: NDArray[np.float32] | None = None
@@ -65,9 +52,9 @@ class Continuation:
             self._logits = self._feed()
         pairs = zip(self.rows, self._logits, strict=True)
         picks = [row.pick(logits) if row.runs else None for row, logits in pairs]
-        for index, pick in enumerate(picks):
+        for row, pick, room in zip(self.rows, picks, self._session.room, strict=True):
             if pick is not None:
-                self._take(index, *pick)
+                row.take(*pick, is_full=not room)
         self._logits = None
         if self._is_own and not any(row.runs for row in self.rows):
             self._session.close()
@@ -85,19 +72,6 @@ class Continuation:
         finally:  # an append that fails is undone, which makes another state
             self._state = self._session.state
         return logits
-
-    def _take(self, index: int, token: int, logprobs: TokenLogprobs | None) -> None:
-        row, session = self.rows[index], self._session
-        is_full = session.lengths[index] >= session.capacity
-        is_full |= session.positions[index] >= session.manifest.max_context
-        ends = None
-        if token in self._limits.stops:
-            ends = "stop token"
-        elif len(row.tokens) + 1 >= self._limits.max_new_tokens:
-            ends = "max_new_tokens"
-        elif is_full:
-            ends = "max_context"
-        row.take(token, logprobs, ends)
 
 
 class Generation(Steps[int]):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ from l4export.engine.manifest import Manifest
 from l4export.errors import InputError, L4Error, one_line
 from l4export.runtimes.arguments import a_flag, a_path, a_whole_number, integers, is_sequence, per_row, shown
 from l4export.runtimes.cache.chunks import Chunks
-from l4export.runtimes.cache.kv_cache import KVCache, NewCache
+from l4export.runtimes.cache.kv_cache import Arrays, KVCache, NewCache
 from l4export.runtimes.closing import Closing
 from l4export.runtimes.feeding import Feeding, Limits
 from l4export.runtimes.images.feature_rows import FeatureInput, FeatureRows
@@ -96,6 +97,11 @@ class Session(OneCaller, Closing):
         return self._state.ends
 
     @property
+    def room(self) -> NDArray[np.int64]:
+        """int64 [batch], tokens that each row can still take."""
+        return np.minimum(self.capacity - self.lengths, self.manifest.max_context - self.positions)
+
+    @property
     def token_ids(self) -> tuple[NDArray[np.int64], ...]:
         """Of each row, the ids of its tokens, int64 [n]; read only."""
         return tuple(history.ids for history in self._state.ids)
@@ -174,7 +180,7 @@ class Session(OneCaller, Closing):
         except BaseException as error:
             held = chunks.held.copy()  # of rows whose chunk was over, that chunk is written over
             held[losing] = before.held[losing]
-            self._undo(replace(before, held=held), mark, error)
+            self._undo(replace(before, held=held), lambda: self._cache.restore(mark), error)
             if isinstance(error, Exception) and not isinstance(error, L4Error):
                 raise InputError(f"the engine refused the call: {one_line(error, MemoryError)}") from error
             raise
@@ -220,6 +226,55 @@ class Session(OneCaller, Closing):
         numbers = [int(row) for row in chosen]
         tokens = [self._tokens(row) for row in numbers]
         return Session.restored(self._new_cache, self.manifest, self._state.of(numbers), tokens, self._features)
+
+    @exclusive
+    def copy_row(self, row: int, source: Session, source_row: int) -> None:
+        """Make a row the copy of a row of this or of another session of the engine, whose rows have the same start.
+
+        With `rewind` this is how a prompt begins with what another one has computed. A copy that fails leaves the
+        session as it was; the source is only read.
+
+        Raises:
+            InputError: no such row, a session of another engine, another start, more tokens than `capacity`, or a
+                session in use.
+        """
+        self._check_whole()
+        row = a_whole_number(row, "row", 0, self.batch - 1)
+        if not isinstance(source, Session) or source.manifest != self.manifest:
+            raise InputError(f"source is {shown(source)}: give a session of this engine")
+        source_row = a_whole_number(source_row, "source_row", 0, source.batch - 1)
+        if source is self:
+            self._take_row(row, self._state.of([source_row]), self._tokens(source_row))
+        else:
+            source._lend_row(source_row, partial(self._take_row, row))
+
+    @exclusive
+    def _lend_row(self, row: int, take: Callable[[SessionState, Arrays], None]) -> None:
+        """Give a row's state and tokens to another session."""
+        self._check_whole()
+        take(self._state.of([row]), self._tokens(row))
+
+    def _take_row(self, row: int, state: SessionState, tokens: Arrays) -> None:
+        """Let a row be that of `state`, which has one; see `copy_row`."""
+        before, length, start = self._state, int(state.lengths[0]), int(state.starts[0])
+        if start != before.starts[row]:
+            raise InputError(
+                f"row {row} starts at position {before.starts[row]} and the source at {start}: copy rows of one start"
+            )
+        if length > self.capacity:
+            raise InputError(
+                f"the source has {length} tokens, more than this session's capacity of {self.capacity}; rewind it or "
+                "give a larger capacity"
+            )
+        had = [array.copy() for array in self._tokens(row)]
+        self._is_whole = False
+        try:
+            self._cache.put(row, tokens)
+            self._set_state(before.with_row(row, state))
+        except BaseException as error:
+            self._undo(before, lambda: self._cache.put(row, had), error)
+            raise
+        self._is_whole = True
 
     @exclusive
     def save(self, path: str | Path) -> None:
@@ -302,14 +357,14 @@ class Session(OneCaller, Closing):
             array.flags.writeable = False
         self._state = state
 
-    def _undo(self, before: SessionState, mark: Any, error: BaseException) -> None:
-        """Go back to the state before an append that failed with `error`."""
+    def _undo(self, before: SessionState, restore: Callable[[], None], error: BaseException) -> None:
+        """Go back to the state before a call that failed with `error`; `restore` does so for the cache."""
         try:
             self._set_state(before)
-            self._cache.restore(mark)
+            restore()
         except Exception as second:
             raise InputError(
-                f"an append failed ({one_line(error)}) and could not be undone ({one_line(second)}); "
+                f"a call failed ({one_line(error)}) and could not be undone ({one_line(second)}); "
                 "reset the session or start a new one"
             ) from error
         self._is_whole = True
@@ -317,4 +372,4 @@ class Session(OneCaller, Closing):
     def _check_whole(self) -> None:
         _ = self._cache  # refused where the session is closed
         if not self._is_whole:
-            raise InputError("the session is unusable: an append was left half done; reset it or start a new one")
+            raise InputError("the session is unusable: a call was left half done; reset it or start a new one")

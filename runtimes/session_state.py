@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,3 +65,11 @@ class SessionState:
         """The state of some rows; it shares no memory with this one."""
         images, ids = tuple(self.images[row] for row in rows), tuple(self.ids[row].copy() for row in rows)
         return SessionState(self.capacity, self.lengths[rows], self.starts[rows], self.held[rows], images, ids)
+
+    def with_row(self, row: int, other: SessionState) -> SessionState:
+        """The state with a row that is the only one of `other`; its ids become this state's."""
+        lengths, held = self.lengths.copy(), self.held.copy()
+        lengths[row], held[row] = other.lengths[0], other.held[0]
+        images, ids = list(self.images), list(self.ids)
+        images[row], ids[row] = other.images[0], other.ids[0]
+        return replace(self, lengths=lengths, held=held, images=tuple(images), ids=tuple(ids))

@@ -142,15 +142,15 @@ class CudaBuffer:
         self.nbytes = nbytes
         weakref.finalize(self, cuda.free, address)
 
-    def write(self, array: NDArray[Any]) -> None:
+    def write(self, array: NDArray[Any], at: int = 0) -> None:
         """As `l4export.runtimes.cache.device.Buffer`."""
-        assert array.nbytes == self.nbytes and array.flags.c_contiguous
-        self._cuda.to_device(self.address, array)
+        assert 0 <= at <= self.nbytes - array.nbytes and array.flags.c_contiguous
+        self._cuda.to_device(self.address + at, array)
 
-    def read(self, array: NDArray[Any]) -> None:
+    def read(self, array: NDArray[Any], at: int = 0) -> None:
         """As `l4export.runtimes.cache.device.Buffer`."""
-        assert array.nbytes == self.nbytes and array.flags.c_contiguous
-        self._cuda.to_host(array, self.address)
+        assert 0 <= at <= self.nbytes - array.nbytes and array.flags.c_contiguous
+        self._cuda.to_host(array, self.address + at)
 
     def copy(self) -> CudaBuffer:
         """As `l4export.runtimes.cache.device.Buffer`."""

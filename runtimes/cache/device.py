@@ -18,11 +18,11 @@ class Buffer(Protocol):
     def address(self) -> int:
         """Of the first byte, in the device's memory."""
 
-    def write(self, array: NDArray[Any]) -> None:
-        """Copy a contiguous array of as many bytes to the device."""
+    def write(self, array: NDArray[Any], at: int = 0) -> None:
+        """Copy a contiguous array to the device, to the bytes from number `at` on."""
 
-    def read(self, array: NDArray[Any]) -> None:
-        """Copy the bytes into a contiguous array of as many."""
+    def read(self, array: NDArray[Any], at: int = 0) -> None:
+        """Fill a contiguous array with the bytes from number `at` on."""
 
     def copy(self) -> Buffer:
         """Another buffer of the same bytes. Raises MemoryError when there is no room for it."""

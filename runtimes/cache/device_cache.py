@@ -37,8 +37,8 @@ class _Calls:
 class DeviceCache(KVCache):
     """Buffers that stay where they are: the same address is a cache's input and output, in every profile.
 
-    A call sends its ids and lengths and fetches its logits; keys and values leave the device only when they are saved
-    or forked, or when there is no room for the copy of a chunk that is about to be written over (see `mark`).
+    A call sends its ids and lengths and fetches its logits; keys and values leave the device only when they are saved,
+    forked or copied, or when there is no room for the copy of a chunk that is about to be written over (see `mark`).
 
     Where the device records steps of one token, they have bindings and memory of their own, in which nothing moves from
     the first step on.
@@ -76,13 +76,14 @@ class DeviceCache(KVCache):
             binding.run()
         return calls.memory.fetch(self._plan.logits)
 
-    def fill(self, rows: Sequence[Arrays]) -> None:
-        """Sends whole buffers, zeros where there is no token."""
-        for index, name in enumerate(self.spec.names):
-            array = np.zeros(self._shapes[name], dtype=self.spec.dtype)
-            for row, tokens in enumerate(rows):
-                array[row, :, : tokens[index].shape[1]] = tokens[index]
-            self._buffers[name].write(array)
+    def put(self, row: int, tokens: Arrays) -> None:
+        """Sends the tokens, head by head: those of one lie side by side."""
+        for name, part in zip(self.spec.names, tokens, strict=True):
+            head_bytes = self._row_bytes(name) // self.spec.heads
+            for head, array in enumerate(part):
+                if array.size:
+                    at = row * self._row_bytes(name) + head * head_bytes
+                    self._buffers[name].write(np.ascontiguousarray(array), at)
 
     def mark(self, losing: Iterable[tuple[int, int]]) -> dict[str, Buffer | NDArray[Any]]:
         """Copies of the caches of one chunk, where a row writes over its own: on the device, or else on the host."""
@@ -104,7 +105,7 @@ class DeviceCache(KVCache):
     def tokens(self, row: int, count: int, local_count: int) -> Arrays:
         """Fetched from the device."""
         named = zip(self.spec.names, self.spec.local, strict=True)
-        return [self._read(name)[row, :, : local_count if local else count] for name, local in named]
+        return [self._read_row(name, row)[:, : local_count if local else count] for name, local in named]
 
     def _calls_like(self, row: int | None, profile: int, is_step: bool) -> _Calls:
         """Of a row, or of all of them, with the caches bound; made once."""
@@ -122,7 +123,7 @@ class DeviceCache(KVCache):
             if tensor.cache is not None:
                 shape, address = self._shapes[tensor.cache], self._buffers[tensor.cache].address
                 if row is not None:
-                    shape, address = (1, *shape[1:]), address + row * self._nbytes(tensor.cache) // self.batch
+                    shape, address = (1, *shape[1:]), address + row * self._row_bytes(tensor.cache)
                 binding.bind(tensor, shape, address)
 
     def _copy(self, name: str) -> Buffer | NDArray[Any]:
@@ -135,6 +136,14 @@ class DeviceCache(KVCache):
         array = np.empty(self._shapes[name], dtype=self.spec.dtype)
         self._buffers[name].read(array)
         return array
+
+    def _read_row(self, name: str, row: int) -> NDArray[Any]:
+        array = np.empty(self._shapes[name][1:], dtype=self.spec.dtype)
+        self._buffers[name].read(array, row * self._row_bytes(name))
+        return array
+
+    def _row_bytes(self, name: str) -> int:
+        return self._nbytes(name) // self.batch
 
     def _nbytes(self, name: str) -> int:
         return math.prod(self._shapes[name]) * self.spec.dtype.itemsize

@@ -80,11 +80,10 @@ class StaticCache(HostCache):
         self.inference.run_with_iobinding(binding.io)
         return logits
 
-    def fill(self, rows: Sequence[Arrays]) -> None:
+    def put(self, row: int, tokens: Arrays) -> None:
         """Copies the slots that are used."""
-        for row, tokens in enumerate(rows):
-            for array, part in zip(self.arrays, tokens, strict=True):
-                array[row, :, : part.shape[1]] = part
+        for array, part in zip(self.arrays, tokens, strict=True):
+            array[row, :, : part.shape[1]] = part
 
     def mark(self, losing: Iterable[tuple[int, int]]) -> Any:
         """Nothing to remember."""
@@ -170,8 +169,13 @@ class ConcatCache(HostCache):
             self.arrays = [self._with_row(*pair, row) for pair in zip(self.arrays, presents, strict=True)]
         return np.asarray(logits)
 
+    def put(self, row: int, tokens: Arrays) -> None:
+        """New arrays, in which the other rows are as they were."""
+        pairs = zip(self.arrays, tokens, strict=True)
+        self.arrays = [self._with_row(array, part[None], row) for array, part in pairs]
+
     def fill(self, rows: Sequence[Arrays]) -> None:
-        """Arrays as long as the longest row."""
+        """Arrays as long as the longest row, made once."""
         longest = max(tokens[0].shape[1] for tokens in rows)
         self.arrays = self.new_arrays([longest] * len(self.spec.names))
         for row, tokens in enumerate(rows):

@@ -94,7 +94,7 @@ class Call:
         """The decoder's inputs. The mask covers the new tokens only, so that a call costs no more after many."""
         images = {} if self.features is None else {"image_features": self.features}
         return {
-            "input_ids": np.ascontiguousarray(self.ids),
+            "input_ids": self.ids.copy(),  # which a binding may keep, and write the next call's over
             "attention_mask": (np.arange(self.ids.shape[1]) < self.counts[:, None]).astype(np.int64),
             "mask_start": self.lengths.copy(),
             "cache_start": self.starts.copy(),
@@ -121,8 +121,13 @@ class KVCache(ABC):
         """Logits of a call, float32 [b, S or 1, vocab]; the caches then hold its tokens."""
 
     @abstractmethod
+    def put(self, row: int, tokens: Arrays) -> None:
+        """Let a row hold these tokens, as `tokens` gave them, in place of its own."""
+
     def fill(self, rows: Sequence[Arrays]) -> None:
         """Take over the tokens of every row, as `tokens` gave them; the cache must be empty."""
+        for row, tokens in enumerate(rows):
+            self.put(row, tokens)
 
     @abstractmethod
     def mark(self, losing: Iterable[tuple[int, int]]) -> Any:

@@ -66,11 +66,13 @@ class _Buffer:
     def address(self) -> int:
         return int(self._value.data_ptr())
 
-    def write(self, array: NDArray[Any]) -> None:
-        self._value.update_inplace(array.reshape(-1).view(np.uint8))
+    def write(self, array: NDArray[Any], at: int = 0) -> None:
+        whole = self._value.numpy()
+        whole[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
+        self._value.update_inplace(whole)
 
-    def read(self, array: NDArray[Any]) -> None:
-        array.reshape(-1).view(np.uint8)[:] = self._value.numpy()
+    def read(self, array: NDArray[Any], at: int = 0) -> None:
+        array.reshape(-1).view(np.uint8)[:] = self._value.numpy()[at : at + array.nbytes]
 
     def copy(self) -> _Buffer:
         other = _Buffer(self._nbytes, self._kind)

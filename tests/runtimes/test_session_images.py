@@ -93,6 +93,10 @@ def test_rows_with_and_without_images(
     for row, due in enumerate((expected[:-1], alone, of_third)):
         assert_close(logits[row, : len(due)], due)
     assert_close(session.step([int(ids[-1]), None, None, 3])[0], expected[-1])
+    session.copy_row(3, session, 1)
+    session.copy_row(1, session, 0)
+    assert session.state.images[1] == session.state.images[0] and not session.state.images[3]
+    assert_close(session.step([None, 7, None, None])[1], engine.session().append([*ids, 7], images=images)[0, -1])
     both = engine.session(batch=2).append([third, ids], images=[other, images])
     assert_close(both[0, : len(third)], of_third)
     assert_close(both[1], expected)

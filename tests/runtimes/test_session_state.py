@@ -105,6 +105,17 @@ def test_a_shared_prefix(workshop: Workshop, layout: str) -> None:
 
 
 @layouts
+def test_ids_are_those_that_were_fed(workshop: Workshop, layout: str) -> None:
+    """Also of rows that take several calls of one size, whose inputs are written in place."""
+    session = workshop.engine("scout", layout).session(batch=2)
+    session._piece = 8
+    ids = [random_ids(50, seed=1), random_ids(33, seed=2)]
+    session.append(ids)
+    for fed, told in zip(ids, session.token_ids, strict=True):
+        np.testing.assert_array_equal(fed, told)
+
+
+@layouts
 def test_rows_go_back_by_numbers_of_their_own(workshop: Workshop, layout: str) -> None:
     ids = random_ids((2, 60), seed=4)
     expected = workshop.reference("scout").logits(ids)

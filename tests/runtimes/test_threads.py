@@ -30,6 +30,7 @@ CALLS: dict[str, Callable[[Session, Path], object]] = {
     "step": lambda session, _: session.step([1]),
     "rewind": lambda session, _: session.rewind(0),
     "fork": lambda session, _: session.fork(),
+    "copy_row": lambda session, _: session.copy_row(0, session, 0),
     "save": lambda session, path: session.save(path),
     "reset": lambda session, _: session.reset(),
     "close": lambda session, _: session.close(),

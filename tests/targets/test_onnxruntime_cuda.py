@@ -107,6 +107,10 @@ def test_rows_on_a_device_are_those_of_the_host(quantized: Callable[[str], Path]
         np.testing.assert_array_equal(*rows)
     forks = [session.fork([2, 1]) for session in pair]
     np.testing.assert_array_equal(*(fork.append([[1], [2]]) for fork in forks))
+    for session, fork in zip(pair, forks, strict=True):
+        session.copy_row(0, session, 1)
+        session.copy_row(2, fork, 0)
+    np.testing.assert_array_equal(*(session.append([[3], [], [4]]) for session in pair))
 
 
 # Forms ---------------------------------------------------------------------------------------------------------------
