@@ -1,7 +1,7 @@
-"""Steps of a native session of two rows, in a process with `allocation_counter.c` preloaded: prints what they allocate.
+"""Steps of a native session of 32 rows, in a process with `allocation_counter.c` preloaded: prints what they allocate.
 
-Arguments: the engine, the counter's library. Prints the number of allocations in libl4export during 20 steps, and the bytes
-of the largest allocation of anybody during the first steps of the session and these.
+Arguments: the engine, the counter's library. Prints the number of allocations in libl4export during 20 steps, and the
+bytes of the largest allocation of anybody during the first steps of the session and these.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from native_library import native_library
-from native_session import RowTokens, NativeEngine, array, check, library
+from native_session import NativeEngine, RowTokens, array, check, library
 
 
 def mapped(name: str) -> tuple[int, int]:
@@ -23,7 +23,7 @@ def mapped(name: str) -> tuple[int, int]:
 
 engine, counter = sys.argv[1], ctypes.CDLL(sys.argv[2])
 counter.largest_allocation.restype = ctypes.c_size_t
-session = NativeEngine(engine).session(2)
+session = NativeEngine(engine).session(32)
 session.append([[1, 2, 3], [4, 5]], last_only=True)
 size = ctypes.sizeof(RowTokens)
 ids = array(ctypes.c_int32, [7, 8])
@@ -35,11 +35,7 @@ first, last = mapped("libl4export")
 
 
 def step() -> None:
-    check(
-        library().l4_session_append(
-            session.handle, tokens, two, 1, ctypes.byref(logits), ctypes.byref(positions)
-        )
-    )
+    check(library().l4_session_append(session.handle, tokens, two, 1, ctypes.byref(logits), ctypes.byref(positions)))
 
 
 counter.begin_counting(ctypes.c_void_p(0), ctypes.c_void_p(0))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from native_library import ROOT, NativeError, build_native
 from native_session import ONNXRUNTIME, NativeEngine
-from test_session import Twins, conversation
+from session_twins import Twins, conversation
 
 from l4export import runtimes
 from l4export.compiler.build import build
@@ -54,7 +54,9 @@ def test_an_engine_that_is_not_as_it_was_built(workshop: Workshop, tmp_path: Pat
         tmp_path / "missing",
         damaged("no manifest", lambda path: (path / "manifest.json").unlink()),
         damaged("cut short", lambda path: (path / "decoder.onnx").write_bytes(b"abc")),
-        damaged("changed", lambda path: (path / "decoder.onnx").write_bytes((path / "decoder.onnx").read_bytes()[::-1])),
+        damaged(
+            "changed", lambda path: (path / "decoder.onnx").write_bytes((path / "decoder.onnx").read_bytes()[::-1])
+        ),
         damaged("newer", lambda path: edit(path, format_version=4)),
         damaged("unknown", lambda path: edit(path, requires=["teleportation"])),
         damaged("lacking", lambda path: (path / "decoder.onnx").unlink()),
@@ -73,7 +75,7 @@ def test_verification(workshop: Workshop, tmp_path: Path) -> None:
     NativeEngine(path, verify=1)
     with open(path / "decoder.data", "r+b") as file:
         file.write(b"\1")
-    with pytest.raises(NativeError, match="decoder.data") as caught:
+    with pytest.raises(NativeError, match=r"decoder\.data") as caught:
         NativeEngine(path, verify=1)
     assert caught.value.status == VERIFICATION_FAILED
 
@@ -89,7 +91,7 @@ def test_a_graph_that_is_not_as_the_manifest_says(workshop: Workshop, tmp_path: 
             if value.type.tensor_type.shape.dim and value.type.tensor_type.shape.dim[0].dim_param == "batch":
                 value.type.tensor_type.shape.dim[0].dim_param = "rows"
     sign(path, "decoder.onnx", model.SerializeToString())
-    with pytest.raises(NativeError, match="has other inputs or outputs than manifest.json declares"):
+    with pytest.raises(NativeError, match=r"has other inputs or outputs than manifest.json declares"):
         NativeEngine(path)
     sign(path, "decoder.onnx", b"no graph at all")
     with pytest.raises(NativeError, match=r"decoder.onnx: ONNX Runtime [0-9.]+ cannot load it \("):
@@ -128,7 +130,7 @@ def test_a_library_that_is_not_there(workshop: Workshop, monkeypatch: pytest.Mon
     monkeypatch.setenv("L4EXPORT_ONNXRUNTIME", str(ONNXRUNTIME))
     assert NativeEngine(path, onnxruntime=None).info.vocab_size == 256
     monkeypatch.delenv("L4EXPORT_ONNXRUNTIME")
-    with pytest.raises(NativeError, match="the loader finds no libonnxruntime.so.1"):
+    with pytest.raises(NativeError, match="the loader finds no libonnxruntime"):
         NativeEngine(path, onnxruntime=None)
 
 
@@ -150,7 +152,9 @@ def test_an_engine_for_a_gpu_on_the_cpu(wide_scout: Path, tmp_path: Path, quant:
     """Packed experts are unpacked; the numbers are those of the Python runtime with provider cpu."""
     path = tmp_path / "engine"
     policy = standard_policy(quant)
-    build(wide_scout, path, BuildOptions(target="ort-cuda", dtype="fp16", kv_layout=layout, max_context=96, policy=policy))
+    build(
+        wide_scout, path, BuildOptions(target="ort-cuda", dtype="fp16", kv_layout=layout, max_context=96, policy=policy)
+    )
     python, native = runtimes.load(path, threads=1, provider="cpu"), NativeEngine(path, provider="cpu")
     assert native.info.provider == b"CPUExecutionProvider instead of CUDAExecutionProvider" == python.provider.encode()
     conversation_of_a_row = Twins(python.session(), native.session())
@@ -172,12 +176,12 @@ def test_other_numbers_of_threads(workshop: Workshop) -> None:
 def test_a_step_allocates_nothing_and_copies_no_cache(workshop: Workshop, tmp_path: Path) -> None:
     """Counted in a process of its own by a preloaded library, which sees who asks for memory, and for how much.
 
-    A cache that is copied would be an allocation of at least its size; these have 16 MiB each.
+    A cache that is copied would be an allocation of at least its size; these have several MiB each.
     """
     counter = tmp_path / "counter.so"
     source = ROOT / "tests/support/allocation_counter.c"
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-fno-builtin", source, "-o", counter], check=True)
-    engine = workshop.engine_path("scout", "static", 1 << 17)
+    engine = workshop.engine_path("scout", "static", 4096)
     build_native()
     done = subprocess.run(
         [sys.executable, ROOT / "tests/support/count_step_allocations.py", engine, counter],
@@ -188,8 +192,9 @@ def test_a_step_allocates_nothing_and_copies_no_cache(workshop: Workshop, tmp_pa
     )
     steps, fork = done.stdout.splitlines()
     allocations, largest = map(int, steps.split())
-    of_one_cache = runtimes.load(engine, threads=1).session(2).kv_bytes // 2 // load_manifest(engine).model.num_hidden_layers
-    assert of_one_cache >= 16 << 20
+    session = runtimes.load(engine, threads=1).session(32)
+    of_one_cache = session.kv_bytes // 2 // session.manifest.model.num_hidden_layers
+    assert of_one_cache >= 4 << 20
     assert allocations == 0
     assert largest < of_one_cache
     assert int(fork) > 0  # the counter counts

@@ -11,7 +11,7 @@ from native_library import NativeError
 from native_session import NativeEngine
 from pictures import picture
 from seeing import PATCH, prompt, seeing_checkpoint, seen
-from test_session import Twins
+from session_twins import Twins
 
 from l4export import runtimes
 from l4export.compiler.build import build
