@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "runtimes/cpp"
 HEADERS = ROOT / "build/onnxruntime-headers"
 ONNXRUNTIME = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+"""The library in Python's package, which both runtimes then use."""
+
 STRICT = "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"
 
 
