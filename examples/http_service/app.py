@@ -64,7 +64,7 @@ class Service:
             stream = events(teller, answers, len(prompts), asked.tells_usage)
             return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         gone = asyncio.create_task(_disconnect(request))
-        done = asyncio.gather(*(answer.wait_async() for answer in answers))
+        done = asyncio.create_task(_all_ended(answers))
         try:
             await asyncio.wait([gone, done], return_when=asyncio.FIRST_COMPLETED)
             if done.done():
@@ -178,6 +178,12 @@ def _prepare(service: Service, asked: Chat) -> Prompt:
 
 def _encode(service: Service, prompt: str | list[int]) -> list[int]:
     return service.codec.encode(prompt) if isinstance(prompt, str) else prompt
+
+
+async def _all_ended(answers: Sequence[Answer]) -> None:
+    """Return when every answer has ended. Raises `L4Error` for one that has failed."""
+    for answer in answers:
+        await answer
 
 
 async def _disconnect(request: Request) -> None:
