@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response
 
 from asked import Asked, Chat, Completion
 from gate import Gate
@@ -21,7 +21,7 @@ from l4export.runtimes.images.processor import ProcessedImages
 from l4export.runtimes.serving import Answer, Batcher, Overloaded
 from l4export.runtimes.text.codec import TextCodec
 from prometheus import exposition
-from streams import events
+from streams import EventStream
 from told import Teller, error_object, json_response
 
 Prompt = tuple[list[int], ProcessedImages | None]
@@ -61,8 +61,7 @@ class Service:
         teller = Teller(self.codec, is_chat, asked.model, fingerprint, tools)
         answers = self._submit(asked, prompts)
         if asked.stream:
-            stream = events(teller, answers, len(prompts), asked.tells_usage)
-            return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+            return EventStream(teller, answers, len(prompts), asked.tells_usage)
         gone = asyncio.create_task(_disconnect(request))
         done = asyncio.create_task(_all_ended(answers))
         try:
