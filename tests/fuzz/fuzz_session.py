@@ -15,7 +15,7 @@ from fuzz_files import mutate_safetensors, pack, replace_file, spoil_numbers, un
 from fuzz_json import dumps, mutate_json
 from fuzz_valid import VOCABULARY, small_checkpoint
 
-__all__ = ["SessionSubject"]
+__all__ = ["SessionSubject", "forged_session"]
 
 _ENGINES: dict[str, dict[str, Any]] = {
     "static": {},
@@ -61,7 +61,7 @@ class SessionSubject(Subject):
         engine, what, same = name, [name], False
         way = rng.randrange(12)
         if way < 5:
-            data, told = _forged(data, rng)
+            data, told = forged_session(data, rng)
         elif way < 9:
             data, told = mutate_safetensors(data, rng)
         elif way == 9:
@@ -84,7 +84,7 @@ class SessionSubject(Subject):
         assert not same or np.array_equal(logits, self.next[name]), "other logits than before it was saved"
 
 
-def _forged(file: bytes, rng: random.Random) -> tuple[bytes, str]:
+def forged_session(file: bytes, rng: random.Random) -> tuple[bytes, str]:
     """Another state, other metadata or other numbers, under a digest that fits (or, seldom, does not)."""
     header, data = unpack(file)
     metadata = header["__metadata__"]
