@@ -308,7 +308,7 @@ typedef struct l4_token { /* a token that was chosen */
   int32_t id;
   const char* text; /* what it completes; nothing without a tokenizer */
   size_t text_bytes;
-  const char* finish_reason; /* "stop token", "stop string", "max_new_tokens", "max_context", "callback"; NULL: it goes on */
+  const char* finish_reason; /* "stop token", "stop string", "max_new_tokens", "max_context"; NULL: it goes on */
   double logprob;            /* where they were asked for */
   const l4_logprob* top;
   size_t top_count;
