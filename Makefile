@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow test-gpu fuzz lint docs wheel-test clean
+.PHONY: quickstart test test-slow test-gpu fuzz fuzz-native lint docs wheel-test clean
 
 quickstart: $(STAMP)
 	rm -rf engines/kjv engines/shapes
@@ -41,6 +41,11 @@ $(GPU_VENV)/.installed: pyproject.toml constraints.txt
 fuzz: $(STAMP)  # CLASS, CASES, SEED (the number of the first case) and JOBS may be given
 	$(BIN)/python tests/fuzz $(if $(CLASS),--class $(CLASS)) $(if $(CASES),--cases $(CASES)) \
 	    $(if $(SEED),--seed $(SEED)) $(if $(JOBS),--jobs $(JOBS))
+
+# The readers of the native library, by libFuzzer; clang is unpacked into build/ if it is not installed. TARGET may be given.
+DURATION ?= 60
+fuzz-native: $(STAMP)
+	PATH=$(abspath $(BIN)):$$PATH runtimes/cpp/tests/fuzz/fuzz.sh $(DURATION) $(TARGET)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

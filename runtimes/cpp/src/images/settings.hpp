@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "base/json.hpp"
+
 namespace l4::images {
 
 // How images are made into tiles. The defaults are those of Llama 4 as released, and of transformers.
@@ -27,5 +29,8 @@ struct Settings {
 // The settings of a checkpoint or an engine. Raises Error: L4_BAD_INPUT where no file has them, one is broken, or a
 // setting is impossible or not implemented; L4_STORAGE where a file cannot be read.
 Settings read_settings(const std::string& directory);
+
+// The same from two objects: the settings of the image processor, and processor_config.json.
+Settings settings_of(const json::Value& image, const json::Value& processor);
 
 }  // namespace l4::images

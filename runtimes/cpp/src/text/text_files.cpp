@@ -228,7 +228,10 @@ void add_listed_tokens(const json::Object& listed, const IsSpecial& is_special, 
   std::vector<AddedEntry> found;
   for (const auto& [content, id] : listed.members()) {
     if (!id.is_integer()) continue;
-    AddedEntry entry{{content}, id.integer(), true};
+    AddedEntry entry;
+    entry.token.content = content;
+    entry.id = id.integer();
+    entry.configured = true;
     entry.token.special = is_special(content);
     entry.token.normalized = !entry.token.special;
     found.push_back(std::move(entry));
