@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from native_library import SOURCE, build_native, run
+from native_library import SOURCE, native_site, run
 
 from l4export import __version__
 
@@ -23,43 +21,35 @@ int main(void) { puts(l4_version()); }
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for PYTHONPATH that holds the package as its wheel does."""
-    site = tmp_path_factory.mktemp("site")
-    shutil.copytree(SOURCE / "python/l4export_native", site / "l4export_native")
-    run("cmake", "--install", build_native(), "--prefix", site / "l4export_native")
-    return site
+def site(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return native_site(tmp_path_factory.mktemp("site"))
 
 
-def native(site: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    python_path = os.pathsep.join([str(site), *filter(None, sys.path)])
-    command = [sys.executable, "-m", "l4export", "native", *options]
-    variables = {**os.environ, "PYTHONPATH": python_path}
-    return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+def native(site: dict[str, str], *options: str) -> str:
+    return run("l4export", "native", *options, **site).strip()
 
 
-def test_what_it_prints_compiles_links_and_runs(site: Path, tmp_path: Path) -> None:
+def test_what_it_prints_compiles_links_and_runs(site: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "main.c").write_text(PROGRAM)
-    flags = shlex.split(native(site, "--cflags", "--libs").stdout)
-    run("cc", "main.c", *flags, "-o", "main", cwd=tmp_path)
+    run("sh", "-c", "cc main.c $(l4export native --cflags --libs) -o main", cwd=tmp_path, **site)
     assert run(tmp_path / "main").strip() == __version__
 
 
-def test_its_paths_are_there(site: Path) -> None:
-    facts = json.loads(native(site, "--json").stdout)
-    assert Path(facts["path"]) == site / "l4export_native" == Path(native(site, "--path").stdout.strip())
+def test_its_paths_are_there(site: dict[str, str]) -> None:
+    facts = json.loads(native(site, "--json"))
     assert (Path(facts["include"]) / "l4export.h").is_file() and Path(facts["library"]).is_file()
     assert (Path(facts["path"]) / "lib/cmake/l4export/l4exportConfig.cmake").is_file()
     assert Path(facts["onnxruntime"]).is_file()
-    assert native(site, "--onnxruntime").stdout.strip() == facts["onnxruntime"]
-    shown = native(site).stdout
-    assert all(str(facts[name]) in shown for name in ("path", "include", "library", "l4run", "onnxruntime"))
+    assert native(site, "--path", "--onnxruntime") == f"{facts['path']} {facts['onnxruntime']}"
+    assert all(str(facts[name]) in native(site) for name in ("path", "include", "library", "l4run", "onnxruntime"))
 
 
 @pytest.mark.parametrize("package", [None, "without a library"])
 def test_without_the_library_it_says_how_to_get_it(tmp_path: Path, package: str | None) -> None:
+    """A wheel that was built without a compiler has no library."""
     if package:
         shutil.copytree(SOURCE / "python/l4export_native", tmp_path / "l4export_native")
-    done = native(tmp_path, "--path")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import l4export.cli; l4export.cli.main(['native'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.count("\n") == 1 and "pip install ./runtimes/cpp" in done.stderr

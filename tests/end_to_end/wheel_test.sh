@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the wheel, installs it with the extra `cpu` alone in a fresh environment, and uses it far from the checkout.
+# Builds the wheels, installs them with the extra `cpu` alone in a fresh environment, and uses them far from the checkout.
 # No torch there: building and running an engine must not need it.
 set -euo pipefail
 repository=$(cd "$(dirname "$0")/../.." && pwd)
@@ -10,6 +10,9 @@ trap 'rm -rf "$work"' EXIT
 python3.11 -m venv "$work/venv"
 wheel=$(ls "$work"/dist/*.whl)
 "$work/venv/bin/pip" install --quiet --constraint "$repository/constraints.txt" "$wheel[cpu]"
+headers=$repository/build/onnxruntime-headers
+"$repository/runtimes/cpp/onnxruntime_headers.sh" "$headers"
+ONNXRUNTIME_INCLUDE_DIR=$headers/usr/include/onnxruntime "$work/venv/bin/pip" install --quiet "$repository/runtimes/cpp"
 cd "$work"
 cat >use.py <<'PYTHON'
 import importlib.metadata
@@ -36,8 +39,10 @@ l4export=$work/venv/bin/l4export
 "$l4export" inspect engine --json >/dev/null
 "$l4export" run engine --token-ids 1,2,3 --max-new-tokens 8
 "$work/venv/bin/python" use.py
+"$work/venv/bin/l4run" engine --token-ids 1,2,3 --max-new-tokens 8
+test -f "$("$l4export" native --path)/include/l4export.h"
 digest='from l4export.compiler.provenance import program_digest; print(program_digest())'
 installed=$("$work/venv/bin/python" -c "$digest")
 checkout=$(cd "$repository" && "${VENV:-.venv}/bin/python" -c "$digest")
 test "$installed" = "$checkout" || { echo "program digest: wheel $installed, checkout $checkout"; exit 1; }
-echo "wheel: installed and used without torch"
+echo "wheels: installed and used without torch"

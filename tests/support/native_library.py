@@ -7,14 +7,18 @@ import ctypes
 import fcntl
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnxruntime
+
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "runtimes/cpp"
 HEADERS = ROOT / "build/onnxruntime-headers"
+ONNXRUNTIME = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
 STRICT = "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"
 
 
@@ -43,12 +47,28 @@ def sanitized_native() -> Path:
     return build_native("native-sanitized", "-DL4EXPORT_TESTS=ON", "-DL4EXPORT_SANITIZE=address,undefined")
 
 
+def native_site(directory: Path) -> dict[str, str]:
+    """Install the package l4export-native into `directory` as its wheel would be, with `l4export` and `l4run` in bin/.
+
+    Returns the variables of an environment that finds all of it.
+    """
+    package, programs = directory / "l4export_native", directory / "bin"
+    shutil.copytree(SOURCE / "python/l4export_native", package)
+    run("cmake", "--install", build_native(), "--prefix", package)
+    programs.mkdir()
+    for name, code in (("l4export", "l4export.cli.main()"), ("l4run", "l4export_native.run_l4run()")):
+        program = programs / name
+        program.write_text(f"#!{sys.executable}\nimport l4export.cli, l4export_native\n{code}\n")
+        program.chmod(0o755)
+    python_path = os.pathsep.join([str(directory), *filter(None, sys.path)])
+    return {"PYTHONPATH": python_path, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+
+
 def run(*command: str | Path, cwd: Path | None = None, **variables: str) -> str:
     """What a command prints; cmake and ninja are those of this environment. AssertionError if it fails."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, "PATH": path, **variables}, capture_output=True, text=True, check=False
-    )
+    environment = {**os.environ, "PATH": path, **variables}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.returncode}: {done.stdout[-4000:]}{done.stderr[-4000:]}"
     return done.stdout
 

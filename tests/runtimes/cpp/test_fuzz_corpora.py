@@ -1,4 +1,4 @@
-"""Every fuzz target over its corpus, over the beginnings of its files and over copies with a changed byte, sanitized."""
+"""Every fuzz target over its corpus, over beginnings of its files and over copies with a changed byte, sanitized."""
 
 from __future__ import annotations
 

@@ -37,7 +37,11 @@ extern "C" l4_status l4_tokenizer_open(const char* directory, l4_tokenizer** out
     given(out, "out");
     const std::string where = &given(directory, "directory");
     const text::TextFiles files = text::read_text_files(where);
-    *out = new l4_tokenizer{text::Tokenizer::open(where, files)};
+    const auto tokenizer = text::Tokenizer::open(where, files);
+    text::NamedTexts seen;  // by templates
+    if (tokenizer->pad_token()) seen.emplace_back("pad_token", *tokenizer->pad_token());
+    seen.insert(seen.end(), files.special_tokens.begin(), files.special_tokens.end());
+    *out = new l4_tokenizer{tokenizer, std::make_shared<const chat::ChatTemplates>(files.chat_templates, seen)};
   });
 }
 

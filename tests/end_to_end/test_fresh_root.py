@@ -1,0 +1,51 @@
+"""A fresh Debian 12 with a compiler and CMake builds and runs the C++ examples by the commands of their pages.
+
+There is no Python in it. Brought along are what the pages take from elsewhere: an engine, and ONNX Runtime's library.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from example_pages import commands, packages
+from native_library import ONNXRUNTIME, run
+
+import l4export
+from workshop import ROOT
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root"),
+    pytest.mark.skipif(shutil.which("debootstrap") is None, reason="apt-get install debootstrap"),
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The root, with the repository in /l4export."""
+    root = tmp_path_factory.mktemp("debian")
+    run("debootstrap", "--variant=minbase", "bookworm", root)
+    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    files = run("git", "ls-files", "runtimes/cpp", "examples", cwd=ROOT).splitlines()
+    for file in files:
+        (root / "l4export" / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, root / "l4export" / file)
+    l4export.build(ROOT / "examples/kjv/model", root / "l4export/engines/kjv")
+    shutil.copy(ONNXRUNTIME, root / "usr/local/lib/libonnxruntime.so.1")
+    in_root(root, "ldconfig")
+    yield root
+    shutil.rmtree(root)
+
+
+def in_root(root: Path, commands: str) -> str:
+    return run("chroot", root, "sh", "-ec", f"cd /l4export; {commands}", PATH="/usr/sbin:/usr/bin:/sbin:/bin")
+
+
+def test_cpp_embed(root: Path) -> None:
+    in_root(root, f"apt-get -qq update; apt-get -qq install {' '.join(packages('cpp_embed'))}")
+    said = [in_root(root, block) for block in commands("cpp_embed")][-1]
+    assert "In the beginning" in said and len(said.splitlines()[-1].split()) > 20
