@@ -159,7 +159,7 @@ L4_API void l4_tokenizer_close(l4_tokenizer* tokenizer);
 typedef struct l4_tokenizer_info {
   size_t size;
   int32_t has_chat_template; /* whether a chat can be rendered */
-  int32_t writes_user_text;  /* whether the default chat template writes what a user says */
+  int32_t writes_user_text;  /* whether the default one writes what a user says; what it leaves out would be lost */
 } l4_tokenizer_info;
 
 L4_API l4_status l4_tokenizer_get_info(const l4_tokenizer* tokenizer, l4_tokenizer_info* info);
