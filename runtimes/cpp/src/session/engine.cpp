@@ -2,10 +2,12 @@
 
 #include <utility>
 
+#include "cache/cuda_decoder.hpp"
 #include "cache/host_decoder.hpp"
 #include "engine/file_checks.hpp"
 #include "onnxruntime/interface_check.hpp"
 #include "onnxruntime/portable.hpp"
+#include "session/composition_check.hpp"
 #include "session/saved_session.hpp"
 #include "session/vision_tower.hpp"
 #include "storage/files.hpp"
@@ -53,6 +55,27 @@ std::shared_ptr<const Decoder> open_on_host(const std::shared_ptr<const OnnxRunt
   return std::make_shared<HostDecoder>(session, std::move(provider), options.threads());
 }
 
+// On the first GPU, once it has computed the engine's check graph as the CPU did that built it: before the engine takes its
+// memory.
+std::shared_ptr<const Decoder> open_on_card(const std::shared_ptr<const OnnxRuntime>& runtime,
+                                            const std::string& directory, const engine::Manifest& manifest,
+                                            int threads) {
+  const engine::Graph& graph = manifest.decoder();
+  const auto cuda = open_card(*runtime, directory, graph.needs ? &*graph.needs : nullptr);
+  const auto text = [](Cuda::Version version) { return std::to_string(version.first) + "." + std::to_string(version.second); };
+  const VerdictKey installation{{"card", cuda->name()},
+                                {"capability", text(cuda->capability())},
+                                {"driver", "CUDA " + text(cuda->driver()) + " " + cuda->module()},
+                                {"onnxruntime", runtime->version()},
+                                {"l4export", L4EXPORT_VERSION}};
+  check_composition(directory, manifest, cuda_provider, installation,
+                    [&](const engine::Graph& check, const std::string& trace) {
+                      const auto session = open_on_cuda(runtime, directory, check, threads, trace);
+                      return TracedDecoder{session, std::make_shared<const CudaDecoder>(session, cuda)};
+                    });
+  return std::make_shared<const CudaDecoder>(open_on_cuda(runtime, directory, graph, threads), cuda);
+}
+
 }  // namespace
 
 Engine::Engine(std::string directory, const EngineOptions& options) : directory_(std::move(directory)) {
@@ -64,12 +87,10 @@ Engine::Engine(std::string directory, const EngineOptions& options) : directory_
   engine::check_files(directory_, manifest);
   const auto runtime = OnnxRuntime::open(options.onnxruntime);
   const auto threads = static_cast<int>(options.threads);
-  if (manifest.decoder().runtime.provider == "cuda" && options.provider != "cpu") {
-    throw environment_lacks(directory_ + ": is for a GPU, on which this library does not run engines yet; run it from "
-                                         "Python, or open it with the provider \"cpu\"");
-  }
-  parts_.decoder = open_on_host(runtime, directory_, manifest, threads);
-  if (manifest.vision) {
+  const bool on_card = manifest.decoder().runtime.provider == "cuda" && options.provider != "cpu";
+  parts_.decoder = on_card ? open_on_card(runtime, directory_, manifest, threads)
+                           : open_on_host(runtime, directory_, manifest, threads);
+  if (manifest.vision) {  // on the CPU, whatever executes the decoder: the numbers by which a GPU's tower is judged
     parts_.features = std::make_shared<ImageFeatures>(
         std::make_unique<const HostTower>(runtime, directory_, parts_.manifest, threads));
   }
