@@ -112,7 +112,9 @@ def test_a_batch(l4run: Path, engine: Path, tmp_path: Path) -> None:
     assert rows[0]["token_ids"] == alone["token_ids"] != rows[2]["token_ids"]
     lines = run(l4run, engine, "--batch", file, *sampled, "--threads", 1).stdout.splitlines()
     by_row = {line["row"]: line for line in map(json.loads, lines)}
-    assert {row: {**line} for row, line in by_row.items()} == {row: {"row": row, **each} for row, each in enumerate(rows)}
+    assert {row: {**line} for row, line in by_row.items()} == {
+        row: {"row": row, **each} for row, each in enumerate(rows)
+    }
     for text, message in (
         ("", "has no prompt"),
         ('{"prompt": 3}', "line 1: give one of"),
@@ -154,7 +156,9 @@ class TestRefusals:
         assert "ENGINE is missing" in refused(l4run, "--prompt", "a")
         assert str(tmp_path) in refused(l4run, tmp_path, "--prompt", "a")
 
-    @pytest.mark.parametrize("options", [("--temperature", "-1"), ("--top-k", "-1"), ("--top-p", "0"), ("--min-p", "2")])
+    @pytest.mark.parametrize(
+        "options", [("--temperature", "-1"), ("--top-k", "-1"), ("--top-p", "0"), ("--min-p", "2")]
+    )
     def test_sampling(self, l4run: Path, engine: Path, options: Sequence[str]) -> None:
         name = options[0].removeprefix("--").replace("-", "_")
         assert refused(l4run, engine, "--prompt", "a", *options).startswith(f"{name} is ")
@@ -164,7 +168,11 @@ class TestRefusals:
         assert "shorten the prompt" in refused(l4run, engine, "--token-ids", ",".join(["1"] * 257))
 
     def test_text_that_is_no_utf8(self, l4run: Path, engine: Path) -> None:
-        for arguments in ([engine, "--prompt", b"a\xff"], [engine, "--prompt", "a", "--stop", b"\xc3"], [b"\xff", "--raw"]):
+        for arguments in (
+            [engine, "--prompt", b"a\xff"],
+            [engine, "--prompt", "a", "--stop", b"\xc3"],
+            [b"\xff", "--raw"],
+        ):
             done = subprocess.run([l4run, *arguments], capture_output=True, text=True, check=False)
             assert done.returncode == 2 and done.stdout == ""
             assert "is no valid UTF-8" in done.stderr and done.stderr.count("\n") == 1
@@ -251,9 +259,17 @@ class TestImages:
         found, due = answer(l4run, sees, *options), python_answer(sees, *options)
         assert [found[name] for name in COMMON[:5]] == [due[name] for name in COMMON[:5]]
         assert found["images"] == due["images"]
-        chat = [{"role": "user", "content": [{"type": "image", "path": "a.ppm"}, {"type": "text", "text": "What is there?"}]}]
+        chat = [
+            {
+                "role": "user",
+                "content": [{"type": "image", "path": "a.ppm"}, {"type": "text", "text": "What is there?"}],
+            }
+        ]
         (tmp_path / "chat.json").write_text(json.dumps(chat))
-        assert answer(l4run, sees, "--chat", tmp_path / "chat.json", "--max-new-tokens", 8)["token_ids"] == due["token_ids"]
+        assert (
+            answer(l4run, sees, "--chat", tmp_path / "chat.json", "--max-new-tokens", 8)["token_ids"]
+            == due["token_ids"]
+        )
 
     @pytest.mark.parametrize(
         ("data", "message"),
