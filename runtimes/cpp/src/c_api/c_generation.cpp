@@ -85,7 +85,7 @@ extern "C" void l4_generation_close(l4_generation* generation) { delete generati
 extern "C" l4_status l4_session_generate(l4_session* session, const l4_prompt* prompts, size_t count,
                                          const l4_generate_options* options, l4_on_token on_token, void* user) {
   return guarded([&] {
-    given(on_token, "on_token");
+    if (on_token == nullptr) throw bad_input("on_token is NULL");
     const Session::Call call(*given(session, "session").session, "generate");
     Generation generation = started(session, prompts, count, options);
     for (const std::vector<l4_token>* chosen = &generation.step(call); !chosen->empty(); chosen = &generation.step(call)) {
