@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from native_library import ROOT, NativeError, build_native
-from native_session import ONNXRUNTIME, NativeEngine
+from native_library import ONNXRUNTIME, ROOT, NativeError, build_native
+from native_session import NativeEngine
 from session_twins import Twins, conversation
 
 from l4export import runtimes
