@@ -55,8 +55,8 @@ The engine:
   --version                 Print the version.
   -h, --help                Print this.
 
-Exit codes: 0 done; 1 verification failed; 2 bad usage or bad input; 3 the environment lacks a library, provider or driver;
-4 reading or writing failed; 130 interrupted; 141 nobody reads the output.
+Exit codes: 0 done; 1 verification failed; 2 bad usage or bad input; 3 the environment lacks a library, provider or
+driver; 4 reading or writing failed; 130 interrupted; 141 nobody reads the output.
 )";
 
 [[noreturn]] void refuse(const std::string& message) { throw l4export::Error(L4_BAD_INPUT, message); }
