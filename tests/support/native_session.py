@@ -10,11 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from native_library import check, native_library
-
-ONNXRUNTIME = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
-"""The library in Python's package, which both runtimes then use."""
+from native_library import ONNXRUNTIME, check, native_library
 
 
 class EngineOptions(ctypes.Structure):

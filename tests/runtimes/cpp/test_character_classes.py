@@ -47,6 +47,11 @@ def test_some_characters() -> None:
         assert {ord(one) for one in others} == {point for point in points if not table[point] & bit}, expression
 
 
+def test_every_letter_is_upper_or_lower() -> None:
+    """Llama 4's pattern takes letters by these two: one that is neither would never end a word."""
+    assert [point for point, bits in enumerate(_classes()) if bits & 1 and not bits & 24] == []
+
+
 @pytest.mark.slow
 def test_the_whole_table() -> None:
     written = io.StringIO()

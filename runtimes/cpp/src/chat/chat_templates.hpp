@@ -34,6 +34,10 @@ class ChatTemplates {
   // parts that it would leave out.
   std::string render(const Chat& chat) const;
 
+  bool empty() const { return entries_.empty(); }  // whether there is no template
+  // Whether the default template writes what a user says, in any form; one that cannot be run says why when it is.
+  bool writes_user_text() const;
+
  private:
   struct Entry;
 
