@@ -1,6 +1,6 @@
 """The native runtime's table of characters, written from what Python itself knows of them.
 
-    python tests/support/native_characters.py runtimes/cpp/src/chat/character_table.hpp
+python tests/support/native_characters.py runtimes/cpp/src/chat/character_table.hpp
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def table() -> str:
     ]
     for name, change in CASES.items():
         short, long = _changes(change)
-        lines += _array("CaseRange", f"k{name.title()}Ranges", [f"{{{a:#x}, {b:#x}, {s}, {d}}}" for a, b, s, d in short])
+        lines += _array(
+            "CaseRange", f"k{name.title()}Ranges", [f"{{{a:#x}, {b:#x}, {s}, {d}}}" for a, b, s, d in short]
+        )
         lines += _array("LongCase", f"k{name.title()}Long", [f"{{{c:#x}, {{{', '.join(to)}}}}}" for c, to in long])
     return "\n".join([*lines, "// clang-format on", "", "}  // namespace l4::chat", ""])
 

@@ -34,9 +34,14 @@ class ChatTemplates {
   // parts that it would leave out.
   std::string render(const Chat& chat) const;
 
+  bool empty() const { return entries_.empty(); }
+  // Whether the default template writes what a user says, in any form; not where there is none that can be used.
+  bool writes_user_text() const;
+
  private:
   struct Entry;
 
+  const Entry* find(std::string_view name) const;
   const Entry& choose(const std::optional<std::string>& name, bool with_tools) const;
   std::string run(const Entry& entry, const Chat& chat) const;
 
