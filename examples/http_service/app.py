@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response
 
 from asked import Asked, Chat, Completion
 from gate import Gate
@@ -21,7 +21,7 @@ from l4export.runtimes.images.processor import ProcessedImages
 from l4export.runtimes.serving import Answer, Batcher, Overloaded
 from l4export.runtimes.text.codec import TextCodec
 from prometheus import exposition
-from streams import events
+from streams import EventStream
 from told import Teller, error_object, json_response
 
 Prompt = tuple[list[int], ProcessedImages | None]
@@ -61,10 +61,9 @@ class Service:
         teller = Teller(self.codec, is_chat, asked.model, fingerprint, tools)
         answers = self._submit(asked, prompts)
         if asked.stream:
-            stream = events(teller, answers, len(prompts), asked.tells_usage)
-            return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+            return EventStream(teller, answers, len(prompts), asked.tells_usage)
         gone = asyncio.create_task(_disconnect(request))
-        done = asyncio.gather(*(answer.wait_async() for answer in answers))
+        done = asyncio.create_task(_all_ended(answers))
         try:
             await asyncio.wait([gone, done], return_when=asyncio.FIRST_COMPLETED)
             if done.done():
@@ -178,6 +177,12 @@ def _prepare(service: Service, asked: Chat) -> Prompt:
 
 def _encode(service: Service, prompt: str | list[int]) -> list[int]:
     return service.codec.encode(prompt) if isinstance(prompt, str) else prompt
+
+
+async def _all_ended(answers: Sequence[Answer]) -> None:
+    """Return when every answer has ended. Raises `L4Error` for one that has failed."""
+    for answer in answers:
+        await answer
 
 
 async def _disconnect(request: Request) -> None:

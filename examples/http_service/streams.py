@@ -7,28 +7,52 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
 from l4export.errors import L4Error
 from l4export.runtimes.serving import Answer, Chosen
 from told import REASONS, Teller, error_object, usage
 
 
-async def events(teller: Teller, answers: Sequence[Answer], prompts: int, tells_usage: bool) -> AsyncIterator[str]:
-    """The chunks of all answers as they come. Answers that nobody reads any more are cancelled."""
+class EventStream(StreamingResponse):
+    """The chunks of all answers as they come. Answers that nobody reads any more are cancelled.
+
+    Args:
+        teller: Makes the objects.
+        answers: Those to each prompt, one behind the other.
+        prompts: How many prompts there are.
+        tells_usage: Whether the stream ends with the numbers of tokens.
+    """
+
+    def __init__(self, teller: Teller, answers: Sequence[Answer], prompts: int, tells_usage: bool) -> None:
+        events = _events(teller, answers, prompts, tells_usage)
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything, or as much as the client stays for."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for answer in self._answers:
+                answer.cancel()
+
+
+async def _events(teller: Teller, answers: Sequence[Answer], prompts: int, tells_usage: bool) -> AsyncIterator[str]:
     more = {"usage": None} if tells_usage else {}
     try:
         async for choice in _merged([_choices(teller, i, a) for i, a in enumerate(answers)]):
             yield _event(teller.chunk([choice], **more))
-        if any(answer.finish_reason == "cancelled" for answer in answers):
-            yield _event(error_object("the service is closing", "server_error", code="closing"))
-            return
-        if tells_usage:
-            yield _event(teller.chunk([], usage=usage(answers, prompts)))
-        yield "data: [DONE]\n\n"
     except L4Error as error:
         yield _event(error_object(str(error), "server_error"))
-    finally:
-        for answer in answers:
-            answer.cancel()
+        return
+    if any(answer.finish_reason == "cancelled" for answer in answers):
+        yield _event(error_object("the service is closing", "server_error", code="closing"))
+        return
+    if tells_usage:
+        yield _event(teller.chunk([], usage=usage(answers, prompts)))
+    yield "data: [DONE]\n\n"
 
 
 async def _choices(teller: Teller, index: int, answer: Answer) -> AsyncIterator[dict[str, Any]]:

@@ -86,7 +86,7 @@ class Answer:
         return self
 
     def __await__(self) -> Generator[Any, None, Answer]:
-        return self.wait_async().__await__()
+        return self._wait_async().__await__()
 
     def cancel(self) -> None:
         """Choose no further token: its row is free after the call that runs. Nothing happens to one that has ended."""
@@ -142,8 +142,7 @@ class Answer:
         if isinstance(self._end, L4Error):
             raise type(self._end)(str(self._end)) from self._end  # each reader has a traceback of its own
 
-    async def wait_async(self) -> Answer:
-        """Await that it has ended; otherwise as `wait`. `await answer` is the same."""
+    async def _wait_async(self) -> Answer:
         await self._ready_async(lambda: self.has_ended)
         self._raise_error()
         return self

@@ -184,8 +184,9 @@ class Batcher(Closing):
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._rows.requests or self._is_closing)
-            if not self.step() and self._is_closing:
-                return
+                if not (self._waiting or self._rows.requests):
+                    return
+            self.step()
 
     def _seat(self) -> None:
         """Let those who wait take the free rows, in their order."""

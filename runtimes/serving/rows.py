@@ -62,8 +62,8 @@ class Rows:
 
     @property
     def requests(self) -> list[Request]:
-        """Those that have a row."""
-        return [seat.request for seat in self._seats if seat.request is not None]
+        """Those that have a row; any thread may ask."""
+        return [request for seat in self._seats if (request := seat.request) is not None]
 
     def admit(self, request: Request) -> None:
         """Give a request a free row: one that its prompt continues, or else the one that was free for longest."""

@@ -118,8 +118,8 @@ std::string_view Reader::raw_number() {
 }
 
 std::int64_t Reader::integer() {
-  if (peek() != Kind::integer) fail("expected an integer");
   const std::string_view text = raw_number();
+  if (text.find_first_of(".eE") != std::string_view::npos) fail("expected an integer");
   std::int64_t value = 0;
   if (std::from_chars(text.data(), text.data() + text.size(), value).ec != std::errc()) fail("an integer beyond 64 bits");
   return value;
@@ -150,19 +150,23 @@ std::uint32_t Reader::hex4(std::size_t at) const {
 std::string_view Reader::string_view(std::string& scratch) {
   if (peek() != Kind::string) fail("expected a string");
   const std::size_t begin = ++at_;
-  bool plain = true, ascii = true;
+  bool plain = true;
+  unsigned char all = 0;  // of the string's bits
   while (true) {
     if (at_ >= text_.size()) fail("a string without end");
     const auto byte = static_cast<unsigned char>(text_[at_]);
+    all |= byte;
+    if (byte >= 0x20 && byte != '"' && byte != '\\') {
+      ++at_;
+      continue;
+    }
     if (byte == '"') break;
     if (byte < 0x20) fail("a control character in a string");
-    ascii &= byte < 0x80;
-    if (byte == '\\') {
-      plain = false;
-      if (++at_ >= text_.size()) fail("a string without end");
-    }
-    ++at_;
+    plain = false;
+    if (++at_ >= text_.size()) fail("a string without end");
+    all |= static_cast<unsigned char>(text_[at_++]);
   }
+  const bool ascii = all < 0x80;
   const std::string_view raw = text_.substr(begin, at_ - begin);
   const std::size_t end = at_ + 1;
   if (!ascii) {

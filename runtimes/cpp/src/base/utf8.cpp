@@ -1,5 +1,7 @@
 #include "base/utf8.hpp"
 
+#include <cstring>
+
 namespace l4::utf8 {
 
 namespace {
@@ -27,9 +29,23 @@ std::size_t sequence(std::string_view text, std::size_t at, std::size_t& part) {
 std::size_t first_invalid(std::string_view text) {
   std::size_t at = 0, part = 0;
   while (at < text.size()) {
-    const std::size_t length = sequence(text, at, part);
-    if (length == 0) return at;
-    at += length;
+    // most of most texts: eight bytes of ASCII, and characters of two bytes
+    std::uint64_t eight = ~std::uint64_t();
+    if (at + 8 <= text.size()) std::memcpy(&eight, text.data() + at, 8);
+    if ((eight & 0x8080808080808080u) == 0) {
+      at += 8;
+      continue;
+    }
+    const auto lead = static_cast<unsigned char>(text[at]);
+    if (lead < 0x80) {
+      ++at;
+    } else if (lead >= 0xC2 && lead < 0xE0 && at + 1 < text.size() && (text[at + 1] & 0xC0) == 0x80) {
+      at += 2;
+    } else {
+      const std::size_t length = sequence(text, at, part);
+      if (length == 0) return at;
+      at += length;
+    }
   }
   return npos;
 }

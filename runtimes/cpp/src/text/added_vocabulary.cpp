@@ -54,7 +54,7 @@ void AddedVocabulary::add(const std::vector<AddedToken>& tokens, Vocabulary& voc
     }
     std::int32_t id = vocabulary.find(token.content);
     if (id < 0) {
-      vocabulary.place(token.content, next);
+      vocabulary.add(token.content, next);
       id = static_cast<std::int32_t>(next++);
     }
     entries_.push_back({token, id, token.special});

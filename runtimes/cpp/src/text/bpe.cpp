@@ -15,6 +15,14 @@ std::size_t slots_for(std::size_t size) {
 
 }  // namespace
 
+Merges::Merges(const std::vector<Merge>& merges) : table_(merges.size()) {
+  for (const Merge& merge : merges) {
+    const auto is_it = [&](const Merge& one) { return one.left == merge.left && one.right == merge.right; };
+    Merge* known = table_.add(hash(merge.left, merge.right), merge, is_it);
+    if (known != nullptr) *known = merge;
+  }
+}
+
 WordEncoder::WordEncoder(const Bpe& model, std::vector<std::int32_t>& ids, std::size_t size)
     : model_(model), ids_(ids), seen_(slots_for(size)) {}
 
@@ -27,13 +35,14 @@ void WordEncoder::encode(std::string_view part) {
 }
 
 void WordEncoder::encode_word(std::string_view word) {
-  Seen& seen = seen_[hash_of(word) & (seen_.size() - 1)];
+  const std::uint64_t hash = hash_of(word);
+  Seen& seen = seen_[hash & (seen_.size() - 1)];
   if (seen.word == word) {
     for (std::size_t i = 0; i < seen.count; ++i) ids_.push_back(ids_[seen.first + i]);
     return;
   }
   const std::size_t first = ids_.size();
-  const std::int32_t whole = model_.whole_words_first ? model_.vocabulary.find_bytes(word) : -1;
+  const std::int32_t whole = model_.whole_words_first ? model_.vocabulary.find_bytes(word, hash) : -1;
   if (whole >= 0) {
     ids_.push_back(whole);
   } else {
@@ -45,7 +54,7 @@ void WordEncoder::encode_word(std::string_view word) {
 void WordEncoder::offer(std::int32_t at) {
   const std::int32_t next = symbols_[at].next;
   if (next < 0) return;
-  const Merge* merge = model_.merge_of(symbols_[at].id, symbols_[next].id);
+  const Merge* merge = model_.merges.find(symbols_[at].id, symbols_[next].id);
   if (merge != nullptr) candidates_.push_back({merge->rank_plus_1, at, merge});
 }
 

@@ -14,25 +14,37 @@ namespace l4::text {
 
 struct Merge {
   std::int32_t left = 0, right = 0;  // ids of two tokens
-  std::uint32_t rank_plus_1 = 0;      // 0: there is no such merge
-  std::int32_t id = 0;                // of the token that they make
+  std::uint32_t rank_plus_1 = 0;     // 0: there is no such merge
+  std::int32_t id = 0;               // of the token that they make
 
   bool empty() const { return rank_plus_1 == 0; }
-  std::uint64_t hash() const { return mix(static_cast<std::uint64_t>(left), static_cast<std::uint64_t>(right)); }
+};
+
+// Which pairs of tokens can be merged. Of a pair that is given twice, the last one counts.
+class Merges {
+ public:
+  Merges() = default;
+  explicit Merges(const std::vector<Merge>& merges);
+
+  const Merge* find(std::int32_t left, std::int32_t right) const {  // nullptr where there is none
+    return table_.find(hash(left, right), [&](const Merge& one) { return one.left == left && one.right == right; });
+  }
+
+ private:
+  static std::uint64_t hash(std::int32_t left, std::int32_t right) {
+    return mix(static_cast<std::uint64_t>(left), static_cast<std::uint64_t>(right));
+  }
+
+  HashTable<Merge> table_;
 };
 
 // A model: what words are, and which tokens they become.
 struct Bpe {
   Vocabulary vocabulary;
-  HashTable<Merge> merges;
+  Merges merges;
   Splitter splitter = split_nowhere;
-  bool whole_words_first = false;           // a word that is a token is not merged from its bytes ("ignore_merges")
-  std::array<std::int32_t, 256> bytes{};    // the token of each byte; -1: it has none and is left out
-
-  const Merge* merge_of(std::int32_t left, std::int32_t right) const {
-    const Merge wanted{left, right, 0, 0};
-    return merges.find(wanted.hash(), [&](const Merge& one) { return one.left == left && one.right == right; });
-  }
+  bool whole_words_first = false;         // a word that is a token is not merged from its bytes ("ignore_merges")
+  std::array<std::int32_t, 256> bytes{};  // the token of each byte; -1: it has none and is left out
 };
 
 // Encodes parts of one text.

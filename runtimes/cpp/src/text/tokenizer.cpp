@@ -60,6 +60,7 @@ std::vector<std::string> control_tokens(const TextFiles& files, const AddedVocab
   std::vector<std::string> written;
   for (const AddedVocabulary::Entry& entry : added.entries()) {
     const std::string& content = entry.token.content;
+    if (entry.token.special) continue;  // it is text anyway
     const bool is_written = std::any_of(files.chat_templates.begin(), files.chat_templates.end(), [&](const auto& one) {
       return one.second.find(content) != std::string::npos;
     });
@@ -73,12 +74,7 @@ std::vector<std::string> control_tokens(const TextFiles& files, const AddedVocab
 std::shared_ptr<const Tokenizer> Tokenizer::open(const std::string& directory, const TextFiles& files) {
   const std::string path = storage::in_directory(directory, "tokenizer.json");
   if (!storage::regular_size(path)) throw bad_input(directory + ": has no tokenizer.json, which text and stop strings need");
-  TokenizerFile file = read_tokenizer_file(path);
-  try {
-    return std::make_shared<const Tokenizer>(std::move(file), files);
-  } catch (const Refusal& refusal) {
-    throw bad_input(path + ": " + refusal.reason);
-  }
+  return std::make_shared<const Tokenizer>(read_tokenizer_file(path), files);
 }
 
 Tokenizer::Tokenizer(TokenizerFile file, const TextFiles& files)
@@ -87,8 +83,12 @@ Tokenizer::Tokenizer(TokenizerFile file, const TextFiles& files)
       after_(std::move(file.after)),
       pad_token_(std::move(file.pad_token)),
       special_as_text_(files.special_as_text) {
-  added_.add(file.added, model_.vocabulary);
-  added_.add(fresh_tokens(files.added, added_), model_.vocabulary);
+  try {
+    added_.add(file.added, model_.vocabulary);
+    added_.add(fresh_tokens(files.added, added_), model_.vocabulary);
+  } catch (const Refusal& refusal) {
+    throw bad_input(file.path + ": " + refusal.reason);
+  }
   for (const AddedVocabulary::Entry& entry : added_.entries()) {
     const std::uint8_t flags = (entry.was_special ? kSkipped : 0) | (entry.token.special ? kTextless : 0);
     if (flags == 0) continue;

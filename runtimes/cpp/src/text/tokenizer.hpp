@@ -28,6 +28,7 @@ class Tokenizer {
   // L4_STORAGE for one that cannot be read.
   static std::shared_ptr<const Tokenizer> open(const std::string& directory, const TextFiles& files);
 
+  // Raises Error (L4_BAD_INPUT) for added tokens that cannot be.
   Tokenizer(TokenizerFile file, const TextFiles& files);
 
   // The ids of a text. `add_special`: with what the tokenizer adds to one; `special_as_text`: special tokens that the text

@@ -195,13 +195,14 @@ void read_model_setting(std::string_view key, json::Reader& reader, ModelSetting
 void read_vocabulary(json::Reader& reader, Vocabulary& vocabulary) {
   if (reader.peek() != Kind::object) throw unsupported("a vocabulary that is not that of BPE");
   reader.object([&](std::string_view token) { vocabulary.add(token, reader.integer()); });
+  vocabulary.index();
 }
 
 class MergeReader {
  public:
-  explicit MergeReader(Bpe& model) : model_(model) {}
+  explicit MergeReader(const Vocabulary& vocabulary) : vocabulary_(vocabulary) {}
 
-  void read(json::Reader& reader) {
+  std::vector<Merge> read(json::Reader& reader) {
     std::string scratch;
     Kind kind = Kind::null;  // of all items
     reader.array([&] {
@@ -216,9 +217,19 @@ class MergeReader {
       if (count != 2) throw damaged("a merge is not of two tokens");
       add(parts_[0], parts_[1]);
     });
+    resolve();
+    return std::move(merges_);
   }
 
  private:
+  // The bytes of two tokens, one behind the other in bytes_, which are looked up together with others.
+  struct Pending {
+    std::size_t begin, cut, end;
+    std::uint32_t rank_plus_1;
+    std::uint64_t hashes[3];  // left, right, both
+  };
+  static constexpr std::size_t kTogether = 64;
+
   // The older form: "left right"
   void read_line(std::string_view line) {
     if (line.substr(0, 8) == "#version") return;
@@ -231,48 +242,63 @@ class MergeReader {
 
   void add(std::string_view left, std::string_view right) {
     ++rank_;
-    Merge merge;
-    bytes_.clear();
+    Pending pending{bytes_.size(), 0, 0, rank_, {}};
     const bool left_is_bytes = spelled_bytes(left, bytes_);
-    const std::size_t cut = bytes_.size();
-    if (!left_is_bytes || !spelled_bytes(right, bytes_)) return add_unreachable(left, right);
-    const Vocabulary& vocabulary = model_.vocabulary;
-    merge.left = vocabulary.find_bytes(std::string_view(bytes_).substr(0, cut));
-    merge.right = vocabulary.find_bytes(std::string_view(bytes_).substr(cut));
-    // several merges in a row often make the same token
-    merge.id = last_ >= 0 && vocabulary.bytes(last_) == bytes_ ? last_ : vocabulary.find_bytes(bytes_);
-    if (merge.left < 0 || merge.right < 0 || merge.id < 0) refuse(left, right);
-    last_ = merge.id;
-    merge.rank_plus_1 = rank_;
-    Merge* known = model_.merges.find(merge.hash(), [&](const Merge& one) {
-      return one.left == merge.left && one.right == merge.right;
-    });
-    if (known != nullptr) {
-      known->rank_plus_1 = rank_;  // the last one counts
-    } else {
-      model_.merges.add(merge);
+    pending.cut = bytes_.size();
+    if (!left_is_bytes || !spelled_bytes(right, bytes_)) {
+      bytes_.resize(pending.begin);
+      return check_unreachable(left, right);
     }
+    pending.end = bytes_.size();
+    pending_.push_back(pending);
+    if (pending_.size() == kTogether) resolve();
   }
 
   // Tokens that no bytes spell come from no text; they must be in the vocabulary all the same.
-  void add_unreachable(std::string_view left, std::string_view right) const {
-    const Vocabulary& vocabulary = model_.vocabulary;
+  void check_unreachable(std::string_view left, std::string_view right) const {
     const std::string both = std::string(left).append(right);
-    if (vocabulary.find(left) < 0 || vocabulary.find(right) < 0 || vocabulary.find(both) < 0) refuse(left, right);
+    if (vocabulary_.find(left) < 0 || vocabulary_.find(right) < 0 || vocabulary_.find(both) < 0) refuse(left, right);
+  }
+
+  // Look up what waits. The memory of all of it is asked for first, so that it is waited for once.
+  void resolve() {
+    const std::string_view bytes = bytes_;
+    const auto part = [&](const Pending& pending, int which) {
+      const std::size_t begin = which == 1 ? pending.cut : pending.begin, end = which == 0 ? pending.cut : pending.end;
+      return bytes.substr(begin, end - begin);
+    };
+    for (Pending& pending : pending_) {
+      for (int which = 0; which < 3; ++which) {
+        pending.hashes[which] = hash_of(part(pending, which));
+        vocabulary_.prefetch(pending.hashes[which]);
+      }
+    }
+    for (const Pending& pending : pending_) {
+      const auto find = [&](int which) { return vocabulary_.find_bytes(part(pending, which), pending.hashes[which]); };
+      const Merge merge{find(0), find(1), pending.rank_plus_1, find(2)};
+      if (merge.left < 0 || merge.right < 0 || merge.id < 0) {
+        refuse(spelling_of(part(pending, 0)), spelling_of(part(pending, 1)));
+      }
+      merges_.push_back(merge);
+    }
+    pending_.clear();
+    bytes_.clear();
   }
 
   [[noreturn]] static void refuse(std::string_view left, std::string_view right) {
     throw damaged("the merge of " + quoted(left) + " and " + quoted(right) + " names a token that the vocabulary lacks");
   }
 
-  Bpe& model_;
+  const Vocabulary& vocabulary_;
+  std::vector<Merge> merges_;
+  std::vector<Pending> pending_;
   std::string bytes_, parts_[2];
   std::uint32_t rank_ = 0;
-  std::int32_t last_ = -1;
 };
 
 void read_model(json::Reader& reader, Bpe& model) {
   ModelSettings settings;
+  std::vector<Merge> merges;
   std::string_view early_merges;  // if they come before the vocabulary
   bool has_vocabulary = false, has_merges = false;
   reader.object([&](std::string_view key) {
@@ -281,8 +307,11 @@ void read_model(json::Reader& reader, Bpe& model) {
       read_vocabulary(reader, model.vocabulary);
     } else if (key == "merges") {
       if (std::exchange(has_merges, true)) throw damaged("its model has two lists of merges");
-      if (has_vocabulary) return MergeReader(model).read(reader);
-      early_merges = reader.skip();
+      if (has_vocabulary) {
+        merges = MergeReader(model.vocabulary).read(reader);
+      } else {
+        early_merges = reader.skip();
+      }
     } else {
       read_model_setting(key, reader, settings);
     }
@@ -290,9 +319,10 @@ void read_model(json::Reader& reader, Bpe& model) {
   if (settings.type != "BPE") throw unsupported("the model " + quoted(settings.type));
   if (!has_vocabulary || !has_merges) throw damaged("its model lacks vocab or merges");
   if (!early_merges.empty()) {
-    json::Reader merges(early_merges, reader.where(), {kMostBytes});
-    MergeReader(model).read(merges);
+    json::Reader again(early_merges, reader.where(), {kMostBytes});
+    merges = MergeReader(model.vocabulary).read(again);
   }
+  model.merges = Merges(merges);
   model.whole_words_first = settings.whole_words_first;
   for (int byte = 0; byte < 256; ++byte) {
     const char one = static_cast<char>(byte);
@@ -342,13 +372,16 @@ TokenizerFile read(std::string_view text, const std::string& path) {
 
 }  // namespace
 
-TokenizerFile read_tokenizer_file(const std::string& path) {
-  const std::string text = storage::read_small(path, kMostBytes, "restore or remove it");
+TokenizerFile parse_tokenizer_file(std::string_view text, const std::string& path) {
   try {
     return read(text, path);
   } catch (const Refusal& refusal) {
     throw bad_input(path + ": " + refusal.reason);
   }
+}
+
+TokenizerFile read_tokenizer_file(const std::string& path) {
+  return parse_tokenizer_file(storage::read_small(path, kMostBytes, "restore or remove it"), path);
 }
 
 }  // namespace l4::text

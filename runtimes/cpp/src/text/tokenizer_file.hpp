@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "text/added_tokens.hpp"
@@ -22,5 +23,8 @@ struct TokenizerFile {
 // Raises Error: L4_BAD_INPUT for a file that is missing, damaged, or says what is not known here; L4_STORAGE for one that
 // cannot be read.
 TokenizerFile read_tokenizer_file(const std::string& path);
+
+// The same for the content of a file. Raises Error (L4_BAD_INPUT).
+TokenizerFile parse_tokenizer_file(std::string_view text, const std::string& path);
 
 }  // namespace l4::text

@@ -14,18 +14,20 @@ constexpr std::int64_t kHighestId = 1 << 24;  // of a token; tables are as long 
 
 class Vocabulary {
  public:
-  // A token of the model, as it is spelled in the vocabulary. Raises Refusal where the token or its id is
-  // there already, or the id is negative or too high.
+  // A token as it is spelled in the vocabulary. Raises Refusal where its id is another token's, negative or too high.
   void add(std::string_view spelled, std::int64_t id);
 
-  // The text of an id that is not the model's. It is decoded, and not found by `find`. Raises as `add`.
-  void place(std::string_view spelled, std::int64_t id);
+  // Have all tokens found that were added so far; those that are added later are decoded alone. Raises Refusal where two
+  // of them are the same.
+  void index();
 
-  std::int32_t find_bytes(std::string_view bytes) const;  // the token with these bytes; -1: there is none
-  std::int32_t find(std::string_view spelled) const;      // the token of that spelling; -1: there is none
+  std::int32_t find_bytes(std::string_view bytes, std::uint64_t hash) const;  // the token with these bytes; -1: none has
+  std::int32_t find_bytes(std::string_view bytes) const { return find_bytes(bytes, hash_of(bytes)); }
+  std::int32_t find(std::string_view spelled) const;  // the token of that spelling; -1: there is none
+  void prefetch(std::uint64_t hash) const { table_.prefetch(hash); }
 
-  std::size_t size() const { return count_; }                  // tokens of the model
-  std::size_t ids() const { return tokens_.size(); }           // the highest id + 1
+  std::size_t size() const { return indexed_; }       // tokens that can be found
+  std::size_t ids() const { return tokens_.size(); }  // the highest id + 1
   bool has(std::int64_t id) const { return id >= 0 && static_cast<std::size_t>(id) < ids() && tokens_[id].begin != kNone; }
 
   // Of an id that it has: the bytes that decoding gives, and the token's spelling.
@@ -42,21 +44,24 @@ class Vocabulary {
     std::uint32_t plain : 1;  // its characters do not all stand for bytes: the spelling itself is kept
     Token() : size(0), plain(0) {}
   };
+  // Short tokens are told apart without looking elsewhere.
   struct Slot {
-    std::uint32_t high = 0;     // of the hash: most others are told apart by it
+    std::uint64_t head = 0;
     std::int32_t id_plus_1 = 0;
+    std::uint32_t size_and_plain = 0;
     bool empty() const { return id_plus_1 == 0; }
-    std::uint64_t hash() const { return static_cast<std::uint64_t>(high) << 32; }
   };
-  using Table = HashTable<Slot>;
-
-  Token store(std::string_view spelled, std::int64_t id);
-  std::int32_t find_in(const Table& table, std::string_view bytes) const;
+  static Slot slot_of(std::string_view bytes, bool plain, std::int64_t id);
+  bool is_it(const Slot& slot, const Slot& wanted, std::string_view bytes) const {
+    return slot.head == wanted.head && slot.size_and_plain == wanted.size_and_plain &&
+           (bytes.size() <= 8 || this->bytes(slot.id_plus_1 - 1) == bytes);
+  }
+  std::int32_t find_in_table(std::string_view bytes, bool plain, std::uint64_t hash) const;
 
   std::string bytes_;
   std::vector<Token> tokens_;  // by id
-  Table by_bytes_, by_plain_spelling_;
-  std::size_t count_ = 0;
+  HashTable<Slot> table_;
+  std::size_t count_ = 0, indexed_ = 0;
 };
 
 }  // namespace l4::text
