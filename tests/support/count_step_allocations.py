@@ -24,6 +24,7 @@ def mapped(name: str) -> tuple[int, int]:
 engine, counter = sys.argv[1], ctypes.CDLL(sys.argv[2])
 counter.largest_allocation.restype = ctypes.c_size_t
 session = NativeEngine(engine).session(32)
+counter.begin_counting(ctypes.c_void_p(0), ctypes.c_void_p(0))
 session.append([[1, 2, 3], [4, 5]], last_only=True)
 size = ctypes.sizeof(RowTokens)
 ids = array(ctypes.c_int32, [7, 8])
@@ -38,7 +39,6 @@ def step() -> None:
     check(library().l4_session_append(session.handle, tokens, two, 1, ctypes.byref(logits), ctypes.byref(positions)))
 
 
-counter.begin_counting(ctypes.c_void_p(0), ctypes.c_void_p(0))
 step()
 largest = counter.largest_allocation()
 counter.begin_counting(ctypes.c_void_p(first), ctypes.c_void_p(last))

@@ -156,6 +156,14 @@ typedef struct l4_tokenizer l4_tokenizer;
 L4_API l4_status l4_tokenizer_open(const char* directory, l4_tokenizer** out);
 L4_API void l4_tokenizer_close(l4_tokenizer* tokenizer);
 
+typedef struct l4_tokenizer_info {
+  size_t size;
+  int32_t has_chat_template; /* whether a chat can be rendered */
+  int32_t writes_user_text;  /* whether the default one writes what a user says; what it leaves out would be lost */
+} l4_tokenizer_info;
+
+L4_API l4_status l4_tokenizer_get_info(const l4_tokenizer* tokenizer, l4_tokenizer_info* info);
+
 #define L4_ADD_SPECIAL_TOKENS 1u     /* what the tokenizer adds to a text (Llama 4: begin of text) */
 #define L4_SPECIAL_TOKENS_AS_TEXT 2u /* special tokens that the text spells out stay text */
 
@@ -308,7 +316,7 @@ typedef struct l4_token { /* a token that was chosen */
   int32_t id;
   const char* text; /* what it completes; nothing without a tokenizer */
   size_t text_bytes;
-  const char* finish_reason; /* "stop token", "stop string", "max_new_tokens", "max_context", "callback"; NULL: it goes on */
+  const char* finish_reason; /* "stop token", "stop string", "max_new_tokens", "max_context"; NULL: it goes on */
   double logprob;            /* where they were asked for */
   const l4_logprob* top;
   size_t top_count;

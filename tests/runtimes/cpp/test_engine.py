@@ -28,7 +28,8 @@ BAD_INPUT, ENVIRONMENT, VERIFICATION_FAILED = 2, 3, 1
 
 def test_what_an_engine_tells(workshop: Workshop) -> None:
     path = workshop.engine_path("scout", "chunked")
-    engine, manifest, info = NativeEngine(path, threads=2), load_manifest(path), NativeEngine(path, threads=2).info
+    engine, manifest = NativeEngine(path, threads=2), load_manifest(path)
+    info = engine.info
     assert engine.manifest == (path / "manifest.json").read_text()
     assert (info.vocab_size, info.max_context, info.prefill_cut) == (256, 256, 16)
     assert (info.kv_layout, info.provider, info.threads) == (b"chunked", b"CPUExecutionProvider", 2)
@@ -73,9 +74,9 @@ def test_an_engine_that_is_not_as_it_was_built(workshop: Workshop, tmp_path: Pat
 def test_verification(workshop: Workshop, tmp_path: Path) -> None:
     path = shutil.copytree(workshop.engine_path("scout", "static"), tmp_path / "engine")
     NativeEngine(path, verify=1)
-    with open(path / "decoder.data", "r+b") as file:
+    with open(path / "decoder-00001-of-00001.data", "r+b") as file:
         file.write(b"\1")
-    with pytest.raises(NativeError, match=r"decoder\.data") as caught:
+    with pytest.raises(NativeError, match=r"decoder-00001-of-00001") as caught:
         NativeEngine(path, verify=1)
     assert caught.value.status == VERIFICATION_FAILED
 
@@ -129,9 +130,6 @@ def test_a_library_that_is_not_there(workshop: Workshop, monkeypatch: pytest.Mon
         NativeEngine(path, onnxruntime=None)
     monkeypatch.setenv("L4EXPORT_ONNXRUNTIME", str(ONNXRUNTIME))
     assert NativeEngine(path, onnxruntime=None).info.vocab_size == 256
-    monkeypatch.delenv("L4EXPORT_ONNXRUNTIME")
-    with pytest.raises(NativeError, match="the loader finds no libonnxruntime"):
-        NativeEngine(path, onnxruntime=None)
 
 
 def test_options_out_of_range(workshop: Workshop) -> None:
@@ -147,13 +145,15 @@ def test_options_out_of_range(workshop: Workshop) -> None:
         assert caught.value.status == BAD_INPUT
 
 
-@pytest.mark.parametrize(("quant", "layout"), [("none", "chunked"), ("int4", "chunked"), ("int8", "static")])
-def test_an_engine_for_a_gpu_on_the_cpu(wide_scout: Path, tmp_path: Path, quant: str, layout: str) -> None:
+@pytest.mark.parametrize("quant", ["none", "int4", "int8"])
+def test_an_engine_for_a_gpu_on_the_cpu(wide_scout: Path, tmp_path: Path, quant: str) -> None:
     """Packed experts are unpacked; the numbers are those of the Python runtime with provider cpu."""
     path = tmp_path / "engine"
     policy = standard_policy(quant)
     build(
-        wide_scout, path, BuildOptions(target="ort-cuda", dtype="fp16", kv_layout=layout, max_context=96, policy=policy)
+        wide_scout,
+        path,
+        BuildOptions(target="ort-cuda", dtype="fp16", kv_layout="chunked", max_context=96, policy=policy),
     )
     python, native = runtimes.load(path, threads=1, provider="cpu"), NativeEngine(path, provider="cpu")
     assert native.info.provider == b"CPUExecutionProvider instead of CUDAExecutionProvider" == python.provider.encode()
@@ -161,7 +161,7 @@ def test_an_engine_for_a_gpu_on_the_cpu(wide_scout: Path, tmp_path: Path, quant:
     ids = random_ids(60, seed=3).tolist()
     for piece in (ids[:40], ids[40:41], ids[41:]):
         conversation_of_a_row.append([piece])
-    with pytest.raises(NativeError, match="is for a GPU") as caught:
+    with pytest.raises(NativeError, match="an ort-cuda engine runs on an NVIDIA GPU") as caught:
         NativeEngine(path)
     assert caught.value.status == ENVIRONMENT
 

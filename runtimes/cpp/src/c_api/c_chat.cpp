@@ -36,6 +36,21 @@ std::vector<std::int32_t> encoded(const l4_tokenizer& tokenizer, const chat::Cha
 
 }  // namespace
 
+extern "C" l4_status l4_tokenizer_get_info(const l4_tokenizer* tokenizer, l4_tokenizer_info* info) {
+  return guarded([&] {
+    const chat::ChatTemplates& templates = *given(tokenizer, "tokenizer").chat;
+    const bool has_template = !templates.empty();
+    c_api::fill(info, l4_tokenizer_info{0, has_template, has_template && templates.writes_user_text()});
+  });
+}
+
+extern "C" l4_status l4_tokenizer_get_info(const l4_tokenizer* tokenizer, l4_tokenizer_info* info) {
+  return guarded([&] {
+    const chat::ChatTemplates& templates = *given(tokenizer, "tokenizer").chat;
+    c_api::fill(info, l4_tokenizer_info{0, !templates.empty(), templates.writes_user_text()});
+  });
+}
+
 extern "C" l4_status l4_tokenizer_render_chat(const l4_tokenizer* tokenizer, const char* chat, size_t chat_bytes, char* text,
                                               size_t capacity, size_t* bytes) {
   return guarded([&] {

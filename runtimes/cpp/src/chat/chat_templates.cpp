@@ -148,6 +148,17 @@ std::string ChatTemplates::render(const Chat& chat) const {
   }
 }
 
+bool ChatTemplates::writes_user_text() const {
+  const Entry& entry = choose(std::nullopt, false);
+  if (!entry.compiled) return true;
+  const std::lock_guard guard(entry.lock);
+  try {
+    return entry.forms->of("user") != Form::neither;
+  } catch (const LimitExceeded&) {
+    return true;
+  }
+}
+
 std::string ChatTemplates::run(const Entry& entry, const Chat& chat) const {
   json::Array plain;
   for (const json::Value& message : chat.messages) plain.push_back(plain_message(message));

@@ -164,12 +164,13 @@ float* Session::logits_memory(std::size_t count) {
   return logits_.get();
 }
 
-// So that `commit` allocates nothing, and neither do most appends.
+// So that `commit` allocates nothing. A row's ids get all the room that they can need at its first append, and later ones
+// allocate nothing; the system provides it as it is used.
 void Session::reserve(const NewTokens& tokens) {
   for (std::size_t row = 0; row < state_.rows(); ++row) {
     std::vector<std::int64_t>& ids = state_.ids[row];
     const std::size_t due = ids.size() + tokens.rows()[row].size();
-    if (due > ids.capacity()) ids.reserve(std::max(due, std::min<std::size_t>(2 * due, static_cast<std::size_t>(capacity()))));
+    if (due > ids.capacity()) ids.reserve(static_cast<std::size_t>(capacity()));
     state_.images[row].reserve(state_.images[row].size() + tokens.placed()[row].size());
   }
 }
