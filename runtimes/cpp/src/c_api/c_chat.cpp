@@ -44,13 +44,6 @@ extern "C" l4_status l4_tokenizer_get_info(const l4_tokenizer* tokenizer, l4_tok
   });
 }
 
-extern "C" l4_status l4_tokenizer_get_info(const l4_tokenizer* tokenizer, l4_tokenizer_info* info) {
-  return guarded([&] {
-    const chat::ChatTemplates& templates = *given(tokenizer, "tokenizer").chat;
-    c_api::fill(info, l4_tokenizer_info{0, !templates.empty(), templates.writes_user_text()});
-  });
-}
-
 extern "C" l4_status l4_tokenizer_render_chat(const l4_tokenizer* tokenizer, const char* chat, size_t chat_bytes, char* text,
                                               size_t capacity, size_t* bytes) {
   return guarded([&] {

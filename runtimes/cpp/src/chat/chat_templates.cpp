@@ -110,19 +110,6 @@ const ChatTemplates::Entry* ChatTemplates::find(std::string_view name) const {
   return nullptr;
 }
 
-bool ChatTemplates::writes_user_text() const {
-  const Entry* entry = find("default");
-  if (entry == nullptr || !entry->compiled) return false;
-  try {
-    Budget budget;
-    const std::lock_guard<std::mutex> guard(entry->lock);
-    entry->budget = &budget;
-    return entry->forms->of("user") != Form::neither;
-  } catch (const LimitExceeded& error) {
-    throw bad_input(failure_text(error.what()));
-  }
-}
-
 const ChatTemplates::Entry& ChatTemplates::choose(const std::optional<std::string>& name, bool with_tools) const {
   const std::string wanted = name ? *name : with_tools && find("tool_use") != nullptr ? "tool_use" : "default";
   if (const Entry* entry = find(wanted)) return *entry;
@@ -151,7 +138,9 @@ std::string ChatTemplates::render(const Chat& chat) const {
 bool ChatTemplates::writes_user_text() const {
   const Entry& entry = choose(std::nullopt, false);
   if (!entry.compiled) return true;
+  Budget budget;
   const std::lock_guard guard(entry.lock);
+  entry.budget = &budget;
   try {
     return entry.forms->of("user") != Form::neither;
   } catch (const LimitExceeded&) {

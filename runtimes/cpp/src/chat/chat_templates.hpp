@@ -34,13 +34,8 @@ class ChatTemplates {
   // parts that it would leave out.
   std::string render(const Chat& chat) const;
 
-<<<<<<< HEAD
   bool empty() const { return entries_.empty(); }
-  // Whether the default template writes what a user says, in any form; not where there is none that can be used.
-=======
-  bool empty() const { return entries_.empty(); }  // whether there is no template
   // Whether the default template writes what a user says, in any form; one that cannot be run says why when it is.
->>>>>>> native
   bool writes_user_text() const;
 
  private:
