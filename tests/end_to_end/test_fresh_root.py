@@ -34,6 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for file in files:
         (root / "l4export" / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, root / "l4export" / file)
+    (root / "l4export/engines").mkdir()
     l4export.build(ROOT / "examples/kjv/model", root / "l4export/engines/kjv")
     shutil.copy(ONNXRUNTIME, root / "usr/local/lib/libonnxruntime.so.1")
     in_root(root, "ldconfig")

@@ -23,10 +23,10 @@ The prompt:
   --raw                     Continue the prompt as it is, without the chat template.
   --special-tokens-as-text  Special tokens that the prompt spells out stay text.
   --token-ids 1,2,3         As token ids.
-  --chat FILE               A JSON file: a list of messages, or an object with "messages" and what else the chat template
-                            sees. Paths of images in it are relative to it.
-  --batch FILE              A prompt a line, as JSON: {"prompt": TEXT}, {"token_ids": [...]} or {"messages": [...]}. They
-                            are continued together, each with a random stream of its own. An answer is a line of JSON.
+  --chat FILE               A JSON file: a list of messages, or an object with "messages" and what else the chat
+                            template sees. Paths of images in it are relative to it.
+  --batch FILE              A prompt a line, as JSON: {"prompt": TEXT}, {"token_ids": [...]} or {"messages": [...]}.
+                            They are continued together, each with a random stream of its own; an answer is a line.
   --image FILE              An image, for each <|image|> of the prompt in turn, or before it if it has none; may be
                             repeated. Binary PPM (P6, 8 bits a channel) is all that is read: nothing is decoded here.
   --max-tiles N             The most tiles of an image.  [default: the checkpoint's]
@@ -55,8 +55,8 @@ The engine:
   --version                 Print the version.
   -h, --help                Print this.
 
-Exit codes: 0 done; 1 verification failed; 2 bad usage or bad input; 3 the environment lacks a library, provider or driver;
-4 reading or writing failed; 130 interrupted; 141 nobody reads the output.
+Exit codes: 0 done; 1 verification failed; 2 bad usage or bad input; 3 the environment lacks a library, provider or
+driver; 4 reading or writing failed; 130 interrupted; 141 nobody reads the output.
 )";
 
 [[noreturn]] void refuse(const std::string& message) { throw l4export::Error(L4_BAD_INPUT, message); }

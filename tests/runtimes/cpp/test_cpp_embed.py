@@ -14,6 +14,7 @@ from workshop import ROOT
 
 def test_it_says_what_python_says(tmp_path: Path) -> None:
     checkout(tmp_path, "examples")
+    (tmp_path / "engines").mkdir()
     l4export.build(ROOT / "examples/kjv/model", tmp_path / "engines/kjv")
     headers, library, program = commands("cpp_embed")
     assert "onnxruntime_headers.sh" in headers and "--install" in library  # these are done already
