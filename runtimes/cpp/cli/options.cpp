@@ -23,10 +23,10 @@ The prompt:
   --raw                     Continue the prompt as it is, without the chat template.
   --special-tokens-as-text  Special tokens that the prompt spells out stay text.
   --token-ids 1,2,3         As token ids.
-  --chat FILE               A JSON file: a list of messages, or an object with "messages" and what else the chat template
-                            sees. Paths of images in it are relative to it.
-  --batch FILE              A prompt a line, as JSON: {"prompt": TEXT}, {"token_ids": [...]} or {"messages": [...]}. They
-                            are continued together, each with a random stream of its own. An answer is a line of JSON.
+  --chat FILE               A JSON file: a list of messages, or an object with "messages" and what else the chat
+                            template sees. Paths of images in it are relative to it.
+  --batch FILE              A prompt a line, as JSON: {"prompt": TEXT}, {"token_ids": [...]} or {"messages": [...]}.
+                            They are continued together, each with a random stream of its own; an answer is a line.
   --image FILE              An image, for each <|image|> of the prompt in turn, or before it if it has none; may be
                             repeated. Binary PPM (P6, 8 bits a channel) is all that is read: nothing is decoded here.
   --max-tiles N             The most tiles of an image.  [default: the checkpoint's]

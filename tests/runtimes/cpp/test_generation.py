@@ -349,7 +349,7 @@ class TestRefusals:
     def test_stop_strings(self, speaking: Path) -> None:
         session, codec = NativeEngine(speaking).session(), NativeTokenizer(speaking)
         for stops in ([""], ["a"] * 65, ["a" * 1025]):
-            with pytest.raises(NativeError, match="^stop_strings") as error:
+            with pytest.raises(NativeError, match=r"^stop_strings") as error:
                 NativeGeneration(session, [[1]], stop_strings=stops, tokenizer=codec).start()
             assert error.value.status == BAD_INPUT
 
