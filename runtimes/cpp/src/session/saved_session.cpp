@@ -83,10 +83,10 @@ std::vector<storage::NewTensor> tensors_of(const CacheSpec& spec, const SessionS
 }
 
 // The integers of a list of a state; none where it is no such list.
-std::vector<std::int64_t> counts(const json::Value* list) {
+std::vector<std::int64_t> counts(const json::Value& list) {
   std::vector<std::int64_t> found;
-  if (list == nullptr || !list->is_array()) return found;
-  for (const json::Value& item : list->array()) {
+  if (!list.is_array()) return found;
+  for (const json::Value& item : list.array()) {
     if (!item.is_integer() || item.integer() < 0 || item.integer() >= kNoCount) return {};
     found.push_back(item.integer());
   }
@@ -119,13 +119,18 @@ std::vector<PlacedImage> read_images(const json::Value& row, std::int64_t length
 SessionState read_state(const std::string& text, const engine::Manifest& manifest, const std::string& path) {
   const json::Value raw = storage::parse_json_object(text, path + ": state");
   const json::Value *capacity = raw.find("capacity"), *images = raw.find("images");
+  const auto list = [&](const char* name) {
+    const json::Value* found = raw.find(name);
+    return counts(found == nullptr ? json::Value() : *found);
+  };
   SessionState state;
-  state.lengths = counts(raw.find("lengths"));
-  state.starts = counts(raw.find("starts"));
-  state.held = counts(raw.find("held"));
+  state.lengths = list("lengths");
+  state.starts = list("starts");
+  state.held = list("held");
   const std::size_t rows = state.rows();
-  if (raw.object().size() != 5 || capacity == nullptr || !capacity->is_integer() || images == nullptr || rows == 0 ||
-      state.starts.size() != rows || state.held.size() != rows) {
+  const bool counted = capacity != nullptr && counts(json::Array{*capacity}).size() == 1;
+  if (raw.object().size() != 5 || !counted || images == nullptr || rows == 0 || state.starts.size() != rows ||
+      state.held.size() != rows) {
     throw damaged(path, "its state is not that of a session");
   }
   state.capacity = capacity->integer();

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <optional>
 #include <utility>
 
 #include "base/error.hpp"
@@ -28,16 +27,16 @@ constexpr std::pair<std::string_view, unsigned> kDtypeBits[] = {
 
 std::string named(const std::string& tensor) { return python_repr(json::Value(std::string(utf8::prefix(tensor, 200)))); }
 
-// Bytes of a tensor; none where it has no whole number of them, or more than there can be.
-std::optional<std::uint64_t> tensor_bytes(unsigned bits, const std::vector<std::int64_t>& shape) {
+constexpr std::uint64_t kTooMany = std::numeric_limits<std::uint64_t>::max();
+
+// Bits that a tensor takes; kTooMany where a file cannot have so many.
+std::uint64_t tensor_bits(unsigned bits, const std::vector<std::int64_t>& shape) {
   if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;
-  unsigned __int128 total = bits;
+  std::uint64_t total = bits;
   for (const std::int64_t size : shape) {
-    total *= static_cast<std::uint64_t>(size);
-    if (total > std::numeric_limits<std::uint64_t>::max()) return std::nullopt;
+    if (__builtin_mul_overflow(total, static_cast<std::uint64_t>(size), &total)) return kTooMany;
   }
-  if (total % 8 != 0) return std::nullopt;
-  return static_cast<std::uint64_t>(total / 8);
+  return total;
 }
 
 // One checked entry of the header; `base` is where the tensors' bytes begin.
@@ -50,7 +49,10 @@ TensorEntry read_entry(const std::string& name, const json::Value& value, std::u
     throw refuse("expected an object with dtype, shape and data_offsets");
   }
   const unsigned bits = dtype->is_string() ? dtype_bits(dtype->string()) : 0;
-  if (bits == 0) throw refuse("unknown dtype " + shown(*dtype));
+  if (bits == 0) {
+    const std::string text = dtype->is_string() ? dtype->string() : python_repr(*dtype);
+    throw refuse("unknown dtype " + python_repr(json::Value(std::string(utf8::prefix(text, 40)))));
+  }
   const auto numbers = [&](const char* field, const json::Value& list) {
     std::vector<std::int64_t> found;
     bool fine = list.is_array();
@@ -68,11 +70,11 @@ TensorEntry read_entry(const std::string& name, const json::Value& value, std::u
   if (entry.shape.size() > kMaxRank || span.size() != 2 || span[0] > span[1]) {
     throw refuse("expected at most " + std::to_string(kMaxRank) + " dimensions and data_offsets [start, stop]");
   }
-  const auto size = tensor_bytes(bits, entry.shape);
-  if (!size || *size != static_cast<std::uint64_t>(span[1] - span[0])) {
-    const std::string takes = size ? std::to_string(*size) + " bytes" : "no whole number of bytes, or too many";
-    throw refuse(entry.dtype + " " + json::dump(*shape) + " takes " + takes + ", data_offsets span " +
-                 std::to_string(span[1] - span[0]));
+  const std::uint64_t total = tensor_bits(bits, entry.shape), spanned = static_cast<std::uint64_t>(span[1] - span[0]);
+  if (total % 8 != 0 || total / 8 != spanned) {
+    const std::string takes = total == kTooMany ? "too many" : std::to_string(total / 8);
+    throw refuse(entry.dtype + " " + python_repr(*shape) + " takes " + takes + " bytes, data_offsets span " +
+                 std::to_string(spanned));
   }
   entry.start = base + static_cast<std::uint64_t>(span[0]);
   entry.stop = base + static_cast<std::uint64_t>(span[1]);
