@@ -8,7 +8,8 @@ They need neither PyTorch nor transformers:
     logits = session.append(token_ids, last_only=True)  # float32 [batch, 1, vocab]
     for token in engine.generate(token_ids, max_new_tokens=64): ...
 
-For onnxruntime-genai, which runs engines by itself, `genai_inputs` makes prompts with images.
+`l4export.runtimes.serving.Batcher` answers many requests at the same time. For onnxruntime-genai, which runs engines by
+itself, `genai_inputs` makes prompts with images.
 """
 
 from __future__ import annotations

@@ -81,5 +81,5 @@ def test_commands_run_from_nothing(tmp_path: Path) -> None:
     """In a copy of the repository, with an environment of its own."""
     for name in ("l4export", "runtimes", "passes", "examples", "pyproject.toml", "README.md", "LICENSE"):
         subprocess.run(["cp", "-R", str(ROOT / name), str(tmp_path / name)], check=True)
-    commands = INSTALL.replace("python3 -m venv", f"{sys.executable} -m venv").splitlines()
+    commands = INSTALL.replace("python3 -m venv", f"{sys.base_prefix}/bin/python3 -m venv").splitlines()
     follow(tmp_path, commands, tmp_path / ".venv/bin", PYTHONPATH="")

@@ -55,8 +55,7 @@ def speaking(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return runtimes.load(path, threads=1)
 
 
-@layouts
-@pytest.mark.parametrize("thread", [True, False])
+@pytest.mark.parametrize(("layout", "thread"), [*((layout, True) for layout in LAYOUTS), ("chunked", False)])
 def test_answers_are_those_of_one_at_a_time(workshop: Workshop, layout: str, thread: bool) -> None:
     engine = workshop.engine("scout", layout)
     expected = [alone(engine, prompt, **settings(number)) for number, prompt in enumerate(PROMPTS)]
@@ -404,6 +403,7 @@ def test_threads_submit_and_read_at_once(workshop: Workshop) -> None:
     assert not failures and batcher.metrics().requests["finished"] == 40
 
 
+@pytest.mark.slow
 def test_int8_activations_let_rows_depart_at_near_ties_only(
     tmp_path: Path, record_property: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

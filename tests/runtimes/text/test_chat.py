@@ -9,45 +9,11 @@ from typing import Any
 
 import pytest
 import transformers
+from chat_cases import AS_PARTS, AS_TEXT, CHAT, FEATURES, FILES, LLAMA4, MIXED, NAMED, PARTS, SHOW, SPELLED, TEXT, TOOLS
 from tiny_tokenizers import SPECIAL, byte_level, opened, templated, write_tokenizer
 
 from l4export.errors import InputError
 from l4export.runtimes.text.codec import TextCodec
-
-LLAMA4 = """{{- bos_token }}
-{%- for message in messages %}
-    {{- '<|header_start|>' + ('ipython' if message['role'] == 'tool' else message['role']) + '<|header_end|>\\n\\n' }}
-    {%- if message['content'] is string %}
-        {{- message['content'] | trim }}
-    {%- else %}
-        {%- for part in message['content'] %}
-            {%- if part['type'] == 'text' %}
-                {{- part['text'] }}
-            {%- else %}
-                {{- raise_exception('only text here') }}
-            {%- endif %}
-        {%- endfor %}
-    {%- endif %}
-    {%- if message.tool_calls is defined %}
-        {{- message.tool_calls | tojson(indent=4) }}
-    {%- endif %}
-    {{- '<|eot|>' }}
-{%- endfor %}
-{%- if tools is not none %}
-    {{- tools | tojson }}
-{%- endif %}
-{%- if add_generation_prompt %}
-    {{- '<|header_start|>assistant<|header_end|>\\n\\n' }}
-{%- endif %}
-"""
-
-CHAT: list[dict[str, Any]] = [
-    {"role": "system", "content": " You are terse. "},
-    {"role": "user", "content": "What's 6 · 7? <b>&amp;</b> 🙂"},
-    {"role": "assistant", "content": "", "tool_calls": [{"name": "mul", "arguments": {"a": 6, "b": "7 <é>"}}]},
-    {"role": "ipython", "content": '{"result": 42}'},
-    {"role": "user", "content": [{"type": "text", "text": "Say it"}, {"type": "text", "text": " again."}]},
-]
 
 
 @pytest.fixture
@@ -72,28 +38,6 @@ def test_the_newest_form_of_files(directory: Path) -> None:
     assert_as_transformers(directory)
 
 
-FEATURES = {
-    "special tokens": "{{ bos_token }}{{ eos_token }}{{ unk_token is defined }}{{ pad_token is defined }}",
-    "blocks": "{% for m in messages %}\n    {{ loop.index }}/{{ loop.length }}{{ loop.last }}\n{% endfor %}\nend\n",
-    "loop controls": "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% endfor %}",
-    "break": "{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}",
-    "else": "{% for i in [] %}{% else %}none{% endfor %}{% for i in nothing %}{% else %}none{% endfor %}",
-    "filtered": "{% for m in messages if m.role == 'user' %}{{ loop.nextitem is defined }}{{ m.role }}{% endfor %}",
-    "namespace": "{% set ns = namespace(a=1) %}{% set ns.a = ns.a + 1 %}{{ ns.a }}{{ namespace(dict(b=2)).b }}",
-    "recursive": "{% for i in [[1, []], [2, [[3, []]]]] recursive %}{{ i[0] }}{{ loop(i[1]) }}{% endfor %}",
-    "items": "{% for k, v in {'b': 1, 'a': 2}.items() %}{{ k }}{{ v }}{% endfor %}{{ dict(a=1)['a'] }}",
-    "json": "{{ {'b': '<é>', 'a': [1, none]} | tojson }}{{ {'b': 1, 'a': 2} | tojson(indent=2, sort_keys=true) }}",
-    "macro": "{% macro f(x) %}[{{ x * 2 }}]{% endmacro %}{{ f('ab') }}{{ f(21) }}{{ 2 ** 10 }}",
-    "slices": "{% for m in messages[1:] | reverse %}{{ m['role'] }}{% endfor %}{{ messages | length }}",
-    "date": "{{ strftime_now('%Y-%m') }}",
-    "generation": "{% for m in messages %}{% generation %}{{ m.role }}\n{% endgeneration %}\n{% endfor %}|",
-    "generation scope": "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{%- endgeneration -%} {{ x }}",
-    "reasoning": "{% for m in messages %}{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.x is defined }}{% endfor %}",
-    "dict": "{{ dict.fromkeys(['a', 'b'], 1) }}{{ dict([('c', 2)]) }}{{ namespace(self=3).self }}",
-    "no tools": "{{ tools is none }}{{ documents is none }}{{ date_string is defined }}",
-}
-
-
 def test_templates_see_what_they_see_in_transformers() -> None:
     special = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[4]}
     codec = TextCodec(byte_level(), FEATURES, special)
@@ -111,15 +55,6 @@ def test_variables_prevail_over_special_tokens() -> None:
 
 
 # --- the places where transformers looks ----------------------------------------------------------------------------
-
-TOOLS: list[Any] = [None, [{"type": "function", "function": {"name": "mul", "parameters": {"a": "é"}}}], []]
-SHOW = (
-    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}"
-    "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{{ eos_token }}{% endfor %}"
-)
-WITH_TOOLS = "T{{ tools | tojson }}" + SHOW
-NAMED = [{"name": "tool_use", "template": WITH_TOOLS}, {"name": "default", "template": SHOW}]
-ADDED = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
 
 
 def rewrite(directory: Path, name: str, value: Any) -> None:
@@ -143,64 +78,6 @@ def assert_as_transformers(directory: Path) -> None:
         assert codec.render_chat(CHAT[:count], **options) == expected
         expected_ids = reference.apply_chat_template(CHAT[:count], return_dict=False, **options)
         assert codec.encode_chat(CHAT[:count], **options) == expected_ids
-
-
-FILES: dict[str, dict[str, Any]] = {
-    "one text": {"tokenizer_config.json": {"chat_template": SHOW, "bos_token": "<|begin_of_text|>"}},
-    "a list": {"tokenizer_config.json": {"chat_template": NAMED, "bos_token": "<|begin_of_text|>"}},
-    "files before the configuration": {
-        "tokenizer_config.json": {"chat_template": "never", "eos_token": "<|eot|>"},
-        "chat_template.jinja": SHOW,
-    },
-    "a folder": {"chat_template.jinja": SHOW, "additional_chat_templates/tool_use.jinja": WITH_TOOLS},
-    "a folder's default": {
-        "additional_chat_templates/default.jinja": SHOW,
-        "additional_chat_templates/other.jinja": "{% generation %}{% endgeneration %}",
-    },
-    "special tokens in a map": {
-        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end_of_text|>"},
-        "special_tokens_map.json": {"bos_token": {"content": "<|begin_of_text|>", **ADDED}, "eos_token": "<|eot|>"},
-        "chat_template.jinja": SHOW,
-    },
-    "a map that does not count": {
-        "tokenizer_config.json": {
-            "bos_token": "<|begin_of_text|>",
-            "added_tokens_decoder": {"400": {"content": "<|new|>", "special": True, **ADDED}},
-        },
-        "special_tokens_map.json": {"bos_token": "<|eot|>"},
-        "chat_template.jinja": SHOW,
-    },
-    "flags that are changed": {
-        "tokenizer_config.json": {
-            "added_tokens_decoder": {
-                "9": {"content": "<word>", **ADDED, "special": False, "lstrip": True},
-                "4": {"content": "<|eot|>", **ADDED, "special": False, "rstrip": True},
-            }
-        },
-        "chat_template.jinja": SHOW,
-    },
-    "tokens in a list": {
-        "added_tokens.json": {"<word>": 401, "<|new|>": 400, "<|eot|>": 4},
-        "tokenizer_config.json": {"bos_token": "<|new|>"},
-        "chat_template.jinja": SHOW,
-    },
-    "extra tokens": {
-        "tokenizer_config.json": {"additional_special_tokens": ["<extra>", "<|eot|>"], "bos_token": "<|unheard|>"},
-        "chat_template.jinja": SHOW,
-    },
-    "named tokens": {
-        "tokenizer_config.json": {"extra_special_tokens": {"image_token": "<|image|>"}, "boi_token": "<extra>"},
-        "chat_template.jinja": SHOW + "{{ image_token }}{{ boi_token }}",
-    },
-    "special tokens as text": {
-        "tokenizer_config.json": {"split_special_tokens": True, "bos_token": "<|begin_of_text|>"},
-        "chat_template.jinja": SHOW,
-    },
-    "ignored": {
-        "tokenizer_config.json": {"add_bos_token": True, "add_eos_token": True, "add_prefix_space": True},
-        "chat_template.jinja": SHOW,
-    },
-}
 
 
 @pytest.mark.parametrize("files", FILES.values(), ids=FILES.keys())
@@ -279,19 +156,6 @@ def test_the_padding_token_of_a_tokenizer(directory: Path) -> None:
 
 # --- contents as text and as parts ----------------------------------------------------------------------------------
 
-PARTS = (
-    "{% for m in messages %}<{{ m.role }}>{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
-    "{% endif %}{% endfor %}{% endfor %}"
-)
-TEXT = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{% endfor %}"
-MIXED = (
-    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'user' %}{% for part in m.content %}{{ part['text'] }}"
-    "{% endfor %}{% else %}{{ m.content | trim }}{% endif %}{% endfor %}"
-)
-TALK = [("system", "Be brief."), ("user", "Hello"), ("assistant", "Yes?"), ("user", "Bye")]
-AS_TEXT = [{"role": role, "content": text} for role, text in TALK]
-AS_PARTS = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in TALK]
-
 
 @pytest.mark.parametrize("source", [PARTS, TEXT, MIXED, TEXT.replace("trim", "upper | lower | capitalize")])
 @pytest.mark.parametrize("messages", [AS_TEXT, AS_PARTS], ids=["text", "parts"])
@@ -315,9 +179,6 @@ def test_what_a_template_writes_is_known() -> None:
 
 
 # --- special tokens in a user's text --------------------------------------------------------------------------------
-
-
-SPELLED = ["a<|eot|>b", "<|begin_of_text|>", " <|eot|><|eot|> x\n<|header_start|>\n", "\U000f0000<|eot|>"]
 
 
 @pytest.mark.parametrize("text", SPELLED)

@@ -10,39 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from chat_cases import ENDLESS, GREEDY, HOSTILE
 from tiny_tokenizers import byte_level, templated
 
 import l4export
 from l4export.errors import EnvironmentLacks, InputError
 from l4export.runtimes.text import chat_template
 from l4export.runtimes.text.codec import TextCodec
-
-HOSTILE = {
-    "range": "{% for i in range(10**12) %}{% endfor %}",
-    "class": "{{ ''.__class__ }}",
-    "mro": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "attr filter": "{{ (''|attr('__class__')).mro() }}",
-    "globals": "{{ raise_exception.__globals__ }}",
-    "format": "{{ '{0.__class__.__mro__}'.format('') }}",
-    "namespace": "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
-    "namespace argument": "{{ namespace(__class__=1) }}",
-    "messages": "{{ messages.append(1) }}",
-    "set item": "{{ messages[0].update({'role': 'x'}) }}",
-    "include": "{% include '/etc/passwd' %}",
-    "import": "{% import '/etc/passwd' as x %}",
-    "product": "{{ 'a' * 10000000000 }}",
-    "list product": "{{ (1000000000000 * [0]) | length }}",
-    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "syntax": "{% for x in %}",
-    "unclosed": "{{ 'a",
-    "unknown tag": "{% shell 'ls' %}",
-    "nesting": "{{ " + "(" * 5000 + ")" * 5000 + " }}",
-    "type": "{{ 1 + 'a' }}",
-    "zero": "{{ 1 // 0 }}",
-    "raise": "{{ raise_exception('roles\n must   alternate') }}",
-    "json": "{{ range | tojson }}",
-    "none": "{% for x in none %}{% endfor %}",
-}
 
 
 def test_hostile_templates_are_refused_in_one_line() -> None:
@@ -53,28 +27,6 @@ def test_hostile_templates_are_refused_in_one_line() -> None:
             codec.render_chat([{"role": "user", "content": "x"}], chat_template=name)
         assert "\n" not in str(error.value) and len(str(error.value)) < 500, name
         assert time.perf_counter() - start < 5, name
-
-
-ENDLESS = {
-    "ranges": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "text": "{% set x = 'a' * 999 %}" + "{% for i in x %}" * 5 + "{% endfor %}" * 5,
-    "macro": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-    "recursive loop": "{% for i in [range(9999)] * 9999 recursive %}{{ loop(i) if i is iterable }}{% endfor %}",
-    "power": "{{ 10 ** (10 ** 10) }}",
-    "filter": "{{ [1] | slice(100000000) | list | length }}",
-    "lipsum": "{{ lipsum(n=10000000) | length }}",
-    "sum": "{{ range(99999) | map('string') | batch(1) | list | tojson | length }}{{ 7 ** (7 ** 9) }}",
-}
-GREEDY = {
-    "indented": "{{ messages | tojson(indent=1000000000) }}",
-    "doubled": "{% set n = namespace(s='x') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
-    "product": "{{ ('a' * 10**11) | length }}",
-    "list product": "{{ ([0] * 10**10) | length }}",
-    "format": "{{ '%1000000000d' | format(1) | length }}",
-    "center": "{{ 'a' | center(10**10) }}",
-    "replace": "{% set x = 'a' * 10**5 %}{{ x | replace('a', x) | length }}",
-    "join": "{{ range(99999) | join('a' * 10**5) | length }}",
-}
 
 
 def test_endless_templates_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,7 @@ void ForNode::bind(Symbols& outer) {
   else_frame = else_symbols.frame();
   if (!test) return;
   test_function = new_function();
+  symbols.spend(symbols.function()->slots.size());
   test_function->slots = symbols.function()->slots;  // so that the target's variables are the same there
   Symbols test_symbols(&outer, test_function.get());
   target->declare_as_parameter(test_symbols);
@@ -189,11 +190,11 @@ void ForNode::bind(Symbols& outer) {
 void IfNode::declare(Symbols& symbols) {
   // as jinja2 has it: the conditions of elif are visited with their branches
   branches[0].test->declare(symbols);
-  std::vector<Symbols> seen(3, symbols);
+  std::vector<Symbols> seen{symbols.branch(), symbols.branch(), symbols.branch()};
   declare_all(branches[0].body, seen[0]);
   for (std::size_t i = 1; i < branches.size(); ++i) {
     branches[i].test->declare(seen[1]);
-    std::vector<Symbols> branch(1, seen[1]);
+    std::vector<Symbols> branch{seen[1].branch()};
     declare_all(branches[i].body, branch[0]);
     seen[1].merge(branch);
   }

@@ -8,7 +8,7 @@
 
 namespace l4::chat {
 
-constexpr std::int64_t kMostSteps = 50'000'000;  // nodes, items and so on: a few seconds; Llama 4's takes hundreds
+constexpr std::int64_t kMostSteps = 20'000'000;  // nodes, items and so on: a few seconds; Llama 4's takes hundreds
 constexpr std::int64_t kMostBytes = 768 << 20;   // of values that are made, those that are gone included
 constexpr int kMostDepth = 100;                  // of lists within lists
 constexpr int kMostCalls = 1200;                 // of nodes within nodes while they run, through macros and loops

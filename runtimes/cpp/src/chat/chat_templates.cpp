@@ -62,7 +62,8 @@ struct ChatTemplates::Entry {
   std::unique_ptr<Template> compiled;  // absent: `failure` says why
   std::string failure;
   std::unique_ptr<ContentForms> forms;
-  mutable std::mutex lock;  // of the forms
+  mutable Budget* budget = nullptr;  // of the call that uses the forms
+  mutable std::mutex lock;           // of both
 };
 
 ChatTemplates::ChatTemplates(const NamedTexts& sources, const NamedTexts& special_tokens) {
@@ -82,12 +83,11 @@ ChatTemplates::ChatTemplates(const NamedTexts& sources, const NamedTexts& specia
     }
     try {
       entry->compiled = std::make_unique<Template>(source);
-      const Template& compiled = *entry->compiled;
-      entry->forms = std::make_unique<ContentForms>([&compiled, trial](const std::vector<Value>& messages) -> std::optional<std::string> {
+      entry->forms = std::make_unique<ContentForms>([&entry = *entry, trial](const std::vector<Value>& messages) -> std::optional<std::string> {
         Variables variables = trial;
         variables["messages"] = make_list(messages);
         try {
-          return compiled.render(variables, kPromptCharacters);
+          return entry.compiled->render(variables, kPromptCharacters, *entry.budget);
         } catch (const TemplateError&) {
           return std::nullopt;
         }
@@ -103,13 +103,14 @@ ChatTemplates::ChatTemplates(const NamedTexts& sources, const NamedTexts& specia
 
 ChatTemplates::~ChatTemplates() = default;
 
+const ChatTemplates::Entry* ChatTemplates::find(std::string_view name) const {
+  for (const auto& entry : entries_) {
+    if (entry->name == name) return entry.get();
+  }
+  return nullptr;
+}
+
 const ChatTemplates::Entry& ChatTemplates::choose(const std::optional<std::string>& name, bool with_tools) const {
-  const auto find = [&](std::string_view wanted) -> const Entry* {
-    for (const auto& entry : entries_) {
-      if (entry->name == wanted) return entry.get();
-    }
-    return nullptr;
-  };
   const std::string wanted = name ? *name : with_tools && find("tool_use") != nullptr ? "tool_use" : "default";
   if (const Entry* entry = find(wanted)) return *entry;
   if (entries_.empty()) throw bad_input("chat template: there is none: give a plain prompt, or add a chat_template.jinja");
@@ -137,7 +138,9 @@ std::string ChatTemplates::render(const Chat& chat) const {
 bool ChatTemplates::writes_user_text() const {
   const Entry& entry = choose(std::nullopt, false);
   if (!entry.compiled) return true;
+  Budget budget;
   const std::lock_guard guard(entry.lock);
+  entry.budget = &budget;
   try {
     return entry.forms->of("user") != Form::neither;
   } catch (const LimitExceeded&) {
@@ -161,12 +164,14 @@ std::string ChatTemplates::run(const Entry& entry, const Chat& chat) const {
   for (const json::Value& message : plain) messages.push_back(value_of(message));
   Variables variables = special_tokens_;
   for (const auto& [name, value] : request_variables.members()) variables[name] = value_of(value);
+  Budget budget;
   {
     const std::lock_guard<std::mutex> guard(entry.lock);
+    entry.budget = &budget;
     entry.forms->check_parts(messages);
     variables["messages"] = make_list(entry.forms->adapt(messages));
   }
-  return entry.compiled->render(variables, longest);
+  return entry.compiled->render(variables, longest, budget);
 }
 
 }  // namespace l4::chat

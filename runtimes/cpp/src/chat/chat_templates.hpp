@@ -34,13 +34,14 @@ class ChatTemplates {
   // parts that it would leave out.
   std::string render(const Chat& chat) const;
 
-  bool empty() const { return entries_.empty(); }  // whether there is no template
+  bool empty() const { return entries_.empty(); }
   // Whether the default template writes what a user says, in any form; one that cannot be run says why when it is.
   bool writes_user_text() const;
 
  private:
   struct Entry;
 
+  const Entry* find(std::string_view name) const;
   const Entry& choose(const std::optional<std::string>& name, bool with_tools) const;
   std::string run(const Entry& entry, const Chat& chat) const;
 

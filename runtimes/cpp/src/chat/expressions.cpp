@@ -11,7 +11,7 @@ namespace l4::chat {
 namespace {
 
 std::vector<Value> evaluated(const Expressions& expressions, Run& run, Activation& at) {
-  run.budget.make(expressions.size() * sizeof(Value));
+  run.budget.make(sizeof(Sequence) + expressions.size() * sizeof(Value));
   std::vector<Value> values;
   values.reserve(expressions.size());
   for (const ExpressionPtr& expression : expressions) values.push_back(expression->evaluate(run, at));
@@ -53,6 +53,7 @@ Value SequenceNode::evaluate(Run& run, Activation& at) const {
 
 Value DictNode::evaluate(Run& run, Activation& at) const {
   Dict dict;
+  run.budget.make(sizeof(Dict));
   for (const auto& [key, value] : items) {
     run.budget.make(4 * sizeof(Value));
     const Value name = key->evaluate(run, at);

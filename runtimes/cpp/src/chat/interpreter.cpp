@@ -11,7 +11,13 @@
 
 namespace l4::chat {
 
-void Activation::enter(const Frame& frame, const Run& run) {
+Activation::Activation(Activation* outer, const FunctionScope& function, Budget& budget) : outer(outer) {
+  budget.make(sizeof(Activation) + function.slots.size() * sizeof(std::optional<Value>));
+  slots.resize(function.slots.size());
+}
+
+void Activation::enter(const Frame& frame, Run& run) {
+  run.budget.step(frame.size());
   for (const FrameLoad& load : frame) {
     switch (load.load) {
       case Load::parameter: break;
@@ -67,9 +73,7 @@ const Macro* Run::make_macro(const Callable& callable, Activation& at) {
 }
 
 void Run::keep(std::unique_ptr<Activation> activation) {
-  if (!activation->captured) return;
-  budget.make(sizeof(Activation) + activation->slots.size() * sizeof(std::optional<Value>));
-  activations_.push_back(std::move(activation));
+  if (activation->captured) activations_.push_back(std::move(activation));
 }
 
 Value Run::call(const Value& callee, Arguments arguments) {
@@ -94,7 +98,7 @@ Value Run::call(const Value& callee, Arguments arguments) {
 Value Run::call_macro(const Macro& macro, Arguments arguments) {
   const Callable& callable = *macro.callable;
   const Deeper deeper(*this, callable.depth);
-  auto activation = std::make_unique<Activation>(macro.at, callable.function);
+  auto activation = std::make_unique<Activation>(macro.at, callable.function, budget);
   const auto take_named = [&](const std::string& name) -> std::optional<Value> {
     for (auto named = arguments.named.begin(); named != arguments.named.end(); ++named) {
       if (named->first != name) continue;

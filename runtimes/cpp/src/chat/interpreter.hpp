@@ -19,7 +19,7 @@ class Run;
 
 // The variables of one call of a function.
 struct Activation {
-  Activation(Activation* outer, const FunctionScope& function) : outer(outer), slots(function.slots.size()) {}
+  Activation(Activation* outer, const FunctionScope& function, Budget& budget);
 
   const std::optional<Value>& at(Place place) const {
     const Activation* activation = this;
@@ -28,7 +28,7 @@ struct Activation {
   }
   std::optional<Value>& slot(int slot) { return slots[static_cast<std::size_t>(slot)]; }
 
-  void enter(const Frame& frame, const Run& run);
+  void enter(const Frame& frame, Run& run);
   void leave(const Frame& frame);
   void capture();  // some value may use it after its call
 
@@ -57,7 +57,11 @@ struct Output {
 
 class Run {
  public:
-  Run(const std::unordered_map<std::string, Value>& variables, std::size_t longest) : variables_(variables), longest_(longest) { result_.left = longest; }
+  // `longest`: the most characters that it may write.
+  Run(const std::unordered_map<std::string, Value>& variables, std::size_t longest, Budget& budget)
+      : budget(budget), variables_(variables), longest_(longest) { 
+    result_.left = longest;
+  }
 
   void write(const Value& value);
   std::string take_result() { return std::move(result_.text); }
@@ -93,7 +97,7 @@ class Run {
   const Macro* make_macro(const Callable& callable, Activation& at);
   void keep(std::unique_ptr<Activation> activation);  // if it is captured
 
-  Budget budget;
+  Budget& budget;
 
  private:
   const std::unordered_map<std::string, Value>& variables_;

@@ -88,7 +88,15 @@ std::string described(const Value& value) {
   return std::string(type_name(value)) + " object";
 }
 
-Value missing(const Value& value, const std::string& name) { return make_undefined(repr(described(value)) + " has no attribute " + repr(name)); }
+Value missing(const Value& value, const std::string& name) {
+  std::string_view shown = name;  // no more of it than a message has
+  if (shown.size() > 400) {
+    std::size_t end = 400;
+    while ((static_cast<unsigned char>(shown[end]) & 0xC0) == 0x80) --end;
+    shown = shown.substr(0, end);
+  }
+  return make_undefined(repr(described(value)) + " has no attribute " + repr(shown));
+}
 
 // Values that list, tuple and range have methods for.
 Value call_of_sequence(Run& run, const Value& self, const std::string& name, const Arguments& arguments) {

@@ -20,7 +20,7 @@ Parameters::Parameters(std::string_view function, const Arguments& arguments, st
   }
 }
 
-const Value& Parameters::required(std::size_t index) const {
+Value Parameters::required(std::size_t index) const {
   if (!values_[index]) throw type_error(function_ + "() missing a required argument: '" + std::string(names_[index]) + "'");
   return *values_[index];
 }

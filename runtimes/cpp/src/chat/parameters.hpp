@@ -16,7 +16,7 @@ class Parameters {
   Parameters(std::string_view function, const Arguments& arguments, std::vector<std::string_view> names);
 
   const std::optional<Value>& at(std::size_t index) const { return values_[index]; }
-  const Value& required(std::size_t index) const;  // raises TemplateError where it is not given
+  Value required(std::size_t index) const;  // raises TemplateError where it is not given
   Value get(std::size_t index, Value otherwise) const { return values_[index] ? *values_[index] : std::move(otherwise); }
 
  private:

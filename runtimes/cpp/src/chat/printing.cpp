@@ -73,7 +73,7 @@ class Printer {
         return;
       case Kind::name_space:
         if (++name_spaces_ > kMostDepth) throw TemplateError("values are nested too deeply");
-        out_ += "<_PublicNamespace ";
+        out_ += "<Namespace ";
         dict(value.name_space().values);
         out_ += ">";
         --name_spaces_;

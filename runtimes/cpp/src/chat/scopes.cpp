@@ -45,6 +45,18 @@ int Symbols::declare_parameter(const std::string& name) {
   return define(name, {Load::parameter, name});
 }
 
+void Symbols::spend(std::size_t names) const {
+  const Symbols* outermost = this;
+  while (outermost->parent_ != nullptr) outermost = outermost->parent_;
+  outermost->copies_ += names;
+  if (outermost->copies_ > kMostCopies) throw TemplateError("it has too many names and branches");
+}
+
+Symbols Symbols::branch() const {
+  spend(references_.size() + loads_.size() + stores_.size());
+  return *this;
+}
+
 void Symbols::merge(const std::vector<Symbols>& branches) {
   std::set<std::string> stores;
   for (const Symbols& branch : branches) stores.insert(branch.stores_.begin(), branch.stores_.end());

@@ -5,6 +5,7 @@
 // of one such function.
 #pragma once
 
+#include <cstddef>
 #include <map>
 #include <set>
 #include <string>
@@ -43,8 +44,11 @@ class Symbols {
   void load(const std::string& name);
   void store(const std::string& name);
   int declare_parameter(const std::string& name);  // its slot
-  // After the branches of an `if`, copies of this that have seen one branch each.
+  Symbols branch() const;  // a copy, for one branch of an `if`
+  // After the branches, which have seen one each.
   void merge(const std::vector<Symbols>& branches);
+  // So many names are about to be copied. Raises TemplateError where all copies together are too many.
+  void spend(std::size_t names) const;
 
   Place place(const std::string& name) const;  // of a name that has been loaded or stored
   Frame frame() const;
@@ -65,9 +69,12 @@ class Symbols {
   int define(const std::string& name, Entry entry);
   Place place_of(const Reference& reference) const;
 
+  static constexpr std::size_t kMostCopies = 10'000'000;  // of names; a template of a thousand names and branches has 3
+
   Symbols* parent_;
   FunctionScope* function_;
   int level_;
+  mutable std::size_t copies_ = 0;  // of the outermost one
   std::map<std::string, Reference> references_;
   std::map<int, Entry> loads_;
   std::set<std::string> stores_;

@@ -67,7 +67,7 @@ Flow ForNode::execute(Run& run, Activation& at) const {
 
 Flow ForNode::loop(Run& run, Activation& outer, const Value& items, int depth0) const {
   std::unique_ptr<Activation> own;
-  if (recursive) own = std::make_unique<Activation>(&outer, *function);
+  if (recursive) own = std::make_unique<Activation>(&outer, *function, run.budget);
   Activation& at = recursive ? *own : outer;
   const std::optional<Run::Deeper> deeper = recursive ? std::make_optional<Run::Deeper>(run, depth) : std::nullopt;
 
@@ -100,7 +100,7 @@ Flow ForNode::loop(Run& run, Activation& outer, const Value& items, int depth0) 
 
 // The condition of the loop, as a function of an item with variables of its own.
 std::function<bool(const Value&)> ForNode::condition(Run& run, Activation& outer) const {
-  const auto own = std::make_shared<Activation>(&outer, *test_function);
+  const auto own = std::make_shared<Activation>(&outer, *test_function, run.budget);
   own->enter(test_frame, run);
   return [this, &run, own](const Value& item) {
     target->assign(run, *own, item);

@@ -9,10 +9,10 @@ Template::Template(std::string_view source) : tree_(parse_template(source)) {}
 
 Template::~Template() = default;
 
-std::string Template::render(const Variables& variables, std::size_t longest) const {
-  Run run(variables, longest);
+std::string Template::render(const Variables& variables, std::size_t longest, Budget& budget) const {
+  Run run(variables, longest, budget);
   const Run::Deeper deeper(run, tree_->depth);
-  Activation activation(nullptr, tree_->function);
+  Activation activation(nullptr, tree_->function, budget);
   activation.enter(tree_->frame, run);
   for (const auto& statement : tree_->body) {
     run.budget.step();

@@ -31,7 +31,7 @@ class Template {
   ~Template();
 
   // Raises TemplateError for what goes wrong in it, and LimitExceeded. `longest`: the most characters that it may write.
-  std::string render(const Variables& variables, std::size_t longest) const;
+  std::string render(const Variables& variables, std::size_t longest, Budget& budget) const;
 
  private:
   std::unique_ptr<TemplateNode> tree_;
