@@ -2,8 +2,8 @@
 
     python tests/benchmarks/native_speed.py ENGINE L4RUN [--rounds 7]
 
-Runs `l4run` and `l4export run` in turn, so that both see the same machine, and prints medians and their ratio. The memory
-is the most that l4run had, less the bytes of the weights' files.
+Runs `l4run` and `l4export run` in turn, so that both see the same machine, and prints medians and their ratio. The
+memory is the most that l4run had, less the bytes of the weights' files.
 """
 
 from __future__ import annotations
