@@ -5,8 +5,11 @@ There is no Python in it. Brought along are what the pages take from elsewhere: 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,3 +53,22 @@ def test_cpp_embed(root: Path) -> None:
     in_root(root, f"apt-get -qq update; apt-get -qq install {' '.join(packages('cpp_embed'))}")
     said = [in_root(root, block) for block in commands("cpp_embed")][-1]
     assert "In the beginning" in said and len(said.splitlines()[-1].split()) > 20
+
+
+def test_cpp_service(root: Path) -> None:
+    in_root(root, f"apt-get -qq update; apt-get -qq install {' '.join(packages('cpp_service'))}")
+    for block in commands("cpp_service"):
+        in_root(root, block)
+    program, engine = "/l4export/build/service/cpp_service", "/l4export/engines/kjv"
+    with subprocess.Popen(
+        ["chroot", root, program, engine, "--port", "0"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[-1]
+            body = json.dumps({"model": "kjv", "prompt": "In the beginning", "max_tokens": 4}).encode()
+            with urllib.request.urlopen(f"{url}/v1/completions", body) as answer:
+                assert json.load(answer)["usage"]["completion_tokens"] == 4
+        finally:
+            process.terminate()
+    assert process.returncode == 0

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import openai
+from native_service import native_service
 from safetensors.numpy import load_file, save_file
 from tiny_tokenizers import byte_level
 
@@ -26,7 +27,10 @@ from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from workshop import ROOT, copy_checkpoint, edit_config
 
-SERVERS: dict[str, Callable[[], list[str]]] = {"python": lambda: [sys.executable, str(ROOT / "examples/http_service")]}
+SERVERS: dict[str, Callable[[], list[str]]] = {
+    "python": lambda: [sys.executable, str(ROOT / "examples/http_service")],
+    "cpp": native_service,
+}
 """The beginning of each service's command line; what follows is the same for all. Called when one is needed, as it may
 have to be built."""
 

@@ -68,7 +68,8 @@ std::string python_repr(const json::Value& value) {
       return out + "]";
     case json::Kind::object:
       out = "{";
-      for (const auto& [key, item] : value.object().members()) separate(), out += repr_of(key) + ": " + python_repr(item);
+      for (const auto& [key, item] : value.object().members())
+        separate(), out += repr_of(key) + ": " + python_repr(item);
       return out + "}";
   }
   return out;

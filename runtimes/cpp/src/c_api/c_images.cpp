@@ -54,8 +54,8 @@ std::vector<std::int32_t> expanded(const l4_images* images, const l4_tokenizer* 
 
 using namespace l4::c_api;
 
-extern "C" l4_status l4_images_create(const char* directory, const l4_picture* pictures, size_t count, int32_t max_tiles,
-                                      l4_images** out) {
+extern "C" l4_status l4_images_create(const char* directory, const l4_picture* pictures, size_t count,
+                                      int32_t max_tiles, l4_images** out) {
   return guarded([&] {
     given(out, "out");
     const l4::images::Settings settings = l4::images::read_settings(&given(directory, "directory"));
@@ -67,7 +67,9 @@ extern "C" l4_status l4_images_create(const char* directory, const l4_picture* p
 
 extern "C" void l4_images_close(l4_images* images) { std::unique_ptr<l4_images>{images}; }
 
-extern "C" size_t l4_images_count(const l4_images* images) { return images == nullptr ? 0 : images->images->images.size(); }
+extern "C" size_t l4_images_count(const l4_images* images) {
+  return images == nullptr ? 0 : images->images->images.size();
+}
 
 extern "C" l4_status l4_images_get_info(const l4_images* images, size_t index, l4_image_info* info) {
   return guarded([&] {

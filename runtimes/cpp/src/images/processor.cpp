@@ -10,8 +10,9 @@
 namespace l4::images {
 namespace {
 
-constexpr std::size_t kMostPixels = std::size_t{1} << 26;  // of an image; a gigabyte suffices for all that is made of it
-constexpr std::size_t kMostSide = std::size_t{1} << 16;    // pixels of an image in one direction
+constexpr std::size_t kMostPixels = std::size_t{1}
+                                    << 26;               // of an image; a gigabyte suffices for all that is made of it
+constexpr std::size_t kMostSide = std::size_t{1} << 16;  // pixels of an image in one direction
 
 // What becomes of each 8-bit value in each channel.
 using Values = std::array<std::array<float, 256>, 3>;
@@ -42,9 +43,9 @@ Values values_of(const Settings& settings) {
 void check(const Picture& picture, std::size_t number) {
   const std::size_t width = picture.width, height = picture.height;
   if (width >= 1 && width <= kMostSide && height >= 1 && height <= kMostSide && width * height <= kMostPixels) return;
-  throw bad_input("image " + std::to_string(number) + ": has " + std::to_string(width) + " x " + std::to_string(height) +
-                  " pixels, but a side has 1 to " + std::to_string(kMostSide) + " pixels, and the whole at most " +
-                  std::to_string(kMostPixels >> 20) + " million; scale it");
+  throw bad_input("image " + std::to_string(number) + ": has " + std::to_string(width) + " x " +
+                  std::to_string(height) + " pixels, but a side has 1 to " + std::to_string(kMostSide) +
+                  " pixels, and the whole at most " + std::to_string(kMostPixels >> 20) + " million; scale it");
 }
 
 // The digest of the Python runtime: grid and shape as Python writes tuples, the values of the levels, the levels.

@@ -28,7 +28,8 @@ ImageTokens ImageTokens::of(const std::function<std::int32_t(const char*)>& id_o
   const auto found = [&](const char* name) {
     const std::int32_t id = id_of(name);
     if (id >= 0) return id;
-    throw bad_input(std::string("tokenizer: has no token ") + name + ", which images need; copy it from the checkpoint");
+    throw bad_input(std::string("tokenizer: has no token ") + name +
+                    ", which images need; copy it from the checkpoint");
   };
   return {found("<|image|>"), found("<|image_start|>"),      found("<|image_end|>"),
           found("<|patch|>"), found("<|tile_x_separator|>"), found("<|tile_y_separator|>")};

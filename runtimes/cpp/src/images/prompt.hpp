@@ -24,8 +24,8 @@ struct ImageTokens {
   static ImageTokens of(const std::function<std::int32_t(const char*)>& id_of);
 };
 
-// Replace each placeholder of a prompt by the tokens of its image, in their order, as `Llama4Processor` does. Raises Error
-// (L4_BAD_INPUT): more or fewer placeholders than images, or a token in the prompt that only images have.
+// Replace each placeholder of a prompt by the tokens of its image, in their order, as `Llama4Processor` does. Raises
+// Error (L4_BAD_INPUT): more or fewer placeholders than images, or a token in the prompt that only images have.
 std::vector<std::int32_t> expand(const std::int32_t* ids, std::size_t count, const std::vector<Grid>& grids,
                                  std::size_t rows_of_a_tile, const ImageTokens& tokens);
 

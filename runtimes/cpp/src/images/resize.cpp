@@ -64,11 +64,11 @@ Axis axis_of(std::size_t old, std::size_t now) {
 // Values that are summed at once: the compiler keeps them in vector registers.
 constexpr std::size_t kLanes = 32;
 
-// One output for neighbouring values: `lanes` columns of `taps` lines that are `width` apart. `Lanes` is a constant but at
-// the end of a line, so that the loops have a known length.
+// One output for neighbouring values: `lanes` columns of `taps` lines that are `width` apart. `Lanes` is a constant but
+// at the end of a line, so that the loops have a known length.
 template <typename Lanes>
-void weigh_lanes(const std::int16_t* weights, std::size_t taps, int precision, const std::uint8_t* from, std::size_t width,
-                 std::uint8_t* to, Lanes lanes) {
+void weigh_lanes(const std::int16_t* weights, std::size_t taps, int precision, const std::uint8_t* from,
+                 std::size_t width, std::uint8_t* to, Lanes lanes) {
   std::int32_t sums[kLanes];  // at most 255 * (2^22 + half the taps) + 2^21: below 2^31
   for (std::size_t lane = 0; lane < lanes; ++lane) sums[lane] = 1 << (precision - 1);
   for (std::size_t tap = 0; tap < taps; ++tap, from += width) {
@@ -88,7 +88,8 @@ void weigh(const Axis& axis, const std::uint8_t* from, std::size_t width, std::u
     const std::uint8_t* lines = from + axis.first[i] * width;
     std::size_t at = 0;
     for (; at + kLanes <= width; at += kLanes) {
-      weigh_lanes(weights, taps, axis.precision, lines + at, width, to + at, std::integral_constant<std::size_t, kLanes>());
+      weigh_lanes(weights, taps, axis.precision, lines + at, width, to + at,
+                  std::integral_constant<std::size_t, kLanes>());
     }
     if (at < width) weigh_lanes(weights, taps, axis.precision, lines + at, width, to + at, width - at);
   }

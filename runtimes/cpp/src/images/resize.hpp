@@ -1,7 +1,7 @@
 // Bilinear resizing of 8-bit images with antialiasing, bit for bit as PyTorch's integer kernel on a CPU.
 //
-// The kernel (`_compute_index_ranges_int16_weights` and what follows it in ATen's UpSampleKernel.cpp) works along one axis
-// with integer weights and rounds to 8 bits, first along the width, then along the height.
+// The kernel (`_compute_index_ranges_int16_weights` and what follows it in ATen's UpSampleKernel.cpp) works along one
+// axis with integer weights and rounds to 8 bits, first along the width, then along the height.
 #pragma once
 
 #include <cstddef>

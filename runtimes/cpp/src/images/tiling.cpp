@@ -61,8 +61,8 @@ Size fitted(Size image, Grid grid, std::int64_t tile, bool fill_canvas) {
   const Side height(image.height, grid.rows * tile, tile, fill_canvas);
   const Side width(image.width, grid.columns * tile, tile, fill_canvas);
   const bool single = height.single || width.single;
-  const bool width_limits = single ? static_cast<float>(width.scale()) < static_cast<float>(height.scale())
-                                   : width.scale() < height.scale();
+  const bool width_limits =
+      single ? static_cast<float>(width.scale()) < static_cast<float>(height.scale()) : width.scale() < height.scale();
   if (width_limits) return {height.scaled(width), width.most};
   return {height.most, width.scaled(height)};
 }
