@@ -67,7 +67,6 @@ class Reader {
     items(')', [&] {
       const std::string key = name();
       expect('=');
-      if (made.arguments.contains(key)) fail();
       made.arguments[key] = value();
     });
     return made;
