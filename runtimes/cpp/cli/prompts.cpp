@@ -98,8 +98,8 @@ class Encoder {
     for (const json::Value& message : list->array()) messages.push_back(without_files(message, directory, encoded.pictures));
     json::Object document;
     document.add("messages", std::move(messages));
-    for (const auto& [name, value] : given.is_object() ? given.object().members() : json::Object().members()) {
-      document.add(name, value);
+    if (given.is_object()) {
+      for (const auto& [name, value] : given.object().members()) document.add(name, value);
     }
     encoded.ids = chat(std::move(document));
     return encoded;
