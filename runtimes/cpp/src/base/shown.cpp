@@ -14,21 +14,24 @@ std::string repr_of(const std::string& text) {
   const bool other = text.find('\'') != std::string::npos && text.find('"') == std::string::npos;
   const char quote = other ? '"' : '\'';
   std::string out(1, quote);
-  for (const char c : text) {
-    char escape[8];
-    switch (c) {
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t begin = at;
+    const char32_t point = utf8::next(text, at);
+    char escape[12];
+    switch (point) {
       case '\\': out += "\\\\"; break;
       case '\n': out += "\\n"; break;
       case '\r': out += "\\r"; break;
       case '\t': out += "\\t"; break;
       default:
-        if (c == quote) {
-          out += {'\\', c};
-        } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
-          std::snprintf(escape, sizeof escape, "\\x%02x", static_cast<unsigned>(c));
+        if (point == static_cast<unsigned char>(quote)) {
+          out += {'\\', quote};
+        } else if (!utf8::is_printable(point)) {
+          const char* form = point < 0x100 ? "\\x%02x" : point < 0x10000 ? "\\u%04x" : "\\U%08x";
+          std::snprintf(escape, sizeof escape, form, static_cast<unsigned>(point));
           out += escape;
         } else {
-          out.push_back(c);
+          out.append(text, begin, at - begin);
         }
     }
   }
