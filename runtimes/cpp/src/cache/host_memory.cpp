@@ -23,7 +23,7 @@ std::shared_ptr<std::byte> zeros(std::size_t bytes) {
 }
 
 void copy_tokens(const RowArray& from, std::byte* to, std::int64_t slots, std::int64_t width_bytes) {
-  for (std::int64_t head = 0; head < from.heads; ++head) {
+  for (std::int64_t head = 0; head < from.heads && from.tokens != 0; ++head) {  // without tokens there is no memory
     // the same bytes where a row becomes its own copy
     std::memmove(to + head * slots * width_bytes, from.data + head * from.head_stride_bytes,
                  static_cast<std::size_t>(from.tokens * width_bytes));
