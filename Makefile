@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow test-gpu fuzz fuzz-native lint docs wheel-test clean
+.PHONY: quickstart test test-sanitized test-slow test-gpu fuzz fuzz-native lint docs wheel-test clean
 
 quickstart: $(STAMP)
 	rm -rf engines/kjv engines/shapes
@@ -16,7 +16,10 @@ quickstart: $(STAMP)
 	$(BIN)/l4export run engines/shapes --image examples/shapes/pictures/15.png --prompt "How many circles are there?"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu" tests
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m "not slow and not gpu and not sanitized" tests
+
+test-sanitized: $(STAMP)  # the native library over conformance cases and corpora of the fuzzers
+	$(BIN)/python -m pytest -n auto -m sanitized tests
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow tests

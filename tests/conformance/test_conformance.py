@@ -41,9 +41,8 @@ def plain() -> Path:
 def native(build: Path, directory: Path, out: Path, saved: Path, *more: str, **variables: str) -> None:
     """Execute a directory's cases with the C ABI."""
     out.mkdir()
-    (program,) = build.rglob("conformance")
     environment = {**os.environ, "L4EXPORT_ONNXRUNTIME": str(ONNXRUNTIME), **variables}
-    command = [program, directory, out, saved, *more]
+    command = [build / "tests/conformance", directory, out, saved, *more]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, f"{done.returncode}: {done.stdout[-2000:]}{done.stderr[-6000:]}"
 
@@ -58,6 +57,7 @@ def check_equal(build: Path, directory: Path, tmp_path: Path, *more: str, **vari
     assert list(differences(directory, expected, tmp_path / "python")) == []
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("kind", QUICK, ids=str)
 def test_conformance_with_sanitizers(prepared: Prepared, tmp_path: Path, kind: EngineKind) -> None:
     suppressions = tmp_path / "leaks"

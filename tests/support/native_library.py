@@ -21,8 +21,9 @@ HEADERS = ROOT / "build/onnxruntime-headers"
 ONNXRUNTIME = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
 """The library in Python's package, which both runtimes then use."""
 
-STRICT = ("-DCMAKE_COMPILE_WARNING_AS_ERROR=ON", "-DL4EXPORT_PRECOMPILE=ON")
-"""Wheels are built without precompiled headers, which hide a missing include."""
+STRICT = "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"
+TOGETHER = ("-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=10")
+"""Several files a compiler's run: a third of the time. Wheels are built file by file, where a missing include shows."""
 
 
 def onnxruntime_headers() -> Path:
@@ -40,7 +41,7 @@ def build_native(name: str = "native", *options: str) -> Path:
     directory, headers = ROOT / "build" / name, onnxruntime_headers()
     with _one_at_a_time():
         where = f"-DONNXRUNTIME_INCLUDE_DIR={headers}"
-        run("cmake", "-S", SOURCE, "-B", directory, "-G", "Ninja", where, *STRICT, *options)
+        run("cmake", "-S", SOURCE, "-B", directory, "-G", "Ninja", where, STRICT, *TOGETHER, *options)
         run("cmake", "--build", directory)
     return directory
 

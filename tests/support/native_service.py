@@ -31,6 +31,6 @@ def native_service() -> list[str]:
     needs_its_packages()
     prefix, directory = ROOT / "build/native-prefix", ROOT / "build/cpp-service"
     run("cmake", "--install", build_native(), "--prefix", prefix)
-    run("cmake", "-S", SOURCE, "-B", directory, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", STRICT[0])
+    run("cmake", "-S", SOURCE, "-B", directory, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", STRICT)
     run("cmake", "--build", directory)
     return ["env", f"L4EXPORT_ONNXRUNTIME={ONNXRUNTIME}", str(directory / "cpp_service")]

@@ -69,7 +69,7 @@ Number whole_number(const std::string& name, const std::string& text, Number lea
   if (error != std::errc() || stopped != end || number < least || number > most) {
     const bool open = most == std::numeric_limits<Number>::max();
     const std::string wanted = open ? " or more" : " to " + std::to_string(most);
-    refuse(name + " " + l4::quoted(text) + ": give a whole number, " + std::to_string(least) + wanted);
+    refuse(name + " " + l4::in_quotes(text) + ": give a whole number, " + std::to_string(least) + wanted);
   }
   return number;
 }
@@ -78,7 +78,7 @@ double number(const std::string& name, const std::string& text) {
   std::istringstream stream(text);
   stream.imbue(std::locale::classic());
   double value = 0;
-  if (!(stream >> value) || !stream.eof()) refuse(name + " " + l4::quoted(text) + ": give a number");
+  if (!(stream >> value) || !stream.eof()) refuse(name + " " + l4::in_quotes(text) + ": give a number");
   return value;
 }
 
@@ -105,7 +105,7 @@ class Arguments {
     if (!value_ && at_ == all_.size()) refuse(name_ + ": needs a value. See `l4run --help`.");
     std::string value = value_ ? *value_ : all_[at_++];
     value_.reset();
-    if (!l4::utf8::is_valid(value)) refuse(name_ + " " + l4::quoted(value) + ": is no valid UTF-8");
+    if (!l4::utf8::is_valid(value)) refuse(name_ + " " + l4::in_quotes(value) + ": is no valid UTF-8");
     return value;
   }
 
@@ -181,8 +181,8 @@ std::optional<Options> parse(const std::vector<std::string>& given) {
     if (name.rfind("-", 0) == 0 && name.size() > 1) {
       refuse("No such option: " + l4::printable(name) + ". See `l4run --help`.");
     }
-    if (!options.engine.empty()) refuse("one ENGINE is enough: what is " + l4::quoted(name) + "? See `l4run --help`.");
-    if (!l4::utf8::is_valid(name)) refuse("ENGINE " + l4::quoted(name) + ": is no valid UTF-8");
+    if (!options.engine.empty()) refuse("one ENGINE is enough: what is " + l4::in_quotes(name) + "? See `l4run --help`.");
+    if (!l4::utf8::is_valid(name)) refuse("ENGINE " + l4::in_quotes(name) + ": is no valid UTF-8");
     options.engine = name;
   }
   check(options);

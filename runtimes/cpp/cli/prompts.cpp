@@ -16,11 +16,11 @@ namespace json = l4::json;
 namespace {
 
 constexpr std::string_view kPlaceholder = "<|image|>";
-constexpr std::uint64_t kMostBytes = 64 << 20;
+constexpr std::uint64_t kMostPromptBytes = 64 << 20;
 
 l4export::Ids parse_ids(const std::string& text) {
   const auto refuse = [&] {
-    return l4::bad_input("--token-ids " + l4::quoted(text) + ": write whole numbers with commas between them, as in 1,2,3");
+    return l4::bad_input("--token-ids " + l4::in_quotes(text) + ": write whole numbers with commas between them, as in 1,2,3");
   };
   const auto skip_space = [&](const char* at) {
     while (*at == ' ' || (*at >= '\t' && *at <= '\r')) ++at;
@@ -162,7 +162,7 @@ class Encoder {
 
 // A file of text, whose lines are the prompts of a batch.
 std::vector<Encoded> read_batch(const Encoder& encoder, const std::string& path) {
-  const std::string text = l4::storage::read_small(path, kMostBytes, "give a shorter one");
+  const std::string text = l4::storage::read_small(path, kMostPromptBytes, "give a shorter one");
   const std::filesystem::path directory = std::filesystem::path(path).parent_path();
   std::vector<Encoded> prompts;
   std::size_t number = 0;
@@ -200,7 +200,7 @@ std::vector<Encoded> read_prompts(const Options& options, const l4export::Tokeni
   } else if (options.token_ids) {
     prompts.push_back({parse_ids(*options.token_ids), {}});
   } else if (options.chat) {
-    const std::string text = l4::storage::read_small(*options.chat, kMostBytes, "give a JSON file of messages");
+    const std::string text = l4::storage::read_small(*options.chat, kMostPromptBytes, "give a JSON file of messages");
     const auto directory = std::filesystem::path(*options.chat).parent_path();
     prompts.push_back(encoder.messages(json::parse(text, *options.chat), directory, *options.chat));
   } else {

@@ -12,6 +12,7 @@ FUZZ = SOURCE / "tests/fuzz"
 TARGETS = sorted(path.stem.removeprefix("fuzz_") for path in FUZZ.glob("fuzz_*.cpp"))
 
 
+@pytest.mark.sanitized
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_corpus_runs_clean(target: str, tmp_path: Path) -> None:
     program = sanitized_native() / f"tests/fuzz_{target}"

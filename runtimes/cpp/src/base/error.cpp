@@ -24,6 +24,6 @@ std::string printable(std::string_view text, std::size_t most) {
 
 std::string system_reason(int code) { return std::generic_category().message(code); }
 
-std::string quoted(std::string_view text) { return "'" + printable(text, 60) + "'"; }
+std::string in_quotes(std::string_view text) { return "'" + printable(text, 60) + "'"; }
 
 }  // namespace l4

@@ -34,6 +34,6 @@ std::string printable(std::string_view text, std::size_t most = 300);
 std::string system_reason(int code);
 
 // A value as a message shows it, in quotes: 'value'.
-std::string quoted(std::string_view text);
+std::string in_quotes(std::string_view text);
 
 }  // namespace l4

@@ -24,7 +24,7 @@ json::Value read_exactly(json::Reader& reader) {
       json::Object members;
       reader.object([&](std::string_view key) {
         std::string name(key);  // which is gone when its value is read
-        if (members.find(name) != nullptr) reader.fail("the key " + quoted(name) + " comes twice");
+        if (members.find(name) != nullptr) reader.fail("the key " + in_quotes(name) + " comes twice");
         members.add(std::move(name), read_exactly(reader));
       });
       return members;

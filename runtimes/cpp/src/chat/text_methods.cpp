@@ -50,7 +50,7 @@ bool is_title(const std::string& text) {
   return found;
 }
 
-bool is_space(const std::string& text) {
+bool is_only_space(const std::string& text) {
   for (std::size_t at = 0; at < text.size();) {
     if (!chat::is_space(utf8::next(text, at))) return false;
   }
@@ -127,7 +127,7 @@ const std::unordered_map<std::string_view, Answer>& questions() {
       {"islower", is_lower},
       {"isupper", is_upper},
       {"istitle", is_title},
-      {"isspace", is_space},
+      {"isspace", is_only_space},
       {"isprintable", is_printable},
   };
   return all_of;

@@ -11,7 +11,6 @@ namespace {
 
 constexpr std::size_t kMaxText = 1000;
 
-std::string indexed(const std::string& name, std::size_t index) { return name + "[" + std::to_string(index) + "]"; }
 
 bool is_text(const json::Value& value) {
   if (!value.is_string() || value.string().empty()) return false;

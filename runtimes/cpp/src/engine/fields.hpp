@@ -25,6 +25,9 @@ std::string show(const std::optional<std::int64_t>& value);
 // The error, to be thrown: which file, which field, what is wrong with it, what to do.
 Error refusal(const std::string& where, const std::string& path, const std::string& problem);
 
+// The place of an item of a list.
+inline std::string indexed(const std::string& path, std::size_t index) { return path + "[" + std::to_string(index) + "]"; }
+
 // The fields of one JSON object of a manifest; all that are asked for must be there, others are ignored.
 class Fields {
  public:

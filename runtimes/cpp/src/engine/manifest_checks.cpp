@@ -19,7 +19,6 @@ namespace {
 std::string text(std::int64_t number) { return std::to_string(number); }
 std::string text(const Runtime& runtime) { return runtime.name + " " + runtime.provider; }
 bool is_same(const Runtime& a, const Runtime& b) { return a.name == b.name && a.provider == b.provider; }
-std::string indexed(const std::string& path, std::size_t index) { return path + "[" + std::to_string(index) + "]"; }
 
 // The slots of a layer, for sequences of up to `max_context` tokens.
 std::int64_t slots_of(const Manifest& m, std::size_t layer) {

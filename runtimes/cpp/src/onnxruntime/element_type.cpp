@@ -18,7 +18,7 @@ const ElementType& element_type(std::string_view name) {
   for (const ElementType& type : types) {
     if (type.name == name) return type;
   }
-  throw bad_input("tensors of " + quoted(name) + " are not known to this library; build the engine again");
+  throw bad_input("tensors of " + in_quotes(name) + " are not known to this library; build the engine again");
 }
 
 }  // namespace l4

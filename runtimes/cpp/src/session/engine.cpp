@@ -23,7 +23,7 @@ void check_options(const EngineOptions& options) {
                     std::to_string(most_threads));
   }
   if (!options.provider.empty() && options.provider != "cpu" && options.provider != "cuda") {
-    throw bad_input("provider is " + quoted(options.provider) + ": give \"cpu\" or \"cuda\"");
+    throw bad_input("provider is " + in_quotes(options.provider) + ": give \"cpu\" or \"cuda\"");
   }
 }
 

@@ -86,7 +86,7 @@ class MergeReader {
     if (line.substr(0, 8) == "#version") return;
     const std::size_t space = line.find(' ');
     if (space == std::string_view::npos || line.find(' ', space + 1) != std::string_view::npos) {
-      throw damaged("the merge " + quoted(line) + " is not of two tokens");
+      throw damaged("the merge " + in_quotes(line) + " is not of two tokens");
     }
     add(line.substr(0, space), line.substr(space + 1));
   }
@@ -137,7 +137,7 @@ class MergeReader {
   }
 
   [[noreturn]] static void refuse(std::string_view left, std::string_view right) {
-    throw damaged("the merge of " + quoted(left) + " and " + quoted(right) + " names a token that the vocabulary lacks");
+    throw damaged("the merge of " + in_quotes(left) + " and " + in_quotes(right) + " names a token that the vocabulary lacks");
   }
 
   const Vocabulary& vocabulary_;
@@ -170,7 +170,7 @@ Bpe read_model(json::Reader& reader) {
       read_model_setting(key, reader, settings);
     }
   });
-  if (settings.type != "BPE") throw unsupported("the model " + quoted(settings.type));
+  if (settings.type != "BPE") throw unsupported("the model " + in_quotes(settings.type));
   if (!has_vocabulary || !has_merges) throw damaged("its model lacks vocab or merges");
   if (!early_merges.empty()) {
     json::Reader again(early_merges, reader.where(), {early_merges.size()});

@@ -10,7 +10,7 @@ namespace l4::text {
 namespace {
 
 constexpr std::string_view kUnfinished = "\xEF\xBF\xBD";  // U+FFFD
-constexpr std::size_t kMostStrings = 64, kMostCharacters = 1024;
+constexpr std::size_t kMostStrings = 64, kMostStopCharacters = 1024;
 
 bool ends_with(std::string_view text, std::string_view end) {
   return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
@@ -52,14 +52,14 @@ void check_stop_strings(const std::vector<std::string>& stop_strings) {
   bool too_long = stop_strings.size() > kMostStrings;
   for (const std::string& stop : stop_strings) {
     if (stop.empty()) throw bad_input("stop_strings has an empty one: give texts of at least one character");
-    if (!utf8::is_valid(stop)) throw bad_input("stop_strings: " + quoted(stop) + " is not UTF-8: give valid Unicode");
+    if (!utf8::is_valid(stop)) throw bad_input("stop_strings: " + in_quotes(stop) + " is not UTF-8: give valid Unicode");
     const auto characters =
         std::count_if(stop.begin(), stop.end(), [](char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; });
-    too_long |= static_cast<std::size_t>(characters) > kMostCharacters;
+    too_long |= static_cast<std::size_t>(characters) > kMostStopCharacters;
   }
   if (too_long) {
     throw bad_input("stop_strings: at most " + std::to_string(kMostStrings) + " of at most " +
-                    std::to_string(kMostCharacters) + " characters can be given");
+                    std::to_string(kMostStopCharacters) + " characters can be given");
   }
 }
 

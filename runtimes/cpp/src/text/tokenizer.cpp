@@ -125,7 +125,7 @@ void Tokenizer::encode_to(std::string_view text, bool find_added, std::vector<st
 void Tokenizer::check_spelled(std::string_view text, const std::vector<std::int32_t>& ids, std::size_t from) const {
   for (const std::int32_t id : spelled_.ids_in(text)) {
     if (std::find(ids.begin() + static_cast<std::ptrdiff_t>(from), ids.end(), id) == ids.end()) continue;
-    throw bad_input("text: the tokenizer makes the special token " + quoted(model_.vocabulary.spelling(id)) +
+    throw bad_input("text: the tokenizer makes the special token " + in_quotes(model_.vocabulary.spelling(id)) +
                     " of ordinary text: leave it out");
   }
 }

@@ -53,7 +53,7 @@ std::vector<const Value*> steps_of(const Value& part, const char* name, const ch
 }
 
 [[noreturn]] void refuse_step(const char* name, const Value& step) {
-  throw unsupported(std::string("the ") + name + " " + quoted(step.find("type")->string()));
+  throw unsupported(std::string("the ") + name + " " + in_quotes(step.find("type")->string()));
 }
 
 bool is_a(const Value& step, std::string_view type) { return step.find("type")->string() == type; }
@@ -66,7 +66,7 @@ Splitter read_split(const Value& step) {
   }
   const Splitter splitter = splitter_of(text_of(expression, "the pattern of a Split"));
   if (splitter == nullptr) {
-    throw unsupported("the Split pattern " + quoted(expression->string()) + ", neither that of Llama 3 nor of Llama 4");
+    throw unsupported("the Split pattern " + in_quotes(expression->string()) + ", neither that of Llama 3 nor of Llama 4");
   }
   return splitter;
 }
@@ -103,11 +103,11 @@ std::vector<std::int32_t> special_ids(const Value& step, const std::string& name
   const Value* tokens = step.find("special_tokens");
   const Value* token = tokens != nullptr ? tokens->find(name) : nullptr;
   const Value* listed = token != nullptr ? token->find("ids") : nullptr;
-  if (listed == nullptr || !listed->is_array()) throw damaged("post_processor has no ids for " + quoted(name));
+  if (listed == nullptr || !listed->is_array()) throw damaged("post_processor has no ids for " + in_quotes(name));
   std::vector<std::int32_t> ids;
   for (const Value& id : listed->array()) {
     if (!id.is_integer() || id.integer() < 0 || id.integer() > INT32_MAX) {
-      throw damaged("post_processor has ids for " + quoted(name) + " that are none");
+      throw damaged("post_processor has ids for " + in_quotes(name) + " that are none");
     }
     ids.push_back(static_cast<std::int32_t>(id.integer()));
   }
@@ -171,7 +171,7 @@ TokenizerFile read(std::string_view text, const std::string& path) {
   json::Object settings;
   std::vector<std::string> seen;
   reader.object([&](std::string_view key) {
-    if (std::find(seen.begin(), seen.end(), key) != seen.end()) throw damaged("it has " + quoted(key) + " twice");
+    if (std::find(seen.begin(), seen.end(), key) != seen.end()) throw damaged("it has " + in_quotes(key) + " twice");
     if (seen.size() == 64) throw damaged("it has too many parts");
     seen.emplace_back(key);
     if (key == "model") return void(file.model = read_model(reader));
@@ -185,11 +185,11 @@ TokenizerFile read(std::string_view text, const std::string& path) {
   };
   if (std::find(seen.begin(), seen.end(), "model") == seen.end()) throw damaged("it has no model");
   if (const Value* version = settings.find("version"); version != nullptr && text_of(version, "version") != "1.0") {
-    throw unsupported("the version " + quoted(version->string()) + " of tokenizer.json");
+    throw unsupported("the version " + in_quotes(version->string()) + " of tokenizer.json");
   }
   if (const Value normalizer = part("normalizer"); !normalizer.is_null()) {
     const Value* type = normalizer.find("type");
-    throw unsupported("the normalizer " + quoted(type != nullptr && type->is_string() ? type->string() : ""));
+    throw unsupported("the normalizer " + in_quotes(type != nullptr && type->is_string() ? type->string() : ""));
   }
   file.model.splitter = read_pre_tokenizer(part("pre_tokenizer"));
   check_decoder(part("decoder"));

@@ -8,12 +8,12 @@ namespace l4::text {
 
 void Vocabulary::add(std::string_view spelled, std::int64_t id) {
   if (id < 0 || id > kHighestId) {
-    throw damaged("the token " + quoted(spelled) + " has the id " + std::to_string(id) + ", which must be 0 to " +
+    throw damaged("the token " + in_quotes(spelled) + " has the id " + std::to_string(id) + ", which must be 0 to " +
                   std::to_string(kHighestId));
   }
   if (has(id)) {
-    throw damaged("the id " + std::to_string(id) + " is that of two tokens, " + quoted(spelling(id)) + " and " +
-                  quoted(spelled));
+    throw damaged("the id " + std::to_string(id) + " is that of two tokens, " + in_quotes(spelling(id)) + " and " +
+                  in_quotes(spelled));
   }
   Token token;
   token.begin = static_cast<std::uint32_t>(bytes_.size());
@@ -45,7 +45,7 @@ void Vocabulary::index() {
     const std::string_view key = bytes(static_cast<std::int64_t>(id));
     const Slot added = slot_of(key, tokens_[id].plain, static_cast<std::int64_t>(id));
     if (table_.add(hash_of(key), added, [&](const Slot& slot) { return is_it(slot, added, key); }) != nullptr) {
-      throw damaged("the token " + quoted(spelling(static_cast<std::int64_t>(id))) + " is twice in the vocabulary");
+      throw damaged("the token " + in_quotes(spelling(static_cast<std::int64_t>(id))) + " is twice in the vocabulary");
     }
   }
 }
