@@ -31,7 +31,11 @@ def kjv(engine_paths: Callable[[str], Path]) -> Engine:
     return runtimes.load(engine_paths("kjv"), threads=1)
 
 
-@pytest.fixture(scope="session", params=list(SERVERS))
+# the service in C++ is compiled first, which takes a minute
+_EACH = [pytest.param(name, marks=pytest.mark.slow) if name == "cpp" else name for name in SERVERS]
+
+
+@pytest.fixture(scope="session", params=_EACH)
 def server(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name

@@ -16,6 +16,8 @@ from native_service import SOURCE, needs_its_packages
 
 from workshop import ROOT
 
+pytestmark = pytest.mark.slow  # compiles the service's reader of calls
+
 NAMES = ["get_weather", "add", "a.b"]
 TEXTS = [
     '{"name": "add", "parameters": {"a": 1, "b": [2, {"c": null}]}}',
