@@ -23,7 +23,8 @@ ONNXRUNTIME = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxrun
 
 STRICT = "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"
 TOGETHER = ("-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=10")
-"""Several files a compiler's run: a third of the time. Wheels are built file by file, where a missing include shows."""
+"""Several files a compiler's run: a third of the time. Released wheels are built file by file, where a missing include
+shows."""
 
 
 def onnxruntime_headers() -> Path:
