@@ -81,7 +81,8 @@ def _precision(manifest: Manifest) -> Iterator[Contradiction]:
 def _is_policy(policy: Any) -> bool:
     return (
         isinstance(policy, dict)
-        and type(policy.get("accuracy_level")) is int
+        and type(level := policy.get("accuracy_level")) is int
+        and 0 <= level <= 4  # the levels that ONNX Runtime's operators know
         and isinstance(policy.get("rules"), list)
         and all(map(_is_rule, policy["rules"]))
     )

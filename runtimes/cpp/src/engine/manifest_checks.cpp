@@ -85,7 +85,8 @@ bool is_rule(const json::Value& rule) {
 
 bool is_policy(const json::Value& policy) {
   const json::Value *level = policy.find("accuracy_level"), *rules = policy.find("rules");
-  return level != nullptr && level->is_integer() && rules != nullptr && rules->is_array() &&
+  const bool is_level = level != nullptr && level->is_integer() && level->integer() >= 0 && level->integer() <= 4;
+  return is_level && rules != nullptr && rules->is_array() &&
          std::all_of(rules->array().begin(), rules->array().end(), is_rule);
 }
 
