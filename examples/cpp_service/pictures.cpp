@@ -1,19 +1,18 @@
 #include "pictures.hpp"
 
-#include <png.h>
-
+#include <algorithm>
 #include <array>
+#include <utility>
 
+#include "picture_files.hpp"
 #include "refusal.hpp"
 
 namespace service {
 namespace {
 
-constexpr std::uint64_t kMostPixels = 1 << 26;
-
 Refusal refuse(const std::string& name, const std::string& problem) { return {name + ": " + problem, "messages"}; }
 
-std::vector<std::uint8_t> from_base64(const std::string& text, const std::string& name) {
+Bytes from_base64(const std::string& text, const std::string& name) {
   static const std::string digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   std::array<int, 256> values;
   values.fill(-1);
@@ -21,7 +20,7 @@ std::vector<std::uint8_t> from_base64(const std::string& text, const std::string
   std::size_t length = text.size();
   while (length > 0 && text.size() - length < 2 && text[length - 1] == '=') --length;
   if (text.size() % 4 != 0 || length == 0) throw refuse(name, "is no base64");
-  std::vector<std::uint8_t> bytes;
+  Bytes bytes;
   std::uint32_t bits = 0;
   int held = 0;
   for (std::size_t i = 0; i < length; ++i) {
@@ -33,27 +32,47 @@ std::vector<std::uint8_t> from_base64(const std::string& text, const std::string
   return bytes;
 }
 
+bool begins(const Bytes& file, const Bytes& with) {
+  return file.size() >= with.size() && std::equal(with.begin(), with.end(), file.begin());
+}
+
+// Turned and mirrored as EXIF's orientation says.
+Pixels upright(Stored stored) {
+  const int o = stored.orientation;
+  const Pixels& from = stored.pixels;
+  if (o <= 1) return std::move(stored.pixels);
+  const bool is_turned = o >= 5;
+  const bool from_right = o == 2 || o == 3 || o == 6 || o == 7, from_below = o == 3 || o == 4 || o == 7 || o == 8;
+  const std::int64_t width = is_turned ? from.height : from.width, height = is_turned ? from.width : from.height;
+  Pixels to{Bytes(from.rgb.size()), width, height};
+  for (std::int64_t y = 0; y < height; ++y) {
+    for (std::int64_t x = 0; x < width; ++x) {
+      const std::int64_t row = from_below ? height - 1 - y : y, column = from_right ? width - 1 - x : x;
+      const std::int64_t at = is_turned ? column * from.width + row : row * from.width + column;
+      std::copy_n(from.rgb.begin() + 3 * at, 3, to.rgb.begin() + 3 * (y * width + x));
+    }
+  }
+  return to;
+}
+
 }  // namespace
 
+void check_size(std::uint64_t width, std::uint64_t height) {
+  constexpr std::uint64_t most_side = 1 << 16, most_pixels = 1 << 26;
+  if (width >= 1 && height >= 1 && width <= most_side && height <= most_side && width * height <= most_pixels) return;
+  throw Damaged(std::to_string(width) + " x " + std::to_string(height) + " pixels: a side has 1 to " +
+                std::to_string(most_side) + ", and the whole at most " + std::to_string(most_pixels >> 20) + " million");
+}
+
 Pixels decoded(const std::string& data, const std::string& name) {
-  const std::vector<std::uint8_t> file = from_base64(data, name);
-  png_image image{};
-  image.version = PNG_IMAGE_VERSION;
-  if (png_image_begin_read_from_memory(&image, file.data(), file.size()) == 0) {
-    throw refuse(name, "cannot be decoded; this service reads PNG");
+  const Bytes file = from_base64(data, name);
+  try {
+    if (begins(file, {0x89, 'P', 'N', 'G'})) return upright(stored_png(file));
+    if (begins(file, {0xFF, 0xD8, 0xFF})) return upright(stored_jpeg(file));
+  } catch (const Damaged& damaged) {
+    throw refuse(name, std::string("cannot be decoded (") + damaged.what() + "); give a whole image file");
   }
-  if (std::uint64_t{image.width} * image.height > kMostPixels) {
-    png_image_free(&image);
-    throw refuse(name, "has more than " + std::to_string(kMostPixels) + " pixels; scale it");
-  }
-  image.format = PNG_FORMAT_RGB;
-  Pixels pixels{std::vector<std::uint8_t>(PNG_IMAGE_SIZE(image)), image.width, image.height};
-  const png_color white{255, 255, 255};
-  if (png_image_finish_read(&image, &white, pixels.rgb.data(), 0, nullptr) == 0 || (image.warning_or_error & 2) != 0) {
-    png_image_free(&image);
-    throw refuse(name, "is damaged; give a whole image file");
-  }
-  return pixels;
+  throw refuse(name, "is no image in a format that is decoded (PNG, JPEG); convert it");
 }
 
 }  // namespace service

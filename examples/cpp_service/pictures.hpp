@@ -1,4 +1,4 @@
-// Pictures of strangers as pixels. PNG alone: its pixels are the same with every decoder.
+// Pictures of strangers as pixels: PNG and JPEG, decoded to what the service in Python makes of them.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,15 @@
 
 namespace service {
 
+using Bytes = std::vector<std::uint8_t>;
+
 struct Pixels {
-  std::vector<std::uint8_t> rgb;  // [height, width, 3]; what is transparent shows white
-  std::int64_t width, height;
+  Bytes rgb;  // [height, width, 3]
+  std::int64_t width = 0, height = 0;
 };
 
-// `data`: a file as base64; `name`: what messages call it. Throws Refusal for what is no PNG, or too large.
+// `data`: a file as base64; `name`: what messages call it. A picture stands upright (EXIF), what is transparent shows
+// white. Throws Refusal for what is neither PNG nor JPEG, is damaged, or too large.
 Pixels decoded(const std::string& data, const std::string& name);
 
 }  // namespace service

@@ -29,7 +29,7 @@ def parse_calls(text: str, names: Collection[str]) -> list[tuple[str, dict[str, 
     calls = _json_calls(text.strip()) or _python_calls(text.strip())
     try:
         json.dumps(calls, allow_nan=False)
-    except (TypeError, ValueError):  # what JSON cannot say is no argument
+    except (TypeError, ValueError, RecursionError):  # what JSON cannot say is no argument
         return None
     return calls if calls and all(name in names for name, _ in calls) else None
 

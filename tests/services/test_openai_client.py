@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from PIL import Image
 
+from l4export import runtimes
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.sampling.settings import Sampling
 from services import CALL, WEATHER, Service
@@ -224,6 +228,31 @@ def test_images(services: Callable[[str], Service], service: Service) -> None:
         shown["image_url"] = {"url": url}
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(model="shapes", messages=messages)
+
+
+def test_a_photo_is_seen_as_by_the_runtime(
+    services: Callable[[str], Service], engine_paths: Callable[[str], Path]
+) -> None:
+    """A JPEG file that lies on its side: with other pixels, the log probabilities would be others."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.open(ROOT / "examples/shapes/pictures/15.png").convert("RGB").save(file, "JPEG", quality=80, exif=exif)
+    data, text = base64.b64encode(file.getvalue()).decode(), {"type": "text", "text": "How many circles are there?"}
+    engine = runtimes.load(engine_paths("shapes"), threads=1)
+    ids, images = engine.prepare([{"role": "user", "content": [{"type": "image", "base64": data}, text]}])
+    generation = engine.generate(ids, 4, logprobs=0, images=images)
+    list(generation)
+    shown = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+    messages: list[Any] = [{"role": "user", "content": [shown, text]}]
+    answer = (
+        services("shapes")
+        .client()
+        .chat.completions.create(model="shapes", messages=messages, max_tokens=4, logprobs=True)
+    )
+    assert answer.choices[0].message.content == generation.text
+    assert answer.choices[0].logprobs is not None and answer.choices[0].logprobs.content
+    told = [item.logprob for item in answer.choices[0].logprobs.content]
+    assert told == pytest.approx([item.logprob for item in generation.row.logprobs][: len(told)], abs=1e-4)
 
 
 BAD: list[tuple[dict[str, Any], str | None]] = [

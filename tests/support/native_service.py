@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import functools
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
+from debian_packages import install
 from example_pages import packages
 from native_library import ONNXRUNTIME, STRICT, build_native, run
 
 from workshop import ROOT
 
-__all__ = ["SOURCE", "native_service", "needs_its_packages"]
+__all__ = ["compiled", "native_service"]
 
 SOURCE = ROOT / "examples/cpp_service"
-_HEADERS = ("httplib.h", "nlohmann/json.hpp", "png.h")
-
-
-def needs_its_packages() -> None:
-    """Skip a test where Debian's packages are missing."""
-    have_headers = all((Path("/usr/include") / header).exists() for header in _HEADERS)
-    if not have_headers or shutil.which("pkg-config") is None:
-        pytest.skip(f"apt-get install {' '.join(packages('cpp_service'))}")
 
 
 @functools.cache
 def native_service() -> list[str]:
     """How its command line begins."""
-    needs_its_packages()
+    install(*packages("cpp_service"))
     prefix, directory = ROOT / "build/native-prefix", ROOT / "build/cpp-service"
     run("cmake", "--install", build_native(), "--prefix", prefix)
     run("cmake", "-S", SOURCE, "-B", directory, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}", STRICT)
     run("cmake", "--build", directory)
     return ["env", f"L4EXPORT_ONNXRUNTIME={ONNXRUNTIME}", str(directory / "cpp_service")]
+
+
+def compiled(program: str, sources: Sequence[str], directory: Path, *libraries: str) -> Path:
+    """A program of tests/services with some of the service's sources, built into `directory` with sanitizers."""
+    install(*packages("cpp_service"))
+    made = directory / Path(program).stem
+    files = [ROOT / "tests/services" / program, *(SOURCE / f"{name}.cpp" for name in sources)]
+    sanitized = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
+    warnings = ("-Wall", "-Wextra", "-Werror")
+    run("c++", "-std=c++17", "-O1", *warnings, *sanitized, f"-I{SOURCE}", *files, "-o", made, *libraries)
+    return made
