@@ -14,22 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from debian_packages import install
 from example_pages import commands, packages
 from native_library import ONNXRUNTIME, run
 
 import l4export
 from workshop import ROOT
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root"),
-    pytest.mark.skipif(shutil.which("debootstrap") is None, reason="apt-get install debootstrap"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root")]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The root, with the repository in /l4export."""
+    install("debootstrap")
     root = tmp_path_factory.mktemp("debian")
     run("debootstrap", "--variant=minbase", "bookworm", root)
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from debian_packages import install
 from native_library import ONNXRUNTIME, SOURCE, onnxruntime_headers, run
 
 import l4export
@@ -61,10 +62,7 @@ def test_l4run_of_this_machine(unpacked: Path, kjv: Path) -> None:
 
 def test_l4run_of_aarch64(unpacked: Path, kjv: Path) -> None:
     """In qemu, with Debian's C library for that machine and the library of onnxruntime's wheel for it."""
-    packages = ("qemu-user-static", "libc6-arm64-cross", "libstdc++6-arm64-cross", "libgcc-s1-arm64-cross")
-    run("apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *packages, cwd=unpacked)
-    for package in unpacked.glob("*.deb"):
-        run("dpkg", "-x", package, unpacked / "arm")
+    install("qemu-user", "libc6-arm64-cross", "libstdc++6-arm64-cross", "libgcc-s1-arm64-cross")
     download = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:")
     wanted = ("--platform", "manylinux_2_28_aarch64", "--constraint", ROOT / "constraints.txt", "onnxruntime")
     run(*download, *wanted, cwd=unpacked)
@@ -72,8 +70,11 @@ def test_l4run_of_aarch64(unpacked: Path, kjv: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (library,) = (name for name in archive.namelist() if "capi/libonnxruntime.so" in name)
         archive.extract(library, unpacked)
-    qemu = (unpacked / "arm/usr/bin/qemu-aarch64-static", "-L", unpacked / "arm/usr/aarch64-linux-gnu")
-    check_l4run([*qemu, unpacked / "aarch64/l4export_native/bin/l4run"], unpacked / library, kjv)
+    check_l4run(
+        ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", unpacked / "aarch64/l4export_native/bin/l4run"],
+        unpacked / library,
+        kjv,
+    )
 
 
 def check_l4run(l4run: list[Path | str], onnxruntime: Path, engine: Path) -> None:
