@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -30,7 +31,7 @@ class TextFormat(BaseModel):
     type: Literal["text"]
 
 
-class Asked(BaseModel):
+class Asked(BaseModel, ABC):
     """What both routes take. Numbers are checked by the runtime, which knows their ranges."""
 
     model_config = ConfigDict(extra="forbid")
@@ -63,9 +64,9 @@ class Asked(BaseModel):
         """The most new tokens, if that is said."""
         return self.max_tokens
 
+    @abstractmethod
     def likeliest(self) -> int | None:
         """How many of the likeliest tokens are told with each; None: no log probabilities."""
-        raise NotImplementedError
 
     @property
     def tells_usage(self) -> bool:

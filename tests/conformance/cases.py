@@ -191,19 +191,14 @@ def _sampling() -> list[Call]:
     ]
     made = [_call("session_create", as_="s", rows=2, capacity=64)]
     for sampling in settings:
-        made += [
-            _call(
-                "session_generate",
-                session="s",
-                prompts=[ids(14), ids(9, 3)],
-                max_new_tokens=24,
-                sampling=sampling,
-                stop_token_ids=[],
-                logprobs=2,
-            ),
-            _call("session_reset", session="s"),
-        ]
+        made += _answered([ids(14), ids(9, 3)], 24, sampling=sampling, logprobs=2)
     return made
+
+
+def _answered(prompts: list[list[int]], max_new_tokens: int, **more: Any) -> list[Call]:
+    """Session `s` generates up to the last token, and is emptied."""
+    asked = _call("session_generate", session="s", prompts=prompts, max_new_tokens=max_new_tokens, stop_token_ids=[])
+    return [{**asked, **more}, _call("session_reset", session="s")]
 
 
 TEXTS = (
@@ -247,20 +242,9 @@ def _text() -> list[Call]:
 def _spoken() -> list[Call]:
     """Answers as text, and stop strings."""
     made = [_call("session_create", as_="s", rows=2, capacity=64)]
+    drawn = {"temperature": 1.0, "top_k": 200, "seed": 21}
     for stops in ([], ["e"], ["th", "and", "\n"], ["\ufffd\ufffd"], [""]):
-        made += [
-            _call(
-                "session_generate",
-                session="s",
-                prompts=[ids(12), ids(7, 5)],
-                max_new_tokens=30,
-                sampling={"temperature": 1.0, "top_k": 200, "seed": 21},
-                stop_token_ids=[],
-                stop_strings=stops,
-                text=True,
-            ),
-            _call("session_reset", session="s"),
-        ]
+        made += _answered([ids(12), ids(7, 5)], 30, sampling=drawn, stop_strings=stops, text=True)
     return made
 
 
