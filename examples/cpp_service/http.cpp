@@ -190,8 +190,10 @@ Asked Http::asked(const httplib::ContentReader& read, bool is_chat) const {
   try {
     const Json value = read_json(body);
     return is_chat ? read_chat(value) : read_completion(value);
-  } catch (const Json::exception&) {
+  } catch (const Json::parse_error&) {
     throw Refusal(400, "the body is not JSON", "invalid_request_error", "invalid_json");
+  } catch (const Json::exception& error) {
+    throw Refusal(400, std::string("the body: ") + error.what(), "invalid_request_error", "invalid_json");
   }
 }
 
@@ -243,7 +245,11 @@ Answers Http::submit(const Asked& asked, std::vector<Prompt> prompts, const std:
         check(l4_fresh_seed(&settings.sampling.seed));
       }
       answers.push_back(std::make_shared<Answer>(bell));
-      requests.push_back(std::make_unique<Request>(model_, batcher_.metrics, prompt, settings, answers.back()));
+      try {
+        requests.push_back(std::make_unique<Request>(model_, batcher_.metrics, prompt, settings, answers.back()));
+      } catch (const Failure& failure) {
+        throw failure.status == L4_BAD_INPUT ? Refusal(failure.what(), "stop") : failed(failure.what());
+      }
     }
   }
   batcher_.submit(std::move(requests));

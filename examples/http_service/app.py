@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
@@ -18,7 +17,7 @@ from gate import Gate
 from l4export.errors import InputError, L4Error
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.images.processor import ProcessedImages
-from l4export.runtimes.serving import Answer, Batcher, Overloaded
+from l4export.runtimes.serving import Answer, Batcher, Closed, Overloaded
 from l4export.runtimes.text.codec import TextCodec
 from prometheus import exposition
 from streams import EventStream
@@ -112,15 +111,9 @@ class Service:
         return answers
 
 
-def build_app(service: Service, grace: float) -> FastAPI:
-    """The application. When it shuts down, answers have `grace` seconds to end."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await asyncio.to_thread(service.batcher.close, grace)
-
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+def build_app(service: Service) -> FastAPI:
+    """The application."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Gate, api_key=service.api_key, most_bytes=service.most_bytes)
     model = {"id": service.model, "object": "model", "created": int(time.time()), "owned_by": "l4export"}
 
@@ -150,7 +143,8 @@ def build_app(service: Service, grace: float) -> FastAPI:
 
     @app.get("/health")
     async def health() -> Response:
-        return json_response({"status": "ok"})
+        is_open = service.batcher.is_open
+        return json_response({"status": "ok" if is_open else "closing"}, 200 if is_open else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -222,7 +216,7 @@ def _handle_errors(app: FastAPI) -> None:
         if first["type"] == "json_invalid":
             told = error_object("the body is not JSON", "invalid_request_error", code="invalid_json")
             return json_response(told, 400)
-        where = ".".join(map(str, first["loc"][1:])) or None
+        where = ".".join(map(str, first["loc"][1:]))[:60] or None
         message = "this service does not have it" if first["type"] == "extra_forbidden" else first["msg"]
         message = message.removeprefix("Value error, ")
         told = error_object(f"{where or 'the body'}: {message}", "invalid_request_error", where and where.split(".")[0])
@@ -232,6 +226,10 @@ def _handle_errors(app: FastAPI) -> None:
     async def overloaded(_: Request, error: Overloaded) -> Response:
         told = error_object(str(error), "rate_limit_error", code="overloaded")
         return json_response(told, 429, {"Retry-After": "1"})
+
+    @app.exception_handler(Closed)
+    async def closed(_: Request, __: Closed) -> Response:
+        return _closing()
 
     @app.exception_handler(L4Error)
     async def refused(_: Request, error: L4Error) -> Response:
@@ -244,3 +242,7 @@ def _handle_errors(app: FastAPI) -> None:
         codes = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
         told = error_object(str(error.detail), "invalid_request_error", code=codes.get(error.status_code))
         return json_response(told, error.status_code, dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def defect(_: Request, __: Exception) -> Response:
+        return json_response(error_object("the service has a defect; its log says more", "server_error"), 500)

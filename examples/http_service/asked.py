@@ -11,36 +11,45 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from l4export.runtimes.sampling.settings import Sampling
 
 Nothing = Literal[0] | None
-Ids = list[Annotated[int, Field(strict=True)]]
+Texts = Annotated[list[str], Field(fail_fast=True)]  # of mistakes one is enough: there may be millions
+Ids = Annotated[list[Annotated[int, Field(strict=True)]], Field(fail_fast=True)]
+Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
-class StreamOptions(BaseModel):
-    """What streams tell beside tokens; there is no obfuscation, so it may be refused and not asked for."""
+class Strict(BaseModel):
+    """An object of which all fields are known."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, given: Any) -> Any:
+        """Leave one of the fields that nobody knows, which is then refused: of mistakes one is enough."""
+        unknown = [name for name in given if name not in cls.model_fields][:1] if isinstance(given, dict) else []
+        return {name: given[name] for name in [*(given.keys() & cls.model_fields), *unknown]} if unknown else given
+
+
+class StreamOptions(Strict):
+    """What streams tell beside tokens; there is no obfuscation, so it may be refused and not asked for."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
 
 
-class TextFormat(BaseModel):
+class TextFormat(Strict):
     """The only format that is not refused: text as it comes."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
 
 
-class Asked(BaseModel, ABC):
+class Asked(Strict, ABC):
     """What both routes take. Numbers are checked by the runtime, which knows their ranges."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = Field(default=1, ge=1)
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -50,9 +59,16 @@ class Asked(BaseModel, ABC):
     seed: int | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    logit_bias: dict[str, Nothing] | None = None
+    logit_bias: dict[str, Any] | None = None
     presence_penalty: Nothing = None
     frequency_penalty: Nothing = None
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _no_bias(cls, bias: dict[str, Any] | None) -> dict[str, Any] | None:
+        if any(value not in (0, None) for value in (bias or {}).values()):
+            raise ValueError("this service does not have it")
+        return bias
 
     def sampling(self, choice: int) -> Sampling:
         """Settings of a choice: a given seed is that of the first, and the next ones follow it."""
@@ -77,7 +93,7 @@ class Asked(BaseModel, ABC):
 class Completion(Asked):
     """POST /v1/completions: prompts as they are."""
 
-    prompt: str | list[str] | Ids | list[Ids]
+    prompt: str | Texts | Ids | Annotated[list[Ids], Field(fail_fast=True)]
     logprobs: int | None = Field(default=None, ge=0, le=20)
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
@@ -97,15 +113,15 @@ class Completion(Asked):
 class Chat(Asked):
     """POST /v1/chat/completions: a conversation."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Objects = Field(min_length=1)
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: list[dict[str, Any]] | None = None
+    tools: Objects | None = None
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
     response_format: TextFormat | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
     store: bool | None = None
     service_tier: str | None = None
 
@@ -162,9 +178,12 @@ def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
         content = ""
     elif not isinstance(content, str):
         raise ValueError(f"{where}.content is neither text nor a list of parts")
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list | None):
+        raise ValueError(f"{where}.tool_calls is not a list")
     made = {**message, "content": content}
-    if message.get("tool_calls"):
-        made["tool_calls"] = [_call(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(message["tool_calls"])]
+    if calls:
+        made["tool_calls"] = [_call(call, f"{where}.tool_calls[{number}]") for number, call in enumerate(calls)]
     return made
 
 
@@ -186,7 +205,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
         case {"function": {"name": str(name), "arguments": str(text)}}:
             try:
                 arguments = json.loads(text or "{}")
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise ValueError(f"{where}.function.arguments is not JSON") from None
             return {**call, "function": {"name": name, "arguments": arguments}}
     raise ValueError(f"{where} has no function with a name and arguments")

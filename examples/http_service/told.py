@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from starlette.responses import Response
@@ -126,7 +127,7 @@ class Teller:
         each = [item.logprobs for item in told if item.logprobs is not None]
         if self.is_chat:
             return {"content": [self._token_of(item) for item in each], "refusal": None}
-        offsets = [offset + sum(len(item.text) for item in told[:at]) for at in range(len(told))]
+        offsets = list(accumulate((len(item.text) for item in told[:-1]), initial=offset))
         return {
             "tokens": [self._text(item.token) for item in each],
             "token_logprobs": [_finite(item.logprob) for item in each],

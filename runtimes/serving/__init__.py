@@ -6,7 +6,7 @@ with Batcher(engine, rows=8) as batcher:
 """
 
 from l4export.runtimes.serving.answer import Answer, Chosen
-from l4export.runtimes.serving.batcher import Batcher, Overloaded
+from l4export.runtimes.serving.batcher import Batcher, Closed, Overloaded
 from l4export.runtimes.serving.metrics import Histogram, Metrics
 
-__all__ = ["Answer", "Batcher", "Chosen", "Histogram", "Metrics", "Overloaded"]
+__all__ = ["Answer", "Batcher", "Chosen", "Closed", "Histogram", "Metrics", "Overloaded"]

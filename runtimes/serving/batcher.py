@@ -25,11 +25,15 @@ from l4export.runtimes.session_state import SessionState
 from l4export.runtimes.text.stop_strings import checked_stop_strings
 from l4export.runtimes.token_history import TokenHistory
 
-__all__ = ["Batcher", "Overloaded"]
+__all__ = ["Batcher", "Closed", "Overloaded"]
 
 
 class Overloaded(InputError):
     """More requests wait than may; ask again later."""
+
+
+class Closed(InputError):
+    """The batcher takes no requests any more: it is closed, or the engine has broken it."""
 
 
 class Batcher(Closing):
@@ -96,6 +100,11 @@ class Batcher(Closing):
         """Tokens of prompt and answer for which a row has room."""
         return self._session.capacity
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes requests."""
+        return not (self._is_closing or self._broken)
+
     def submit(
         self,
         token_ids: Sequence[int],
@@ -112,8 +121,8 @@ class Batcher(Closing):
 
         Raises:
             Overloaded: too many requests wait.
-            InputError: bad arguments, a prompt that a row has no room for, stop strings without a tokenizer, or a
-                batcher that is closed or was broken by the engine.
+            Closed: it is closed, or was broken by the engine.
+            InputError: bad arguments, a prompt that a row has no room for, or stop strings without a tokenizer.
         """
         limits = checked_limits(self._engine.config, max_new_tokens, stop_token_ids)
         strings, logprobs = checked_stop_strings(stop_strings), checked_logprobs(self._engine.config, logprobs)
@@ -177,7 +186,8 @@ class Batcher(Closing):
             self._thread.join()
         else:
             self.step()
-        self._session.close()
+        with self._stepping:  # two threads may close it at once
+            self._session.close()
 
     def _run(self) -> None:
         """The batcher's thread: until it is closed and everything is answered."""
@@ -221,9 +231,9 @@ class Batcher(Closing):
 
     def _check_open(self) -> None:
         if self._broken:
-            raise InputError(f"the batcher cannot go on ({self._broken}); start a new one")
+            raise Closed(f"the batcher cannot go on ({self._broken}); start a new one")
         if self._is_closing:
-            raise InputError("the batcher is closed; start a new one")
+            raise Closed("the batcher is closed; start a new one")
 
     def _checked(self, token_ids: Sequence[int], images: ProcessedImages | None) -> NewTokens:
         """The prompt as an empty row would take it."""

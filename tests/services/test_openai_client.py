@@ -267,9 +267,11 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
     ({"logit_bias": {"1": 5}}, "logit_bias"),
     ({"presence_penalty": 1}, "presence_penalty"),
     ({"stop": [""]}, None),
+    ({"stop": ["a"] * 65}, None),
     ({"stream": 7}, "stream"),
     ({"unheard_of": 1}, "unheard_of"),
 ]
+DEEP = {"function": {"name": "a", "arguments": "[" * 100_000}}
 BAD_CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"tool_choice": "required"}, "tool_choice"),
@@ -280,6 +282,9 @@ BAD_CHATS: list[tuple[dict[str, Any], str | None]] = [
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "robot", "content": "Hi"}]}, None),
     ({"messages": [{"role": "user", "content": 5}]}, None),
+    ({"messages": [{"role": "assistant", "content": "", "tool_calls": 5}]}, None),
+    ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "a"}}]}]}, None),
+    ({"messages": [{"role": "assistant", "tool_calls": [DEEP]}]}, None),
     ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, None),
     ({"messages": [{"role": "user", "content": "long " * 2000}]}, "messages"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, None),

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -130,6 +131,33 @@ def test_malformed_requests(service: Service) -> None:
     assert service.get("/health")[0] == 200
 
 
+MANY = 600_000
+MISTAKES: list[tuple[dict[str, Any], str | None]] = [
+    ({"prompt": [None] * MANY}, "prompt"),
+    ({"prompt": [[None]] * MANY}, "prompt"),
+    ({"messages": [None] * MANY}, None),
+    ({"stop": [7] * MANY}, "stop"),
+    ({"logit_bias": {str(number): 5 for number in range(MANY)}}, None),
+    ({f"field {number}": 1 for number in range(MANY)}, None),
+    ({"stream_options": {f"field {number}": 1 for number in range(MANY)}}, None),
+    ({"y" * MANY: 1}, None),
+]
+
+
+def test_many_mistakes_cost_no_more_than_one(service: Service) -> None:
+    """Of each body of some megabytes one mistake is told, in time, and without a copy for each of them."""
+    before = service.resident_bytes()
+    for body, param in MISTAKES:
+        given = {"model": "kjv", **({} if "messages" in body else {"prompt": "Hi"}), **body}
+        began = time.monotonic()
+        route = "chat/completions" if "messages" in body else "completions"
+        status, told = service.post(f"/v1/{route}", json.dumps(given).encode())
+        assert status == 400 and len(told["error"]["message"]) < 300, told["error"]["message"][:300]
+        assert param is None or told["error"]["param"] == param
+        assert time.monotonic() - began < 20, "of which parsing JSON takes about one"
+    assert service.resident_bytes() - before < 512 << 20, "the values themselves take 100 to 200 MB"
+
+
 def test_answers_end_before_the_service_does(server: str, engine_paths: Callable[[str], Path]) -> None:
     with running(server, engine_paths("kjv"), "--rows", "2") as service:
         stream = iter(service.client().completions.create(**{**LONG, "max_tokens": 150}, stream=True))
@@ -144,9 +172,16 @@ def test_answers_that_take_too_long_to_end_are_cancelled(server: str, engine_pat
     with running(server, engine_paths("kjv"), "--rows", "2", "--grace", "0") as service:
         stream = iter(service.client().completions.create(**LONG, stream=True))
         next(stream)
-        service.process.send_signal(signal.SIGTERM)
-        with pytest.raises((openai.APIError, openai.APIConnectionError, Exception)):
-            list(stream)
+        with ThreadPoolExecutor() as threads:
+            whole = threads.submit(service.client().completions.create, **LONG)
+            wait_for(lambda: service.metrics()["l4export_running_requests"] == 2)
+            service.process.send_signal(signal.SIGTERM)
+            with pytest.raises(openai.APIError) as caught:
+                list(stream)
+            assert caught.value.code == "closing"
+            error = whole.exception(20)
+            assert isinstance(error, openai.InternalServerError)
+            assert (error.status_code, error.code) == (503, "closing")
         assert service.process.wait(20) == 0
 
 

@@ -19,7 +19,7 @@ from l4export.quantization.policy import standard_policy
 from l4export.runtimes.cache.kv_cache import Call
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.sampling.settings import Sampling
-from l4export.runtimes.serving import Answer, Batcher, Overloaded
+from l4export.runtimes.serving import Answer, Batcher, Closed, Overloaded
 from workshop import LAYOUTS, ROOT, Workshop, random_ids
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
@@ -197,7 +197,9 @@ def test_everything_is_checked_when_it_is_asked(workshop: Workshop) -> None:
             with pytest.raises(InputError, match=words):
                 batcher.submit(**{"token_ids": [1], **options})
         assert batcher.metrics().waiting == 0
-    with pytest.raises(InputError, match="the batcher is closed"):
+        assert batcher.is_open
+    assert not batcher.is_open
+    with pytest.raises(Closed, match="the batcher is closed"):
         batcher.submit([1])
     for wrong, words in (({"rows": 0}, "rows is 0"), ({"piece": 0}, "piece is 0"), ({"waiting": 0}, "waiting is 0")):
         with pytest.raises(InputError, match=words):
@@ -284,8 +286,9 @@ def test_a_session_that_is_lost(workshop: Workshop, monkeypatch: pytest.MonkeyPa
             batcher.submit([1, 2, 3], 5).wait(20)
         failing.fails = False
         if is_lost:
-            with pytest.raises(InputError, match=r"the batcher cannot go on \(.*gone\)"):
+            with pytest.raises(Closed, match=r"the batcher cannot go on \(.*gone\)"):
                 batcher.submit([1])
+            assert not batcher.is_open
         else:
             assert len(batcher.submit([1, 2, 3], 5, stop_token_ids=()).wait(20).tokens) == 5
 
@@ -365,8 +368,13 @@ def test_closing_finishes_what_is_there(workshop: Workshop) -> None:
     for thread in (True, False):
         batcher = Batcher(engine, rows=2, thread=thread)
         answers = [batcher.submit([number], 20, stop_token_ids=()) for number in range(5)]
+        closers = [threading.Thread(target=batcher.close) for _ in range(4)]
+        for closer in closers:
+            closer.start()
         batcher.close()
         assert [len(answer.tokens) for answer in answers] == [20] * 5
+        for closer in closers:
+            closer.join(20)
         batcher.close()
 
 
