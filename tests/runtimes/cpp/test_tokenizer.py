@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from native_tokenizer import NativeTokenizer
+from repository_files import repository_texts
 from tiny_tokenizers import HARD, IMAGE, SPECIAL, like_llama4, write_tokenizer
 from tokenizers import Tokenizer
 
@@ -70,7 +71,7 @@ def differences(both: tuple[Tokenizer, NativeTokenizer], texts: Iterable[str], d
     python, native = both
     given = list(texts)
     found = []
-    for text, encoding in zip(given, python.encode_batch(given, add_special_tokens=False), strict=True):
+    for text, encoding in zip(given, python.encode_batch_fast(given, add_special_tokens=False), strict=True):
         ids = native.encode(text, add_special_tokens=False)
         good = ids == encoding.ids
         if good and decoded:
@@ -126,8 +127,7 @@ def test_many_random_texts(both: tuple[Tokenizer, NativeTokenizer]) -> None:
 
 @pytest.mark.slow
 def test_all_files(both: tuple[Tokenizer, NativeTokenizer]) -> None:
-    texts = [path.read_text() for path in sorted(ROOT.glob("**/*.py")) + sorted(ROOT.glob("**/*.md"))]
-    assert differences(both, texts, decoded=True) == []
+    assert differences(both, repository_texts(), decoded=True) == []
 
 
 @pytest.mark.slow
