@@ -23,13 +23,13 @@ Value do_first(Run& run, const Value& value, const Arguments& arguments) {
   return Items(value, run.budget).next(first) ? first : make_undefined("No first item, sequence was empty.");
 }
 
+// As Python's `reversed` sees it: what is undefined has a length, 0.
 bool is_reversible(const Value& value) {
-  return value.is_text() || value.is(Kind::list) || value.is(Kind::tuple) || value.is(Kind::dict) || value.is(Kind::range) || value.is(Kind::view);
+  return value.is_undefined() || value.is_text() || value.is(Kind::list) || value.is(Kind::tuple) || value.is(Kind::dict) || value.is(Kind::range) || value.is(Kind::view);
 }
 
 Value do_last(Run& run, const Value& value, const Arguments& arguments) {
   Parameters("do_last", arguments, {});
-  if (value.is_undefined()) fail_undefined(value);
   if (!is_reversible(value)) throw type_error(std::string("'") + type_name(value) + "' object is not reversible");
   const std::vector<Value> items = items_of(value, run.budget);
   return items.empty() ? make_undefined("No last item, sequence was empty.") : items.back();

@@ -72,7 +72,7 @@ class Splitter {
     std::string_view rest = stripped(text_, Side::left, std::nullopt);
     while (!rest.empty()) {
       if (static_cast<std::int64_t>(parts_.size()) == most_) {
-        add(stripped(rest, Side::right, std::nullopt));
+        add(rest);  // as it ends
         break;
       }
       std::size_t end = 0;
@@ -91,7 +91,7 @@ class Splitter {
     std::string_view rest = stripped(text_, Side::right, std::nullopt);
     while (!rest.empty()) {
       if (static_cast<std::int64_t>(parts_.size()) == most_) {
-        add(stripped(rest, Side::left, std::nullopt));
+        add(rest);  // as it begins
         break;
       }
       std::size_t begin = rest.size();
