@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -77,10 +79,10 @@ class Answer:
             L4Error: it has failed.
             TimeoutError: it goes on after `timeout` seconds.
         """
-        if self._drive is not None:
-            while not self.has_ended:
-                self._drive()
-        if not self._bell.wait(lambda: self.has_ended, timeout):
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while self._drive is not None and not self.has_ended and time.monotonic() < end:
+            self._drive()
+        if not self._bell.wait(lambda: self.has_ended, None if timeout is None else end - time.monotonic()):
             raise TimeoutError(f"the answer is not there after {timeout} seconds")
         self._raise_error()
         return self
