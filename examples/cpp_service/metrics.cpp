@@ -39,7 +39,7 @@ std::string Metrics::page(std::size_t waiting, std::size_t running, std::size_t 
     below += counts_[at];
     text << name << "_bucket{le=\"" << (at < kBounds.size() ? kBounds[at] : "+Inf") << "\"} " << below << '\n';
   }
-  text << name << "_sum " << std::fixed << std::setprecision(6) << seconds_ << '\n' << name << "_count " << below << '\n';
+  text << std::fixed << std::setprecision(6) << name << "_sum " << seconds_ << '\n' << name << "_count " << below << '\n';
   return text.str();
 }
 

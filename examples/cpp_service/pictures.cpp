@@ -60,8 +60,8 @@ Pixels upright(Stored stored) {
 void check_size(std::uint64_t width, std::uint64_t height) {
   constexpr std::uint64_t most_side = 1 << 16, most_pixels = 1 << 26;
   if (width >= 1 && height >= 1 && width <= most_side && height <= most_side && width * height <= most_pixels) return;
-  throw Damaged(std::to_string(width) + " x " + std::to_string(height) + " pixels: a side has 1 to " +
-                std::to_string(most_side) + ", and the whole at most " + std::to_string(most_pixels >> 20) + " million");
+  throw Damaged(std::to_string(width) + " x " + std::to_string(height) + " pixels, where a side may have " +
+                std::to_string(most_side) + " and the whole " + std::to_string(most_pixels >> 20) + " million");
 }
 
 Pixels decoded(const std::string& data, const std::string& name) {
