@@ -23,7 +23,7 @@ class Decoder {
       common->err->format_message(common, of(common).message_);
       std::longjmp(of(common).jump_, 1);
     };
-    errors_.emit_message = [](j_common_ptr common, int) {  // what it warns of otherwise changes pixels, as in Pillow
+    errors_.emit_message = [](j_common_ptr common, int) {  // of other damages it warns and goes on, as in Pillow
       if (common->err->msg_code == JWRN_JPEG_EOF) common->err->error_exit(common);
     };
     progress_.progress_monitor = [](j_common_ptr common) {

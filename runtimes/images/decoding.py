@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l4export.errors import EnvironmentLacks, InputError, L4Error, StorageError, one_line
+from l4export.runtimes.images.jpeg_scans import count_scans
 from l4export.storage.regular_files import open_regular
 
 __all__ = ["Frame", "ImageSource", "decode"]
@@ -35,6 +36,9 @@ MOST_SIDE = 1 << 16
 
 MOST_BYTES = 1 << 28
 """Of an image file."""
+
+_MOST_SCANS = 100
+"""Of a progressive JPEG file, which has about ten. Each takes as long as a pass over all pixels."""
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded. Pillow knows others, some of which run programs (EPS) or are seldom tested."""
@@ -136,7 +140,18 @@ def _decode_file(file: io.BytesIO | io.BufferedReader, name: str) -> NDArray[np.
             known = ", ".join(_FORMATS)
             raise InputError(f"{name}: is no image in a format that is decoded ({known}); convert it") from None
         with image:
+            if image.info.get("progressive"):
+                _check_scans(file, name)
             return _pixels(image, name)
+
+
+def _check_scans(file: io.BytesIO | io.BufferedReader, name: str) -> None:
+    at = file.tell()
+    file.seek(0)
+    count = count_scans(file.read())
+    file.seek(at)
+    if count > _MOST_SCANS:
+        raise InputError(f"{name}: has {count} scans, and at most {_MOST_SCANS} are decoded; save it anew")
 
 
 def _pixels(image: Any, name: str) -> NDArray[np.uint8]:

@@ -161,16 +161,17 @@ def test_many_expressions(expression: str) -> None:
     compare_expression(expression)
 
 
-KNOWN_REFUSALS = "which this library|which Python writes with its address|object is not subscriptable|slice indices must|unhashable type: 'slice'"
+KNOWN_REFUSALS = (
+    "which this library|which Python writes with its address"
+    "|object is not subscriptable|slice indices must|unhashable type: 'slice'"
+)
 """What differs on purpose, in words; and slices of constants, which jinja2 makes undefined when it compiles them."""
 
 
 def compare_expression(expression: str) -> None:
     source = "{{ " + expression + " }}"
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", SyntaxWarning
-        )  # jinja2 compiles what chance has made, such as `1 is 1` and `1[0]`
+    with warnings.catch_warnings():  # jinja2 compiles what chance has made, such as `1 is 1` and `1[0]`
+        warnings.simplefilter("ignore", SyntaxWarning)
         expected = outcome(python_chat, source, [], **VARIABLES)
     try:
         written = render_chat(native_template(source), [], **VARIABLES)

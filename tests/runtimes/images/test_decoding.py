@@ -203,6 +203,25 @@ def test_files_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             pixels_of(image)
 
 
+def of_many_scans(count: int, **options: Any) -> bytes:
+    """A file that has the last of its ten scans so many more times."""
+    file = encoded(PHOTO, "JPEG", progressive=True, **options)
+    last = file.rindex(b"\xff\xda")
+    return file[:last] + count * file[last:-2] + file[last:]
+
+
+def test_files_of_more_scans_than_are_worth_it(tmp_path: Path) -> None:
+    """Scans in what a camera has written before and behind the picture do not count."""
+    marks = 500 * b"\xff\xda\0\1"
+    data = of_many_scans(90, comment=marks, icc_profile=marks) + marks
+    assert np.array_equal(pixels_of(data), np.asarray(Image.open(io.BytesIO(data))))
+    for count in (91, 5000):
+        (tmp_path / "bomb").write_bytes(of_many_scans(count))
+        for image in (tmp_path / "bomb", (tmp_path / "bomb").read_bytes()):
+            with pytest.raises(InputError, match=f"has {count + 10} scans, and at most 100 are decoded"):
+                pixels_of(image)
+
+
 def test_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     assert pixels_of(picture(2, 2)).shape == (2, 2, 3)
