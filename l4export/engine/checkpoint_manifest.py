@@ -5,7 +5,6 @@ Loaders of checkpoints read neither it nor the folder in which it lies.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,11 +66,6 @@ class CheckpointManifest:
     source: dict[str, FileRecord]
     files: dict[str, FileRecord]
     vision: VisionConfig | None = None
-
-    @property
-    def sha256(self) -> str:
-        """Of the manifest file (hex): the checkpoint's identity, because it has the digests of all other files."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """The manifest file's text; the same manifest gives the same bytes."""

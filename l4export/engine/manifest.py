@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import stat
 from pathlib import Path
 
@@ -87,7 +89,7 @@ def load_manifest(engine: Path) -> Manifest:
         raise StorageError(f"{path}: {error.strerror}; check permissions") from error
     manifest = read_manifest(parse_json_object(data, str(path)), str(path))
     check_manifest(manifest, str(path))
-    return manifest
+    return dataclasses.replace(manifest, sha256=hashlib.sha256(data).hexdigest())
 
 
 def listed_files(path: Path, of_format: str = FORMAT) -> dict[str, int] | None:

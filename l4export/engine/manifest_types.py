@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from l4export.engine.kv_cache import KVStorage
@@ -229,6 +228,9 @@ class Manifest:
     """The weights that lie in the order of a device's kernels, which a CPU must unpack."""
     vision: VisionConfig | None = None
     """The tower of the graph `vision`; None: the engine sees no images."""
+    sha256: str = field(default="", compare=False)
+    """Of the bytes of the file that was read (hex): the engine's identity, because it has the digests of all other
+    files. Empty in a manifest that was not read from a file."""
 
     @property
     def decoder(self) -> Graph:
@@ -245,11 +247,6 @@ class Manifest:
         """The graph by which a device is judged; None in engines without one."""
         graph = self.graphs.get(CHECK)
         return graph if isinstance(graph, CheckGraph) else None
-
-    @property
-    def sha256(self) -> str:
-        """Of the manifest file (hex): the engine's identity, because it has the digests of all other files."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """The manifest file's text; the same manifest gives the same bytes."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +18,8 @@ from native_session import NativeEngine
 
 from fuzz_files import mutate_safetensors
 from fuzz_session import forged_session
-from l4export.errors import L4Error
+from l4export import runtimes
+from l4export.errors import InputError, L4Error
 from workshop import LAYOUTS, Workshop, random_ids
 
 CASES = 120
@@ -68,3 +74,28 @@ def test_a_place_that_cannot_be_written(workshop: Workshop, tmp_path: Path, name
         native.session().save(tmp_path / name)
     assert caught.value.status == 4
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    "rewritten", [lambda raw: json.dumps(raw, indent=4), lambda raw: json.dumps(raw, sort_keys=True)]
+)
+def test_a_manifest_that_somebody_has_reformatted(
+    workshop: Workshop, tmp_path: Path, rewritten: Callable[[Any], str]
+) -> None:
+    """An engine is its manifest's bytes in both runtimes: each loads what the other saved, of this engine alone."""
+    built = workshop.engine_path("scout", "static")
+    engine = shutil.copytree(built, tmp_path / "engine", copy_function=os.link)
+    manifest = json.loads((built / "manifest.json").read_text())
+    (engine / "manifest.json").unlink()
+    (engine / "manifest.json").write_text(rewritten(manifest))
+    python, native = runtimes.load(engine), NativeEngine(engine)
+    ids = [random_ids(9).tolist()]
+    for opened, name in ((python, "python"), (native, "native")):
+        session = opened.session()
+        session.append(ids)
+        session.save(tmp_path / name)
+        assert python.load_session(tmp_path / name).lengths.tolist() == [9]
+        assert native.load_session(tmp_path / name).lengths == [9]
+        for other in (workshop.engine("scout", "static"), NativeEngine(built)):
+            with pytest.raises((InputError, NativeError), match="saved with another engine"):
+                other.load_session(tmp_path / name)
