@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ from l4export.graph.layer_excerpt import excerpt_layers
 from l4export.model.config import ModelConfig
 from l4export.storage.file_records import FileRecord
 from l4export.targets.kept_codes import StoredCodes
+from l4export.targets.onnxruntime_versions import least_onnxruntime
 from l4export.targets.tensorrt.parts import cut_decoder, part_names
 
 __all__ = ["codes_options", "engine_manifest"]
@@ -125,7 +127,7 @@ def _kv_layers(config: ModelConfig, layout: str, max_context: int) -> tuple[KVLa
 def _decoder(planned: BuildPlan) -> Graph:
     return Graph(
         file=f"{DECODER}.onnx",
-        runtime=planned.target.runtime,
+        runtime=_runtime(planned.target.runtime, planned.model),
         inputs=_inputs(planned.model.graph),
         outputs=_outputs(planned.model.graph),
         profiles=tuple({"tokens": tokens} for tokens in planned.profiles) if planned.parts else (),
@@ -134,11 +136,19 @@ def _decoder(planned: BuildPlan) -> Graph:
     )
 
 
+def _runtime(runtime: Runtime, model: ir.Model) -> Runtime:
+    """With the least version that the graph needs of it; compiled engines have their own way to say so."""
+    if runtime.name != "onnxruntime":
+        return runtime
+    return dataclasses.replace(runtime, min_version=least_onnxruntime(model, runtime.provider))
+
+
 def _portable(planned: BuildPlan) -> dict[str, Graph]:
     """The decoder before it took a form that only its device executes; nothing where it has none."""
     if planned.graph.portable is planned.model:
         return {}
-    graph, runtime = planned.graph.portable.graph, Runtime("onnxruntime", "cpu")
+    model = planned.graph.portable
+    runtime, graph = _runtime(Runtime("onnxruntime", "cpu"), model), model.graph
     return {PORTABLE: Graph(f"{PORTABLE}.onnx", runtime, _inputs(graph), _outputs(graph), profiles=(), parts=())}
 
 
@@ -147,11 +157,12 @@ def _check(planned: BuildPlan) -> dict[str, Graph]:
     if not planned.target.is_judged:
         return {}
     layers = checked_layers(planned.model.graph, planned.config)
-    graph = excerpt_layers(planned.model, layers).graph
+    model = excerpt_layers(planned.model, layers)
+    graph = model.graph
     start, calls = check_calls(planned.inputs.max_context, planned.prefill_cut)
     check = CheckGraph(
         file=f"{CHECK}.onnx",
-        runtime=planned.target.runtime,
+        runtime=_runtime(planned.target.runtime, model),
         inputs=_inputs(graph),
         outputs=_outputs(graph),
         profiles=(),
@@ -176,7 +187,7 @@ def _tower(planned: BuildPlan) -> dict[str, Graph]:
     part = EnginePart(layers, file, f"{VISION}.engine", inputs, outputs)
     graph = Graph(
         file=file,
-        runtime=planned.target.runtime,
+        runtime=_runtime(planned.target.runtime, tower.model),
         inputs=inputs,
         outputs=outputs,
         profiles=({"tiles": TILES_PER_CALL},) if planned.parts else (),

@@ -148,16 +148,20 @@ def _kv_layer(fields: Fields) -> KVLayer:
 
 
 def _graph(fields: Fields) -> Graph:
-    runtime = fields.child("runtime")
     return Graph(
         file=fields.file("file"),
-        runtime=Runtime(runtime.text("name"), runtime.text("provider")),
+        runtime=_runtime(fields.child("runtime")),
         inputs=tuple(map(_input, fields.children("inputs"))),
         outputs=tuple(map(_tensor, fields.children("outputs"))),
         profiles=tuple(map(_profile, fields.children("profiles"))),
         parts=tuple(map(_part, fields.children("parts"))),
         needs=None if fields.value("needs") is None else _needs(fields.child("needs")),
     )
+
+
+def _runtime(fields: Fields) -> Runtime:
+    least = _version(fields, "min_version") if "min_version" in fields.raw else None
+    return Runtime(fields.text("name"), fields.text("provider"), least)
 
 
 def _check(fields: Fields) -> CheckGraph:
@@ -173,10 +177,14 @@ def _check(fields: Fields) -> CheckGraph:
 
 
 def _needs(fields: Fields) -> DeviceNeeds:
-    for name in ("compute_capability", "cuda"):
-        if not _VERSION.fullmatch(fields.text(name)):
-            raise fields.refuse(name, f"is {fields.text(name)!r}; expected a version such as 7.5")
-    return DeviceNeeds(fields.text("compute_capability"), fields.text("cuda"))
+    return DeviceNeeds(_version(fields, "compute_capability"), _version(fields, "cuda"))
+
+
+def _version(fields: Fields, name: str) -> str:
+    text = fields.text(name)
+    if not _VERSION.fullmatch(text):
+        raise fields.refuse(name, f"is {text!r}; expected a version such as 7.5")
+    return text
 
 
 def _tensor(fields: Fields) -> TensorSpec:

@@ -81,10 +81,18 @@ class InputSpec(TensorSpec):
 
 @dataclass(frozen=True)
 class Runtime:
-    """What executes a graph: the library `name`, and its `provider` of kernels or variant."""
+    """What executes a graph. One of another least version is equal.
+
+    Attributes:
+        name: The library.
+        provider: Its kernels or variant.
+        min_version: The least version of `onnxruntime` that computes the graph, such as "1.26". None where it is not
+            known, as of engines built before manifests said it, and of other libraries.
+    """
 
     name: str
     provider: str
+    min_version: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name} {self.provider}"
@@ -273,9 +281,10 @@ class Manifest:
 
 
 def _graph(graph: Graph) -> dict[str, Any]:
-    """Its fields; the limits of profiles get names."""
+    """Its fields; the limits of profiles get names, and a least version that is not known is left out."""
+    runtime = {name: value for name, value in vars(graph.runtime).items() if value is not None}
     profiles = [
         {quantity: dict(zip(("min", "opt", "max"), limits, strict=True)) for quantity, limits in profile.items()}
         for profile in graph.profiles
     ]
-    return {**vars(graph), "profiles": profiles}
+    return {**vars(graph), "runtime": runtime, "profiles": profiles}

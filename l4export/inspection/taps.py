@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from l4export.engine.manifest import Manifest, PackedWeight
-from l4export.errors import EnvironmentLacks, InputError, printable
+from l4export.errors import InputError, printable
 from l4export.graph.contents import LayerValue, Role, layer_values
 from l4export.inspection.graph_file import load_graph
 from l4export.model.routing import likeliest
@@ -21,6 +21,7 @@ from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.images.image_features import ImageFeatures
 from l4export.runtimes.images.processor import ProcessedImages
 from l4export.runtimes.onnxruntime.engine import session_options
+from l4export.runtimes.onnxruntime.installed import installed_onnxruntime
 from l4export.runtimes.onnxruntime.portable import cpu_session
 from l4export.runtimes.session import Session
 
@@ -115,16 +116,12 @@ def _inference_session(
     engine: Path, model: ir.Model, taps: Sequence[str], packed: Sequence[PackedWeight]
 ) -> onnxruntime.InferenceSession:
     """The graph with further outputs; its weights stay in the engine's files."""
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise EnvironmentLacks("running an engine needs onnxruntime: pip install 'l4export[cpu]'") from error
+    options = session_options()
     values = {value.name: value for node in model.graph for value in node.outputs}
     for name in taps:
         if name not in values:
             raise InputError(f"{engine}: no value {name} in the graph; build the engine again")
         model.graph.outputs.append(values[name])
-    options = session_options()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(engine.absolute()))
     try:
         return cpu_session(ir.to_proto(model).SerializeToString(), options, engine, packed)
@@ -132,7 +129,8 @@ def _inference_session(
         raise
     except Exception as error:
         detail = printable(str(error))[:300]
-        raise InputError(f"{engine}: ONNX Runtime {ort.__version__} cannot load it ({detail})") from error
+        version = installed_onnxruntime().__version__
+        raise InputError(f"{engine}: ONNX Runtime {version} cannot load it ({detail})") from error
 
 
 class TappedInference:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l4export._version import __version__
-from l4export.engine.manifest import Graph, Manifest, PackedWeight
-from l4export.errors import EnvironmentLacks, InputError, printable
+from l4export.engine.manifest import VISION, Graph, Manifest, PackedWeight
+from l4export.errors import InputError, printable
 from l4export.machine.cuda import ONE_AT_A_TIME
 from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.cache.kv_cache import KVCache
@@ -23,6 +23,7 @@ from l4export.runtimes.onnxruntime.card import CUDA, Card, open_card
 from l4export.runtimes.onnxruntime.composition_check import Executor, trust
 from l4export.runtimes.onnxruntime.cuda_session import open_on_cuda
 from l4export.runtimes.onnxruntime.execution import CudaExecution
+from l4export.runtimes.onnxruntime.installed import installed_onnxruntime, require_version
 from l4export.runtimes.onnxruntime.portable import cpu_session
 from l4export.runtimes.onnxruntime.tower_check import trust_tower
 from l4export.runtimes.onnxruntime.vision_tower import Compute, VisionTower
@@ -49,7 +50,8 @@ class OnnxRuntimeEngine(Engine):
         device: The GPU that executes it; None where the CPU does.
 
     Raises:
-        EnvironmentLacks: the execution provider, or what it needs, is missing; or it computes something else.
+        EnvironmentLacks: ONNX Runtime is older than the engine needs; the execution provider, or what it needs, is
+            missing; or it computes something else.
     """
 
     def __init__(
@@ -63,17 +65,19 @@ class OnnxRuntimeEngine(Engine):
         super().__init__(directory, manifest)
         self._intended = _PROVIDERS[manifest.decoder.runtime.provider]
         executor = _PROVIDERS[provider] if provider else self._intended
+        own = manifest.decoder if executor == CUDA else manifest.portable
+        require_version(directory, [own, *([manifest.graphs[VISION]] if manifest.vision else [])])
         self.device: CudaExecution | None = None
         if executor == CUDA:
             card = open_card(directory, manifest)
             _check_composition(directory, manifest, card)  # before the engine takes the card's memory
-            self.device = _open_on_card(directory, manifest.decoder, card, threads, profile)
+            self.device = _open_on_card(directory, own, card, threads, profile)
             self.inference = self.device.inference
         else:
-            decoder = directory / manifest.portable.file
+            decoder = directory / own.file
             options = session_options(threads, manifest.precision["activations"] == "fp8", profile)
             self.inference = open_session(decoder, options, manifest.packed_weights)
-            _check_interface(self.inference, manifest.portable, decoder)
+            _check_interface(self.inference, own, decoder)
         self._tower = VisionTower(directory, manifest, partial(self._load_tower, threads))
         self.features = ImageFeatures(self._tower.features) if manifest.vision else None
 
@@ -221,12 +225,7 @@ def session_options(threads: int | None = None, fp8_activations: bool = False, p
     Raises:
         EnvironmentLacks: no onnxruntime.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise EnvironmentLacks("running an engine needs onnxruntime: pip install 'l4export[cpu]'") from error
-
-    options: Any = ort.SessionOptions()
+    options: Any = installed_onnxruntime().SessionOptions()
     options.log_severity_level = 4  # failures are raised, and the caller reports them in one line
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     # The others are ONNX Runtime's defaults, each measured against its alternative. Weights stay mapped from the data

@@ -15,6 +15,7 @@ from manifests import KINDS, SCHEMA, read
 
 FREE = re.compile(
     r"""generator | target | passes(\.\d+)? | source(\.config\.json)? | graphs\.decoder\.runtime\.(name|provider)
+    | graphs\.\w+\.runtime\.min_version
     | graphs\.check(\.(start|rounded|(operators|calls)(\.\d+)?|inputs\.\d+\.optional))?
     | graphs\.portable | graphs\.decoder\.needs
     | graphs\.decoder\.inputs\.\d+\.optional | graphs\.decoder\.parts\.\d+\.inputs\.\d+

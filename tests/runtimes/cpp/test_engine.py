@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from native_library import ONNXRUNTIME, ROOT, NativeError, build_native
+from native_library import ONNXRUNTIME, ROOT, NativeError, build_native, onnxruntime_headers
 from native_session import NativeEngine
+from seeing import seeing_checkpoint, sign
 from session_twins import Twins, conversation
 
 from l4export import runtimes
@@ -51,6 +52,9 @@ def test_an_engine_that_is_not_as_it_was_built(workshop: Workshop, tmp_path: Pat
         file = path / "manifest.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
+    def flip_last_byte(file: Path) -> None:
+        file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
+
     cases = [
         tmp_path / "missing",
         damaged("no manifest", lambda path: (path / "manifest.json").unlink()),
@@ -58,6 +62,7 @@ def test_an_engine_that_is_not_as_it_was_built(workshop: Workshop, tmp_path: Pat
         damaged(
             "changed", lambda path: (path / "decoder.onnx").write_bytes((path / "decoder.onnx").read_bytes()[::-1])
         ),
+        damaged("weights", lambda path: flip_last_byte(next(path.glob("*.data")))),
         damaged("newer", lambda path: edit(path, format_version=4)),
         damaged("unknown", lambda path: edit(path, requires=["teleportation"])),
         damaged("lacking", lambda path: (path / "decoder.onnx").unlink()),
@@ -69,6 +74,16 @@ def test_an_engine_that_is_not_as_it_was_built(workshop: Workshop, tmp_path: Pat
             NativeEngine(path)
         assert str(caught.value) == str(expected.value)
         assert caught.value.status == expected.value.exit_code
+
+
+def test_weights_that_have_been_changed_are_the_better_reason(workshop: Workshop, tmp_path: Path) -> None:
+    """Their digests are found while ONNX Runtime loads them; whatever it says, they are what is told."""
+    path = shutil.copytree(workshop.engine_path("scout", "static"), tmp_path / "engine")
+    sign(path, "decoder.onnx", b"no graph at all")
+    weights = next(path.glob("*.data"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(NativeError, match=rf"{weights.name} has been changed; build or copy the engine again"):
+        NativeEngine(path)
 
 
 def test_verification(workshop: Workshop, tmp_path: Path) -> None:
@@ -83,7 +98,6 @@ def test_verification(workshop: Workshop, tmp_path: Path) -> None:
 
 def test_a_graph_that_is_not_as_the_manifest_says(workshop: Workshop, tmp_path: Path) -> None:
     import onnx
-    from seeing import sign
 
     path = shutil.copytree(workshop.engine_path("scout", "static"), tmp_path / "engine")
     model = onnx.load(path / "decoder.onnx", load_external_data=False)
@@ -118,6 +132,50 @@ def test_another_library_is_refused(workshop: Workshop, tmp_path: Path, source: 
         NativeEngine(workshop.engine_path("scout", "static"), onnxruntime=str(library))
     assert caught.value.status == ENVIRONMENT
     assert str(caught.value).startswith(f"{library}: {why}; install ONNX Runtime 1.21 or later")
+
+
+@pytest.mark.parametrize("version", ["1.23.2", "1.23"])
+def test_a_library_older_than_a_graph_needs_is_refused(workshop: Workshop, tmp_path: Path, version: str) -> None:
+    """It serves the table of functions, of which none may be called but the one that makes an environment."""
+    library, path = tmp_path / "libonnxruntime.so", workshop.engine_path("scout", "static")
+    source = f"""
+        #include <onnxruntime_c_api.h>
+        static const char* version(void) {{ return "{version}"; }}
+        static OrtStatusPtr create(OrtLoggingLevel level, const char* id, OrtEnv** out) {{ *out = 0; return 0; }}
+        static void release(OrtEnv* environment) {{}}
+        static OrtApi api;
+        static const OrtApi* serve(uint32_t number) {{ api.CreateEnv = create; api.ReleaseEnv = release; return &api; }}
+        static const OrtApiBase base = {{serve, version}};
+        const OrtApiBase* OrtGetApiBase(void) {{ return &base; }}
+    """
+    command = ["cc", "-shared", "-fPIC", f"-I{onnxruntime_headers()}", "-xc", "-", "-o", library]
+    subprocess.run(command, input=source, text=True, check=True)
+    with pytest.raises(NativeError) as caught:
+        NativeEngine(path, onnxruntime=str(library))
+    assert caught.value.status == ENVIRONMENT
+    assert str(caught.value) == (
+        f"{path}/decoder.onnx: needs ONNX Runtime 1.24 or later, and {library} is {version}; install a newer one, and "
+        "give its path where it is not found"
+    )
+
+
+def test_every_graph_that_is_loaded_counts(tmp_path: Path) -> None:
+    build(seeing_checkpoint(tmp_path / "c"), tmp_path / "e", BuildOptions(max_context=64))
+    for least, accepted in ((None, True), ("1.24", True), ("999.0", False)):
+        for graph in ("decoder", "vision"):
+            path = tmp_path / "e/manifest.json"
+            whole = path.read_text()
+            manifest = json.loads(whole)
+            manifest["graphs"][graph]["runtime"].pop("min_version")
+            manifest["graphs"][graph]["runtime"] |= {"min_version": least} if least else {}
+            path.write_text(json.dumps(manifest))
+            if accepted:
+                NativeEngine(tmp_path / "e")
+            else:
+                with pytest.raises(NativeError, match=rf"{graph}\.onnx: needs ONNX Runtime 999\.0 or later") as caught:
+                    NativeEngine(tmp_path / "e")
+                assert caught.value.status == ENVIRONMENT
+            path.write_text(whole)
 
 
 def test_a_library_that_is_not_there(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,21 @@
-// An engine's files against its manifest, before any of them is used.
+// An engine's files against its manifest.
 #pragma once
 
+#include <future>
+#include <memory>
 #include <string>
 
 #include "engine/manifest.hpp"
 
 namespace l4::engine {
 
-// All are regular files of the right size, and graphs have at most 16 MiB. Those of up to 64 MiB, the graphs and the
-// tokenizer among them, are those that were built.
+// All are regular files of the right size, and graphs have at most 16 MiB. Those of up to 64 MiB, the tokenizer among
+// them, are those that were built: graphs, which ONNX Runtime will parse, when this returns, the others when the future has
+// a value. Their digests are found by another thread, and weights can be loaded meanwhile.
 //
-// Raises Error: L4_BAD_INPUT where a file is missing, of another kind or size, or has been changed; L4_STORAGE where reading
-// fails.
-void check_files(const std::string& directory, const Manifest& manifest);
+// Raises Error, and so does the future: L4_BAD_INPUT where a file is missing, of another kind or size, or has been changed;
+// L4_STORAGE where reading fails.
+std::future<void> check_files(const std::string& directory, const std::shared_ptr<const Manifest>& manifest);
 
 // Read the manifest, and every file for its digest, several at a time.
 //

@@ -41,6 +41,7 @@ struct TensorSpec {
 // What executes a graph: the library, and its provider of kernels or variant.
 struct Runtime {
   std::string name, provider;
+  std::string min_version = "";  // the least version of ONNX Runtime that computes it; empty where it is not known
 };
 
 // The least that a graph needs of a GPU, as versions such as "7.5".

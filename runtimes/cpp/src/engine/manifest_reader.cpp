@@ -111,20 +111,28 @@ bool is_version(const std::string& text) {
          digits(std::string_view(text).substr(dot + 1));
 }
 
+std::string read_version(const Fields& fields, const char* name) {
+  std::string text = fields.text(name);
+  if (!is_version(text)) fields.refuse(name, "is " + show(text) + "; expected a version such as 7.5");
+  return text;
+}
+
 DeviceNeeds read_needs(const Fields& fields) {
-  for (const char* name : {"compute_capability", "cuda"}) {
-    const std::string text = fields.text(name);
-    if (!is_version(text)) fields.refuse(name, "is " + show(text) + "; expected a version such as 7.5");
-  }
-  return {fields.text("compute_capability"), fields.text("cuda")};
+  return {read_version(fields, "compute_capability"), read_version(fields, "cuda")};
+}
+
+Runtime read_runtime(const Fields& fields) {
+  Runtime found;
+  if (fields.has("min_version")) found.min_version = read_version(fields, "min_version");
+  found.name = fields.text("name");
+  found.provider = fields.text("provider");
+  return found;
 }
 
 Graph read_graph(const Fields& fields) {
-  const Fields runtime = fields.child("runtime");
   Graph found;
   found.file = fields.file("file");
-  found.runtime.name = runtime.text("name");
-  found.runtime.provider = runtime.text("provider");
+  found.runtime = read_runtime(fields.child("runtime"));
   found.inputs = read_inputs(fields);
   found.outputs = read_outputs(fields);
   for (const Fields& profile : fields.children("profiles")) found.profiles.push_back(read_profile(profile));

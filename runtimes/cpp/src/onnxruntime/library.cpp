@@ -2,15 +2,14 @@
 
 #include <dlfcn.h>
 
+#include <cstdio>
 #include <cstdlib>
-#include <string_view>
-#include <vector>
+#include <utility>
 
 namespace l4 {
 namespace {
 
 constexpr const char* variable = "L4EXPORT_ONNXRUNTIME";
-constexpr int least_minor = ORT_API_VERSION;  // version 1.n serves the table n
 constexpr const char* remedy =
     "; install ONNX Runtime 1.21 or later and give the path of its libonnxruntime.so, in the options or in "
     "L4EXPORT_ONNXRUNTIME";
@@ -39,15 +38,11 @@ Found find(const std::string& given) {
                                       "libonnxruntime.so.1") + remedy);
 }
 
-// Whether a version such as "1.21.0" serves the table. GetApi says so too, but it prints a line where it does not.
-bool new_enough(std::string_view version) {
-  const std::string text(version);
-  char* end = nullptr;
-  const long major = std::strtol(text.c_str(), &end, 10);
-  if (end == text.c_str() || *end != '.') return false;
-  const char* minor_text = end + 1;
-  const long minor = std::strtol(minor_text, &end, 10);
-  return end != minor_text && (major > 1 || (major == 1 && minor >= least_minor));
+// The first two numbers of a version such as "1.21.0", by which versions are older and newer; 0, 0 where it has none.
+std::pair<int, int> numbers_of(const std::string& version) {
+  std::pair<int, int> numbers{0, 0};
+  const bool read = std::sscanf(version.c_str(), "%9d.%9d", &numbers.first, &numbers.second) == 2;
+  return read ? numbers : std::pair(0, 0);
 }
 
 }  // namespace
@@ -70,7 +65,9 @@ std::shared_ptr<const OnnxRuntime> OnnxRuntime::open(const std::string& path) {
   if (base == nullptr) throw environment_lacks(where + ": is not ONNX Runtime (it has no OrtGetApiBase)" + remedy);
   const char* said = base->GetVersionString();
   const std::string version = printable(said != nullptr ? said : "of no version", 40);
-  const OrtApi* api = new_enough(version) ? base->GetApi(ORT_API_VERSION) : nullptr;
+  // GetApi says too that it does not serve the table, but it prints a line
+  const bool serves = numbers_of(version) >= std::pair(1, ORT_API_VERSION);
+  const OrtApi* api = serves ? base->GetApi(ORT_API_VERSION) : nullptr;
   if (api == nullptr) throw environment_lacks(where + ": is ONNX Runtime " + version + ", which is too old" + remedy);
   return std::shared_ptr<const OnnxRuntime>(new OnnxRuntime(found.path, *base, *api));
 }
@@ -82,6 +79,12 @@ OnnxRuntime::OnnxRuntime(std::string path, const OrtApiBase& base, const OrtApi&
   // what fails is returned, and the caller reports it in one line
   check(api_->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "l4export", &environment));
   environment_.reset(environment);
+}
+
+void OnnxRuntime::require(const std::string& least, const std::string& graph) const {
+  if (numbers_of(version_) >= numbers_of(least)) return;
+  throw environment_lacks(graph + ": needs ONNX Runtime " + least + " or later, and " + printable(path_) + " is " +
+                          version_ + "; install a newer one, and give its path where it is not found");
 }
 
 void OnnxRuntime::fail(OrtStatus* status) const {

@@ -38,6 +38,9 @@ class OnnxRuntime {
   const std::string& path() const { return path_; }  // as it was given or found
   OrtEnv* environment() const { return environment_.get(); }
 
+  // Raises Error (L4_ENVIRONMENT) where this is older than the version `least` that a graph, told by its path, needs.
+  void require(const std::string& least, const std::string& graph) const;
+
   // Raises OnnxRuntimeFailure unless a call has succeeded.
   void check(OrtStatus* status) const {
     if (status != nullptr) fail(status);

@@ -43,6 +43,15 @@ void check_runtime(const std::string& directory, const engine::Manifest& manifes
   }
 }
 
+// Whether ONNX Runtime is new enough for the graphs that will be loaded: an older one could compute something else.
+void check_version(const OnnxRuntime& runtime, const std::string& directory, const engine::Manifest& manifest,
+                   bool on_card) {
+  const engine::Graph* decoder = on_card ? &manifest.decoder() : &manifest.portable();
+  for (const engine::Graph* graph : {decoder, manifest.graphs.find(engine::kVision)}) {
+    if (graph != nullptr) runtime.require(graph->runtime.min_version, storage::in_directory(directory, graph->file));
+  }
+}
+
 std::shared_ptr<const Decoder> open_on_host(const std::shared_ptr<const OnnxRuntime>& runtime,
                                             const std::string& directory, const engine::Manifest& manifest,
                                             int threads) {
@@ -82,12 +91,23 @@ Engine::Engine(std::string directory, const EngineOptions& options) : directory_
   check_options(options);
   parts_.manifest = std::make_shared<const engine::Manifest>(options.verify ? engine::verify_files(directory_)
                                                                             : engine::load_manifest(directory_));
+  check_runtime(directory_, *parts_.manifest, options.provider);
+  std::future<void> digests = engine::check_files(directory_, parts_.manifest);
+  try {
+    load(options);
+  } catch (const Error&) {
+    digests.get();  // a file that has been changed is the better reason
+    throw;
+  }
+  digests.get();
+}
+
+void Engine::load(const EngineOptions& options) {
   const engine::Manifest& manifest = *parts_.manifest;
-  check_runtime(directory_, manifest, options.provider);
-  engine::check_files(directory_, manifest);
   const auto runtime = OnnxRuntime::open(options.onnxruntime);
   const auto threads = static_cast<int>(options.threads);
   const bool on_card = manifest.decoder().runtime.provider == "cuda" && options.provider != "cpu";
+  check_version(*runtime, directory_, manifest, on_card);
   parts_.decoder = on_card ? open_on_card(runtime, directory_, manifest, threads)
                            : open_on_host(runtime, directory_, manifest, threads);
   if (manifest.vision) {  // on the CPU, whatever executes the decoder: the numbers by which a GPU's tower is judged

@@ -39,6 +39,8 @@ class Engine {
   }
 
  private:
+  void load(const EngineOptions& options);  // what the manifest names, with the ONNX Runtime of the options
+
   std::string directory_;
   SessionParts parts_;
 };
