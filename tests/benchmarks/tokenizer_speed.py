@@ -19,11 +19,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from native_library import check, native_library
-from native_tokenizer import NativeTokenizer
 from tokenizers import Tokenizer
 
 from l4export.checkpoint import write_tokenizer_json
+from native_library import check, native_library
+from native_tokenizer import NativeTokenizer
 
 ROOT = Path(__file__).parents[2]
 RUNS = 7

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from native_library import SOURCE, native_site, run
 
 from l4export import __version__
+from native_library import SOURCE, native_site, run
 
 PROGRAM = """
 #include <l4export.h>

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from debian_packages import install
 from example_pages import commands, packages
-from native_library import ONNXRUNTIME, run
 
 import l4export
+from native_library import ONNXRUNTIME, run
 from workshop import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root")]

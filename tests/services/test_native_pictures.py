@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_service import compiled
 from pictures import in_mode, picture
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from l4export.errors import InputError
 from l4export.runtimes.images.decoding import decode
+from native_service import compiled
 
 pytestmark = pytest.mark.slow  # compiles the service's decoders
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from native_service import compiled
 
+from native_service import compiled
 from workshop import ROOT
 
 

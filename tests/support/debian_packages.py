@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 import pytest
+
 from native_library import run
 
 __all__ = ["install"]

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from native_library import check, native_library
-from native_tokenizer import SPECIAL_TOKENS_AS_TEXT, NativeTokenizer
 from tiny_tokenizers import byte_level
 
 from l4export.runtimes.text import template_sandbox
 from l4export.runtimes.text.chat_template import _message
+from native_library import check, native_library
+from native_tokenizer import SPECIAL_TOKENS_AS_TEXT, NativeTokenizer
 
 _SIZE = ctypes.c_size_t
 

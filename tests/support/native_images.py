@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from native_library import check, native_library
 from numpy.typing import NDArray
+
+from native_library import check, native_library
 
 __all__ = ["ImageInfo", "NativeImages", "Picture", "expand", "picture_struct"]
 

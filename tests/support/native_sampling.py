@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from native_library import check, native_library
 
 from l4export.runtimes.sampling.logprobs import TokenLogprobs
 from l4export.runtimes.sampling.settings import Sampling
+from native_library import check, native_library
 
 PROCESSOR = ctypes.CFUNCTYPE(c_int, c_void_p, POINTER(c_int32), c_size_t, POINTER(c_float), c_size_t)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from debian_packages import install
 from example_pages import packages
-from native_library import ONNXRUNTIME, STRICT, build_native, run
 
+from native_library import ONNXRUNTIME, STRICT, build_native, run
 from workshop import ROOT
 
 __all__ = ["compiled", "native_service"]

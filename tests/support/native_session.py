@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from native_library import ONNXRUNTIME, check, native_library
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import openai
-from native_service import native_service
 from safetensors.numpy import load_file, save_file
 from tiny_tokenizers import byte_level
 
 from l4export.checkpoint.sample import write_sample
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
+from native_service import native_service
 from workshop import ROOT, copy_checkpoint, edit_config
 
 SERVERS: dict[str, Callable[[], list[str]]] = {

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_library import NativeError
-from native_session import NativeEngine, NativeSession
 
 from l4export import runtimes
 from l4export.errors import InputError
 from l4export.runtimes.session import Session
+from native_library import NativeError
+from native_session import NativeEngine, NativeSession
 from workshop import random_ids
 
 __all__ = ["Twins", "conversation"]

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from native_library import SOURCE, build_native, native_library, run
 
 from l4export import __version__
+from native_library import SOURCE, build_native, native_library, run
 from workshop import ROOT
 
 PROGRAM = """

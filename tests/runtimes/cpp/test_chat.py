@@ -28,12 +28,13 @@ from chat_cases import (
 )
 from chat_expressions import EXPRESSIONS, VARIABLES
 from hypothesis import HealthCheck, given, settings
+from tiny_tokenizers import opened, templated, write_tokenizer
+from transformers.models.llama4.processing_llama4 import chat_template
+
 from native_characters import table
 from native_chats import encode_chat, native_template, outcome, python_chat, render_chat
 from native_library import SOURCE, NativeError
 from native_tokenizer import NativeTokenizer
-from tiny_tokenizers import opened, templated, write_tokenizer
-from transformers.models.llama4.processing_llama4 import chat_template
 
 CALL = {
     "type": "function",

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from chat_cases import ENDLESS, GREEDY, HOSTILE
-from native_chats import called, encode_chat, native_template, outcome, python_chat, render_chat
-from native_library import NativeError
 from tiny_tokenizers import templated
 from transformers.models.llama4.processing_llama4 import chat_template
 
 from l4export.errors import InputError
+from native_chats import called, encode_chat, native_template, outcome, python_chat, render_chat
+from native_library import NativeError
 
 IMAGE = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "and this?"}]}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from example_pages import checkout, commands
-from native_library import ONNXRUNTIME, build_native, run
 
 import l4export
 from l4export import Sampling
+from native_library import ONNXRUNTIME, build_native, run
 from workshop import ROOT
 
 

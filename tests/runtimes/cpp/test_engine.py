@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from native_library import ONNXRUNTIME, ROOT, NativeError, build_native, onnxruntime_headers
-from native_session import NativeEngine
 from seeing import seeing_checkpoint, sign
 from session_twins import Twins, conversation
 
@@ -22,6 +20,8 @@ from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import load_manifest
 from l4export.errors import L4Error
 from l4export.quantization.policy import standard_policy
+from native_library import ONNXRUNTIME, ROOT, NativeError, build_native, onnxruntime_headers
+from native_session import NativeEngine
 from workshop import Workshop, random_ids
 
 BAD_INPUT, ENVIRONMENT, VERIFICATION_FAILED = 2, 3, 1

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from native_library import SOURCE, run, sanitized_native
 
 FUZZ = SOURCE / "tests/fuzz"

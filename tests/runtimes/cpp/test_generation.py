@@ -10,11 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_generation import L4Token, NativeGeneration
-from native_library import NativeError
-from native_sampling import L4Sampling, native_sampling, settings_of
-from native_session import NativeEngine
-from native_tokenizer import NativeTokenizer
 
 from l4export import runtimes
 from l4export.compiler.build import build
@@ -22,6 +17,11 @@ from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.sampling.settings import Sampling
+from native_generation import L4Token, NativeGeneration
+from native_library import NativeError
+from native_sampling import L4Sampling, native_sampling, settings_of
+from native_session import NativeEngine
+from native_tokenizer import NativeTokenizer
 from workshop import LAYOUTS, ROOT, VARIANTS, Workshop, random_ids
 
 PROMPTS = [random_ids(n, seed=n).tolist() for n in (12, 70, 5)]

@@ -13,9 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_cases import RECORD, digest, pixel_cases
-from native_images import NativeImages, Picture, expand
-from native_library import NativeError, check, native_library
-from native_tokenizer import NativeTokenizer
 from numpy.typing import NDArray
 from pictures import picture
 from tiny_tokenizers import IMAGE, byte_level, with_images
@@ -25,6 +22,9 @@ from l4export.runtimes.images.decoding import decode
 from l4export.runtimes.images.processor import ImageProcessor
 from l4export.runtimes.images.prompt import ImageTokens, expand_images
 from l4export.runtimes.images.settings import read_settings
+from native_images import NativeImages, Picture, expand
+from native_library import NativeError, check, native_library
+from native_tokenizer import NativeTokenizer
 
 BAD_INPUT = 2
 CASES = {name: (image, changed) for name, image, changed in pixel_cases()}

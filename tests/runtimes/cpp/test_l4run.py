@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_library import build_native
-from native_session import ONNXRUNTIME
 
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
+from native_library import build_native
+from native_session import ONNXRUNTIME
 from workshop import ROOT, Workshop, hear_ctrl_c
 
 IN_THE_BEGINNING = ("--prompt", "In the beginning", "--max-new-tokens", "24")

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 from manifest_changes import changed, places
-from native_library import native_library
-from native_messages import told_alike
 from seeing import seeing_checkpoint
 
 from fuzz_json import damaged_text, dumps, mutate_json
 from l4export.engine.manifest import load_manifest, verify_files
 from l4export.errors import CheckFailed, InputError, L4Error
 from manifests import INT4, KINDS, planned_manifest
+from native_library import native_library
+from native_messages import told_alike
 from workshop import Workshop
 
 ACCEPTED = 1

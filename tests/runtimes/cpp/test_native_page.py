@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from native_library import SOURCE, native_site, run
-
 from workshop import ROOT
 
 PAGE = (ROOT / "docs/guide/native.md").read_text(encoding="utf-8")

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from debian_packages import install
-from native_library import ONNXRUNTIME, SOURCE, onnxruntime_headers, run
 
 import l4export
 from l4export import __version__
+from native_library import ONNXRUNTIME, SOURCE, onnxruntime_headers, run
 from workshop import ROOT
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from native_library import NativeError
-from native_sampling import fresh_seed, logprobs, native_sampling, recommended, sample, settings_of
 
 from fuzz_json import dumps, mutate_json
 from l4export.errors import InputError
@@ -26,6 +24,8 @@ from l4export.runtimes.sampling.logprobs import token_logprobs
 from l4export.runtimes.sampling.random_stream import uniform
 from l4export.runtimes.sampling.recommended import recommended_sampling
 from l4export.runtimes.sampling.sampler import Sampler
+from native_library import NativeError
+from native_sampling import fresh_seed, logprobs, native_sampling, recommended, sample, settings_of
 
 MOST = 2**64 - 1
 

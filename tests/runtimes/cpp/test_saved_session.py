@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_library import NativeError
-from native_messages import told_alike
-from native_session import NativeEngine
 
 from fuzz_files import mutate_safetensors
 from fuzz_session import forged_session
 from l4export import runtimes
 from l4export.errors import InputError, L4Error
+from native_library import NativeError
+from native_messages import told_alike
+from native_session import NativeEngine
 from workshop import LAYOUTS, Workshop, random_ids
 
 CASES = 120

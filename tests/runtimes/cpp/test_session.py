@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_library import NativeError
-from native_session import NativeEngine
 from session_twins import Twins, conversation
 
 from l4export import runtimes
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.quantization.policy import standard_policy
+from native_library import NativeError
+from native_session import NativeEngine
 from workshop import LAYOUTS, VARIANTS, Workshop, random_ids
 
 BAD_INPUT, CANCELLED = 2, 130

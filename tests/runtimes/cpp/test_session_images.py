@@ -6,9 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from native_images import NativeImages
-from native_library import NativeError
-from native_session import NativeEngine
 from pictures import picture
 from seeing import PATCH, prompt, seeing_checkpoint, seen
 from session_twins import Twins
@@ -18,6 +15,9 @@ from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
 from l4export.runtimes.images.processor import ProcessedImages
+from native_images import NativeImages
+from native_library import NativeError
+from native_session import NativeEngine
 from workshop import LAYOUTS, random_ids
 
 SIZES = [(14, 30), (9, 9)]

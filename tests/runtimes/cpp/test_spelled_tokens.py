@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_tokenizers import SPECIAL, change_tokenizer, opened, write_tokenizer
+
 from native_library import NativeError, check, native_library
 from native_tokenizer import SPECIAL_TOKENS_AS_TEXT, NativeTokenizer
-from tiny_tokenizers import SPECIAL, change_tokenizer, opened, write_tokenizer
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|header_start|>{{ message.role }}<|header_end|>\n\n"

@@ -6,12 +6,12 @@ import random
 from pathlib import Path
 
 import pytest
-from native_library import NativeError
-from native_tokenizer import NativeTokenizer
 from tiny_tokenizers import HARD, SPECIAL, opened, write_tokenizer
 
 from l4export.runtimes.text.codec import TextCodec
 from l4export.runtimes.text.stop_strings import SpokenText
+from native_library import NativeError
+from native_tokenizer import NativeTokenizer
 
 STOPS = [
     "the",

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from native_tokenizer import NativeTokenizer
 from repository_files import repository_texts
 from tiny_tokenizers import HARD, IMAGE, SPECIAL, like_llama4, write_tokenizer
 from tokenizers import Tokenizer
 
 from l4export.checkpoint.sample_tokenizer import write_tokenizer as write_sample_tokenizer
+from native_tokenizer import NativeTokenizer
 
 ROOT = Path(__file__).parents[3]
 KINDS = ("kjv", "shapes", "llama4", "gpt2", "bytes")

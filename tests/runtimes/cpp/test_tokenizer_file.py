@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from native_library import NativeError
-from native_tokenizer import NativeTokenizer
 from tiny_tokenizers import HARD, SPECIAL, change_tokenizer, opened, write_tokenizer
 from tokenizers import Tokenizer
 
@@ -19,6 +17,8 @@ from fuzz_tokenizer import mutate_tokenizer
 from fuzz_valid import tokenizers
 from l4export.runtimes.text.text_files import read_text_files
 from l4export.runtimes.text.tokenizer_setup import load_tokenizer
+from native_library import NativeError
+from native_tokenizer import NativeTokenizer
 
 KJV = Path(__file__).parents[3] / "examples/kjv/model"
 

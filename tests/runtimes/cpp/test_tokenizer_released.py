@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from native_tokenizer import NativeTokenizer
 from repository_files import repository_texts
 from tokenizers import Tokenizer
 
 from l4export.checkpoint import write_tokenizer_json
+from native_tokenizer import NativeTokenizer
 
 pytestmark = pytest.mark.slow
 

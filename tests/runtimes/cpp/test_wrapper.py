@@ -6,13 +6,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native_library import SOURCE, build_native
-from native_session import ONNXRUNTIME
 
 from l4export import runtimes
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.runtimes.sampling.settings import Sampling
+from native_library import SOURCE, build_native
+from native_session import ONNXRUNTIME
 from workshop import ROOT
 
 PROGRAMS = Path(__file__).parent / "programs"
