@@ -67,14 +67,14 @@ class Session(OneCaller, Closing):
         self.manifest = manifest
         self._piece = manifest.prefill_max_tokens
         self._features, self._feature_input = features, FeatureInput.of(manifest)
-        self._set_state(SessionState.empty(room, starts, manifest.prefill_cut))
-        self._is_whole = True
         try:
             self._open_cache: KVCache | None = new_cache(manifest, self.batch, room)
         except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address has bits
             raise InputError(
                 f"no memory for {batch} x {room} tokens of keys and values; give a smaller capacity or batch"
             ) from error
+        self._set_state(SessionState.empty(room, starts, manifest.prefill_cut))
+        self._is_whole = True
 
     @property
     def capacity(self) -> int:

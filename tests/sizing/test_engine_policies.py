@@ -60,7 +60,7 @@ def test_what_is_said(workshop: Workshop, tmp_path: Path, capsys: pytest.Capture
             main(["plan", str(place), "--context", "100"])
         said = capsys.readouterr().out
         assert note in said and ("kept, fp32" in said) == (place == path)
-        with pytest.raises(SystemExit):
-            main(["plan", str(place), "--context", "100", "--json"])
-        assert json.loads(capsys.readouterr().out)["notes"][0].startswith(note)
+    with pytest.raises(SystemExit):
+        main(["plan", str(path), "--context", "100", "--json"])
+    assert json.loads(capsys.readouterr().out)["notes"][0].startswith("20 weights in INT4")
     assert plan(workshop.checkpoint("scout"), context=100).notes == ()

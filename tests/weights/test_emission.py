@@ -385,9 +385,9 @@ def sparse_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
 @pytest.mark.parametrize(("jobs", "budget"), [(2, 48 << 20), (2, 200 << 20), (4, 100 << 20)])
 def test_memory_stays_within_the_budget(tmp_path: Path, jobs: int, budget: int) -> None:
     nbytes = sparse_checkpoint(
-        tmp_path / "sparse.safetensors", {"linear": (101_552, 2048), "experts": (4, 2048, 20_480)}
+        tmp_path / "sparse.safetensors", {"linear": (50_776, 2048), "experts": (2, 2048, 20_480)}
     )
-    assert nbytes > 7e8
+    assert nbytes > 3.7e8  # its largest weights take more than any of the limits, as they are written
     path = os.pathsep.join([*(str(ROOT / "tests" / name) for name in ("support", "weights")), *sys.path])
     environment = os.environ | {"PYTHONPATH": path}
     command = [sys.executable, "-c", _MEASURED, str(tmp_path), str(jobs), str(budget)]
