@@ -6,7 +6,6 @@ out=${1:?a directory for the headers}
 suite=${2:-trixie}  # its headers have API 21; the library may be any later one
 headers=$out/usr/include/onnxruntime
 if [ -f "$headers/onnxruntime_c_api.h" ]; then exit 0; fi
-mkdir -p "$out"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work"/lists/partial "$work"/cache/archives/partial
@@ -19,5 +18,7 @@ options=(-o Dir::Etc::sourcelist="$work/sources.list" -o Dir::Etc::sourceparts=/
   -o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root)
 apt-get "${options[@]}" -qq update
 (cd "$work" && apt-get "${options[@]}" -qq download "libonnxruntime-dev/$suite")
-dpkg -x "$work"/libonnxruntime-dev_*.deb "$out.partial"
-rm -rf "$out" && mv "$out.partial" "$out"
+dpkg -x "$work"/libonnxruntime-dev_*.deb "$work/package"
+mkdir -p "$(dirname "$headers")"  # whatever else is in $out stays
+rm -rf "$headers.partial" && cp -r "$work/package/usr/include/onnxruntime" "$headers.partial"
+rm -rf "$headers" && mv "$headers.partial" "$headers"  # all of them at once

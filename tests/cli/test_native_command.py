@@ -53,3 +53,23 @@ def test_without_the_library_it_says_how_to_get_it(tmp_path: Path, package: str 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.count("\n") == 1 and "pip install ./runtimes/cpp" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        (None, "this wheel was built where there was no C++ compiler"),
+        (b"of another machine", "cannot be executed (Exec format error)"),
+        (b"#!/nowhere/at/all\n", "cannot be executed (No such file or directory)"),
+    ],
+)
+def test_an_l4run_that_cannot_be_started(tmp_path: Path, program: bytes | None, why: str) -> None:
+    package = shutil.copytree(SOURCE / "python/l4export_native", tmp_path / "l4export_native")
+    if program is not None:
+        (package / "bin").mkdir()
+        (package / "bin/l4run").write_bytes(program)
+        (package / "bin/l4run").chmod(0o755)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import l4export_native; l4export_native.run_l4run()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("l4run: ") and why in done.stderr and done.stderr.count("\n") == 1

@@ -38,4 +38,7 @@ def run_l4run() -> NoReturn:
     library = onnxruntime_library()
     if library is not None:
         os.environ.setdefault("L4EXPORT_ONNXRUNTIME", str(library))
-    os.execv(L4RUN, sys.argv)
+    try:
+        os.execv(L4RUN, sys.argv)
+    except OSError as error:  # a wheel of another machine, or an installer that leaves out what may be executed
+        sys.exit(f"l4run: {L4RUN} cannot be executed ({error.strerror}); install the wheel again with pip")
