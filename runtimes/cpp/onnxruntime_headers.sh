@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Unpack ONNX Runtime's C headers from Debian's package libonnxruntime-dev into $1, unless they are there; nothing is installed.
-# On Debian alone: elsewhere take them from ONNX Runtime's releases and set -DONNXRUNTIME_INCLUDE_DIR.
+# Unpack ONNX Runtime's C headers from Debian's package libonnxruntime-dev into $1, unless they are there; nothing is
+# installed. On Debian alone: elsewhere take them from ONNX Runtime's releases and set -DONNXRUNTIME_INCLUDE_DIR.
 set -euo pipefail
 out=${1:?a directory for the headers}
 suite=${2:-trixie}  # its headers have API 21; the library may be any later one

@@ -91,7 +91,9 @@ json::Array images_json(const Request& request) {
 // Tokens that a row needs room for, where that is less than the engine has.
 std::int64_t capacity_for(const std::vector<l4export::Prompt>& prompts, std::int64_t new_tokens, std::int64_t limit) {
   std::int64_t longest = 0;
-  for (const l4export::Prompt& prompt : prompts) longest = std::max(longest, static_cast<std::int64_t>(prompt.ids.size()));
+  for (const l4export::Prompt& prompt : prompts) {
+    longest = std::max(longest, static_cast<std::int64_t>(prompt.ids.size()));
+  }
   return longest <= limit && new_tokens < limit - longest ? longest + new_tokens : 0;
 }
 

@@ -14,7 +14,8 @@ namespace l4run {
 
 namespace {
 
-constexpr const char* kHelp = R"(Usage: l4run ENGINE (--prompt TEXT | --chat FILE | --token-ids 1,2,3 | --batch FILE) [OPTIONS]
+constexpr const char* kHelp =
+    R"(Usage: l4run ENGINE (--prompt TEXT | --chat FILE | --token-ids 1,2,3 | --batch FILE) [OPTIONS]
 
   Generate with ENGINE, an engine directory of `l4export build`.
 
@@ -181,7 +182,9 @@ std::optional<Options> parse(const std::vector<std::string>& given) {
     if (name.rfind("-", 0) == 0 && name.size() > 1) {
       refuse("No such option: " + l4::printable(name) + ". See `l4run --help`.");
     }
-    if (!options.engine.empty()) refuse("one ENGINE is enough: what is " + l4::in_quotes(name) + "? See `l4run --help`.");
+    if (!options.engine.empty()) {
+      refuse("one ENGINE is enough: what is " + l4::in_quotes(name) + "? See `l4run --help`.");
+    }
     if (!l4::utf8::is_valid(name)) refuse("ENGINE " + l4::in_quotes(name) + ": is no valid UTF-8");
     options.engine = name;
   }

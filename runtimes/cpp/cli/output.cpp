@@ -14,7 +14,8 @@ namespace json = l4::json;
 void print(std::string_view text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0) return;
   if (errno == EPIPE) throw OutputClosed();
-  throw l4export::Error(L4_STORAGE, std::string("standard output: ") + std::strerror(errno) + "; check the path and the disk");
+  throw l4export::Error(L4_STORAGE,
+                        std::string("standard output: ") + std::strerror(errno) + "; check the path and the disk");
 }
 
 namespace {
@@ -78,7 +79,8 @@ json::Object Record::figures() const {
   figures.add("load_seconds", rounded(load_seconds_, 1e4));
   figures.add("time_to_first_token_seconds", rounded(first_seconds_, 1e4));
   figures.add("prefill_tokens_per_second", speed(prompt_tokens_, first_seconds_));
-  figures.add("decode_tokens_per_second", speed(new_tokens_ == 0 ? 0 : new_tokens_ - 1, last_seconds_ - first_seconds_));
+  figures.add("decode_tokens_per_second",
+              speed(new_tokens_ == 0 ? 0 : new_tokens_ - 1, last_seconds_ - first_seconds_));
   figures.add("peak_memory_bytes", peak_memory());
   return figures;
 }

@@ -12,7 +12,8 @@
 
 namespace l4run {
 
-// Write to standard output at once. Throws OutputClosed where nobody reads it, l4export::Error (L4_STORAGE) where it fails.
+// Write to standard output at once. Throws OutputClosed where nobody reads it, l4export::Error (L4_STORAGE) where it
+// fails.
 void print(std::string_view text);
 
 struct OutputClosed {};

@@ -38,7 +38,8 @@ class Header {
   }
 
   [[noreturn]] void refuse() const {
-    throw l4::bad_input(path_ + ": not a binary PPM image of 8 bits a channel (P6); convert it, or use the Python runtime");
+    throw l4::bad_input(path_ +
+                        ": not a binary PPM image of 8 bits a channel (P6); convert it, or use the Python runtime");
   }
 
  private:
@@ -62,8 +63,8 @@ PictureFile read_picture(const std::string& path) {
   const auto due = static_cast<std::uint64_t>(file.width) * static_cast<std::uint64_t>(file.height) * 3;
   if (file.bytes.size() - file.pixels != due) {
     throw l4::bad_input(path + ": has " + std::to_string(file.bytes.size() - file.pixels) + " bytes of pixels, and " +
-                        std::to_string(file.width) + " x " + std::to_string(file.height) + " take " + std::to_string(due) +
-                        "; is the file complete?");
+                        std::to_string(file.width) + " x " + std::to_string(file.height) + " take " +
+                        std::to_string(due) + "; is the file complete?");
   }
   return file;
 }

@@ -20,7 +20,8 @@ constexpr std::uint64_t kMostPromptBytes = 64 << 20;
 
 l4export::Ids parse_ids(const std::string& text) {
   const auto refuse = [&] {
-    return l4::bad_input("--token-ids " + l4::in_quotes(text) + ": write whole numbers with commas between them, as in 1,2,3");
+    return l4::bad_input("--token-ids " + l4::in_quotes(text) +
+                         ": write whole numbers with commas between them, as in 1,2,3");
   };
   const auto skip_space = [&](const char* at) {
     while (*at == ' ' || (*at >= '\t' && *at <= '\r')) ++at;
@@ -95,7 +96,9 @@ class Encoder {
     }
     Encoded encoded;
     json::Array messages;
-    for (const json::Value& message : list->array()) messages.push_back(without_files(message, directory, encoded.pictures));
+    for (const json::Value& message : list->array()) {
+      messages.push_back(without_files(message, directory, encoded.pictures));
+    }
     json::Object document;
     document.add("messages", std::move(messages));
     if (given.is_object()) {
@@ -108,7 +111,9 @@ class Encoder {
  private:
   static std::size_t placeholders(const std::string& text) {
     std::size_t count = 0;
-    for (std::size_t at = text.find(kPlaceholder); at != std::string::npos; at = text.find(kPlaceholder, at + 1)) ++count;
+    for (std::size_t at = text.find(kPlaceholder); at != std::string::npos; at = text.find(kPlaceholder, at + 1)) {
+      ++count;
+    }
     return count;
   }
 
@@ -152,7 +157,8 @@ class Encoder {
 
   const l4export::Tokenizer& tokenizer() const {
     if (tokenizer_ != nullptr) return *tokenizer_;
-    throw l4::bad_input(options_.engine + ": has no tokenizer.json; give --token-ids, or put one into the checkpoint, as "
+    throw l4::bad_input(options_.engine +
+                        ": has no tokenizer.json; give --token-ids, or put one into the checkpoint, as "
                         "transformers' AutoTokenizer writes with save_pretrained, and build again");
   }
 
@@ -173,8 +179,10 @@ std::vector<Encoded> read_batch(const Encoder& encoder, const std::string& path)
     const std::string where = path + ": line " + std::to_string(++number);
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     const json::Value value = json::parse(line, where);
-    const json::Value *prompt = value.find("prompt"), *ids = value.find("token_ids"), *messages = value.find("messages");
-    if ((prompt != nullptr) + (ids != nullptr) + (messages != nullptr) != 1 || (prompt != nullptr && !prompt->is_string())) {
+    const json::Value *prompt = value.find("prompt"), *ids = value.find("token_ids"),
+                      *messages = value.find("messages");
+    if ((prompt != nullptr) + (ids != nullptr) + (messages != nullptr) != 1 ||
+        (prompt != nullptr && !prompt->is_string())) {
       throw l4::bad_input(where + ": give one of {\"prompt\": TEXT}, {\"token_ids\": [...]} and {\"messages\": [...]}");
     }
     if (prompt != nullptr) {

@@ -1,5 +1,5 @@
-# Compiles for x86_64 or aarch64 with zig (`pip install ziglang`), for glibc 2.28 and later, with the C++ library linked in.
-# Set ZIG to the program and L4EXPORT_ARCHITECTURE to the machine; release_wheels.sh does.
+# Compiles for x86_64 or aarch64 with zig (`pip install ziglang`), for glibc 2.28 and later, with the C++ library linked
+# in. Set ZIG to the program and L4EXPORT_ARCHITECTURE to the machine; release_wheels.sh does.
 foreach(name ZIG L4EXPORT_ARCHITECTURE)
   if(NOT ${name})
     message(FATAL_ERROR "${name} is not set: -DZIG=/path/to/zig -DL4EXPORT_ARCHITECTURE=x86_64 or aarch64")

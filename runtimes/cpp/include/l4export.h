@@ -1,11 +1,12 @@
 /* l4export.h - the C ABI of the native runtime: engines, tokenizers, sessions and images. C11 and C++17.
  *
  * Texts and paths are UTF-8, token ids are int32. Every call that can fail returns a status and changes nothing when it
- * fails; `l4_last_error` has the reason, one line. No call throws, aborts, prints or keeps global state, and nothing needs
- * to be shut down.
+ * fails; `l4_last_error` has the reason, one line. A GPU alone can be lost while a session's memory is written or put
+ * back: the session then refuses all calls but `l4_session_reset`. No call throws, aborts, prints or keeps global
+ * state, and nothing needs to be shut down.
  *
- * Handles are closed by their `_close` call; NULL is fine there. What was made of an engine or a tokenizer keeps what it
- * needs of it, so the order of closing does not matter.
+ * Handles are closed by their `_close` call; NULL is fine there. What was made of an engine or a tokenizer keeps what
+ * it needs of it, so the order of closing does not matter.
  *
  * Threads: an engine, a tokenizer and images may be used by any number of threads. A session, a generation and a text
  * stream are for one caller at a time; a session that is in use refuses a second caller. `l4_session_cancel` may come
@@ -51,16 +52,17 @@ typedef enum l4_status {
 L4_API uint32_t l4_abi_version(void); /* L4_ABI_VERSION of the library */
 L4_API const char* l4_version(void);  /* the library's version, such as "0.1.0" */
 
-/* Why this thread's last call that did not return L4_OK failed: one line, good until the thread's next call. Never NULL. */
+/* Why this thread's last call that did not return L4_OK failed: one line, good until the thread's next call. Never
+ * NULL. */
 L4_API const char* l4_last_error(void);
 
-/* ---- Engines ------------------------------------------------------------------------------------------------------ */
+/* ---- Engines ----------------------------------------------------------------------------------------------------- */
 
 typedef struct l4_engine l4_engine;
 
 typedef struct l4_engine_options {
   size_t size;
-  const char* onnxruntime; /* path of libonnxruntime; NULL: the variable L4EXPORT_ONNXRUNTIME, else the loader's own search */
+  const char* onnxruntime; /* path of libonnxruntime; NULL: $L4EXPORT_ONNXRUNTIME, else the loader's own search */
   const char* provider;    /* "cpu" or "cuda"; NULL: the one that the engine was built for */
   int32_t threads;         /* of the CPU for one call; 0: one for each core that the process may use */
   int32_t verify;          /* not 0: the digest of every file is compared with the manifest first */
@@ -100,7 +102,7 @@ L4_API l4_status l4_engine_get_info(const l4_engine* engine, l4_engine_info* inf
  * file that is another one. */
 L4_API l4_status l4_verify(const char* directory);
 
-/* ---- Sampling ----------------------------------------------------------------------------------------------------- */
+/* ---- Sampling ---------------------------------------------------------------------------------------------------- */
 
 /* Change the scores [vocab] of a row in place, before temperature and filters; -INFINITY forbids a token. `ids` are the
  * tokens of the row so far. Not 0: generation fails with L4_BAD_INPUT. */
@@ -134,8 +136,8 @@ typedef struct l4_logprob {
 /* What generation_config.json says of sampling, greedy if nothing. Nothing uses it unless it is asked for. */
 L4_API l4_status l4_recommended_sampling(const char* directory, l4_sampling* out);
 
-/* Choose a token for logits [vocab]. `ids` are the row's tokens so far, for penalty and processor; without `has_seed` the
- * seed is 0. */
+/* Choose a token for logits [vocab]. `ids` are the row's tokens so far, for penalty and processor; without `has_seed`
+ * the seed is 0. */
 L4_API l4_status l4_sample(const float* logits, size_t vocab, const l4_sampling* sampling, uint64_t draw,
                            const int32_t* ids, size_t count, int32_t* token);
 
@@ -147,7 +149,7 @@ L4_API l4_status l4_logprobs(const float* logits, size_t vocab, int32_t token, s
 /* A seed that nobody can foresee. */
 L4_API l4_status l4_fresh_seed(uint64_t* out);
 
-/* ---- Text --------------------------------------------------------------------------------------------------------- */
+/* ---- Text -------------------------------------------------------------------------------------------------------- */
 
 typedef struct l4_tokenizer l4_tokenizer;
 
@@ -176,10 +178,10 @@ L4_API l4_status l4_tokenizer_decode(const l4_tokenizer* tokenizer, const int32_
 L4_API l4_status l4_tokenizer_token_id(const l4_tokenizer* tokenizer, const char* token, int32_t* id);
 
 /* A chat as JSON: {"messages": [...], "add_generation_prompt": true, "tools": [...], "chat_template": "name", and other
- * variables that the template sees}. Only `messages` must be there. A message has "role" and "content", a text or a list of
- * parts {"type": "text", "text": ...} and {"type": "image"}. Render it with the checkpoint's chat template. */
-L4_API l4_status l4_tokenizer_render_chat(const l4_tokenizer* tokenizer, const char* chat, size_t chat_bytes, char* text,
-                                          size_t capacity, size_t* bytes);
+ * variables that the template sees}. Only `messages` must be there. A message has "role" and "content", a text or a
+ * list of parts {"type": "text", "text": ...} and {"type": "image"}. Render it with the checkpoint's chat template. */
+L4_API l4_status l4_tokenizer_render_chat(const l4_tokenizer* tokenizer, const char* chat, size_t chat_bytes,
+                                          char* text, size_t capacity, size_t* bytes);
 /* The ids of that text; each image is one token <|image|>, which `l4_images_expand` replaces. */
 L4_API l4_status l4_tokenizer_encode_chat(const l4_tokenizer* tokenizer, const char* chat, size_t chat_bytes,
                                           uint32_t flags, int32_t* ids, size_t capacity, size_t* count);
@@ -189,15 +191,15 @@ typedef struct l4_text_stream l4_text_stream;
 
 L4_API l4_status l4_text_stream_create(const l4_tokenizer* tokenizer, const char* const* stop_strings, size_t count,
                                        l4_text_stream** out);
-/* Take a token. `text` is what it completes, good until the stream's next call; `stopped` (may be NULL) is the index of the
- * stop string that ended the text, or -1. */
+/* Take a token. `text` is what it completes, good until the stream's next call; `stopped` (may be NULL) is the index of
+ * the stop string that ended the text, or -1. */
 L4_API l4_status l4_text_stream_push(l4_text_stream* stream, int32_t token, const char** text, size_t* bytes,
                                      int32_t* stopped);
 /* No more tokens come: what was held back. */
 L4_API l4_status l4_text_stream_flush(l4_text_stream* stream, const char** text, size_t* bytes, int32_t* stopped);
 L4_API void l4_text_stream_close(l4_text_stream* stream);
 
-/* ---- Images ------------------------------------------------------------------------------------------------------- */
+/* ---- Images ------------------------------------------------------------------------------------------------------ */
 
 typedef struct l4_images l4_images; /* the tiles of some images, as the vision tower takes them */
 
@@ -224,13 +226,14 @@ L4_API size_t l4_images_count(const l4_images* images);
 L4_API l4_status l4_images_get_info(const l4_images* images, size_t index, l4_image_info* info);
 /* All tiles, float32 [tiles, 3, T, T]; live as long as the images. */
 L4_API l4_status l4_images_tiles(const l4_images* images, const float** values, size_t* tiles, size_t* side);
-/* Replace each <|image|> in `ids` by the tokens of its image, in order. `images` may be NULL: then there must be none. */
+/* Replace each <|image|> in `ids` by the tokens of its image, in order. `images` may be NULL: then there must be
+ * none. */
 L4_API l4_status l4_images_expand(const l4_images* images, const l4_tokenizer* tokenizer, const int32_t* ids,
                                   size_t id_count, int32_t* expanded, size_t capacity, size_t* count);
 /* Free what the engine keeps of images; an image that is shown again is computed again. */
 L4_API l4_status l4_engine_forget_images(l4_engine* engine);
 
-/* ---- Sessions ----------------------------------------------------------------------------------------------------- */
+/* ---- Sessions ---------------------------------------------------------------------------------------------------- */
 
 typedef struct l4_session l4_session; /* the KV cache of some rows of tokens */
 
@@ -275,14 +278,14 @@ L4_API l4_status l4_session_token_ids(const l4_session* session, int32_t row, in
 
 /* Feed new tokens, of several rows together where that is exact. A row that is not named, or has none, stays as it is.
  *
- * `logits` gets float32 [rows of the session, positions, vocab], good until the session's next call; `positions` is that of
- * the row with the most new tokens, or 1 with `last_only`. Entries that belong to no new token are NaN. `logits` and
- * `positions` may be NULL. An append that fails or is cancelled leaves the session as it was. */
+ * `logits` gets float32 [rows of the session, positions, vocab], good until the session's next call; `positions` is
+ * that of the row with the most new tokens, or 1 with `last_only`. Entries that belong to no new token are NaN.
+ * `logits` and `positions` may be NULL. An append that fails or is cancelled leaves the session as it was. */
 L4_API l4_status l4_session_append(l4_session* session, const l4_row_tokens* tokens, size_t count, int last_only,
                                    const float** logits, size_t* positions);
 
-/* Forget the last tokens[row] tokens of every row. In layout "chunked" a row can go back within its chunk and to any chunk's
- * beginning; no row can go back into an image. */
+/* Forget the last tokens[row] tokens of every row. In layout "chunked" a row can go back within its chunk and to any
+ * chunk's beginning; no row can go back into an image. */
 L4_API l4_status l4_session_rewind(l4_session* session, const int64_t* tokens);
 /* The same for one row; its whole length empties it. */
 L4_API l4_status l4_session_rewind_row(l4_session* session, int32_t row, int64_t tokens);
@@ -296,11 +299,11 @@ L4_API l4_status l4_session_copy_row(l4_session* session, int32_t row, l4_sessio
 /* One file format for all runtimes. A file that was there is replaced in one step. */
 L4_API l4_status l4_session_save(l4_session* session, const char* path);
 L4_API l4_status l4_session_load(l4_engine* engine, const char* path, l4_session** out);
-/* End the call that runs on this session, also during a prompt: it returns L4_CANCELLED and the session is as before that
- * call (of a generation: as after its last token). Without such a call nothing happens. */
+/* End the call that runs on this session, also during a prompt: it returns L4_CANCELLED and the session is as before
+ * that call (of a generation: as after its last token). Without such a call nothing happens. */
 L4_API void l4_session_cancel(l4_session* session);
 
-/* ---- Generation --------------------------------------------------------------------------------------------------- */
+/* ---- Generation -------------------------------------------------------------------------------------------------- */
 
 typedef struct l4_prompt { /* of one row of a session; one without ids takes no part */
   size_t size;
@@ -342,8 +345,8 @@ typedef struct l4_generate_options {
 
 #define L4_GENERATE_OPTIONS_DEFAULT {sizeof(l4_generate_options), 64, NULL, 0, NULL, NULL, 0, -1}
 
-/* Continue `count` prompts, one for each row of the session, until every row has ended. Afterwards the session holds the
- * prompts and the new tokens but the last of each row. */
+/* Continue `count` prompts, one for each row of the session, until every row has ended. Afterwards the session holds
+ * the prompts and the new tokens but the last of each row. */
 L4_API l4_status l4_session_generate(l4_session* session, const l4_prompt* prompts, size_t count,
                                      const l4_generate_options* options, l4_on_token on_token, void* user);
 
@@ -352,8 +355,8 @@ typedef struct l4_generation l4_generation;
 
 L4_API l4_status l4_generation_start(l4_session* session, const l4_prompt* prompts, size_t count,
                                      const l4_generate_options* options, l4_generation** out);
-/* Choose a token for every row that runs. `tokens` gets `count` of them, 0 when all rows have ended; good until the next
- * call. A step that fails or is cancelled can be asked for again. */
+/* Choose a token for every row that runs. `tokens` gets `count` of them, 0 when all rows have ended; good until the
+ * next call. A step that fails or is cancelled can be asked for again. */
 L4_API l4_status l4_generation_next(l4_generation* generation, const l4_token** tokens, size_t* count);
 /* End a row now. */
 L4_API l4_status l4_generation_stop(l4_generation* generation, int32_t row);

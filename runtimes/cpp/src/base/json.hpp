@@ -1,4 +1,5 @@
-// Strict JSON [RFC 8259]: UTF-8, no key twice in an object, no NaN or Infinity, bounded in depth and in number of values.
+// Strict JSON [RFC 8259]: UTF-8, no key twice in an object, no NaN or Infinity, bounded in depth and in number of
+// values.
 //
 // `Reader` reads a document piece by piece and keeps nothing, for files of many megabytes; `Value` holds a whole one.
 #pragma once
@@ -21,8 +22,8 @@ struct Limits {
 
 enum class Kind { null, boolean, integer, number, string, array, object };
 
-// Reads one value after the other from a document that it does not own. Raises Error (L4_BAD_INPUT, beginning with `where`)
-// where the text is not strict JSON. Keys of objects are not compared with each other here.
+// Reads one value after the other from a document that it does not own. Raises Error (L4_BAD_INPUT, beginning with
+// `where`) where the text is not strict JSON. Keys of objects are not compared with each other here.
 //
 //   reader.object([&](std::string_view key) { if (key == "vocab") ... else reader.skip(); });
 class Reader {
@@ -149,8 +150,8 @@ Value parse(std::string_view text, const std::string& where, Limits limits = {})
 // The value that comes next from a reader.
 Value read_value(Reader& reader);
 
-// As JSON text. `ascii`: escapes all other characters, as Python's json.dumps does unless told otherwise; `spaced`: with
-// its ", " and ": ".
+// As JSON text. `ascii`: escapes all other characters, as Python's json.dumps does unless told otherwise; `spaced`:
+// with its ", " and ": ".
 std::string dump(const Value& value, bool ascii = false, bool spaced = true);
 
 // A string as JSON text, with its quotes.

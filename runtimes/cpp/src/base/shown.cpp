@@ -1,6 +1,5 @@
 #include "base/shown.hpp"
 
-#include <charconv>
 #include <cmath>
 #include <cstdio>
 
@@ -8,34 +7,35 @@
 #include "base/utf8.hpp"
 
 namespace l4 {
-namespace {
-
-std::string repr_of(const std::string& text) {
-  const bool other = text.find('\'') != std::string::npos && text.find('"') == std::string::npos;
-  const char quote = other ? '"' : '\'';
-  std::string out(1, quote);
+void append_repr(std::string& out, std::string_view text, bool (*is_printable)(char32_t)) {
+  const bool doubled = text.find('\'') != std::string_view::npos && text.find('"') == std::string_view::npos;
+  const char quote = doubled ? '"' : '\'';
+  out.push_back(quote);
+  char escape[12];
   for (std::size_t at = 0; at < text.size();) {
     const std::size_t begin = at;
     const char32_t point = utf8::next(text, at);
-    char escape[12];
-    switch (point) {
-      case '\\': out += "\\\\"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
-      default:
-        if (point == static_cast<unsigned char>(quote)) {
-          out += {'\\', quote};
-        } else if (!utf8::is_printable(point)) {
-          const char* form = point < 0x100 ? "\\x%02x" : point < 0x10000 ? "\\u%04x" : "\\U%08x";
-          std::snprintf(escape, sizeof escape, form, static_cast<unsigned>(point));
-          out += escape;
-        } else {
-          out.append(text, begin, at - begin);
-        }
+    if (point == '\\' || point == static_cast<char32_t>(quote)) {
+      out += {'\\', static_cast<char>(point)};
+    } else if (point == '\n' || point == '\r' || point == '\t') {
+      out += point == '\n' ? "\\n" : point == '\r' ? "\\r" : "\\t";
+    } else if (is_printable(point)) {
+      out.append(text, begin, at - begin);
+    } else {
+      const char* form = point < 0x100 ? "\\x%02x" : point < 0x10000 ? "\\u%04x" : "\\U%08x";
+      std::snprintf(escape, sizeof escape, form, static_cast<unsigned>(point));
+      out += escape;
     }
   }
-  return out + quote;
+  out.push_back(quote);
+}
+
+namespace {
+
+std::string repr_of(const std::string& text) {
+  std::string out;
+  append_repr(out, text, utf8::is_printable);
+  return out;
 }
 
 }  // namespace
@@ -43,15 +43,7 @@ std::string repr_of(const std::string& text) {
 std::string python_repr(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
-  char buffer[32];
-  const auto scientific = std::to_chars(buffer, buffer + sizeof buffer, value, std::chars_format::scientific);
-  const std::string text(buffer, scientific.ptr);
-  const int exponent = std::stoi(text.substr(text.find('e') + 1));
-  if (exponent < -4 || exponent >= 16) return text;
-  char digits[400];
-  const auto fixed = std::to_chars(digits, digits + sizeof digits, value, std::chars_format::fixed);
-  std::string plain(digits, fixed.ptr);
-  return plain.find('.') == std::string::npos ? plain + ".0" : plain;
+  return json::dump(value);  // which writes a finite number as Python does
 }
 
 std::string python_repr(const json::Value& value) {

@@ -6,8 +6,8 @@ namespace l4::utf8 {
 
 namespace {
 
-// Bytes of the well-formed sequence at `at`, 0 if there is none; `part` is how many bytes of a broken one belong together
-// [Unicode 16, table 3-7, and "U+FFFD Substitution of Maximal Subparts"].
+// Bytes of the well-formed sequence at `at`, 0 if there is none; `part` is how many bytes of a broken one belong
+// together [Unicode 16, table 3-7, and "U+FFFD Substitution of Maximal Subparts"].
 std::size_t sequence(std::string_view text, std::size_t at, std::size_t& part) {
   const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
   const unsigned lead = byte(at);
@@ -74,7 +74,8 @@ void append(std::string& text, char32_t point) {
   } else if (point < 0x10000) {
     add(0xE0 | point >> 12), add(0x80 | (point >> 6 & 0x3F)), add(0x80 | (point & 0x3F));
   } else {
-    add(0xF0 | point >> 18), add(0x80 | (point >> 12 & 0x3F)), add(0x80 | (point >> 6 & 0x3F)), add(0x80 | (point & 0x3F));
+    add(0xF0 | point >> 18), add(0x80 | (point >> 12 & 0x3F)), add(0x80 | (point >> 6 & 0x3F)),
+        add(0x80 | (point & 0x3F));
   }
 }
 

@@ -36,8 +36,9 @@ inline std::string_view prefix(std::string_view text, std::size_t count) {
 // Bytes that the code point at `at` of a valid text takes.
 inline std::size_t width(unsigned char lead) { return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4; }
 
-// Whether a code point shows as itself: no control, no separator but the space, no mark of direction or of format, and none
-// that Unicode leaves to others. As Python's str.isprintable, but that what no version of Unicode has yet is printable.
+// Whether a code point shows as itself: no control, no separator but the space, no mark of direction or of format, and
+// none that Unicode leaves to others. As Python's str.isprintable, but that what no version of Unicode has yet is
+// printable.
 bool is_printable(char32_t point);
 
 // Add a code point that is no surrogate.

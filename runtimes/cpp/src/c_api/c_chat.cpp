@@ -15,7 +15,9 @@ using c_api::guarded;
 
 namespace {
 
-chat::Chat chat_of(const char* text, size_t bytes) { return chat::read_chat(std::string_view(&given(text, "chat"), bytes)); }
+chat::Chat chat_of(const char* text, size_t bytes) {
+  return chat::read_chat(std::string_view(&given(text, "chat"), bytes));
+}
 
 // The chat with all special tokens marked that it spells out.
 chat::Chat marked(const text::Tokenizer& tokenizer, chat::Chat chat) {
@@ -28,7 +30,9 @@ chat::Chat marked(const text::Tokenizer& tokenizer, chat::Chat chat) {
 
 std::vector<std::int32_t> encoded(const l4_tokenizer& tokenizer, const chat::Chat& chat, bool special_as_text) {
   if (chat::holds_images(chat.messages)) {
-    throw bad_input("messages: hold images, which ids alone would lose; give parts {\"type\": \"image\"} and the pictures to l4_images_create");
+    throw bad_input(
+        "messages: hold images, which ids alone would lose; give parts {\"type\": \"image\"} and the pictures to "
+        "l4_images_create");
   }
   if (!special_as_text) return tokenizer.tokenizer->encode(tokenizer.chat->render(chat), false);
   return tokenizer.tokenizer->encode_marked(tokenizer.chat->render(marked(*tokenizer.tokenizer, chat)));
@@ -44,8 +48,8 @@ extern "C" l4_status l4_tokenizer_get_info(const l4_tokenizer* tokenizer, l4_tok
   });
 }
 
-extern "C" l4_status l4_tokenizer_render_chat(const l4_tokenizer* tokenizer, const char* chat, size_t chat_bytes, char* text,
-                                              size_t capacity, size_t* bytes) {
+extern "C" l4_status l4_tokenizer_render_chat(const l4_tokenizer* tokenizer, const char* chat, size_t chat_bytes,
+                                              char* text, size_t capacity, size_t* bytes) {
   return guarded([&] {
     given(bytes, "bytes");
     const std::string prompt = given(tokenizer, "tokenizer").chat->render(chat_of(chat, chat_bytes));
@@ -57,8 +61,11 @@ extern "C" l4_status l4_tokenizer_encode_chat(const l4_tokenizer* tokenizer, con
                                               uint32_t flags, int32_t* ids, size_t capacity, size_t* count) {
   return guarded([&] {
     given(count, "count");
-    if ((flags & ~L4_SPECIAL_TOKENS_AS_TEXT) != 0) throw bad_input("flags: for a chat there is L4_SPECIAL_TOKENS_AS_TEXT alone");
-    const std::vector<std::int32_t> found = encoded(given(tokenizer, "tokenizer"), chat_of(chat, chat_bytes), flags != 0);
+    if ((flags & ~L4_SPECIAL_TOKENS_AS_TEXT) != 0) {
+      throw bad_input("flags: for a chat there is L4_SPECIAL_TOKENS_AS_TEXT alone");
+    }
+    const std::vector<std::int32_t> found =
+        encoded(given(tokenizer, "tokenizer"), chat_of(chat, chat_bytes), flags != 0);
     give(found.data(), found.size(), ids, capacity, count);
   });
 }

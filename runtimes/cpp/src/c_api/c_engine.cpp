@@ -9,7 +9,8 @@ std::string text_or_nothing(const char* text) { return text != nullptr ? text : 
 
 EngineOptions engine_options(const l4_engine_options* given) {
   const l4_engine_options options = options_of<l4_engine_options>(given, L4_ENGINE_OPTIONS_DEFAULT);
-  return {text_or_nothing(options.onnxruntime), text_or_nothing(options.provider), options.threads, options.verify != 0};
+  return {text_or_nothing(options.onnxruntime), text_or_nothing(options.provider), options.threads,
+          options.verify != 0};
 }
 
 l4_engine_info info_of(const l4_engine& handle) {

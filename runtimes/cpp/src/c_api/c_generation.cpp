@@ -88,7 +88,8 @@ extern "C" l4_status l4_session_generate(l4_session* session, const l4_prompt* p
     if (on_token == nullptr) throw bad_input("on_token is NULL");
     const Session::Call call(*given(session, "session").session, "generate");
     Generation generation = started(session, prompts, count, options);
-    for (const std::vector<l4_token>* chosen = &generation.step(call); !chosen->empty(); chosen = &generation.step(call)) {
+    for (const std::vector<l4_token>* chosen = &generation.step(call); !chosen->empty();
+         chosen = &generation.step(call)) {
       for (const l4_token& token : *chosen) {
         if (on_token(user, &token) != L4_CONTINUE) generation.stop(token.row);
       }

@@ -57,15 +57,14 @@ using namespace l4::c_api;
 extern "C" l4_status l4_images_create(const char* directory, const l4_picture* pictures, size_t count,
                                       int32_t max_tiles, l4_images** out) {
   return guarded([&] {
-    given(out, "out");
+    given(out, "out") = nullptr;
     const l4::images::Settings settings = l4::images::read_settings(&given(directory, "directory"));
     l4::images::ProcessedImages done = l4::images::process(settings, pictures_of(pictures, count), max_tiles);
-    *out = std::make_unique<l4_images>(l4_images{std::make_shared<const l4::images::ProcessedImages>(std::move(done))})
-               .release();
+    *out = new l4_images{std::make_shared<const l4::images::ProcessedImages>(std::move(done))};
   });
 }
 
-extern "C" void l4_images_close(l4_images* images) { std::unique_ptr<l4_images>{images}; }
+extern "C" void l4_images_close(l4_images* images) { delete images; }
 
 extern "C" size_t l4_images_count(const l4_images* images) {
   return images == nullptr ? 0 : images->images->images.size();

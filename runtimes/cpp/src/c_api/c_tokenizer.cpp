@@ -34,7 +34,7 @@ void tell(const text::SpokenText& spoken, std::string_view piece, const char** t
 
 extern "C" l4_status l4_tokenizer_open(const char* directory, l4_tokenizer** out) {
   return guarded([&] {
-    given(out, "out");
+    given(out, "out") = nullptr;
     const std::string where = &given(directory, "directory");
     const text::TextFiles files = text::read_text_files(where);
     const auto tokenizer = text::Tokenizer::open(where, files);
@@ -51,15 +51,17 @@ extern "C" l4_status l4_tokenizer_encode(const l4_tokenizer* tokenizer, const ch
                                          int32_t* ids, size_t capacity, size_t* count) {
   return guarded([&] {
     given(count, "count");
-    if ((flags & ~(L4_ADD_SPECIAL_TOKENS | L4_SPECIAL_TOKENS_AS_TEXT)) != 0) throw bad_input("flags: an unknown one is set");
+    if ((flags & ~(L4_ADD_SPECIAL_TOKENS | L4_SPECIAL_TOKENS_AS_TEXT)) != 0) {
+      throw bad_input("flags: an unknown one is set");
+    }
     const std::vector<std::int32_t> found = given(tokenizer, "tokenizer").tokenizer->encode(
         bytes_of(text, bytes, "text"), (flags & L4_ADD_SPECIAL_TOKENS) != 0, (flags & L4_SPECIAL_TOKENS_AS_TEXT) != 0);
     give(found.data(), found.size(), ids, capacity, count);
   });
 }
 
-extern "C" l4_status l4_tokenizer_decode(const l4_tokenizer* tokenizer, const int32_t* ids, size_t count, int skip_special,
-                                         char* text, size_t capacity, size_t* bytes) {
+extern "C" l4_status l4_tokenizer_decode(const l4_tokenizer* tokenizer, const int32_t* ids, size_t count,
+                                         int skip_special, char* text, size_t capacity, size_t* bytes) {
   return guarded([&] {
     given(bytes, "bytes");
     if (count != 0) given(ids, "ids");
@@ -78,7 +80,7 @@ extern "C" l4_status l4_tokenizer_token_id(const l4_tokenizer* tokenizer, const 
 extern "C" l4_status l4_text_stream_create(const l4_tokenizer* tokenizer, const char* const* stop_strings, size_t count,
                                            l4_text_stream** out) {
   return guarded([&] {
-    given(out, "out");
+    given(out, "out") = nullptr;
     if (count != 0) given(stop_strings, "stop_strings");
     std::vector<std::string> stops;
     for (size_t i = 0; i < count; ++i) stops.emplace_back(&given(stop_strings[i], "a stop string"));

@@ -46,7 +46,9 @@ template <typename T>
 T options_of(const T* from, const T& defaults) {
   T options = defaults;
   if (from == nullptr) return options;
-  if (from->size < sizeof(size_t)) throw bad_input("the size of a struct is not set: begin with its _DEFAULT initializer");
+  if (from->size < sizeof(size_t)) {
+    throw bad_input("the size of a struct is not set: begin with its _DEFAULT initializer");
+  }
   std::memcpy(&options, from, from->size < sizeof(T) ? from->size : sizeof(T));
   return options;
 }

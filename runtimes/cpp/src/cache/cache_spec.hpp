@@ -14,7 +14,7 @@ struct CacheSpec {
   std::vector<std::string> names;  // "{layer}.key", "{layer}.value"
   std::vector<bool> local;         // of each array, whether its layer keeps one chunk only
   std::int64_t heads = 0;          // of keys and values
-  std::int64_t width = 0;          // elements that a head takes: its channels, or half as many bytes where two share one
+  std::int64_t width = 0;  // elements that a head takes: its channels, or half as many bytes where two share one
   std::string dtype;               // of keys and values, as they are stored: NumPy's name, or bfloat16
 
   // The caches that a manifest describes.

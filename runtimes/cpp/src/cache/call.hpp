@@ -32,8 +32,8 @@ struct Call {
 
   std::int64_t positions() const { return last_only != 0 ? 1 : tokens; }
 
-  // Give each input to `put(name, type, shape, rank, data)`. The mask covers the new tokens only, so that a call costs no
-  // more after many; it is made in `mask`.
+  // Give each input to `put(name, type, shape, rank, data)`. The mask covers the new tokens only, so that a call costs
+  // no more after many; it is made in `mask`.
   template <typename Put>
   void each_input(std::vector<std::int64_t>& mask, Put&& put) const {
     static constexpr ElementType int64{"int64", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 8};

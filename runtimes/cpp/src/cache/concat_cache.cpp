@@ -67,7 +67,9 @@ void ConcatCache::run(const Call& call) {
     Array given = presented(std::move(outputs.values[index + 1]), call, held + call.tokens);
     const bool whole = !call.row || rows_ == 1;
     next.push_back(whole ? std::move(given) : grown(arrays_[index], std::max(arrays_[index].slots, given.slots)));
-    if (!whole) copy_tokens(view(given, 0, given.slots), first(next.back(), *call.row), next.back().slots, width_bytes_);
+    if (!whole) {
+      copy_tokens(view(given, 0, given.slots), first(next.back(), *call.row), next.back().slots, width_bytes_);
+    }
   }
   arrays_ = std::move(next);
 }
@@ -92,14 +94,7 @@ Owned<OrtValue> ConcatCache::past(const Array& array, const Call& call, std::int
 // What the decoder gave, which must have so many slots.
 ConcatCache::Array ConcatCache::presented(Owned<OrtValue> value, const Call& call, std::int64_t slots) const {
   const OnnxRuntime& runtime = *session_->runtime();
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  runtime.check(runtime.api().GetTensorTypeAndShape(value.get(), &info));
-  const Owned<OrtTensorTypeAndShapeInfo> owned(info, runtime.api().ReleaseTensorTypeAndShapeInfo);
-  std::size_t rank = 0;
-  runtime.check(runtime.api().GetDimensionsCount(info, &rank));
-  Shape shape(rank);
-  runtime.check(runtime.api().GetDimensions(info, shape.data(), rank));
-  if (shape != Shape{call.rows, spec_.heads, slots, spec_.width}) {
+  if (shape_of(runtime, value.get()) != Shape{call.rows, spec_.heads, slots, spec_.width}) {
     throw bad_input("the engine gave caches of another shape than its inputs have; build it again");
   }
   void* data = nullptr;

@@ -23,16 +23,13 @@ Owned<OrtMemoryInfo> device_memory(const OnnxRuntime& runtime) {
 
 DeviceCache::DeviceCache(std::shared_ptr<const InferenceSession> session, std::shared_ptr<const Cuda> cuda,
                          const engine::Manifest& manifest, std::int64_t rows, std::int64_t capacity)
-    : session_(std::move(session)), cuda_(std::move(cuda)), spec_(CacheSpec::of(manifest)),
-      type_(element_type(spec_.dtype)), rows_(rows), vocab_(manifest.model.vocab_size),
-      width_bytes_(spec_.width * type_.bytes), host_(host_memory(*session_->runtime())),
-      device_(device_memory(*session_->runtime())), calls_(static_cast<std::size_t>(rows) + 1) {
+    : InPlaceCache(std::move(session), manifest, rows, capacity), cuda_(std::move(cuda)),
+      host_(host_memory(*session_->runtime())), device_(device_memory(*session_->runtime())),
+      calls_(static_cast<std::size_t>(rows) + 1) {
   if (manifest.kv_layout == "concat") {
     throw bad_input("caches of layout concat do not stay in place; build the engine again with --kv-layout static");
   }
-  for (std::size_t index = 0; index < spec_.names.size(); ++index) {
-    const std::int64_t slots = std::min(capacity, manifest.kv_layers[index / 2].capacity.value_or(capacity));
-    slots_.push_back(slots);
+  for (const std::int64_t slots : slots_) {
     buffers_.push_back(std::make_unique<CudaBuffer>(cuda_, array_bytes(rows, spec_.heads, slots, width_bytes_)));
   }
 }
@@ -89,8 +86,10 @@ DeviceCache::Place& DeviceCache::place(const char* name, std::size_t bytes, bool
 }
 
 void DeviceCache::bind(Calls& calls, const Place& place, const ElementType& type, Shape shape, bool is_output) {
-  const std::uint64_t address = place.buffer ? place.buffer->address() : reinterpret_cast<std::uint64_t>(place.sent.data());
-  auto bound = std::find_if(calls.bound.begin(), calls.bound.end(), [&](const Bound& each) { return each.name == place.name; });
+  const std::uint64_t address =
+      place.buffer ? place.buffer->address() : reinterpret_cast<std::uint64_t>(place.sent.data());
+  auto bound =
+      std::find_if(calls.bound.begin(), calls.bound.end(), [&](const Bound& each) { return each.name == place.name; });
   if (bound == calls.bound.end()) bound = calls.bound.insert(bound, Bound{place.name, {-1}, 0});
   if (bound->address == address && bound->shape == shape) return;
   bound->address = 0;  // a failure must not leave it as bound
@@ -108,15 +107,8 @@ void DeviceCache::bind(Calls& calls, const Place& place, const ElementType& type
 DeviceCache::Calls& DeviceCache::calls_on(const std::optional<std::size_t>& row) {
   std::unique_ptr<Calls>& calls = calls_[row ? *row + 1 : 0];
   if (!calls) {
-    auto made = std::make_unique<Calls>(Binding(session_));
-    for (std::size_t index = 0; index < buffers_.size(); ++index) {
-      const std::uint64_t address = buffers_[index]->address() + row.value_or(0) * row_bytes(index);
-      const auto value = tensor_at(*session_->runtime(), device_.get(), reinterpret_cast<void*>(address),
-                                   {row ? 1 : rows_, spec_.heads, slots_[index], spec_.width}, type_.type, type_.bytes);
-      made->binding.bind_input(spec_.past(index).c_str(), value.get());
-      made->binding.bind_output(spec_.present(index).c_str(), value.get());
-    }
-    calls = std::move(made);
+    const auto first = [this](std::size_t array) { return reinterpret_cast<void*>(buffers_[array]->address()); };
+    calls = std::make_unique<Calls>(bound_caches(device_.get(), row, first));
   }
   return *calls;
 }
@@ -171,16 +163,6 @@ RowTokens DeviceCache::tokens(std::size_t row, std::int64_t count, std::int64_t 
     tokens.memory.push_back(std::move(memory));
   }
   return tokens;
-}
-
-std::uint64_t DeviceCache::bytes() const {
-  std::uint64_t bytes = 0;
-  for (const auto& buffer : buffers_) bytes += buffer->bytes();
-  return bytes;
-}
-
-std::size_t DeviceCache::row_bytes(std::size_t array) const {
-  return static_cast<std::size_t>(spec_.heads * slots_[array] * width_bytes_);
 }
 
 }  // namespace l4

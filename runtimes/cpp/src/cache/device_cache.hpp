@@ -6,35 +6,29 @@
 #include <string>
 #include <vector>
 
-#include "cache/kv_cache.hpp"
-#include "onnxruntime/binding.hpp"
+#include "cache/in_place_cache.hpp"
 #include "onnxruntime/cuda_driver.hpp"
-#include "onnxruntime/tensor_value.hpp"
 
 namespace l4 {
 
-// Buffers that stay where they are: the same address is a cache's input and output. A call sends its ids and lengths and
-// fetches its logits; keys and values leave the device only when they are saved, forked or copied, or when there is no room
-// for the copy of a chunk that is about to be written over.
-class DeviceCache : public KVCache {
+// A call sends its ids and lengths and fetches its logits; keys and values leave the device only when they are saved,
+// forked or copied, or when there is no room for the copy of a chunk that is about to be written over.
+class DeviceCache : public InPlaceCache {
  public:
   DeviceCache(std::shared_ptr<const InferenceSession> session, std::shared_ptr<const Cuda> cuda,
               const engine::Manifest& manifest, std::int64_t rows, std::int64_t capacity);
 
   void run(const Call& call) override;
-  void make_room(std::int64_t) override {}
   void put(std::size_t row, const RowArrays& tokens) override;
   void mark(const std::vector<LosingRow>& losing) override;
   void restore() override;
   void forget() noexcept override { marks_.clear(); }
-  void reset() override {}  // no slot is read before it is written
   RowTokens tokens(std::size_t row, std::int64_t count, std::int64_t local_count) const override;
-  std::uint64_t bytes() const override;
 
  private:
   // Where an input or output of calls lies that is no cache: on the device, but for an input that decides a shape. It
-  // stays there for as long as it is large enough, so that steps of decoding find the same addresses; an input that is as
-  // it was is not sent again.
+  // stays there for as long as it is large enough, so that steps of decoding find the same addresses; an input that is
+  // as it was is not sent again.
   struct Place {
     std::string name;
     std::unique_ptr<CudaBuffer> buffer;  // none: on the host
@@ -63,14 +57,8 @@ class DeviceCache : public KVCache {
   void send(Calls& calls, const char* name, const ElementType& type, const std::int64_t* shape, std::size_t rank,
             const void* values);
   void bind(Calls& calls, const Place& place, const ElementType& type, Shape shape, bool is_output);
-  std::size_t row_bytes(std::size_t array) const;
 
-  std::shared_ptr<const InferenceSession> session_;
   std::shared_ptr<const Cuda> cuda_;
-  CacheSpec spec_;
-  ElementType type_;
-  std::int64_t rows_, vocab_, width_bytes_;
-  std::vector<std::int64_t> slots_;                   // of each array
   std::vector<std::unique_ptr<CudaBuffer>> buffers_;  // [rows, heads, slots, width]
   Owned<OrtMemoryInfo> host_, device_;
   std::vector<std::unique_ptr<Calls>> calls_;  // of all rows first, then of each

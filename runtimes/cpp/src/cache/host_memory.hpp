@@ -9,7 +9,8 @@
 
 namespace l4 {
 
-// Bytes of an array [rows, heads, slots, width]. Raises std::bad_alloc where they are more than an address has bits for.
+// Bytes of an array [rows, heads, slots, width]. Raises std::bad_alloc where they are more than an address has bits
+// for.
 std::size_t array_bytes(std::int64_t rows, std::int64_t heads, std::int64_t slots, std::int64_t width_bytes);
 
 // Zeros, which the system provides as they are touched. Raises std::bad_alloc.

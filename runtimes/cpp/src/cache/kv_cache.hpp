@@ -32,7 +32,8 @@ class KVCache {
 
   // Make room for a row of so many tokens, up to the capacity. Raises std::bad_alloc; nothing has changed then.
   virtual void make_room(std::int64_t tokens) = 0;
-  // Take over tokens that `tokens` of a cache of the same engine gave as the beginning of a row, for which there is room.
+  // Take over tokens that `tokens` of a cache of the same engine gave as the beginning of a row, for which there is
+  // room.
   virtual void put(std::size_t row, const RowArrays& tokens) = 0;
 
   // Remember what `restore` needs to undo the calls that follow, until `forget`. Raises std::bad_alloc.

@@ -9,12 +9,9 @@ namespace l4 {
 
 StaticCache::StaticCache(std::shared_ptr<const InferenceSession> session, const engine::Manifest& manifest,
                          std::int64_t rows, std::int64_t capacity)
-    : session_(std::move(session)), spec_(CacheSpec::of(manifest)), type_(element_type(spec_.dtype)), rows_(rows),
-      vocab_(manifest.model.vocab_size), width_bytes_(spec_.width * type_.bytes),
-      host_(host_memory(*session_->runtime())), calls_(static_cast<std::size_t>(rows) + 1) {
-  for (std::size_t index = 0; index < spec_.names.size(); ++index) {
-    const std::int64_t slots = std::min(capacity, manifest.kv_layers[index / 2].capacity.value_or(capacity));
-    slots_.push_back(slots);
+    : InPlaceCache(std::move(session), manifest, rows, capacity), host_(host_memory(*session_->runtime())),
+      calls_(static_cast<std::size_t>(rows) + 1) {
+  for (const std::int64_t slots : slots_) {
     arrays_.push_back(zeros(array_bytes(rows, spec_.heads, slots, width_bytes_)));
   }
 }
@@ -36,7 +33,8 @@ void StaticCache::run(const Call& call) {
 
 void StaticCache::feed(Calls& calls, const char* name, const ElementType& type, const std::int64_t* shape,
                        std::size_t rank, const void* values) {
-  auto input = std::find_if(calls.inputs.begin(), calls.inputs.end(), [&](const Input& each) { return each.name == name; });
+  auto input =
+      std::find_if(calls.inputs.begin(), calls.inputs.end(), [&](const Input& each) { return each.name == name; });
   if (input == calls.inputs.end()) input = calls.inputs.insert(input, Input{name, {-1}, {}});
   const std::size_t bytes = static_cast<std::size_t>(elements(shape, rank) * type.bytes);
   if (!std::equal(shape, shape + rank, input->shape.begin(), input->shape.end())) {
@@ -53,14 +51,8 @@ void StaticCache::feed(Calls& calls, const char* name, const ElementType& type, 
 StaticCache::Calls& StaticCache::calls_on(const std::optional<std::size_t>& row) {
   std::unique_ptr<Calls>& calls = calls_[row ? *row + 1 : 0];
   if (!calls) {
-    auto made = std::make_unique<Calls>(Binding(session_));
-    for (std::size_t index = 0; index < arrays_.size(); ++index) {
-      const auto value = tensor_at(*session_->runtime(), host_.get(), slot(index, row.value_or(0)),
-                                   {row ? 1 : rows_, spec_.heads, slots_[index], spec_.width}, type_.type, type_.bytes);
-      made->binding.bind_input(spec_.past(index).c_str(), value.get());
-      made->binding.bind_output(spec_.present(index).c_str(), value.get());
-    }
-    calls = std::move(made);
+    const auto first = [this](std::size_t array) { return arrays_[array].get(); };
+    calls = std::make_unique<Calls>(bound_caches(host_.get(), row, first));
   }
   return *calls;
 }
@@ -105,14 +97,8 @@ RowTokens StaticCache::tokens(std::size_t row, std::int64_t count, std::int64_t 
   return tokens;
 }
 
-std::uint64_t StaticCache::bytes() const {
-  std::uint64_t bytes = 0;
-  for (const std::int64_t slots : slots_) bytes += array_bytes(rows_, spec_.heads, slots, width_bytes_);
-  return bytes;
-}
-
 std::byte* StaticCache::slot(std::size_t array, std::size_t row) const {
-  return arrays_[array].get() + static_cast<std::int64_t>(row) * spec_.heads * slots_[array] * width_bytes_;
+  return arrays_[array].get() + row * row_bytes(array);
 }
 
 RowArray StaticCache::view(std::size_t array, std::size_t row, std::int64_t tokens) const {

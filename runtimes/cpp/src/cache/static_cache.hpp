@@ -5,31 +5,21 @@
 #include <string>
 #include <vector>
 
-#include "cache/kv_cache.hpp"
-#include "onnxruntime/binding.hpp"
-#include "onnxruntime/tensor_value.hpp"
+#include "cache/in_place_cache.hpp"
 
 namespace l4 {
 
-// Buffers that the decoder updates in place: the same memory is its input and its output. In layout "chunked" those of
-// chunked layers have the slots of one chunk, which every chunk fills from the first on.
-//
-// Slots after a row's length hold leftovers. Nobody reads them, and the next tokens overwrite them, so undoing a call needs
-// nothing but a copy of a chunk that a call writes over before it is over.
-class StaticCache : public KVCache {
+class StaticCache : public InPlaceCache {
  public:
   StaticCache(std::shared_ptr<const InferenceSession> session, const engine::Manifest& manifest, std::int64_t rows,
               std::int64_t capacity);
 
   void run(const Call& call) override;
-  void make_room(std::int64_t) override {}
   void put(std::size_t row, const RowArrays& tokens) override;
   void mark(const std::vector<LosingRow>& losing) override;
   void restore() override;
   void forget() noexcept override { marks_.clear(); }
-  void reset() override {}  // no slot is read before it is written
   RowTokens tokens(std::size_t row, std::int64_t count, std::int64_t local_count) const override;
-  std::uint64_t bytes() const override;
 
  private:
   // An input that is bound: a call of the same shape, as every step of one token is, is copied in its place.
@@ -59,11 +49,6 @@ class StaticCache : public KVCache {
   std::byte* slot(std::size_t array, std::size_t row) const;
   RowArray view(std::size_t array, std::size_t row, std::int64_t tokens) const;
 
-  std::shared_ptr<const InferenceSession> session_;
-  CacheSpec spec_;
-  ElementType type_;
-  std::int64_t rows_, vocab_, width_bytes_;
-  std::vector<std::int64_t> slots_;                 // of each array
   std::vector<std::shared_ptr<std::byte>> arrays_;  // [rows, heads, slots, width]
   Owned<OrtMemoryInfo> host_;
   std::vector<std::unique_ptr<Calls>> calls_;  // of all rows first, then of each

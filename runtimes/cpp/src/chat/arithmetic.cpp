@@ -29,7 +29,8 @@ const char* sign_of(Operator sign) {
   if (sign == Operator::add && (a.is_text() || a.is(Kind::list) || a.is(Kind::tuple))) {
     throw type_error("can only concatenate " + left + " (not \"" + right + "\") to " + left);
   }
-  throw type_error("unsupported operand type(s) for " + std::string(sign_of(sign)) + ": '" + left + "' and '" + right + "'");
+  throw type_error("unsupported operand type(s) for " + std::string(sign_of(sign)) + ": '" + left + "' and '" + right +
+                   "'");
 }
 
 std::int64_t power_of(std::int64_t base, std::int64_t exponent) {
@@ -42,7 +43,9 @@ std::int64_t power_of(std::int64_t base, std::int64_t exponent) {
 }
 
 double exact(std::int64_t value) {
-  if (value > kExact || value < -kExact) throw TemplateError("a division of integers beyond 53 bits, which this library does not do");
+  if (value > kExact || value < -kExact) {
+    throw TemplateError("a division of integers beyond 53 bits, which this library does not do");
+  }
   return static_cast<double>(value);
 }
 
@@ -85,8 +88,10 @@ double modulo(double a, double b) {
   return (rest < 0) != (b < 0) ? rest + b : rest;
 }
 
+// As Python's float_floor_div, whose remainder is exact where that of `modulo` is rounded.
 double floor_quotient(double a, double b) {
-  const double quotient = (a - modulo(a, b)) / b;
+  const double rest = std::fmod(a, b);
+  const double quotient = (a - rest) / b - (rest != 0 && (rest < 0) != (b < 0) ? 1 : 0);
   if (quotient == 0) return std::copysign(0.0, a / b);
   const double floor = std::floor(quotient);
   return quotient - floor > 0.5 ? floor + 1 : floor;
@@ -108,10 +113,16 @@ Value compute_number(Operator sign, double a, double b) {
       return modulo(a, b);
     case Operator::power: break;
   }
-  if (a == 0 && b < 0) throw TemplateError("ZeroDivisionError: 0.0 cannot be raised to a negative power");
-  if (a < 0 && std::isfinite(b) && b != std::floor(b)) throw TemplateError("a complex number, which this library does not compute with");
+  if (a == 0 && b < 0 && std::isfinite(b)) {
+    throw TemplateError("ZeroDivisionError: 0.0 cannot be raised to a negative power");
+  }
+  if (a < 0 && std::isfinite(b) && b != std::floor(b)) {
+    throw TemplateError("a complex number, which this library does not compute with");
+  }
   const double result = std::pow(a, b);
-  if (std::isinf(result) && std::isfinite(a) && std::isfinite(b)) throw TemplateError("OverflowError: (34, 'Numerical result out of range')");
+  if (std::isinf(result) && std::isfinite(a) && std::isfinite(b)) {
+    throw TemplateError("OverflowError: (34, 'Numerical result out of range')");
+  }
   return result;
 }
 
@@ -169,7 +180,9 @@ Value compute(Operator sign, const Value& a, const Value& b, Budget& budget) {
   if (sign == Operator::add && a.kind() == b.kind() && is_repeatable(a)) return add_sequences(a, b, budget);
   if (sign == Operator::multiply && is_repeatable(a) && b.is_whole()) return repeated(a, b.whole(), budget);
   if (sign == Operator::multiply && is_repeatable(b) && a.is_whole()) return repeated(b, a.whole(), budget);
-  if (sign == Operator::modulo && a.is_text()) throw TemplateError("a text formatted with %, which this library does not do");
+  if (sign == Operator::modulo && a.is_text()) {
+    throw TemplateError("a text formatted with %, which this library does not do");
+  }
   not_supported(sign, a, b);
 }
 

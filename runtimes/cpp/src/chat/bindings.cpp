@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "chat/failure.hpp"
-#include "chat/syntax.hpp"
+#include "chat/statement_nodes.hpp"
 
 namespace l4::chat {
 
@@ -240,18 +240,24 @@ void Callable::bind(Symbols& outer) {
   declare_all(body, symbols);
   const std::set<std::string> special = undeclared_in(body, {"caller", "kwargs", "varargs"});
   const auto argument_named = [&](const char* name) {
-    return std::find_if(arguments.begin(), arguments.end(), [&](const NameTarget& argument) { return argument.name == name; });
+    return std::find_if(arguments.begin(), arguments.end(),
+                        [&](const NameTarget& argument) { return argument.name == name; });
   };
   if (special.count("caller") != 0) {
     const auto explicit_caller = argument_named("caller");
     if (explicit_caller == arguments.end()) {
       caller_slot = symbols.declare_parameter("caller");
     } else if (arguments.end() - explicit_caller > static_cast<std::ptrdiff_t>(defaults.size())) {
-      throw TemplateError("When defining macros or call blocks the special \"caller\" argument must be omitted or be given a default.");
+      throw TemplateError(
+          "When defining macros or call blocks the special \"caller\" argument must be omitted or be given a default.");
     }
   }
-  if (special.count("kwargs") != 0 && argument_named("kwargs") == arguments.end()) named_slot = symbols.declare_parameter("kwargs");
-  if (special.count("varargs") != 0 && argument_named("varargs") == arguments.end()) many_slot = symbols.declare_parameter("varargs");
+  if (special.count("kwargs") != 0 && argument_named("kwargs") == arguments.end()) {
+    named_slot = symbols.declare_parameter("kwargs");
+  }
+  if (special.count("varargs") != 0 && argument_named("varargs") == arguments.end()) {
+    many_slot = symbols.declare_parameter("varargs");
+  }
   for (NameTarget& argument : arguments) argument.bind(symbols);
   bind_all(defaults, symbols);
   bind_all(body, symbols);

@@ -9,16 +9,36 @@ namespace l4::chat {
 
 namespace {
 
+struct CharacterRange {
+  std::uint32_t first, last;
+  std::uint16_t properties;
+};
+
+// Every `step`th character from `first` to `last` becomes the one `delta` further.
+struct CaseRange {
+  std::uint32_t first, last, step;
+  std::int32_t delta;
+};
+
+// A character that becomes several, 0 where there are fewer than three.
+struct LongCase {
+  std::uint32_t from, to[3];
+};
+
+#include "chat/character_table.inc"
+
 template <std::size_t N>
 const CaseRange* find_range(const CaseRange (&ranges)[N], char32_t point) {
-  const CaseRange* range = std::lower_bound(ranges, ranges + N, point, [](const CaseRange& r, char32_t p) { return r.last < p; });
+  const CaseRange* range =
+      std::lower_bound(ranges, ranges + N, point, [](const CaseRange& r, char32_t p) { return r.last < p; });
   const bool found = range != ranges + N && range->first <= point && (point - range->first) % range->step == 0;
   return found ? range : nullptr;
 }
 
 template <std::size_t R, std::size_t L>
 void append_case(std::string& out, char32_t point, const CaseRange (&ranges)[R], const LongCase (&longs)[L]) {
-  const LongCase* several = std::lower_bound(longs, longs + L, point, [](const LongCase& c, char32_t p) { return c.from < p; });
+  const LongCase* several =
+      std::lower_bound(longs, longs + L, point, [](const LongCase& c, char32_t p) { return c.from < p; });
   if (several != longs + L && several->from == point) {
     for (const std::uint32_t to : several->to) {
       if (to != 0) utf8::append(out, to);
@@ -71,7 +91,8 @@ void append_lower(std::string& out, std::string_view text, std::size_t& at) {
 
 std::uint16_t properties(char32_t point) {
   const auto* end = std::end(kCharacters);
-  const auto* range = std::lower_bound(std::begin(kCharacters), end, point, [](const CharacterRange& r, char32_t p) { return r.last < p; });
+  const auto* range = std::lower_bound(std::begin(kCharacters), end, point,
+                                       [](const CharacterRange& r, char32_t p) { return r.last < p; });
   return range != end && range->first <= point ? range->properties : 0;
 }
 

@@ -5,13 +5,22 @@
 #include <string>
 #include <string_view>
 
-#include "chat/character_table.hpp"
-
 namespace l4::chat {
+
+// Properties of a character.
+constexpr std::uint16_t kAlphabetic = 1;   // str.isalpha
+constexpr std::uint16_t kDecimal = 2;      // str.isdecimal
+constexpr std::uint16_t kDigit = 4;        // str.isdigit
+constexpr std::uint16_t kNumeric = 8;      // str.isnumeric
+constexpr std::uint16_t kLower = 16;       // str.islower
+constexpr std::uint16_t kUpper = 32;       // str.isupper
+constexpr std::uint16_t kTitle = 64;       // str.istitle, and not upper
+constexpr std::uint16_t kPrintable = 128;  // str.isprintable
+constexpr std::uint16_t kIgnorable = 256;  // does not decide whether a sigma ends a word
 
 constexpr std::uint16_t kCased = kLower | kUpper | kTitle;
 
-// The properties of a character, a union of kAlphabetic, kDecimal and so on.
+// All properties of a character.
 std::uint16_t properties(char32_t point);
 
 inline bool has(char32_t point, std::uint16_t property) { return (properties(point) & property) != 0; }

@@ -50,22 +50,30 @@ const char* python_type(const json::Value& value) {
 
 Chat read_chat(std::string_view document) {
   json::Reader reader(document, "chat", kLimits);
-  if (reader.peek() != json::Kind::object) throw bad_input("chat: not a JSON object with messages, such as {\"messages\": [{\"role\": ..., \"content\": ...}]}");
+  if (reader.peek() != json::Kind::object) {
+    throw bad_input(
+        "chat: not a JSON object with messages, such as {\"messages\": [{\"role\": ..., \"content\": ...}]}");
+  }
   const json::Value whole = read_exactly(reader);
   reader.end();
   Chat chat;
   const json::Value* messages = whole.find("messages");
-  if (messages == nullptr || !messages->is_array()) throw bad_input("chat: \"messages\" is no list; give a list of objects with role and content");
+  if (messages == nullptr || !messages->is_array()) {
+    throw bad_input("chat: \"messages\" is no list; give a list of objects with role and content");
+  }
   for (const json::Value& message : messages->array()) {
     if (message.is_object()) continue;
-    throw bad_input(std::string("messages: one is of type ") + python_type(message) + ": give mappings with role and content");
+    throw bad_input(std::string("messages: one is of type ") + python_type(message) +
+                    ": give mappings with role and content");
   }
   chat.messages = messages->array();
   for (const auto& [name, value] : whole.object().members()) {
     if (name == "add_generation_prompt") {
       chat.add_generation_prompt = value;
     } else if (name == "chat_template") {
-      if (!value.is_null() && !value.is_string()) throw bad_input("chat: \"chat_template\" is neither null nor the name of a template");
+      if (!value.is_null() && !value.is_string()) {
+        throw bad_input("chat: \"chat_template\" is neither null nor the name of a template");
+      }
       if (value.is_string()) chat.chat_template = value.string();
     } else if (name != "messages") {
       chat.variables.add(name, value);
@@ -86,7 +94,8 @@ bool holds_images(const json::Array& messages) {
   };
   return std::any_of(messages.begin(), messages.end(), [&](const json::Value& message) {
     const json::Value* content = message.find("content");
-    return content != nullptr && content->is_array() && std::any_of(content->array().begin(), content->array().end(), holds);
+    return content != nullptr && content->is_array() &&
+           std::any_of(content->array().begin(), content->array().end(), holds);
   });
 }
 

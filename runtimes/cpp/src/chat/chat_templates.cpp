@@ -53,7 +53,9 @@ json::Value plain_message(const json::Value& message) {
   return plain;
 }
 
-std::string failure_text(const std::string& reason) { return "chat template: " + printable(reason) + "; correct the messages or the template"; }
+std::string failure_text(const std::string& reason) {
+  return "chat template: " + printable(reason) + "; correct the messages or the template";
+}
 
 }  // namespace
 
@@ -77,23 +79,26 @@ ChatTemplates::ChatTemplates(const NamedTexts& sources, const NamedTexts& specia
     entry->name = name;
     const std::size_t size = utf8_length(source);
     if (size > kTemplateCharacters) {
-      entry->failure = "chat template: " + std::to_string(size) + " characters, at most " + std::to_string(kTemplateCharacters) + " are run: shorten it";
+      entry->failure = "chat template: " + std::to_string(size) + " characters, at most " +
+                       std::to_string(kTemplateCharacters) + " are run: shorten it";
       entries_.push_back(std::move(entry));
       continue;
     }
     try {
       entry->compiled = std::make_unique<Template>(source);
-      entry->forms = std::make_unique<ContentForms>([&entry = *entry, trial](const std::vector<Value>& messages) -> std::optional<std::string> {
-        Variables variables = trial;
-        variables["messages"] = make_list(messages);
-        try {
-          return entry.compiled->render(variables, kPromptCharacters, *entry.budget);
-        } catch (const TemplateError&) {
-          return std::nullopt;
-        }
-      });
+      entry->forms = std::make_unique<ContentForms>(
+          [&entry = *entry, trial](const std::vector<Value>& messages) -> std::optional<std::string> {
+            Variables variables = trial;
+            variables["messages"] = make_list(messages);
+            try {
+              return entry.compiled->render(variables, kPromptCharacters, *entry.budget);
+            } catch (const TemplateError&) {
+              return std::nullopt;
+            }
+          });
     } catch (const Unsupported& what) {
-      throw bad_input("chat template " + repr(name) + ": it uses " + what.what() + ", which the native runtime does not have; use the Python runtime");
+      throw bad_input("chat template " + repr(name) + ": it uses " + what.what() +
+                      ", which the native runtime does not have; use the Python runtime");
     } catch (const TemplateError& error) {
       entry->failure = failure_text(error.what());
     }
@@ -113,13 +118,16 @@ const ChatTemplates::Entry* ChatTemplates::find(std::string_view name) const {
 const ChatTemplates::Entry& ChatTemplates::choose(const std::optional<std::string>& name, bool with_tools) const {
   const std::string wanted = name ? *name : with_tools && find("tool_use") != nullptr ? "tool_use" : "default";
   if (const Entry* entry = find(wanted)) return *entry;
-  if (entries_.empty()) throw bad_input("chat template: there is none: give a plain prompt, or add a chat_template.jinja");
+  if (entries_.empty()) {
+    throw bad_input("chat template: there is none: give a plain prompt, or add a chat_template.jinja");
+  }
   std::vector<std::string> names;
   for (const auto& entry : entries_) names.push_back(entry->name);
   std::sort(names.begin(), names.end());
   std::string known = names[0];
   for (std::size_t i = 1; i < names.size(); ++i) known += ", " + names[i];
-  throw bad_input("chat template: there is none called " + repr(wanted) + ": name one of " + known + ", or give a plain prompt");
+  throw bad_input("chat template: there is none called " + repr(wanted) + ": name one of " + known +
+                  ", or give a plain prompt");
 }
 
 std::string ChatTemplates::render(const Chat& chat) const {

@@ -23,8 +23,8 @@ class ChatTemplates {
   // templates see as `bos_token`, `eos_token` and so on; the last of a name counts.
   //
   // Raises Error (L4_BAD_INPUT) by name for what a template asks of jinja2 that this library has not: then the Python
-  // runtime could use it and this one could not. A template that Python cannot use either, because of an error of syntax
-  // for example, is an error when it is used, as in Python.
+  // runtime could use it and this one could not. A template that Python cannot use either, because of an error of
+  // syntax for example, is an error when it is used, as in Python.
   ChatTemplates(const NamedTexts& sources, const NamedTexts& special_tokens);
   ~ChatTemplates();
 

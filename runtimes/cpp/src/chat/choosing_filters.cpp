@@ -13,7 +13,8 @@ namespace {
 
 // The arguments behind the first `count`.
 Arguments behind(const Arguments& arguments, std::size_t count) {
-  return {{arguments.positional.begin() + static_cast<std::ptrdiff_t>(count), arguments.positional.end()}, arguments.named};
+  return {{arguments.positional.begin() + static_cast<std::ptrdiff_t>(count), arguments.positional.end()},
+          arguments.named};
 }
 
 Value do_map(Run& run, const Value& value, const Arguments& arguments) {
@@ -32,7 +33,8 @@ Value do_map(Run& run, const Value& value, const Arguments& arguments) {
       Value found = get(std::move(item));
       mapped.push_back(found.is_undefined() && !otherwise.is_none() ? otherwise : std::move(found));
     } else {
-      mapped.push_back(apply_filter(run, string_of(arguments.positional[0], "the filter of map"), item, behind(arguments, 1)));
+      mapped.push_back(
+          apply_filter(run, string_of(arguments.positional[0], "the filter of map"), item, behind(arguments, 1)));
     }
   }
   return make_stream(std::move(mapped));
@@ -49,7 +51,8 @@ Value chosen(Run& run, const Value& value, const Arguments& arguments, bool by_a
   Items items(value, run.budget);
   for (Value item; items.next(item);) {
     const Value tried = get(item);
-    const bool holds = by_test ? truth(apply_test(run, string_of(arguments.positional[at], "the test"), tried, rest)) : truth(tried);
+    const bool holds =
+        by_test ? truth(apply_test(run, string_of(arguments.positional[at], "the test"), tried, rest)) : truth(tried);
     if (holds != wanted) continue;
     run.budget.make(sizeof(Value));
     left.push_back(std::move(item));
@@ -58,7 +61,8 @@ Value chosen(Run& run, const Value& value, const Arguments& arguments, bool by_a
 }
 
 // Items in the order of their keys, equal ones as they came, also where it is reversed.
-std::vector<Value> ordered(const std::vector<Value>& items, const std::vector<Value>& keys, bool reversed, Budget& budget) {
+std::vector<Value> ordered(const std::vector<Value>& items, const std::vector<Value>& keys, bool reversed,
+                           Budget& budget) {
   std::vector<std::size_t> order(items.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
@@ -112,7 +116,9 @@ Value do_dictsort(Run& run, const Value& value, const Arguments& arguments) {
   const bool by_key = by.is_text() && by.string() == "key", by_value = by.is_text() && by.string() == "value";
   if (!by_key && !by_value) throw TemplateError("You can only sort by either \"key\" or \"value\"");
   if (value.is_undefined()) fail_undefined(value);
-  if (!value.is(Kind::dict)) throw TemplateError(std::string("AttributeError: '") + type_name(value) + "' object has no attribute 'items'");
+  if (!value.is(Kind::dict)) {
+    throw TemplateError(std::string("AttributeError: '") + type_name(value) + "' object has no attribute 'items'");
+  }
   const bool sensitive = truth(parameters.get(0, false));
   std::vector<Value> keys;
   for (const auto& [key, item] : value.dict().items()) {
@@ -160,12 +166,18 @@ const Filters& choosing_filters() {
   static const Filters filters = {
       {"dictsort", do_dictsort},
       {"map", do_map},
-      {"max", [](Run& run, const Value& value, const Arguments& arguments) { return extreme(run, value, arguments, true); }},
-      {"min", [](Run& run, const Value& value, const Arguments& arguments) { return extreme(run, value, arguments, false); }},
-      {"reject", [](Run& run, const Value& value, const Arguments& arguments) { return chosen(run, value, arguments, false, false); }},
-      {"rejectattr", [](Run& run, const Value& value, const Arguments& arguments) { return chosen(run, value, arguments, true, false); }},
-      {"select", [](Run& run, const Value& value, const Arguments& arguments) { return chosen(run, value, arguments, false, true); }},
-      {"selectattr", [](Run& run, const Value& value, const Arguments& arguments) { return chosen(run, value, arguments, true, true); }},
+      {"max",
+       [](Run& run, const Value& value, const Arguments& arguments) { return extreme(run, value, arguments, true); }},
+      {"min",
+       [](Run& run, const Value& value, const Arguments& arguments) { return extreme(run, value, arguments, false); }},
+      {"reject", [](Run& run, const Value& value,
+                    const Arguments& arguments) { return chosen(run, value, arguments, false, false); }},
+      {"rejectattr", [](Run& run, const Value& value,
+                        const Arguments& arguments) { return chosen(run, value, arguments, true, false); }},
+      {"select", [](Run& run, const Value& value,
+                    const Arguments& arguments) { return chosen(run, value, arguments, false, true); }},
+      {"selectattr", [](Run& run, const Value& value,
+                        const Arguments& arguments) { return chosen(run, value, arguments, true, true); }},
       {"sort", do_sort},
       {"unique", do_unique},
   };

@@ -13,6 +13,8 @@ namespace {
 
 constexpr std::string_view kNeedle = "l4export", kPrinted = "'type': 'text'";
 
+constexpr std::size_t kMostKnown = 256;  // roles, and types of parts, that are remembered: whoever chats chooses them
+
 Value text_part(std::string_view text) {
   Dict part;
   part.set("type", "text");
@@ -43,13 +45,16 @@ bool is_text_part(const Value& part) {
 }
 
 // The first characters of a text, as a message quotes them.
-std::string shortened(const std::string& text) { return repr(characters(Text(text), 0, std::min<std::size_t>(Text(text).points, 40))); }
+std::string shortened(const std::string& text) {
+  return repr(characters(Text(text), 0, std::min<std::size_t>(Text(text).points, 40)));
+}
 
 }  // namespace
 
 Form ContentForms::of(const std::string& role) {
   if (const auto known = known_.find(role); known != known_.end()) return known->second;
   const Form form = tried(role);
+  if (known_.size() >= kMostKnown) known_.clear();
   known_.emplace(role, form);
   return form;
 }
@@ -88,6 +93,7 @@ bool ContentForms::leaves_out(const std::string& role, const std::string& kind, 
   if (const auto known = drops_.find(key); known != drops_.end()) return known->second;
   const auto without = rendered_(conversation(role, parts(kNeedle)));
   const auto written = rendered_(conversation(role, make_list({text_part(kNeedle), part})));
+  if (drops_.size() >= kMostKnown) drops_.clear();
   return drops_[key] = written.has_value() && written == without;
 }
 
@@ -106,7 +112,9 @@ Value ContentForms::adapted(const Value& content, const std::string& role) {
 }
 
 Form ContentForms::tried(const std::string& role) {
-  if (role != "user" && (of("user") == Form::either || of("user") == Form::neither)) return Form::either;  // as most, or unknown
+  if (role != "user" && (of("user") == Form::either || of("user") == Form::neither)) {
+    return Form::either;  // as most, or unknown
+  }
   const bool text = writes(role, kNeedle), in_parts = writes(role, parts(kNeedle));
   if (text || in_parts) return text && in_parts ? Form::either : text ? Form::text : Form::parts;
   return role == "user" ? Form::neither : of("user");

@@ -1,7 +1,8 @@
 // The content of a message, text or a list of parts, in the form that a chat template can read.
 //
-// Many templates know one of the two forms alone. Given the other one, they lose the text, print the list as Python does,
-// or raise. Which forms a template knows is tried out on a short conversation, because what it says about it is a program.
+// Many templates know one of the two forms alone. Given the other one, they lose the text, print the list as Python
+// does, or raise. Which forms a template knows is tried out on a short conversation, because what it says about it is a
+// program.
 #pragma once
 
 #include <functional>
@@ -21,7 +22,8 @@ enum class Form { either, text, parts, neither };
 class ContentForms {
  public:
   // `rendered` renders the template with some messages; nothing where it raises.
-  explicit ContentForms(std::function<std::optional<std::string>(const std::vector<Value>&)> rendered) : rendered_(std::move(rendered)) {}
+  explicit ContentForms(std::function<std::optional<std::string>(const std::vector<Value>&)> rendered)
+      : rendered_(std::move(rendered)) {}
 
   Form of(const std::string& role);
   // Messages, which are dicts, with contents that the template can read.

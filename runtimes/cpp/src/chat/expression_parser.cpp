@@ -4,10 +4,7 @@
 #include <array>
 
 #include "chat/failure.hpp"
-#include "chat/filters.hpp"
-#include "chat/methods.hpp"
 #include "chat/parser.hpp"
-#include "chat/tests.hpp"
 
 namespace l4::chat {
 
@@ -28,11 +25,6 @@ std::string described(const Token& token) {
   }
 }
 
-template <typename N, typename... Parts>
-std::unique_ptr<N> make(Parts&&... parts) {
-  return finished(std::make_unique<N>(std::forward<Parts>(parts)...));
-}
-
 }  // namespace
 
 bool is_constant(std::string_view name) {
@@ -45,16 +37,22 @@ ExpressionParser::Nesting::Nesting(ExpressionParser& parser) : parser_(parser) {
 }
 
 const Token& ExpressionParser::expect(TokenKind kind) {
-  if (!current().is(kind)) throw TemplateError("expected token '" + described({kind, "name", 0}) + "', got '" + described(current()) + "'");
+  if (!current().is(kind)) {
+    throw TemplateError("expected token '" + described({kind, "name", 0}) + "', got '" + described(current()) + "'");
+  }
   return take();
 }
 
 void ExpressionParser::expect_sign(std::string_view sign) {
-  if (!skip_sign(sign)) throw TemplateError("expected token '" + std::string(sign) + "', got '" + described(current()) + "'");
+  if (!skip_sign(sign)) {
+    throw TemplateError("expected token '" + std::string(sign) + "', got '" + described(current()) + "'");
+  }
 }
 
 void ExpressionParser::expect_name(std::string_view name) {
-  if (!skip_name(name)) throw TemplateError("expected token '" + std::string(name) + "', got '" + described(current()) + "'");
+  if (!skip_name(name)) {
+    throw TemplateError("expected token '" + std::string(name) + "', got '" + described(current()) + "'");
+  }
 }
 
 bool ExpressionParser::skip_sign(std::string_view sign) { return current().is_sign(sign) && (take(), true); }
@@ -62,7 +60,9 @@ bool ExpressionParser::skip_sign(std::string_view sign) { return current().is_si
 bool ExpressionParser::skip_name(std::string_view name) { return current().is_name(name) && (take(), true); }
 
 bool ExpressionParser::ends_tuple(const std::vector<std::string_view>& ends) const {
-  if (current().is(TokenKind::variable_end) || current().is(TokenKind::block_end) || current().is_sign(")")) return true;
+  if (current().is(TokenKind::variable_end) || current().is(TokenKind::block_end) || current().is_sign(")")) {
+    return true;
+  }
   return current().is(TokenKind::name) && std::find(ends.begin(), ends.end(), current().text) != ends.end();
 }
 
@@ -79,7 +79,8 @@ ExpressionPtr ExpressionParser::written(ExpressionPtr expression) {
   return expression;
 }
 
-ExpressionPtr ExpressionParser::tuple(bool conditional, const std::vector<std::string_view>& ends, bool in_parentheses) {
+ExpressionPtr ExpressionParser::tuple(bool conditional, const std::vector<std::string_view>& ends,
+                                      bool in_parentheses) {
   Expressions items;
   bool is_tuple = false;
   while (!ends_tuple(ends)) {
@@ -134,7 +135,8 @@ ExpressionPtr ExpressionParser::comparison() {
   auto node = std::make_unique<CompareNode>();
   node->first = sum();
   for (;;) {
-    const auto sign = std::find_if(kSigns.begin(), kSigns.end(), [&](const auto& s) { return current().is_sign(s.first); });
+    const auto sign =
+        std::find_if(kSigns.begin(), kSigns.end(), [&](const auto& s) { return current().is_sign(s.first); });
     Comparison comparison = Comparison::in;
     if (sign != kSigns.end()) {
       take();
@@ -174,7 +176,8 @@ ExpressionPtr ExpressionParser::product() {
       {{"*", Operator::multiply}, {"/", Operator::divide}, {"//", Operator::floor_divide}, {"%", Operator::modulo}}};
   ExpressionPtr node = power();
   for (;;) {
-    const auto sign = std::find_if(kSigns.begin(), kSigns.end(), [&](const auto& s) { return current().is_sign(s.first); });
+    const auto sign =
+        std::find_if(kSigns.begin(), kSigns.end(), [&](const auto& s) { return current().is_sign(s.first); });
     if (sign == kSigns.end()) return node;
     take();
     node = make<BinaryNode>(sign->second, std::move(node), power());
@@ -199,191 +202,6 @@ ExpressionPtr ExpressionParser::unary(bool with_filters) {
   }
   node = postfix(std::move(node));
   return with_filters ? filters_and_tests(std::move(node)) : std::move(node);
-}
-
-ExpressionPtr ExpressionParser::primary() {
-  const Token& token = current();
-  switch (token.kind) {
-    case TokenKind::name:
-      take();
-      if (!is_constant(token.text)) return make<NameNode>(token.text);
-      if (token.text == "none" || token.text == "None") return make<ConstNode>(nullptr);
-      return make<ConstNode>(token.text == "true" || token.text == "True");
-    case TokenKind::string: {
-      std::string text;
-      while (current().is(TokenKind::string)) text += take().text;
-      return make<ConstNode>(Value(std::move(text)));
-    }
-    case TokenKind::integer: return make<ConstNode>(take().integer);
-    case TokenKind::number: return make<ConstNode>(take().number);
-    default: break;
-  }
-  if (skip_sign("(")) {
-    ExpressionPtr node = tuple(true, {}, true);
-    expect_sign(")");
-    return node;
-  }
-  if (skip_sign("[")) return list();
-  if (skip_sign("{")) return dict();
-  unexpected();
-}
-
-ExpressionPtr ExpressionParser::list() {
-  Expressions items;
-  while (!current().is_sign("]")) {
-    items.push_back(expression());
-    if (!skip_sign(",")) break;
-  }
-  expect_sign("]");
-  return make<SequenceNode>(Brackets::list, std::move(items));
-}
-
-ExpressionPtr ExpressionParser::dict() {
-  auto node = std::make_unique<DictNode>();
-  while (!current().is_sign("}")) {
-    ExpressionPtr key = expression();
-    expect_sign(":");
-    node->items.emplace_back(std::move(key), expression());
-    if (!skip_sign(",")) break;
-  }
-  expect_sign("}");
-  return finished(std::move(node));
-}
-
-ExpressionPtr ExpressionParser::postfix(ExpressionPtr node) {
-  for (;;) {
-    if (current().is_sign(".") || current().is_sign("[")) {
-      node = subscripted(std::move(node));
-    } else if (current().is_sign("(")) {
-      node = call(std::move(node));
-    } else {
-      return node;
-    }
-  }
-}
-
-ExpressionPtr ExpressionParser::filters_and_tests(ExpressionPtr node) {
-  for (;;) {
-    if (current().is_sign("|")) {
-      node = filters(std::move(node), false);
-    } else if (skip_name("is")) {
-      node = test(std::move(node));
-    } else if (current().is_sign("(")) {
-      node = call(std::move(node));
-    } else {
-      return node;
-    }
-  }
-}
-
-ExpressionPtr ExpressionParser::subscripted(ExpressionPtr node) {
-  if (skip_sign("[")) return in_brackets(std::move(node));
-  take();
-  if (current().is(TokenKind::name)) return make<AttributeNode>(std::move(node), take().text);
-  if (!current().is(TokenKind::integer)) throw TemplateError("expected name or number");
-  return make<ItemNode>(std::move(node), make<ConstNode>(take().integer));
-}
-
-ExpressionPtr ExpressionParser::in_brackets(ExpressionPtr node) {
-  const auto ends = [&] { return current().is_sign("]") || current().is_sign(","); };
-  Expressions keys;
-  while (!current().is_sign("]")) {
-    if (!keys.empty()) expect_sign(",");
-    ExpressionPtr start = current().is_sign(":") ? nullptr : expression();
-    if (!skip_sign(":")) {
-      keys.push_back(std::move(start));
-      continue;
-    }
-    auto slice = std::make_unique<SliceNode>();
-    slice->start = std::move(start);
-    if (!current().is_sign(":") && !ends()) slice->stop = expression();
-    if (skip_sign(":") && !ends()) slice->step = expression();
-    if (!keys.empty() || current().is_sign(",")) throw Unsupported("a slice among several subscripts");
-    expect_sign("]");
-    slice->of = std::move(node);
-    return finished(std::move(slice));
-  }
-  expect_sign("]");
-  ExpressionPtr key = keys.size() == 1 ? std::move(keys[0]) : make<SequenceNode>(Brackets::tuple, std::move(keys));
-  return make<ItemNode>(std::move(node), std::move(key));
-}
-
-ArgumentNodes ExpressionParser::arguments() {
-  ArgumentNodes found;
-  const auto ensure = [](bool holds) {
-    if (!holds) throw TemplateError("invalid syntax for function call expression");
-  };
-  expect_sign("(");
-  for (bool first = true; !current().is_sign(")"); first = false) {
-    if (!first) {
-      expect_sign(",");
-      if (current().is_sign(")")) break;
-    }
-    if (skip_sign("*")) {
-      ensure(!found.many && !found.many_named);
-      found.many = expression();
-    } else if (skip_sign("**")) {
-      ensure(!found.many_named);
-      found.many_named = expression();
-    } else if (current().is(TokenKind::name) && ahead().is_sign("=")) {
-      ensure(!found.many_named);
-      std::string name = take().text;
-      take();
-      for (const auto& [other, value] : found.named) {
-        if (other == name) throw TemplateError("SyntaxError: keyword argument repeated: " + name);
-      }
-      found.named.emplace_back(std::move(name), expression());
-    } else {
-      ensure(!found.many && !found.many_named && found.named.empty());
-      found.positional.push_back(expression());
-    }
-  }
-  expect_sign(")");
-  return found;
-}
-
-ExpressionPtr ExpressionParser::call(ExpressionPtr callee) {
-  auto node = std::make_unique<CallNode>();
-  if (const auto* method = dynamic_cast<AttributeNode*>(callee.get())) check_method(method->name);
-  node->callee = std::move(callee);
-  node->arguments = arguments();
-  return finished(std::move(node));
-}
-
-std::unique_ptr<FilterNode> ExpressionParser::filters(ExpressionPtr of, bool first) {
-  std::unique_ptr<FilterNode> node;
-  while (first || skip_sign("|")) {
-    first = false;
-    auto next = std::make_unique<FilterNode>();
-    next->of = node ? std::move(node) : std::move(of);
-    next->name = expect(TokenKind::name).text;
-    while (skip_sign(".")) next->name += "." + expect(TokenKind::name).text;
-    if (current().is_sign("(")) next->arguments = arguments();
-    check_filter(next->name);
-    node = finished(std::move(next));
-  }
-  return node;
-}
-
-ExpressionPtr ExpressionParser::test(ExpressionPtr of) {
-  const bool negated = skip_name("not");
-  auto node = std::make_unique<TestNode>();
-  node->of = std::move(of);
-  node->name = expect(TokenKind::name).text;
-  while (skip_sign(".")) node->name += "." + expect(TokenKind::name).text;
-  check_test(node->name);
-  const Token& next = current();
-  const bool value = next.is(TokenKind::name) || next.is(TokenKind::string) || next.is(TokenKind::integer) ||
-                     next.is(TokenKind::number) || next.is_sign("[") || next.is_sign("{");
-  if (next.is_sign("(")) {
-    node->arguments = arguments();
-  } else if (value && !next.is_name("else") && !next.is_name("or") && !next.is_name("and")) {
-    if (next.is_name("is")) throw TemplateError("You cannot chain multiple tests with is");
-    node->arguments.positional.push_back(postfix(primary()));
-  }
-  node->measure();
-  if (!negated) return node;
-  return make<UnaryNode>(Unary::negation, std::move(node));
 }
 
 }  // namespace l4::chat

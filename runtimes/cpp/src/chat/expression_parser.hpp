@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "chat/lexer.hpp"
-#include "chat/syntax.hpp"
+#include "chat/expression_nodes.hpp"
 
 namespace l4::chat {
 
@@ -18,6 +18,12 @@ std::unique_ptr<N> finished(std::unique_ptr<N> node) {
   return node;
 }
 
+// A node of parts that are complete.
+template <typename N, typename... Parts>
+std::unique_ptr<N> make(Parts&&... parts) {
+  return finished(std::make_unique<N>(std::forward<Parts>(parts)...));
+}
+
 bool is_constant(std::string_view name);  // true, false, none, True, ...
 
 class ExpressionParser {
@@ -26,7 +32,8 @@ class ExpressionParser {
 
   ExpressionPtr expression(bool conditional = true);
   // One expression, or several with commas between them.
-  ExpressionPtr tuple(bool conditional = true, const std::vector<std::string_view>& ends = {}, bool in_parentheses = false);
+  ExpressionPtr tuple(bool conditional = true, const std::vector<std::string_view>& ends = {},
+                      bool in_parentheses = false);
   // Filters from here on; `first`: its name comes now, without "|".
   std::unique_ptr<FilterNode> filters(ExpressionPtr of, bool first);
   // What is written as it is: there, marking a text as safe is nothing but making it a text.

@@ -3,7 +3,7 @@
 #include "chat/interpreter.hpp"
 #include "chat/items.hpp"
 #include "chat/printing.hpp"
-#include "chat/syntax.hpp"
+#include "chat/expression_nodes.hpp"
 #include "chat/tests.hpp"
 
 namespace l4::chat {
@@ -21,12 +21,16 @@ std::vector<Value> evaluated(const Expressions& expressions, Run& run, Activatio
 Arguments evaluated(const ArgumentNodes& nodes, Run& run, Activation& at) {
   Arguments arguments{evaluated(nodes.positional, run, at), {}};
   if (nodes.many) {
-    for (Value& value : items_of(nodes.many->evaluate(run, at), run.budget)) arguments.positional.push_back(std::move(value));
+    for (Value& value : items_of(nodes.many->evaluate(run, at), run.budget)) {
+      arguments.positional.push_back(std::move(value));
+    }
   }
   for (const auto& [name, value] : nodes.named) arguments.named.emplace_back(name, value->evaluate(run, at));
   if (!nodes.many_named) return arguments;
   const Value many = nodes.many_named->evaluate(run, at);
-  if (!many.is(Kind::dict)) throw type_error(std::string("argument after ** must be a mapping, not ") + type_name(many));
+  if (!many.is(Kind::dict)) {
+    throw type_error(std::string("argument after ** must be a mapping, not ") + type_name(many));
+  }
   for (const auto& [key, value] : many.dict().items()) {
     if (!key.is_text()) throw type_error("keywords must be strings");
     run.budget.make(sizeof(Value) + key.string().size());
@@ -160,7 +164,8 @@ Value ConditionalNode::evaluate(Run& run, Activation& at) const {
   run.budget.step();
   if (truth(test->evaluate(run, at))) return then->evaluate(run, at);
   if (otherwise) return otherwise->evaluate(run, at);
-  return make_undefined("the inline if-expression on line " + std::to_string(line) + " evaluated to false and no else section was defined.");
+  return make_undefined("the inline if-expression on line " + std::to_string(line) +
+                        " evaluated to false and no else section was defined.");
 }
 
 }  // namespace l4::chat

@@ -23,6 +23,8 @@ class Unsupported : public std::runtime_error {
 
 inline TemplateError type_error(const std::string& what) { return TemplateError("TypeError: " + what); }
 inline TemplateError value_error(const std::string& what) { return TemplateError(what); }
-inline TemplateError overflow() { return TemplateError("an integer beyond 64 bits, which this library does not compute with"); }
+inline TemplateError overflow() {
+  return TemplateError("an integer beyond 64 bits, which this library does not compute with");
+}
 
 }  // namespace l4::chat

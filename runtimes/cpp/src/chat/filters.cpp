@@ -19,8 +19,9 @@ Filter find_filter(std::string_view name) {
 }
 
 bool jinja_knows(std::string_view name) {
-  static constexpr std::array<std::string_view, 16> kOthers = {"attr",      "e",        "escape",    "filesizeformat", "forceescape", "format",    "groupby",  "pprint",
-                                                               "random",    "striptags", "truncate",  "urlencode",      "urlize",      "wordcount", "wordwrap", "xmlattr"};
+  static constexpr std::array<std::string_view, 16> kOthers = {
+      "attr",   "e",         "escape",   "filesizeformat", "forceescape", "format",    "groupby",  "pprint",
+      "random", "striptags", "truncate", "urlencode",      "urlize",      "wordcount", "wordwrap", "xmlattr"};
   return std::find(kOthers.begin(), kOthers.end(), name) != kOthers.end();
 }
 
@@ -35,7 +36,8 @@ void check_filter(const std::string& name) {
 Value apply_filter(Run& run, const std::string& name, const Value& value, const Arguments& arguments) {
   const Filter filter = find_filter(name);
   if (filter == nullptr) {
-    throw TemplateError(jinja_knows(name) || name == "safe" ? "the filter '" + name + "', which this library has not" : "No filter named " + repr(name) + ".");
+    throw TemplateError(jinja_knows(name) || name == "safe" ? "the filter '" + name + "', which this library has not"
+                                                            : "No filter named " + repr(name) + ".");
   }
   return filter(run, value, arguments);
 }
@@ -50,7 +52,8 @@ Getter::Getter(const std::optional<Value>& attribute, bool lowers, Budget& budge
   for (std::size_t begin = 0; begin <= path.size();) {
     const std::size_t end = std::min(path.find('.', begin), path.size());
     const std::string part = path.substr(begin, end - begin);
-    const bool is_number = !part.empty() && part.size() < 18 && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
+    const bool is_number = !part.empty() && part.size() < 18 &&
+                           std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
     budget.make(sizeof(Value) + part.size());
     path_.push_back(is_number ? Value(static_cast<std::int64_t>(std::stoll(part))) : Value(part));
     begin = end + 1;

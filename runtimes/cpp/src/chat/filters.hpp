@@ -10,7 +10,8 @@
 
 namespace l4::chat {
 
-// Raises Unsupported for a filter of jinja2 that is not known here, TemplateError for one that jinja2 does not know either.
+// Raises Unsupported for a filter of jinja2 that is not known here, TemplateError for one that jinja2 does not know
+// either.
 void check_filter(const std::string& name);
 
 Value apply_filter(Run& run, const std::string& name, const Value& value, const Arguments& arguments);

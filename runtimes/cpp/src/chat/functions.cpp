@@ -20,7 +20,9 @@ constexpr std::int64_t kMostRange = 100'000;  // items, in jinja2's sandbox
 Value make_range(const Arguments& arguments) {
   const std::size_t count = arguments.positional.size();
   if (!arguments.named.empty()) throw type_error("range() takes no keyword arguments");
-  if (count == 0 || count > 3) throw type_error("range expected at least 1 argument, at most 3, got " + std::to_string(count));
+  if (count == 0 || count > 3) {
+    throw type_error("range expected at least 1 argument, at most 3, got " + std::to_string(count));
+  }
   std::array<std::int64_t, 3> numbers{0, 0, 1};
   for (std::size_t i = 0; i < count; ++i) numbers[count == 1 ? 1 : i] = whole_number(arguments.positional[i]);
   if (numbers[2] == 0) throw value_error("range() arg 3 must not be zero");
@@ -34,7 +36,9 @@ Value make_range(const Arguments& arguments) {
 // The items of dict(...): of a dict, or pairs, and then the named ones.
 Dict dict_of(const Arguments& arguments, Budget& budget) {
   Dict dict;
-  if (arguments.positional.size() > 1) throw type_error("dict expected at most 1 argument, got " + std::to_string(arguments.positional.size()));
+  if (arguments.positional.size() > 1) {
+    throw type_error("dict expected at most 1 argument, got " + std::to_string(arguments.positional.size()));
+  }
   if (!arguments.positional.empty()) {
     const Value& from = arguments.positional[0];
     if (from.is(Kind::dict)) {
@@ -43,7 +47,10 @@ Dict dict_of(const Arguments& arguments, Budget& budget) {
     } else {
       for (const Value& pair : items_of(from, budget)) {
         const std::vector<Value> both = items_of(pair, budget);
-        if (both.size() != 2) throw value_error("dictionary update sequence element has length " + std::to_string(both.size()) + "; 2 is required");
+        if (both.size() != 2) {
+          throw value_error("dictionary update sequence element has length " + std::to_string(both.size()) +
+                            "; 2 is required");
+        }
         dict.set(both[0], both[1], budget);
       }
     }
@@ -96,7 +103,7 @@ std::string plain_format(const std::string& format, int microseconds) {
   return plain;
 }
 
-Value now(const Value& format) {
+Value now(const Value& format, Budget& budget) {
   if (!format.is_text()) throw type_error(std::string("strftime() argument 1 must be str, not ") + type_name(format));
   if (format.string().find('\0') != std::string::npos) throw value_error("embedded null character");
   const auto since = std::chrono::system_clock::now().time_since_epoch();
@@ -106,7 +113,9 @@ Value now(const Value& format) {
   if (localtime_r(&seconds, &local) == nullptr) throw TemplateError("the local time is not known");
   // a text of at least one character, so that 0 means that it does not fit
   const std::string plain = plain_format(format.string(), static_cast<int>(microseconds % 1'000'000)) + ".";
-  std::string text(1024 + 64 * plain.size(), '\0');
+  const std::size_t room = 1024 + 64 * plain.size();
+  budget.make(room);
+  std::string text(room, '\0');
   static const locale_t kPlain = newlocale(LC_ALL_MASK, "C", nullptr);
   const std::size_t size = strftime_l(text.data(), text.size(), plain.c_str(), &local, kPlain);
   if (size == 0) throw TemplateError("strftime_now: the date does not fit; give a shorter format");
@@ -132,8 +141,12 @@ Value call_function(Run& run, Function function, const Arguments& arguments) {
     case Function::dict_fromkeys: return dict_from_keys(arguments, run.budget);
     case Function::name_space: return make_namespace(run, arguments);
     case Function::raise_exception:
-      throw TemplateError(text_of(Parameters("raise_exception", arguments, {"message"}).required(0), run.budget).string());
-    case Function::strftime_now: return now(Parameters("strftime_now", arguments, {"form"}).required(0));
+      throw TemplateError(
+          text_of(Parameters("raise_exception", arguments, {"message"}).required(0), run.budget).string());
+    case Function::strftime_now: {
+      const Parameters parameters("strftime_now", arguments, {"form"});
+      return now(parameters.required(0), run.budget);
+    }
   }
   throw TemplateError("an unknown function");
 }

@@ -7,7 +7,7 @@
 #include "chat/methods.hpp"
 #include "chat/operations.hpp"
 #include "chat/printing.hpp"
-#include "chat/syntax.hpp"
+#include "chat/statement_nodes.hpp"
 
 namespace l4::chat {
 
@@ -33,7 +33,9 @@ void Activation::leave(const Frame& frame) {
 }
 
 void Activation::capture() {
-  for (Activation* activation = this; activation != nullptr; activation = activation->outer) activation->captured = true;
+  for (Activation* activation = this; activation != nullptr; activation = activation->outer) {
+    activation->captured = true;
+  }
 }
 
 const std::string& macro_name(const Macro& macro) { return macro.callable->name; }
@@ -76,6 +78,16 @@ void Run::keep(std::unique_ptr<Activation> activation) {
   if (activation->captured) activations_.push_back(std::move(activation));
 }
 
+void Run::remember(const Value& loop) {
+  budget.make(sizeof(Value));
+  remembering_.push_back(loop);
+}
+
+// Loops that hold themselves would stay for ever.
+Run::~Run() {
+  for (const Value& loop : remembering_) loop.loop().changed.reset();
+}
+
 Value Run::call(const Value& callee, Arguments arguments) {
   budget.step();
   switch (callee.kind()) {
@@ -85,8 +97,12 @@ Value Run::call(const Value& callee, Arguments arguments) {
     case Kind::method: return call_method(*this, callee.method(), arguments);
     case Kind::loop: {
       const Loop& loop = callee.loop();
-      if (loop.recursion == nullptr) throw type_error("The loop must have the 'recursive' marker to be called recursively.");
-      if (arguments.positional.size() != 1 || !arguments.named.empty()) throw type_error("LoopContext.__call__() takes 1 positional argument");
+      if (loop.recursion == nullptr) {
+        throw type_error("The loop must have the 'recursive' marker to be called recursively.");
+      }
+      if (arguments.positional.size() != 1 || !arguments.named.empty()) {
+        throw type_error("LoopContext.__call__() takes 1 positional argument");
+      }
       Capture capture(*this);
       loop.recursion->loop(*this, *loop.outer, arguments.positional[0], loop.depth0 + 1);
       return capture.text();
@@ -117,7 +133,8 @@ Value Run::call_macro(const Macro& macro, Arguments arguments) {
   }
   if (callable.caller_slot >= 0 && !found_caller) {
     std::optional<Value> caller = take_named("caller");
-    activation->slot(callable.caller_slot) = caller && !caller->is_none() ? *caller : make_undefined("No caller defined");
+    activation->slot(callable.caller_slot) =
+        caller && !caller->is_none() ? *caller : make_undefined("No caller defined");
   }
   if (callable.named_slot >= 0) {
     Dict rest;

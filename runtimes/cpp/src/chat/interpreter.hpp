@@ -59,9 +59,12 @@ class Run {
  public:
   // `longest`: the most characters that it may write.
   Run(const std::unordered_map<std::string, Value>& variables, std::size_t longest, Budget& budget)
-      : budget(budget), variables_(variables), longest_(longest) { 
+      : budget(budget), variables_(variables), longest_(longest) {
     result_.left = longest;
   }
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+  ~Run();
 
   void write(const Value& value);
   std::string take_result() { return std::move(result_.text); }
@@ -96,6 +99,7 @@ class Run {
   Namespace* make_namespace();
   const Macro* make_macro(const Callable& callable, Activation& at);
   void keep(std::unique_ptr<Activation> activation);  // if it is captured
+  void remember(const Value& loop);  // whose `changed` is called: what it was called with may hold the loop itself
 
   Budget& budget;
 
@@ -108,6 +112,7 @@ class Run {
   std::vector<std::unique_ptr<Namespace>> namespaces_;
   std::vector<std::unique_ptr<Macro>> macros_;
   std::vector<std::unique_ptr<Activation>> activations_;
+  std::vector<Value> remembering_;  // loops
 };
 
 // value.name and value[key], as jinja2's sandbox finds them.

@@ -2,21 +2,18 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
-#include <cstdio>
-#include <cstdlib>
 #include <optional>
 
 #include "base/utf8.hpp"
 #include "chat/characters.hpp"
 #include "chat/failure.hpp"
+#include "chat/literals.hpp"
 #include "chat/printing.hpp"
 
 namespace l4::chat {
 
 namespace {
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_word(char c) { return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
 
 // "\r\n" and "\r" as "\n", and without the last line end.
@@ -58,65 +55,6 @@ std::string_view without_indentation(std::string_view text, bool line_starts) {
   if (line_end == std::string_view::npos && !line_starts) return text;
   const std::size_t begin = line_end == std::string_view::npos ? 0 : line_end + 1;
   return behind_space(text, begin) == text.size() ? text.substr(0, begin) : text;
-}
-
-int hex_digit(char c) {
-  return is_digit(c) ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-}
-
-// The escapes of a string literal, which jinja2 resolves after it has written other than ASCII characters as escapes.
-std::string unescaped(std::string_view literal) {
-  std::string ascii;
-  char escape[12];
-  for (std::size_t at = 0; at < literal.size();) {
-    const char32_t point = utf8::next(literal, at);
-    if (point < 0x80) {
-      ascii.push_back(static_cast<char>(point));
-    } else {
-      const char* form = point < 0x100 ? "\\x%02x" : point < 0x10000 ? "\\u%04x" : "\\U%08x";
-      std::snprintf(escape, sizeof escape, form, static_cast<unsigned>(point));
-      ascii += escape;
-    }
-  }
-  std::string out;
-  for (std::size_t at = 0; at < ascii.size();) {
-    if (ascii[at] != '\\' || at + 1 == ascii.size()) {
-      out.push_back(ascii[at++]);
-      continue;
-    }
-    const char kind = ascii[at + 1];
-    at += 2;
-    static constexpr std::string_view kKinds = "\\'\"abfnrtv", kMeant = "\\'\"\a\b\f\n\r\t\v";
-    if (kind == '\n') continue;
-    if (const std::size_t plain = kKinds.find(kind); plain != std::string_view::npos) {
-      out.push_back(kMeant[plain]);
-    } else if (kind >= '0' && kind <= '7') {
-      char32_t point = 0;
-      const std::size_t most = --at + 3;
-      for (; at < ascii.size() && at < most && ascii[at] >= '0' && ascii[at] <= '7'; ++at) {
-        point = point * 8 + static_cast<char32_t>(ascii[at] - '0');
-      }
-      utf8::append(out, point);
-    } else if (kind == 'x' || kind == 'u' || kind == 'U') {
-      const std::size_t digits = kind == 'x' ? 2 : kind == 'u' ? 4 : 8;
-      char32_t point = 0;
-      for (std::size_t i = 0; i < digits; ++i) {
-        const int digit = at + i < ascii.size() ? hex_digit(ascii[at + i]) : -1;
-        if (digit < 0) throw TemplateError("truncated \\" + std::string(1, kind) + std::string(digits, 'X') + " escape");
-        point = point << 4 | static_cast<char32_t>(digit);
-      }
-      at += digits;
-      if (point > 0x10FFFF) throw TemplateError("illegal Unicode character");
-      if (point >= 0xD800 && point < 0xE000) throw Unsupported("an escape of a lone surrogate");
-      utf8::append(out, point);
-    } else if (kind == 'N') {
-      throw Unsupported("the escape \\N{...}");
-    } else {
-      out.push_back('\\');
-      out.push_back(kind);
-    }
-  }
-  return out;
 }
 
 class Lexer {
@@ -173,7 +111,8 @@ class Lexer {
 
   std::size_t next_tag() const {
     std::size_t tag = source_.find('{', at_);
-    while (tag != std::string_view::npos && (tag + 1 == source_.size() || std::string_view("%{#").find(source_[tag + 1]) == std::string_view::npos)) {
+    while (tag != std::string_view::npos &&
+           (tag + 1 == source_.size() || std::string_view("%{#").find(source_[tag + 1]) == std::string_view::npos)) {
       tag = source_.find('{', tag + 1);
     }
     return tag;
@@ -256,64 +195,15 @@ class Lexer {
     return sees("-}}") ? std::optional<std::size_t>(behind_space(source_, at_ + 3)) : std::nullopt;
   }
 
-  // Behind digits of a base with single "_" between them; `at` itself where there is none.
-  template <typename Digit>
-  std::size_t behind_digits(std::size_t at, bool underscore_first, Digit&& is_one) const {
-    for (bool first = true;; first = false) {
-      std::size_t digit = at;
-      if ((!first || underscore_first) && digit < source_.size() && source_[digit] == '_') ++digit;
-      if (digit == source_.size() || !is_one(source_[digit])) return at;
-      at = digit + 1;
-    }
-  }
-
-  // Behind a floating-point literal; nothing where there is none.
-  std::optional<std::size_t> behind_number() const {
-    if (at_ > 0 && source_[at_ - 1] == '.') return std::nullopt;
-    const std::size_t whole = behind_digits(at_, false, is_digit);
-    if (whole == at_) return std::nullopt;
-    std::size_t fraction = whole;
-    if (whole < source_.size() && source_[whole] == '.') {
-      fraction = behind_digits(whole + 1, false, is_digit);
-      if (fraction == whole + 1) fraction = whole;
-    }
-    if (fraction < source_.size() && (source_[fraction] == 'e' || source_[fraction] == 'E')) {
-      std::size_t exponent = fraction + 1;
-      if (sign_at(exponent) != '\0') ++exponent;
-      const std::size_t behind = behind_digits(exponent, false, is_digit);
-      if (behind != exponent) return behind;
-    }
-    return fraction == whole ? std::nullopt : std::optional<std::size_t>(fraction);
-  }
-
   bool number() {
     if (!is_digit(source_[at_])) return false;
-    const auto fraction = behind_number();
-    const auto [behind, base] = fraction ? std::pair{*fraction, 10} : behind_integer();
-    std::string digits(source_.substr(at_, behind - at_));
-    digits.erase(std::remove(digits.begin(), digits.end(), '_'), digits.end());
-    add(fraction ? TokenKind::number : TokenKind::integer, digits);
-    if (fraction) {
-      tokens_.back().number = std::strtod(digits.c_str(), nullptr);
-    } else {
-      const char* begin = digits.data() + (base == 10 ? 0 : 2);
-      if (std::from_chars(begin, digits.data() + digits.size(), tokens_.back().integer, base).ec != std::errc()) {
-        throw Unsupported("an integer beyond 64 bits");
-      }
-    }
-    move_to(behind);
+    const NumberLiteral literal = number_at(source_, at_);
+    add(literal.is_whole ? TokenKind::integer : TokenKind::number,
+        std::string(source_.substr(at_, literal.behind - at_)));
+    tokens_.back().integer = literal.integer;
+    tokens_.back().number = literal.number;
+    move_to(literal.behind);
     return true;
-  }
-
-  std::pair<std::size_t, int> behind_integer() const {
-    if (source_[at_] != '0') return {behind_digits(at_, false, is_digit), 10};
-    const char kind = at_ + 1 < source_.size() ? static_cast<char>(source_[at_ + 1] | 0x20) : '\0';
-    const int base = kind == 'b' ? 2 : kind == 'o' ? 8 : kind == 'x' ? 16 : 10;
-    if (base != 10) {
-      const std::size_t behind = behind_digits(at_ + 2, true, [&](char c) { return hex_digit(c) >= 0 && hex_digit(c) < base; });
-      if (behind != at_ + 2) return {behind, base};
-    }
-    return {behind_digits(at_, false, [](char c) { return c == '0'; }), 10};
   }
 
   bool name() {
@@ -322,7 +212,9 @@ class Lexer {
     if (behind < source_.size() && static_cast<unsigned char>(source_[behind]) >= 0x80) {
       std::size_t next = behind;
       const char32_t point = utf8::next(source_, next);
-      if (has(point, kAlphabetic | kDecimal | kDigit | kNumeric)) throw Unsupported("a name with characters beyond ASCII");
+      if (has(point, kAlphabetic | kDecimal | kDigit | kNumeric)) {
+        throw Unsupported("a name with characters beyond ASCII");
+      }
     }
     if (behind == at_) return false;
     add(TokenKind::name, std::string(source_.substr(at_, behind - at_)));
@@ -342,22 +234,28 @@ class Lexer {
   }
 
   void sign(std::string& open) {
-    static constexpr std::array<std::string_view, 26> kSigns = {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[",
-                                                                "]",  "(",  ")",  "{",  "}",  ">",  "<", "=", ".", ":", "|", ",", ";"};
+    static constexpr std::array<std::string_view, 26> kSigns = {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/",
+                                                                "*",  "%",  "~",  "[",  "]",  "(",  ")", "{", "}",
+                                                                ">",  "<",  "=",  ".",  ":",  "|",  ",", ";"};
     const auto sign = std::find_if(kSigns.begin(), kSigns.end(), [&](std::string_view s) { return sees(s); });
     if (sign == kSigns.end()) {
       std::size_t next = at_;
       utf8::next(source_, next);
-      const std::size_t points = static_cast<std::size_t>(std::count_if(source_.begin(), source_.begin() + at_, [](char c) { return (c & 0xC0) != 0x80; }));
+      const std::size_t points = static_cast<std::size_t>(
+          std::count_if(source_.begin(), source_.begin() + at_, [](char c) { return (c & 0xC0) != 0x80; }));
       throw TemplateError("unexpected char " + repr(source_.substr(at_, next - at_)) + " at " + std::to_string(points));
     }
     static constexpr std::string_view kOpening = "{([", kClosing = "})]";
-    if (const std::size_t kind = kOpening.find((*sign)[0]); kind != std::string_view::npos) open.push_back(kClosing[kind]);
+    if (const std::size_t kind = kOpening.find((*sign)[0]); kind != std::string_view::npos) {
+      open.push_back(kClosing[kind]);
+    }
     if (kClosing.find((*sign)[0]) != std::string_view::npos) {
       if (open.empty()) throw TemplateError("unexpected '" + std::string(*sign) + "'");
       const char expected = open.back();
       open.pop_back();
-      if (expected != (*sign)[0]) throw TemplateError("unexpected '" + std::string(*sign) + "', expected '" + expected + "'");
+      if (expected != (*sign)[0]) {
+        throw TemplateError("unexpected '" + std::string(*sign) + "', expected '" + expected + "'");
+      }
     }
     add(TokenKind::sign, std::string(*sign));
     move_to(at_ + sign->size());

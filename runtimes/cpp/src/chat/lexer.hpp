@@ -8,7 +8,9 @@
 
 namespace l4::chat {
 
-enum class TokenKind { data, variable_begin, variable_end, block_begin, block_end, name, string, integer, number, sign, end };
+enum class TokenKind {
+  data, variable_begin, variable_end, block_begin, block_end, name, string, integer, number, sign, end
+};
 
 struct Token {
   TokenKind kind;

@@ -19,19 +19,26 @@ using Names = std::vector<std::string_view>;
 
 // Public attributes of Python 3.11's values, those that a template may not use included.
 const Names& attributes_of(Kind kind) {
-  static const Names text = {
-      "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format", "format_map", "index", "isalnum",
-      "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle", "isupper",
-      "join", "ljust", "lower", "lstrip", "maketrans", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust",
-      "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "translate", "upper", "zfill"};
-  static const Names list = {"append", "clear", "copy", "count", "extend", "index", "insert", "pop", "remove", "reverse", "sort"};
+  static const Names text = {"capitalize",   "casefold",    "center",    "count",      "encode",       "endswith",
+                             "expandtabs",   "find",        "format",    "format_map", "index",        "isalnum",
+                             "isalpha",      "isascii",     "isdecimal", "isdigit",    "isidentifier", "islower",
+                             "isnumeric",    "isprintable", "isspace",   "istitle",    "isupper",      "join",
+                             "ljust",        "lower",       "lstrip",    "maketrans",  "partition",    "removeprefix",
+                             "removesuffix", "replace",     "rfind",     "rindex",     "rjust",        "rpartition",
+                             "rsplit",       "rstrip",      "split",     "splitlines", "startswith",   "strip",
+                             "swapcase",     "title",       "translate", "upper",      "zfill"};
+  static const Names list = {"append", "clear", "copy",   "count",   "extend", "index",
+                             "insert", "pop",   "remove", "reverse", "sort"};
   static const Names tuple = {"count", "index"};
-  static const Names dict = {"clear", "copy", "fromkeys", "get", "items", "keys", "pop", "popitem", "setdefault", "update", "values"};
+  static const Names dict = {"clear", "copy",    "fromkeys",   "get",    "items", "keys",
+                             "pop",   "popitem", "setdefault", "update", "values"};
   static const Names range = {"count", "index", "start", "step", "stop"};
-  static const Names whole = {"as_integer_ratio", "bit_count", "bit_length", "conjugate", "denominator", "from_bytes", "imag", "numerator", "real", "to_bytes"};
+  static const Names whole = {"as_integer_ratio", "bit_count", "bit_length", "conjugate", "denominator",
+                              "from_bytes",       "imag",      "numerator",  "real",      "to_bytes"};
   static const Names number = {"as_integer_ratio", "conjugate", "fromhex", "hex", "imag", "is_integer", "real"};
   static const Names view = {"isdisjoint", "mapping"};
-  static const Names stream = {"close", "gi_code", "gi_frame", "gi_running", "gi_suspended", "gi_yieldfrom", "send", "throw"};
+  static const Names stream = {"close",        "gi_code",      "gi_frame", "gi_running",
+                               "gi_suspended", "gi_yieldfrom", "send",     "throw"};
   static const Names macro = {"arguments", "caller", "catch_kwargs", "catch_varargs", "explicit_caller", "name"};
   static const Names none;
   switch (kind) {
@@ -49,7 +56,9 @@ const Names& attributes_of(Kind kind) {
   }
 }
 
-bool is_among(const Names& names, std::string_view name) { return std::find(names.begin(), names.end(), name) != names.end(); }
+bool is_among(const Names& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
 
 const Names& changing(Kind kind) {
   static const Names list = {"append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"};
@@ -71,8 +80,11 @@ std::optional<Value> python_attribute(const Value& value, const std::string& nam
     if (is_among(changing(value.kind()), name)) {
       throw TemplateError("access to the attribute " + repr(name) + " of " + type_name(value) + " is unsafe");
     }
-    const bool is_value = value.is_numeric() || value.is(Kind::range) || value.is(Kind::view) || value.is(Kind::stream) || value.is(Kind::macro);
-    if (is_value && name != "count" && name != "index") throw TemplateError("the attribute '" + name + "' of a " + type_name(value) + ", which this library has not");
+    const bool is_value = value.is_numeric() || value.is(Kind::range) || value.is(Kind::view) ||
+                          value.is(Kind::stream) || value.is(Kind::macro);
+    if (is_value && name != "count" && name != "index") {
+      throw TemplateError("the attribute '" + name + "' of a " + type_name(value) + ", which this library has not");
+    }
     return Value(std::make_shared<const Method>(Method{value, name}));
   }
   if (name.size() > 4 && name.substr(0, 2) == "__" && name.substr(name.size() - 2) == "__") {
@@ -84,7 +96,9 @@ std::optional<Value> python_attribute(const Value& value, const std::string& nam
 std::string described(const Value& value) {
   if (value.is_none()) return "None";
   if (value.is(Kind::name_space)) return "l4export.runtimes.text.template_sandbox._PublicNamespace object";
-  if (value.is(Kind::macro) || value.is(Kind::loop)) return std::string("jinja2.runtime.") + type_name(value) + " object";
+  if (value.is(Kind::macro) || value.is(Kind::loop)) {
+    return std::string("jinja2.runtime.") + type_name(value) + " object";
+  }
   return std::string(type_name(value)) + " object";
 }
 
@@ -136,7 +150,8 @@ Value call_of_dict(Run& run, const Value& self, const std::string& name, const A
   return View{self.dict_pointer(), name == "keys" ? Part::keys : name == "values" ? Part::values : Part::items};
 }
 
-Value call_of_loop(Run& run, Loop& loop, const std::string& name, const Arguments& arguments) {
+Value call_of_loop(Run& run, const Value& self, const std::string& name, const Arguments& arguments) {
+  Loop& loop = self.loop();
   if (!arguments.named.empty()) throw type_error("LoopContext." + name + "() got an unexpected keyword argument");
   const std::vector<Value>& values = arguments.positional;
   if (name == "cycle") {
@@ -144,6 +159,7 @@ Value call_of_loop(Run& run, Loop& loop, const std::string& name, const Argument
     return values[static_cast<std::size_t>(loop.index0) % values.size()];
   }
   if (loop.changed && equals(make_tuple(*loop.changed), make_tuple(values), run.budget)) return false;
+  if (!loop.changed) run.remember(self);
   loop.changed = values;
   return true;
 }
@@ -151,8 +167,9 @@ Value call_of_loop(Run& run, Loop& loop, const std::string& name, const Argument
 }  // namespace
 
 void check_method(std::string_view name) {
-  static const Names unknown = {"as_integer_ratio", "bit_count", "bit_length", "casefold",  "conjugate",  "encode",    "format",    "format_map", "from_bytes",
-                                "fromhex",          "hex",       "is_integer", "isdisjoint", "isidentifier", "maketrans", "to_bytes", "translate"};
+  static const Names unknown = {"as_integer_ratio", "bit_count",    "bit_length", "casefold", "conjugate", "encode",
+                                "format",           "format_map",   "from_bytes", "fromhex",  "hex",       "is_integer",
+                                "isdisjoint",       "isidentifier", "maketrans",  "to_bytes", "translate"};
   if (is_among(unknown, name)) throw Unsupported("the method '" + std::string(name) + "'");
 }
 
@@ -171,7 +188,8 @@ Value item_of(const Value& value, const Value& key, Budget& budget) {
     if (std::optional<Value> found = python_attribute(value, key.string())) return *found;
     return missing(value, key.string());
   }
-  return make_undefined(described(value) + " has no element " + (key.is(Kind::function) || key.is(Kind::method) ? type_name(key) : repr(key, budget)));
+  return make_undefined(described(value) + " has no element " +
+                        (key.is(Kind::function) || key.is(Kind::method) ? type_name(key) : repr(key, budget)));
 }
 
 Value call_method(Run& run, const Method& method, const Arguments& arguments) {
@@ -179,7 +197,7 @@ Value call_method(Run& run, const Method& method, const Arguments& arguments) {
   switch (self.kind()) {
     case Kind::text: return call_of_text(run, self, method.name, arguments);
     case Kind::dict: return call_of_dict(run, self, method.name, arguments);
-    case Kind::loop: return call_of_loop(run, self.loop(), method.name, arguments);
+    case Kind::loop: return call_of_loop(run, self, method.name, arguments);
     default: return call_of_sequence(run, self, method.name, arguments);
   }
 }

@@ -21,13 +21,17 @@ Parameters::Parameters(std::string_view function, const Arguments& arguments, st
 }
 
 Value Parameters::required(std::size_t index) const {
-  if (!values_[index]) throw type_error(function_ + "() missing a required argument: '" + std::string(names_[index]) + "'");
+  if (!values_[index]) {
+    throw type_error(function_ + "() missing a required argument: '" + std::string(names_[index]) + "'");
+  }
   return *values_[index];
 }
 
 std::int64_t whole_number(const Value& value) {
   if (value.is_undefined()) fail_undefined(value);
-  if (!value.is_whole()) throw type_error(std::string("'") + type_name(value) + "' object cannot be interpreted as an integer");
+  if (!value.is_whole()) {
+    throw type_error(std::string("'") + type_name(value) + "' object cannot be interpreted as an integer");
+  }
   return value.whole();
 }
 

@@ -17,7 +17,9 @@ class Parameters {
 
   const std::optional<Value>& at(std::size_t index) const { return values_[index]; }
   Value required(std::size_t index) const;  // raises TemplateError where it is not given
-  Value get(std::size_t index, Value otherwise) const { return values_[index] ? *values_[index] : std::move(otherwise); }
+  Value get(std::size_t index, Value otherwise) const {
+    return values_[index] ? *values_[index] : std::move(otherwise);
+  }
 
  private:
   std::string function_;

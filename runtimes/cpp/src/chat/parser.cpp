@@ -45,7 +45,9 @@ class Parser : private ExpressionParser {
       } else {
         flush();
         expect(TokenKind::block_begin);
-        if (current().is(TokenKind::name) && std::find(ends.begin(), ends.end(), current().text) != ends.end()) return statements;
+        if (current().is(TokenKind::name) && std::find(ends.begin(), ends.end(), current().text) != ends.end()) {
+          return statements;
+        }
         statements.push_back(finished(statement()));
         expect(TokenKind::block_end);
       }
@@ -60,7 +62,8 @@ class Parser : private ExpressionParser {
     expect(TokenKind::block_end);
     Body statements = body(ends);
     if (current().is(TokenKind::end)) {
-      throw TemplateError("Unexpected end of template. Jinja was looking for the following tags: '" + std::string(ends[0]) + "'.");
+      throw TemplateError("Unexpected end of template. Jinja was looking for the following tags: '" +
+                          std::string(ends[0]) + "'.");
     }
     return statements;
   }
@@ -88,7 +91,8 @@ class Parser : private ExpressionParser {
       if (loops_ == 0) throw TemplateError("SyntaxError: '" + tag + "' outside loop");
       return std::make_unique<LoopControlNode>(tag == "break" ? Flow::breaks : Flow::continues);
     }
-    static constexpr std::array<std::string_view, 6> kKnown = {"autoescape", "block", "extends", "from", "import", "include"};
+    static constexpr std::array<std::string_view, 6> kKnown = {"autoescape", "block",  "extends",
+                                                               "from",       "import", "include"};
     if (std::find(kKnown.begin(), kKnown.end(), tag) != kKnown.end()) throw Unsupported("the tag '" + tag + "'");
     throw TemplateError("Encountered unknown tag '" + tag + "'.");
   }
@@ -207,7 +211,9 @@ class Parser : private ExpressionParser {
       if (!callable.arguments.empty()) expect_sign(",");
       std::string name = assignable_name();
       for (const NameTarget& other : callable.arguments) {
-        if (other.name == name) throw TemplateError("SyntaxError: duplicate argument '" + name + "' in function definition");
+        if (other.name == name) {
+          throw TemplateError("SyntaxError: duplicate argument '" + name + "' in function definition");
+        }
       }
       if (skip_sign("=")) {
         callable.defaults.push_back(expression());

@@ -1,10 +1,9 @@
 #include "chat/printing.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
 
 #include "base/json.hpp"
+#include "base/shown.hpp"
 #include "chat/characters.hpp"
 #include "chat/interpreter.hpp"
 #include "chat/items.hpp"
@@ -15,35 +14,7 @@ namespace l4::chat {
 
 namespace {
 
-std::string number_text(double value) {
-  if (std::isnan(value)) return "nan";
-  if (std::isinf(value)) return value < 0 ? "-inf" : "inf";
-  return json::dump(value);
-}
-
-void append_repr(std::string& out, std::string_view text) {
-  const bool doubled = text.find('\'') != std::string_view::npos && text.find('"') == std::string_view::npos;
-  const char quote = doubled ? '"' : '\'';
-  out.push_back(quote);
-  char escape[12];
-  for (std::size_t at = 0; at < text.size();) {
-    const std::size_t begin = at;
-    const char32_t point = utf8::next(text, at);
-    if (point == '\\' || point == static_cast<char32_t>(quote)) {
-      out.push_back('\\');
-      out.push_back(static_cast<char>(point));
-    } else if (point == '\n' || point == '\r' || point == '\t') {
-      out += point == '\n' ? "\\n" : point == '\r' ? "\\r" : "\\t";
-    } else if (point == ' ' || has(point, kPrintable)) {
-      out.append(text, begin, at - begin);
-    } else {
-      const char* form = point < 0x100 ? "\\x%02x" : point < 0x10000 ? "\\u%04x" : "\\U%08x";
-      std::snprintf(escape, sizeof escape, form, static_cast<unsigned>(point));
-      out += escape;
-    }
-  }
-  out.push_back(quote);
-}
+bool is_printed(char32_t point) { return has(point, kPrintable); }
 
 // Writes values as repr() does; what is written is paid for as it grows.
 class Printer {
@@ -57,10 +28,10 @@ class Printer {
       case Kind::none: out_ += "None"; break;
       case Kind::boolean: out_ += value.boolean() ? "True" : "False"; break;
       case Kind::integer: out_ += std::to_string(value.whole()); break;
-      case Kind::number: out_ += number_text(value.number()); break;
+      case Kind::number: out_ += python_repr(value.number()); break;
       case Kind::text:
         budget_.make(value.string().size());
-        append_repr(out_, value.string());
+        append_repr(out_, value.string(), is_printed);
         break;
       case Kind::list: return list(value.sequence().items, '[', ']');
       case Kind::tuple: return list(value.sequence().items, '(', ')');
@@ -79,9 +50,13 @@ class Printer {
         --name_spaces_;
         return;
       case Kind::macro: out_ += "<Macro " + chat::repr(macro_name(value.macro())) + ">"; break;
-      case Kind::loop: out_ += "<LoopContext " + std::to_string(value.loop().index0 + 1) + "/" + std::to_string(value.loop().length()) + ">"; break;
+      case Kind::loop:
+        out_ += "<LoopContext " + std::to_string(value.loop().index0 + 1) + "/" +
+                std::to_string(value.loop().length()) + ">";
+        break;
       case Kind::stream: case Kind::function: case Kind::method:
-        throw TemplateError(std::string("it writes a ") + type_name(value) + (value.is(Kind::method) ? " (" + value.method().name + ")" : "") +
+        throw TemplateError(std::string("it writes a ") + type_name(value) +
+                            (value.is(Kind::method) ? " (" + value.method().name + ")" : "") +
                             ", which Python writes with its address in memory");
     }
     budget_.make(out_.size() - begin + 8);
@@ -218,7 +193,7 @@ class JsonWriter {
 
 std::string repr(std::string_view text) {
   std::string out;
-  append_repr(out, text);
+  append_repr(out, text, is_printed);
   return out;
 }
 

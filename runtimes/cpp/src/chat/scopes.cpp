@@ -29,7 +29,9 @@ int Symbols::define(const std::string& name, Entry entry) {
 void Symbols::load(const std::string& name) {
   if (find(name) != nullptr) return;
   static constexpr std::array<std::string_view, 3> kUnknown = {"lipsum", "cycler", "joiner"};
-  if (std::find(kUnknown.begin(), kUnknown.end(), name) != kUnknown.end()) throw Unsupported("the function '" + name + "'");
+  if (std::find(kUnknown.begin(), kUnknown.end(), name) != kUnknown.end()) {
+    throw Unsupported("the function '" + name + "'");
+  }
   define(name, {Load::resolve, name});
 }
 

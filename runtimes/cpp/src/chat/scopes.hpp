@@ -1,8 +1,8 @@
 // Where the names of a template live: the rules of jinja2's idtracking, which decide it before a template runs.
 //
 // jinja2 makes a Python function of a template and of each macro, and a variable of it for each name and level of
-// nesting. `Symbols` are the names of one frame (a template, a loop's body, a macro, ...), `FunctionScope` the variables
-// of one such function.
+// nesting. `Symbols` are the names of one frame (a template, a loop's body, a macro, ...), `FunctionScope` the
+// variables of one such function.
 #pragma once
 
 #include <cstddef>

@@ -25,7 +25,8 @@ Value do_first(Run& run, const Value& value, const Arguments& arguments) {
 
 // As Python's `reversed` sees it: what is undefined has a length, 0.
 bool is_reversible(const Value& value) {
-  return value.is_undefined() || value.is_text() || value.is(Kind::list) || value.is(Kind::tuple) || value.is(Kind::dict) || value.is(Kind::range) || value.is(Kind::view);
+  return value.is_undefined() || value.is_text() || value.is(Kind::list) || value.is(Kind::tuple) ||
+         value.is(Kind::dict) || value.is(Kind::range) || value.is(Kind::view);
 }
 
 Value do_last(Run& run, const Value& value, const Arguments& arguments) {
@@ -129,8 +130,9 @@ Value do_sum(Run& run, const Value& value, const Arguments& arguments) {
 
 const Filters& sequence_filters() {
   static const Filters filters = {
-      {"batch", do_batch}, {"count", do_length}, {"first", do_first},  {"items", do_items},     {"join", do_join},   {"last", do_last},
-      {"length", do_length}, {"list", do_list},  {"reverse", do_reverse}, {"slice", do_slice}, {"sum", do_sum},
+      {"batch", do_batch},     {"count", do_length}, {"first", do_first},   {"items", do_items},
+      {"join", do_join},       {"last", do_last},    {"length", do_length}, {"list", do_list},
+      {"reverse", do_reverse}, {"slice", do_slice},  {"sum", do_sum},
   };
   return filters;
 }

@@ -2,7 +2,7 @@
 #include "chat/interpreter.hpp"
 #include "chat/items.hpp"
 #include "chat/loop.hpp"
-#include "chat/syntax.hpp"
+#include "chat/statement_nodes.hpp"
 
 namespace l4::chat {
 
@@ -13,6 +13,21 @@ Flow execute_all(const Body& body, Run& run, Activation& at) {
     run.budget.step();
     if (const Flow flow = statement->execute(run, at); flow != Flow::next) return flow;
   }
+  return Flow::next;
+}
+
+// Execute a body in a frame of its own, and give `take` what it writes.
+template <typename Take>
+Flow captured(const Body& body, const Frame& frame, Run& run, Activation& at, Take&& take) {
+  at.enter(frame, run);
+  Value text;
+  {
+    Run::Capture capture(run);
+    if (const Flow flow = execute_all(body, run, at); flow != Flow::next) return flow;
+    text = capture.text();
+  }
+  take(text);
+  at.leave(frame);
   return Flow::next;
 }
 
@@ -31,9 +46,12 @@ void NameTarget::assign(Run&, Activation& at, const Value& value) const { at.slo
 void TupleTarget::assign(Run& run, Activation& at, const Value& value) const {
   if (!is_iterable(value)) throw type_error(std::string("cannot unpack non-iterable ") + type_name(value) + " object");
   const std::vector<Value> values = items_of(value, run.budget);
-  if (values.size() > items.size()) throw value_error("too many values to unpack (expected " + std::to_string(items.size()) + ")");
+  if (values.size() > items.size()) {
+    throw value_error("too many values to unpack (expected " + std::to_string(items.size()) + ")");
+  }
   if (values.size() < items.size()) {
-    throw value_error("not enough values to unpack (expected " + std::to_string(items.size()) + ", got " + std::to_string(values.size()) + ")");
+    throw value_error("not enough values to unpack (expected " + std::to_string(items.size()) + ", got " +
+                      std::to_string(values.size()) + ")");
   }
   for (std::size_t i = 0; i < values.size(); ++i) items[i]->assign(run, at, values[i]);
 }
@@ -122,29 +140,13 @@ Flow SetNode::execute(Run& run, Activation& at) const {
 }
 
 Flow SetBlockNode::execute(Run& run, Activation& at) const {
-  at.enter(frame, run);
-  Value text;
-  {
-    Run::Capture capture(run);
-    if (const Flow flow = execute_all(body, run, at); flow != Flow::next) return flow;
-    text = capture.text();
-  }
-  target->assign(run, at, filter ? filtered(*filter, run, at, text) : text);
-  at.leave(frame);
-  return Flow::next;
+  return captured(body, frame, run, at, [&](const Value& text) {
+    target->assign(run, at, filter ? filtered(*filter, run, at, text) : text);
+  });
 }
 
 Flow FilterBlockNode::execute(Run& run, Activation& at) const {
-  at.enter(frame, run);
-  Value text;
-  {
-    Run::Capture capture(run);
-    if (const Flow flow = execute_all(body, run, at); flow != Flow::next) return flow;
-    text = capture.text();
-  }
-  run.write(filtered(*filter, run, at, text));
-  at.leave(frame);
-  return Flow::next;
+  return captured(body, frame, run, at, [&](const Value& text) { run.write(filtered(*filter, run, at, text)); });
 }
 
 Flow WithNode::execute(Run& run, Activation& at) const {

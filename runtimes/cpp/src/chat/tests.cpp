@@ -6,7 +6,7 @@
 #include "chat/operations.hpp"
 #include "chat/parameters.hpp"
 #include "chat/printing.hpp"
-#include "chat/syntax.hpp"
+#include "chat/expression_nodes.hpp"
 #include "chat/text_methods.hpp"
 
 namespace l4::chat {
@@ -16,11 +16,13 @@ namespace {
 using Predicate = bool (*)(Run& run, const Value& value);
 
 bool is_callable(Run&, const Value& value) {
-  return value.is_undefined() || value.is(Kind::macro) || value.is(Kind::function) || value.is(Kind::method) || value.is(Kind::loop);
+  return value.is_undefined() || value.is(Kind::macro) || value.is(Kind::function) || value.is(Kind::method) ||
+         value.is(Kind::loop);
 }
 
 bool is_sequence(Run&, const Value& value) {
-  return value.is_undefined() || value.is_text() || value.is(Kind::list) || value.is(Kind::tuple) || value.is(Kind::dict) || value.is(Kind::range);
+  return value.is_undefined() || value.is_text() || value.is(Kind::list) || value.is(Kind::tuple) ||
+         value.is(Kind::dict) || value.is(Kind::range);
 }
 
 std::int64_t remainder(Run& run, const Value& value, const Value& divisor) {
@@ -54,10 +56,14 @@ const std::unordered_map<std::string_view, Predicate>& predicates() {
 
 const std::unordered_map<std::string_view, Comparison>& comparisons() {
   static const std::unordered_map<std::string_view, Comparison> all = {
-      {"!=", Comparison::unequal},    {"<", Comparison::less},           {"<=", Comparison::at_most},      {"==", Comparison::equal},
-      {">", Comparison::greater},     {">=", Comparison::at_least},      {"eq", Comparison::equal},        {"equalto", Comparison::equal},
-      {"ge", Comparison::at_least},   {"greaterthan", Comparison::greater}, {"gt", Comparison::greater},   {"in", Comparison::in},
-      {"le", Comparison::at_most},    {"lessthan", Comparison::less},    {"lt", Comparison::less},         {"ne", Comparison::unequal},
+      {"!=", Comparison::unequal},  {"<", Comparison::less},
+      {"<=", Comparison::at_most},  {"==", Comparison::equal},
+      {">", Comparison::greater},   {">=", Comparison::at_least},
+      {"eq", Comparison::equal},    {"equalto", Comparison::equal},
+      {"ge", Comparison::at_least}, {"greaterthan", Comparison::greater},
+      {"gt", Comparison::greater},  {"in", Comparison::in},
+      {"le", Comparison::at_most},  {"lessthan", Comparison::less},
+      {"lt", Comparison::less},     {"ne", Comparison::unequal},
   };
   return all;
 }
@@ -75,7 +81,9 @@ bool is_same(const Value& value, const Value& other) {
 }  // namespace
 
 void check_test(const std::string& name) {
-  if (predicates().count(name) != 0 || comparisons().count(name) != 0 || name == "divisibleby" || name == "sameas") return;
+  if (predicates().count(name) != 0 || comparisons().count(name) != 0 || name == "divisibleby" || name == "sameas") {
+    return;
+  }
   if (name == "escaped" || name == "filter" || name == "test") throw Unsupported("the test '" + name + "'");
   throw TemplateError("No test named " + repr(name) + ".");
 }
@@ -88,7 +96,9 @@ bool apply_test(Run& run, const std::string& name, const Value& value, const Arg
   if (const auto comparison = comparisons().find(name); comparison != comparisons().end()) {
     return compare(comparison->second, value, Parameters("test " + name, arguments, {"b"}).required(0), run.budget);
   }
-  if (name == "divisibleby") return remainder(run, value, Parameters("test_divisibleby", arguments, {"num"}).required(0)) == 0;
+  if (name == "divisibleby") {
+    return remainder(run, value, Parameters("test_divisibleby", arguments, {"num"}).required(0)) == 0;
+  }
   if (name == "sameas") return is_same(value, Parameters("test_sameas", arguments, {"other"}).required(0));
   check_test(name);  // which raises, for a name that was not known before
   return false;

@@ -1,9 +1,10 @@
 // Filters for texts and numbers.
 #include <charconv>
+#include <cctype>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
+#include <iterator>
 
+#include "base/decimal.hpp"
 #include "chat/characters.hpp"
 #include "chat/filters.hpp"
 #include "chat/items.hpp"
@@ -18,7 +19,8 @@ namespace {
 // The value as text: most filters for texts take anything.
 Value soft(Run& run, const Value& value) { return text_of(value, run.budget); }
 
-Value changed(Run& run, const Value& value, const Arguments& arguments, const char* name, std::string (*change)(std::string_view)) {
+Value changed(Run& run, const Value& value, const Arguments& arguments, const char* name,
+              std::string (*change)(std::string_view)) {
   Parameters(name, arguments, {});
   const Value text = soft(run, value);
   run.budget.make(3 * text.string().size());
@@ -30,6 +32,7 @@ Value do_trim(Run& run, const Value& value, const Arguments& arguments) {
   const Value text = soft(run, value);
   std::optional<std::string_view> characters;
   if (parameters.at(0) && !parameters.at(0)->is_none()) characters = string_of(*parameters.at(0), "strip arg");
+  if (characters) run.budget.step(text.string().size() * characters->size() / 4096);
   const std::string_view rest = stripped(text.string(), Side::both, characters);
   run.budget.make(rest.size());
   return rest;
@@ -37,7 +40,9 @@ Value do_trim(Run& run, const Value& value, const Arguments& arguments) {
 
 // Words begin behind white space and - ( { [ <.
 std::string title_words(std::string_view text) {
-  const auto separates = [](char32_t point) { return is_space(point) || point == '-' || point == '(' || point == '{' || point == '[' || point == '<'; };
+  const auto separates = [](char32_t point) {
+    return is_space(point) || point == '-' || point == '(' || point == '{' || point == '[' || point == '<';
+  };
   std::string out;
   std::size_t begin = 0;
   while (begin < text.size()) {
@@ -71,7 +76,7 @@ Value do_indent(Run& run, const Value& value, const Arguments& arguments) {
     out += piece;
   };
   bool is_first = true;
-  for (const std::string_view line : lines_of(text.string(), false)) {
+  for (const std::string_view line : lines_of(text.string(), false, run.budget)) {
     if (!is_first) put("\n");
     if (is_first ? first : blank || !line.empty()) put(indentation.string());
     put(line);
@@ -98,7 +103,8 @@ Value do_tojson(Run& run, const Value& value, const Arguments& arguments) {
   const Value indent = parameters.get(1, nullptr), separators = parameters.get(2, nullptr);
   if (!indent.is_none()) {
     style.item_separator = ",";
-    style.indent = indent.is_text() ? indent.string() : compute(Operator::multiply, " ", whole_number(indent), run.budget).string();
+    style.indent = indent.is_text() ? indent.string()
+                                    : compute(Operator::multiply, " ", whole_number(indent), run.budget).string();
   }
   if (!separators.is_none()) {
     const std::vector<Value> both = items_of(separators, run.budget);
@@ -122,7 +128,8 @@ std::optional<double> parsed_number(std::string_view text) {
   std::string plain;
   text = stripped(text, Side::both, std::nullopt);
   for (std::size_t at = 0; at < text.size(); ++at) {
-    const bool digits = at > 0 && at + 1 < text.size() && std::isdigit(static_cast<unsigned char>(text[at - 1])) && std::isdigit(static_cast<unsigned char>(text[at + 1]));
+    const bool digits = at > 0 && at + 1 < text.size() && std::isdigit(static_cast<unsigned char>(text[at - 1])) &&
+                        std::isdigit(static_cast<unsigned char>(text[at + 1]));
     if (text[at] == '_' && digits) continue;
     plain.push_back(text[at]);
   }
@@ -134,7 +141,7 @@ std::optional<double> parsed_number(std::string_view text) {
   if (bare.empty() || !(std::isdigit(static_cast<unsigned char>(bare[0])) || bare[0] == '.')) return std::nullopt;
   const auto [end, error] = std::from_chars(bare.data(), bare.data() + bare.size(), value);
   if (end != bare.data() + bare.size() || error == std::errc::invalid_argument) return std::nullopt;
-  if (error == std::errc::result_out_of_range) value = std::strtod(bare.c_str(), nullptr);
+  if (error == std::errc::result_out_of_range) value = decimal(bare);
   return sign * value;
 }
 
@@ -162,7 +169,8 @@ std::optional<std::int64_t> parsed_whole(std::string_view text, std::int64_t bas
   if (no_zeros && digits[0] == '0' && digits.find_first_not_of('0') != std::string::npos) return std::nullopt;
   if (negative) digits.insert(digits.begin(), '-');
   std::int64_t value = 0;
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value, static_cast<int>(base));
+  const auto [end, error] =
+      std::from_chars(digits.data(), digits.data() + digits.size(), value, static_cast<int>(base));
   if (end != digits.data() + digits.size()) return std::nullopt;
   if (error == std::errc::result_out_of_range) throw overflow();
   return error == std::errc() ? std::optional<std::int64_t>(value) : std::nullopt;
@@ -171,7 +179,9 @@ std::optional<std::int64_t> parsed_whole(std::string_view text, std::int64_t bas
 void check_digits(const std::string& text) {
   for (std::size_t at = 0; at < text.size();) {
     const char32_t point = utf8::next(text, at);
-    if (point >= 0x80 && has(point, kDecimal)) throw TemplateError("digits of another script, which this library does not read as a number");
+    if (point >= 0x80 && has(point, kDecimal)) {
+      throw TemplateError("digits of another script, which this library does not read as a number");
+    }
   }
 }
 
@@ -223,25 +233,31 @@ double rounded(double number, std::int64_t places) {
   if (!std::isfinite(number) || places > 330) return number;
   if (places < -310) return std::copysign(0.0, number);
   char text[700];
+  const char* end = nullptr;
   if (places >= 0) {
-    std::snprintf(text, sizeof text, "%.*f", static_cast<int>(places), number);
+    end = std::to_chars(text, std::end(text), number, std::chars_format::fixed, static_cast<int>(places)).ptr;
   } else {
     // digits before the point that stay, of the shortest exponent form
-    const int digits = static_cast<int>(std::floor(std::log10(std::fabs(number == 0 ? 1 : number)))) + 1 + static_cast<int>(places);
+    const int digits =
+        static_cast<int>(std::floor(std::log10(std::fabs(number == 0 ? 1 : number)))) + 1 + static_cast<int>(places);
     if (digits < 0) return std::copysign(0.0, number);
     if (digits == 0) throw TemplateError("rounding to a power of ten above the number, which this library does not do");
-    std::snprintf(text, sizeof text, "%.*e", digits - 1, number);
+    end = std::to_chars(text, std::end(text), number, std::chars_format::scientific, digits - 1).ptr;
   }
-  return std::strtod(text, nullptr);
+  return decimal(std::string_view(text, static_cast<std::size_t>(end - text)));
 }
 
 Value do_round(Run& run, const Value& value, const Arguments& arguments) {
   const Parameters parameters("do_round", arguments, {"precision", "method"});
   const Value method = parameters.get(1, "common"), precision = parameters.get(0, 0);
   const std::string& name = string_of(method, "the method of round");
-  if (name != "common" && name != "ceil" && name != "floor") throw TemplateError("method must be common, ceil or floor");
+  if (name != "common" && name != "ceil" && name != "floor") {
+    throw TemplateError("method must be common, ceil or floor");
+  }
   if (value.is_undefined()) fail_undefined(value);
-  if (!value.is_numeric()) throw type_error(std::string("type ") + type_name(value) + " doesn't define __round__ method");
+  if (!value.is_numeric()) {
+    throw type_error(std::string("type ") + type_name(value) + " doesn't define __round__ method");
+  }
   if (name == "common") {
     const std::int64_t places = whole_number(precision);
     if (!value.is_whole()) return rounded(value.number(), places);
@@ -260,21 +276,27 @@ Value do_round(Run& run, const Value& value, const Arguments& arguments) {
 const Filters& text_filters() {
   static const Filters filters = {
       {"abs", do_abs},
-      {"capitalize", [](Run& run, const Value& value, const Arguments& arguments) { return changed(run, value, arguments, "do_capitalize", capitalized); }},
+      {"capitalize",
+       [](Run& run, const Value& value, const Arguments& arguments) {
+         return changed(run, value, arguments, "do_capitalize", capitalized);
+       }},
       {"center", do_center},
       {"d", do_default},
       {"default", do_default},
       {"float", do_float},
       {"indent", do_indent},
       {"int", do_int},
-      {"lower", [](Run& run, const Value& value, const Arguments& arguments) { return changed(run, value, arguments, "do_lower", lower); }},
+      {"lower", [](Run& run, const Value& value,
+                   const Arguments& arguments) { return changed(run, value, arguments, "do_lower", lower); }},
       {"replace", do_replace},
       {"round", do_round},
       {"string", do_string},
-      {"title", [](Run& run, const Value& value, const Arguments& arguments) { return changed(run, value, arguments, "do_title", title_words); }},
+      {"title", [](Run& run, const Value& value,
+                   const Arguments& arguments) { return changed(run, value, arguments, "do_title", title_words); }},
       {"tojson", do_tojson},
       {"trim", do_trim},
-      {"upper", [](Run& run, const Value& value, const Arguments& arguments) { return changed(run, value, arguments, "do_upper", upper); }},
+      {"upper", [](Run& run, const Value& value,
+                   const Arguments& arguments) { return changed(run, value, arguments, "do_upper", upper); }},
   };
   return filters;
 }

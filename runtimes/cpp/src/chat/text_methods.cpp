@@ -64,7 +64,10 @@ std::string joined(const Value& self, const Value& items, Budget& budget) {
   std::size_t index = 0;
   Items each(items, budget);
   for (Value item; each.next(item); ++index) {
-    if (!item.is_text()) throw type_error("sequence item " + std::to_string(index) + ": expected str instance, " + type_name(item) + " found");
+    if (!item.is_text()) {
+      throw type_error("sequence item " + std::to_string(index) + ": expected str instance, " + type_name(item) +
+                       " found");
+    }
     budget.make(self.string().size() + item.string().size());
     if (index != 0) out += self.string();
     out += item.string();
@@ -93,7 +96,7 @@ std::string expanded(const std::string& text, std::int64_t size, Budget& budget)
 
 Value split_lines(const std::string& text, bool keep_ends, Budget& budget) {
   std::vector<Value> lines;
-  for (const std::string_view line : lines_of(text, keep_ends)) {
+  for (const std::string_view line : lines_of(text, keep_ends, budget)) {
     budget.make(sizeof(Value) + sizeof(Text) + line.size());
     lines.emplace_back(line);
   }
@@ -123,7 +126,10 @@ const std::unordered_map<std::string_view, Answer>& questions() {
       {"isdigit", [](const std::string& text) { return all(text, kDigit); }},
       {"isnumeric", [](const std::string& text) { return all(text, kNumeric); }},
       {"isalnum", [](const std::string& text) { return all(text, kAlphabetic | kDecimal | kDigit | kNumeric); }},
-      {"isascii", [](const std::string& text) { return std::all_of(text.begin(), text.end(), [](char c) { return !(c & 0x80); }); }},
+      {"isascii",
+       [](const std::string& text) {
+         return std::all_of(text.begin(), text.end(), [](char c) { return !(c & 0x80); });
+       }},
       {"islower", is_lower},
       {"isupper", is_upper},
       {"istitle", is_title},
@@ -164,7 +170,7 @@ std::string_view stripped(std::string_view text, Side side, const std::optional<
   return text;
 }
 
-std::vector<std::string_view> lines_of(std::string_view text, bool keep_ends) {
+std::vector<std::string_view> lines_of(std::string_view text, bool keep_ends, Budget& budget) {
   std::vector<std::string_view> lines;
   std::size_t begin = 0;
   for (std::size_t at = 0; at < text.size();) {
@@ -172,6 +178,7 @@ std::vector<std::string_view> lines_of(std::string_view text, bool keep_ends) {
     const char32_t point = utf8::next(text, at);
     if (!is_line_end(point)) continue;
     if (point == '\r' && at < text.size() && text[at] == '\n') ++at;
+    budget.make(sizeof(std::string_view));
     lines.push_back(text.substr(begin, (keep_ends ? at : end) - begin));
     begin = at;
   }
@@ -185,7 +192,9 @@ std::string padded(const Text& text, std::int64_t width, std::string_view fill, 
   if (missing > kMostBytes) throw LimitExceeded("it needs too much memory");
   budget.make(text.bytes.size() + static_cast<std::size_t>(missing) * fill.size());
   // where the text stands in the middle, Python puts the odd one to the left if the width is odd
-  const std::int64_t left = side == Side::left ? 0 : side == Side::right ? missing : missing / 2 + (missing & width & 1);
+  const std::int64_t left = side == Side::left    ? 0
+                            : side == Side::right ? missing
+                                                  : missing / 2 + (missing & width & 1);
   std::string out;
   for (std::int64_t i = 0; i < left; ++i) out += fill;
   out += text.bytes;
@@ -210,12 +219,14 @@ Value call_of_text(Run& run, const Value& self, const std::string& name, const A
     const Parameters parameters(name, arguments, {"chars"});
     std::optional<std::string_view> characters;
     if (parameters.at(0) && !parameters.at(0)->is_none()) characters = string_of(*parameters.at(0), "strip arg");
+    if (characters) budget.step(text.size() * characters->size() / 4096);  // each may be looked for in all of them
     return stripped(text, name == "strip" ? Side::both : name == "lstrip" ? Side::left : Side::right, characters);
   }
   if (name == "replace") {
     const Parameters parameters(name, arguments, {"old", "new", "count"});
     const std::int64_t most = parameters.at(2) ? whole_number(*parameters.at(2)) : -1;
-    return replaced(text, string_of(parameters.required(0), "replace() argument 1"), string_of(parameters.required(1), "replace() argument 2"), most, budget);
+    return replaced(text, string_of(parameters.required(0), "replace() argument 1"),
+                    string_of(parameters.required(1), "replace() argument 2"), most, budget);
   }
   if (name == "join") return joined(self, Parameters(name, arguments, {"iterable"}).required(0), budget);
   if (name == "center" || name == "ljust" || name == "rjust") {
@@ -223,9 +234,15 @@ Value call_of_text(Run& run, const Value& self, const std::string& name, const A
     const Side side = name == "center" ? Side::both : name == "ljust" ? Side::left : Side::right;
     return padded(self.text(), whole_number(parameters.required(0)), fill_of(parameters), side, budget);
   }
-  if (name == "zfill") return zero_filled(self.text(), whole_number(Parameters(name, arguments, {"width"}).required(0)), budget);
-  if (name == "splitlines") return split_lines(text, truth(Parameters(name, arguments, {"keepends"}).get(0, false)), budget);
-  if (name == "expandtabs") return expanded(text, whole_number(Parameters(name, arguments, {"tabsize"}).get(0, 8)), budget);
+  if (name == "zfill") {
+    return zero_filled(self.text(), whole_number(Parameters(name, arguments, {"width"}).required(0)), budget);
+  }
+  if (name == "splitlines") {
+    return split_lines(text, truth(Parameters(name, arguments, {"keepends"}).get(0, false)), budget);
+  }
+  if (name == "expandtabs") {
+    return expanded(text, whole_number(Parameters(name, arguments, {"tabsize"}).get(0, 8)), budget);
+  }
   if (name == "removeprefix" || name == "removesuffix") {
     const std::string& affix = string_of(Parameters(name, arguments, {"affix"}).required(0), name + "() argument");
     const bool fits = text.size() >= affix.size(), is_prefix = name == "removeprefix";

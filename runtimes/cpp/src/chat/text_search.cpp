@@ -5,6 +5,7 @@
 #include "chat/characters.hpp"
 #include "chat/operations.hpp"
 #include "chat/parameters.hpp"
+#include "chat/text_find.hpp"
 #include "chat/text_methods.hpp"
 
 namespace l4::chat {
@@ -25,14 +26,18 @@ Part part_of(const Text& text, const std::optional<Value>& start, const std::opt
   };
   const std::int64_t first = bound(start, 0), behind = std::min(bound(end, size), size);
   if (first > behind) return {"", static_cast<std::size_t>(std::min(first, size)), false};
-  return {characters(text, static_cast<std::size_t>(first), static_cast<std::size_t>(behind)), static_cast<std::size_t>(first), true};
+  return {characters(text, static_cast<std::size_t>(first), static_cast<std::size_t>(behind)),
+          static_cast<std::size_t>(first), true};
 }
 
 std::int64_t count_of(const Part& part, const Text& wanted) {
   if (!part.exists) return 0;
   if (wanted.points == 0) return static_cast<std::int64_t>(utf8_length(part.text)) + 1;
   std::int64_t count = 0;
-  for (std::size_t at = part.text.find(wanted.bytes); at != std::string_view::npos; at = part.text.find(wanted.bytes, at + wanted.bytes.size())) ++count;
+  for (std::size_t at = found_in(part.text, wanted.bytes); at != std::string_view::npos;
+       at = found_in(part.text, wanted.bytes, at + wanted.bytes.size())) {
+    ++count;
+  }
   return count;
 }
 
@@ -43,7 +48,9 @@ Value find_in(const Value& self, const std::string& name, const Arguments& argum
   string_of(wanted, "must be str: the argument of " + name + "()");
   if (name == "count") return count_of(part, wanted.text());
   const bool backwards = name[0] == 'r';
-  const std::size_t at = !part.exists ? std::string_view::npos : backwards ? part.text.rfind(wanted.string()) : part.text.find(wanted.string());
+  const std::size_t at = !part.exists ? std::string_view::npos
+                         : backwards  ? last_found_in(part.text, wanted.string())
+                                      : found_in(part.text, wanted.string());
   if (at != std::string_view::npos) return static_cast<std::int64_t>(part.start + utf8_length(part.text.substr(0, at)));
   if (name == "index" || name == "rindex") throw value_error("substring not found");
   return -1;
@@ -66,7 +73,8 @@ Value begins_or_ends(const Value& self, const std::string& name, const Arguments
 
 class Splitter {
  public:
-  Splitter(std::string_view text, std::int64_t most, Budget& budget) : text_(text), most_(most < 0 ? INT64_MAX : most), budget_(budget) {}
+  Splitter(std::string_view text, std::int64_t most, Budget& budget)
+      : text_(text), most_(most < 0 ? INT64_MAX : most), budget_(budget) {}
 
   Value at_space() {
     std::string_view rest = stripped(text_, Side::left, std::nullopt);
@@ -111,7 +119,8 @@ class Splitter {
 
   Value at(const std::string& separator) {
     std::string_view rest = text_;
-    for (std::size_t found; static_cast<std::int64_t>(parts_.size()) < most_ && (found = rest.find(separator)) != std::string_view::npos;) {
+    for (std::size_t found; static_cast<std::int64_t>(parts_.size()) < most_ &&
+                            (found = found_in(rest, separator)) != std::string_view::npos;) {
       add(rest.substr(0, found));
       rest.remove_prefix(found + separator.size());
     }
@@ -120,12 +129,17 @@ class Splitter {
   }
 
   Value at_from_right(const std::string& separator) {
-    std::string_view rest = text_;
-    for (std::size_t found; static_cast<std::int64_t>(parts_.size()) < most_ && (found = rest.rfind(separator)) != std::string_view::npos;) {
-      add(rest.substr(found + separator.size()));
-      rest = rest.substr(0, found);
+    // turned round, the last separator is the first one
+    budget_.make(text_.size());
+    const std::string backwards(text_.rbegin(), text_.rend()), end(separator.rbegin(), separator.rend());
+    std::size_t behind = text_.size();  // what is left ends here
+    for (std::size_t found; static_cast<std::int64_t>(parts_.size()) < most_ &&
+                            (found = found_in(backwards, end, text_.size() - behind)) != std::string_view::npos;) {
+      const std::size_t begin = text_.size() - found;
+      add(text_.substr(begin, behind - begin));
+      behind = begin - separator.size();
     }
-    add(rest);
+    add(text_.substr(0, behind));
     std::reverse(parts_.begin(), parts_.end());
     return make_list(std::move(parts_));
   }
@@ -146,7 +160,9 @@ Value split(Run& run, const Value& self, const std::string& name, const Argument
   const Parameters parameters(name, arguments, {"sep", "maxsplit"});
   Splitter splitter(self.string(), parameters.at(1) ? whole_number(*parameters.at(1)) : -1, run.budget);
   const bool from_right = name == "rsplit";
-  if (!parameters.at(0) || parameters.at(0)->is_none()) return from_right ? splitter.at_space_from_right() : splitter.at_space();
+  if (!parameters.at(0) || parameters.at(0)->is_none()) {
+    return from_right ? splitter.at_space_from_right() : splitter.at_space();
+  }
   const std::string& separator = string_of(*parameters.at(0), "the separator");
   if (separator.empty()) throw value_error("empty separator");
   return from_right ? splitter.at_from_right(separator) : splitter.at(separator);
@@ -158,14 +174,15 @@ Value partition(const Value& self, const std::string& name, const Arguments& arg
   const std::string& separator = string_of(mark, "the separator");
   if (separator.empty()) throw value_error("empty separator");
   const bool from_right = name == "rpartition";
-  const std::size_t at = from_right ? text.rfind(separator) : text.find(separator);
+  const std::size_t at = from_right ? last_found_in(text, separator) : found_in(text, separator);
   if (at == std::string::npos) return from_right ? make_tuple({"", "", self}) : make_tuple({self, "", ""});
   return make_tuple({text.substr(0, at), mark, text.substr(at + separator.size())});
 }
 
 }  // namespace
 
-std::string replaced(const std::string& text, const std::string& from, const std::string& to, std::int64_t most, Budget& budget) {
+std::string replaced(const std::string& text, const std::string& from, const std::string& to, std::int64_t most,
+                     Budget& budget) {
   std::string out;
   std::int64_t count = 0;
   const auto put = [&](std::string_view piece) {
@@ -182,7 +199,7 @@ std::string replaced(const std::string& text, const std::string& from, const std
       at += width;
     }
   } else {
-    for (std::size_t found; count != most && (found = text.find(from, at)) != std::string::npos; ++count) {
+    for (std::size_t found; count != most && (found = found_in(text, from, at)) != std::string::npos; ++count) {
       put(std::string_view(text).substr(at, found - at));
       put(to);
       at = found + from.size();
@@ -197,7 +214,9 @@ Value call_of_search(Run& run, const Value& self, const std::string& name, const
   if (name == "startswith" || name == "endswith") return begins_or_ends(self, name, arguments);
   if (name == "split" || name == "rsplit") return split(run, self, name, arguments);
   if (name == "partition" || name == "rpartition") return partition(self, name, arguments);
-  if (name == "count" || name == "find" || name == "index" || name == "rfind" || name == "rindex") return find_in(self, name, arguments);
+  if (name == "count" || name == "find" || name == "index" || name == "rfind" || name == "rindex") {
+    return find_in(self, name, arguments);
+  }
   throw TemplateError("the method '" + name + "' of a text, which this library has not");
 }
 

@@ -60,7 +60,8 @@ const Value* Dict::find(const Value& key, Budget& budget) const {
 }
 
 const Value* Dict::find(std::string_view key) const {
-  const std::size_t place = place_of(hash_of_bytes(key), [&](const Value& other) { return other.is_text() && other.string() == key; });
+  const std::size_t place =
+      place_of(hash_of_bytes(key), [&](const Value& other) { return other.is_text() && other.string() == key; });
   return place == items_.size() ? nullptr : &items_[place].second;
 }
 
@@ -71,7 +72,8 @@ void Dict::set(const Value& key, Value value, Budget& budget) {
 
 void Dict::set(std::string_view key, Value value) {
   const std::size_t hash = hash_of_bytes(key);
-  put(place_of(hash, [&](const Value& other) { return other.is_text() && other.string() == key; }), hash, Value(key), std::move(value));
+  put(place_of(hash, [&](const Value& other) { return other.is_text() && other.string() == key; }), hash, Value(key),
+      std::move(value));
 }
 
 void Dict::put(std::size_t place, std::size_t hash, const Value& key, Value value) {

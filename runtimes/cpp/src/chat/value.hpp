@@ -1,7 +1,7 @@
 // Values of templates: what Python's None, bool, int, float, str, list, tuple, dict, range and so on are to them.
 //
-// They are immutable, as jinja2's sandbox keeps them, but for namespaces, streams and loops. Namespaces and macros belong
-// to the run that made them, and no value outlives its run.
+// They are immutable, as jinja2's sandbox keeps them, but for namespaces, streams and loops. Namespaces and macros
+// belong to the run that made them, and no value outlives its run.
 #pragma once
 
 #include <cstdint>
@@ -61,7 +61,10 @@ struct View {  // what keys(), values() and items() of a dict give
 
 enum class Function { range, dict, dict_fromkeys, name_space, raise_exception, strftime_now };
 
-enum class Kind { undefined, none, boolean, integer, number, text, list, tuple, dict, range, view, stream, name_space, macro, function, method, loop };
+enum class Kind {
+  undefined, none, boolean, integer, number, text, list, tuple, dict,
+  range, view, stream, name_space, macro, function, method, loop
+};
 
 class Value {
  public:
@@ -121,8 +124,9 @@ class Value {
  private:
   // in the order of Kind
   std::variant<Undefined, std::nullptr_t, bool, std::int64_t, double, std::shared_ptr<const Text>,
-               std::shared_ptr<const Sequence>, Tuple, std::shared_ptr<const Dict>, Range, View, std::shared_ptr<Stream>,
-               Namespace*, const Macro*, Function, std::shared_ptr<const Method>, std::shared_ptr<Loop>>
+               std::shared_ptr<const Sequence>, Tuple, std::shared_ptr<const Dict>, Range, View,
+               std::shared_ptr<Stream>, Namespace*, const Macro*, Function, std::shared_ptr<const Method>,
+               std::shared_ptr<Loop>>
       data_;
 };
 

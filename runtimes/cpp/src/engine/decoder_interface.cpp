@@ -133,8 +133,8 @@ void DecoderInterface::check(const std::vector<TensorSpec>& inputs, const std::v
   check_in_place(inputs, outputs, where, path);
 }
 
-void DecoderInterface::check_side(const std::vector<TensorSpec>& declared, const Side& expected, const std::string& where,
-                                  const std::string& path) const {
+void DecoderInterface::check_side(const std::vector<TensorSpec>& declared, const Side& expected,
+                                  const std::string& where, const std::string& path) const {
   std::unordered_set<std::string> names;
   for (std::size_t i = 0; i < declared.size(); ++i) {
     const TensorSpec& tensor = declared[i];

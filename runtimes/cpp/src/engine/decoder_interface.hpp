@@ -12,9 +12,9 @@ namespace l4::engine {
 
 // Inputs and outputs of a decoder, or of the part of it that holds some layers.
 //
-// A part takes `hidden_states.{n}` where another part comes before it and n is its first layer, and gives them where another
-// follows. Where the engine sees images, what has the first layer takes `image_features`, the rows of the call's image tokens.
-// Of the inputs of a call it takes those that it uses; a whole decoder takes all.
+// A part takes `hidden_states.{n}` where another part comes before it and n is its first layer, and gives them where
+// another follows. Where the engine sees images, what has the first layer takes `image_features`, the rows of the
+// call's image tokens. Of the inputs of a call it takes those that it uses; a whole decoder takes all.
 class DecoderInterface {
  public:
   // `manifest` lives as long as this.

@@ -51,7 +51,9 @@ Fields::Fields(const json::Value& raw, std::string path, const std::string& wher
 
 std::string Fields::at(const std::string& name) const { return path_.empty() ? name : path_ + "." + name; }
 
-void Fields::refuse(const std::string& name, const std::string& problem) const { throw refusal(where_, at(name), problem); }
+void Fields::refuse(const std::string& name, const std::string& problem) const {
+  throw refusal(where_, at(name), problem);
+}
 
 const json::Value& Fields::value(const std::string& name) const {
   const json::Value* found = raw_.find(name);
@@ -80,7 +82,9 @@ bool Fields::flag(const std::string& name) const {
   return found.boolean();
 }
 
-std::int64_t Fields::count(const std::string& name, std::int64_t least) const { return count_of(name, value(name), least); }
+std::int64_t Fields::count(const std::string& name, std::int64_t least) const {
+  return count_of(name, value(name), least);
+}
 
 std::optional<std::int64_t> Fields::count_or_null(const std::string& name) const {
   if (value(name).is_null()) return std::nullopt;

@@ -15,7 +15,8 @@
 
 namespace l4::engine {
 
-constexpr std::int64_t kMaxInteger = (std::int64_t{1} << 53) - 1;  // what every JSON reader reads exactly [RFC 7493, 2.2]
+// What every JSON reader reads exactly [RFC 7493, 2.2].
+constexpr std::int64_t kMaxInteger = (std::int64_t{1} << 53) - 1;
 constexpr const char* kBuildAgain = "build the engine again";
 
 // A value for a message: short, and on one line whatever it holds.
@@ -26,7 +27,9 @@ std::string show(const std::optional<std::int64_t>& value);
 Error refusal(const std::string& where, const std::string& path, const std::string& problem);
 
 // The place of an item of a list.
-inline std::string indexed(const std::string& path, std::size_t index) { return path + "[" + std::to_string(index) + "]"; }
+inline std::string indexed(const std::string& path, std::size_t index) {
+  return path + "[" + std::to_string(index) + "]";
+}
 
 // The fields of one JSON object of a manifest; all that are asked for must be there, others are ignored.
 class Fields {

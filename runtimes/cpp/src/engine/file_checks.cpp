@@ -30,8 +30,8 @@ void check_graph_sizes(const std::string& directory, const Manifest& manifest) {
   for (const std::string& name : graph_files(manifest)) {
     const std::uint64_t size = manifest.files.find(name)->bytes;
     if (size <= kGraphLimit) continue;
-    throw bad_input(storage::in_directory(directory, name) + ": " + std::to_string(size) + " bytes, and a graph has at most " +
-                    std::to_string(kGraphLimit) + "; " + kRemedy);
+    throw bad_input(storage::in_directory(directory, name) + ": " + std::to_string(size) +
+                    " bytes, and a graph has at most " + std::to_string(kGraphLimit) + "; " + kRemedy);
   }
 }
 
@@ -65,6 +65,7 @@ void on_threads(std::size_t count, const Work& work) {
   };
   std::vector<std::thread> threads;
   const std::size_t cores = std::max(1u, std::thread::hardware_concurrency());
+  threads.reserve(cores);  // a failure while they run would end the process
   try {
     while (threads.size() + 1 < std::min(cores, count)) threads.emplace_back(run);
   } catch (const std::system_error&) {

@@ -38,18 +38,21 @@ Manifest load_manifest(const std::string& directory) {
   const std::string path = storage::in_directory(directory, kManifestFile);
   const auto size = storage::regular_size(path);
   if (!size && storage::regular_size(storage::in_directory(directory, "l4export/manifest.json"))) {
-    throw bad_input(directory +
-                    ": is a checkpoint, which vLLM, SGLang and transformers run, not l4export; build an engine from the "
-                    "checkpoint that it was made from");
+    throw bad_input(
+        directory +
+        ": is a checkpoint, which vLLM, SGLang and transformers run, not l4export; build an engine from the "
+        "checkpoint that it was made from");
   }
   if (!is_directory(directory)) {
     throw bad_input(directory + ": no such engine directory; build one with `l4export build`");
   }
   if (!size) {
-    throw bad_input(directory + ": not an engine directory (no " + kManifestFile + "); build one with `l4export build`");
+    throw bad_input(directory + ": not an engine directory (no " + kManifestFile +
+                    "); build one with `l4export build`");
   }
   if (*size > kMaxBytes) {
-    throw bad_input(path + ": too large for a manifest (over " + std::to_string(kMaxBytes >> 20) + " MiB); build it again");
+    throw bad_input(path + ": too large for a manifest (over " + std::to_string(kMaxBytes >> 20) +
+                    " MiB); build it again");
   }
   return read_manifest(storage::read_small(path, kMaxBytes, "build the engine again"), path);
 }

@@ -161,8 +161,8 @@ struct Manifest {
 
 // Read an engine directory's manifest, and check that it does not contradict itself.
 //
-// Raises Error: L4_BAD_INPUT for no such directory or manifest, another format version, a feature that this library does not
-// know, a field that is missing, of a wrong type, or contradicts another; L4_STORAGE where reading fails.
+// Raises Error: L4_BAD_INPUT for no such directory or manifest, another format version, a feature that this library
+// does not know, a field that is missing, of a wrong type, or contradicts another; L4_STORAGE where reading fails.
 Manifest load_manifest(const std::string& directory);
 
 // The same from the file's text; messages begin with `where`.

@@ -83,7 +83,8 @@ class ConfigFields {
   }
 
   // JSON does not distinguish 64.0 from 64, and some programs write one for the other.
-  std::int64_t integer_of(const std::string& name, const json::Value& value, std::int64_t low, std::int64_t high) const {
+  std::int64_t integer_of(const std::string& name, const json::Value& value, std::int64_t low,
+                          std::int64_t high) const {
     const double number = value.is_number() ? value.number() : -1;  // below every `low`
     if (!(number >= static_cast<double>(low) && number <= static_cast<double>(high)) || number != std::floor(number)) {
       refuse(name, "is " + show(value) + "; expected an integer from " + std::to_string(low) + " to " +
@@ -164,7 +165,8 @@ ModelConfig read_model_config(const json::Value& raw, const std::string& where) 
   fields.refuse_if(c.chunked_layers.size() != layers, "layer_types (chunked_layers)", entries);
   fields.refuse_if(last >= c.num_hidden_layers, "moe_layers",
                    "names layer " + std::to_string(last) + " of " + std::to_string(layers) + " (from 0)");
-  fields.refuse_if(std::set<std::int64_t>(moe.begin(), moe.end()).size() < moe.size(), "moe_layers", "names a layer twice");
+  fields.refuse_if(std::set<std::int64_t>(moe.begin(), moe.end()).size() < moe.size(), "moe_layers",
+                   "names a layer twice");
   fields.refuse_if(!moe.empty() && experts == 0, "num_local_experts", "is 0, but moe_layers names layers");
   fields.refuse_if(!moe.empty() && (active < 1 || active > experts), "num_experts_per_tok",
                    "is " + std::to_string(active) + "; expected 1 to " + std::to_string(experts) +
@@ -207,11 +209,13 @@ VisionConfig read_vision_config(const json::Value& raw, const std::string& where
                    "is " + text(c.image_size) + ", no multiple of patch_size " + text(patch));
   fields.refuse_if(grid * grid > power(16), "image_size",
                    "gives " + square + " patches; expected " + text(power(16)) + " at most");
-  fields.refuse_if(block == 0, "pixel_shuffle_ratio", "is " + python_repr(ratio) + "; expected one over a whole number");
+  fields.refuse_if(block == 0, "pixel_shuffle_ratio",
+                   "is " + python_repr(ratio) + "; expected one over a whole number");
   fields.refuse_if(grid % block != 0, "pixel_shuffle_ratio",
                    "is " + python_repr(ratio) + ", which does not cut " + square + " patches into whole blocks");
-  fields.refuse_if(intermediate != inner, "intermediate_size",
-                   "is " + text(intermediate) + "; the adapter takes hidden_size / pixel_shuffle_ratio^2 = " + text(inner));
+  fields.refuse_if(
+      intermediate != inner, "intermediate_size",
+      "is " + text(intermediate) + "; the adapter takes hidden_size / pixel_shuffle_ratio^2 = " + text(inner));
   c.rows_per_tile = (grid / block) * (grid / block);
   return c;
 }

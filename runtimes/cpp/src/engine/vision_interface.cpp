@@ -19,8 +19,9 @@ void check_claims(const Manifest& m, const std::string& where) {
   };
   for (const auto& [field, claimed] : claims) {
     if (claimed == m.vision.has_value()) continue;
-    throw refusal(where, field,
-                  std::string(claimed ? "has" : "lacks") + " vision, which the manifest " + (claimed ? "lacks" : "has"));
+    throw refusal(
+        where, field,
+        std::string(claimed ? "has" : "lacks") + " vision, which the manifest " + (claimed ? "lacks" : "has"));
   }
 }
 
@@ -28,7 +29,8 @@ void check_claims(const Manifest& m, const std::string& where) {
 std::string only(const TensorSpec& tensor) {
   std::string shape;
   for (const Dimension& dimension : tensor.shape) {
-    (shape += shape.empty() ? "" : ", ") += dimension.name.empty() ? std::to_string(dimension.size) : show(dimension.name);
+    (shape += shape.empty() ? "" : ", ") +=
+        dimension.name.empty() ? std::to_string(dimension.size) : show(dimension.name);
   }
   return "are not " + tensor.name + " alone, " + tensor.dtype + " [" + shape + "]";
 }
@@ -54,7 +56,9 @@ void check_tower(const Manifest& m, const std::string& where) {
     if (!same(declared.outputs, outputs)) throw refusal(where, at + ".outputs", only(outputs[0]));
   };
   check(tower, path);
-  for (std::size_t i = 0; i < tower.parts.size(); ++i) check(tower.parts[i], path + ".parts[" + std::to_string(i) + "]");
+  for (std::size_t i = 0; i < tower.parts.size(); ++i) {
+    check(tower.parts[i], path + ".parts[" + std::to_string(i) + "]");
+  }
   for (std::size_t i = 0; i < tower.profiles.size(); ++i) {
     if (tower.profiles[i].count("tiles") == 0) {
       throw refusal(where, path + ".profiles[" + std::to_string(i) + "].tiles", "is missing");

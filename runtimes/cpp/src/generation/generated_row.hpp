@@ -24,8 +24,8 @@ struct Choosing {
 // The answer of one row, which grows while it is generated.
 class GeneratedRow {
  public:
-  // `ids`: what the row's session holds, then its prompt; `runs`: whether it has a prompt, and so takes part; `spoken`: its
-  // text, where that is asked for.
+  // `ids`: what the row's session holds, then its prompt; `runs`: whether it has a prompt, and so takes part; `spoken`:
+  // its text, where that is asked for.
   GeneratedRow(std::vector<std::int32_t> ids, bool runs, const l4_sampling& settings,
                std::optional<text::SpokenText> spoken);
 

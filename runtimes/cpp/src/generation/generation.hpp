@@ -30,8 +30,8 @@ struct Options {
   std::int64_t logprobs;  // -1: none
 };
 
-// Prompts that are continued in a session, and what has been said. The session holds the prompts and every token that was
-// chosen but the last of each row, which is fed when the next one is asked for. Whoever calls a method holds a
+// Prompts that are continued in a session, and what has been said. The session holds the prompts and every token that
+// was chosen but the last of each row, which is fed when the next one is asked for. Whoever calls a method holds a
 // `Session::Call` of the session.
 class Generation {
  public:

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <utility>
 
 #include "base/error.hpp"
@@ -21,7 +20,7 @@ using json::Value;
 
 constexpr std::int64_t kMostTiles = 256;           // of an image, beside the global one; Llama 4 has 16
 constexpr std::int64_t kMostTilePixels = 1 << 25;  // of all tiles of an image; Llama 4 has 1.9 million
-constexpr std::int64_t kMostSide = 2048;
+constexpr std::int64_t kMostTileSide = 2048;
 constexpr std::size_t kFileBytes = 1 << 20;
 constexpr const char* kCopy = "copy it from the checkpoint again";
 constexpr const char* kProcessors[] = {"Llama4ImageProcessor", "Llama4ImageProcessorFast"};
@@ -39,7 +38,7 @@ constexpr std::pair<const char*, const char*> kTokens[] = {
 
 // An object of JSON; an empty one where there is no file.
 Value read(const std::string& path) {
-  if (!std::filesystem::exists(path)) return json::Object();
+  if (!storage::is_there(path)) return json::Object();
   std::string text = storage::read_small(path, kFileBytes, kCopy);
   if (text.compare(0, 3, "\xEF\xBB\xBF") == 0) text.erase(0, 3);
   Value value = json::parse(text, path);
@@ -135,7 +134,7 @@ std::int64_t shuffle_of(const Value& ratio, std::int64_t tile, std::int64_t patc
 Settings settings_of(const Value& image, const Value& processor) {
   refuse_others(image, processor);
   Settings settings;
-  settings.tile = whole_number(side_of(member(image, "size", settings.tile)), "size", 1, kMostSide);
+  settings.tile = whole_number(side_of(member(image, "size", settings.tile)), "size", 1, kMostTileSide);
   settings.patch = whole_number(member(processor, "patch_size", settings.patch), "patch_size", 1, settings.tile);
   settings.shuffle = shuffle_of(member(processor, "pixel_shuffle_ratio", 0.5), settings.tile, settings.patch);
   const Value most = member(image, "max_patches", settings.max_tiles);
@@ -162,7 +161,7 @@ Settings read_settings(const std::string& directory) {
   Value image = member(processor, "image_processor", nullptr);
   if (!image.is_null()) {
     path = processor_path;
-  } else if (std::filesystem::exists(path)) {
+  } else if (storage::is_there(path)) {
     image = read(path);
   } else {
     throw bad_input(path + ": there is none, and images need its settings; " + kCopy);

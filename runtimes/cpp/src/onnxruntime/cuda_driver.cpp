@@ -17,7 +17,9 @@ constexpr int out_of_memory = 2, capability_major = 75, capability_minor = 76;
 template <typename Function>
 void find(void* library, Function& function, const char* name) {
   function = reinterpret_cast<Function>(dlsym(library, name));
-  if (function == nullptr) throw environment_lacks(std::string("the NVIDIA driver has no ") + name + "; install a newer one");
+  if (function == nullptr) {
+    throw environment_lacks(std::string("the NVIDIA driver has no ") + name + "; install a newer one");
+  }
 }
 
 }  // namespace

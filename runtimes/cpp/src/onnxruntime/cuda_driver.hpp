@@ -1,5 +1,5 @@
-// A GPU's memory, through NVIDIA's driver API: the driver (libcuda.so.1) is there wherever a GPU works, and its interface
-// does not change [docs.nvidia.com/cuda/cuda-driver-api].
+// A GPU's memory, through NVIDIA's driver API: the driver (libcuda.so.1) is there wherever a GPU works, and its
+// interface does not change [docs.nvidia.com/cuda/cuda-driver-api].
 #pragma once
 
 #include <cstddef>
@@ -56,7 +56,9 @@ class CudaBuffer {
 
   std::uint64_t address() const { return address_; }
   std::size_t bytes() const { return bytes_; }
-  void write(const void* from, std::size_t count, std::size_t at = 0) const { cuda_->to_device(address_ + at, from, count); }
+  void write(const void* from, std::size_t count, std::size_t at = 0) const {
+    cuda_->to_device(address_ + at, from, count);
+  }
   void read(void* to, std::size_t count, std::size_t at = 0) const { cuda_->to_host(to, address_ + at, count); }
   void take(const CudaBuffer& other) const { cuda_->copy(address_, other.address_, bytes_); }  // of as many bytes
 

@@ -16,13 +16,16 @@ Cuda::Version version_of(const std::string& text) {
   return version;
 }
 
-std::string text_of(Cuda::Version version) { return std::to_string(version.first) + "." + std::to_string(version.second); }
+std::string text_of(Cuda::Version version) {
+  return std::to_string(version.first) + "." + std::to_string(version.second);
+}
 
 void check_provider(const OnnxRuntime& runtime, const std::string& directory) {
   char** names = nullptr;
   int count = 0;
   runtime.check(runtime.api().GetAvailableProviders(&names, &count));
-  const bool there = std::any_of(names, names + count, [](const char* name) { return std::string_view(name) == cuda_provider; });
+  const bool there =
+      std::any_of(names, names + count, [](const char* name) { return std::string_view(name) == cuda_provider; });
   if (OrtStatus* status = runtime.api().ReleaseAvailableProviders(names, count)) runtime.api().ReleaseStatus(status);
   if (!there) {
     throw environment_lacks(directory + ": this ONNX Runtime " + runtime.version() + " (" + printable(runtime.path()) +
@@ -69,7 +72,8 @@ std::shared_ptr<const InferenceSession> open_on_cuda(std::shared_ptr<const OnnxR
   for (const engine::TensorSpec& input : graph.inputs) {
     if (!input.optional) continue;
     // on CUDA ONNX Runtime computes with the default, whatever is given
-    throw bad_input(path + ": " + input.name + " has a default, which CUDA lets no call override; build the engine again");
+    throw bad_input(path + ": " + input.name +
+                    " has a default, which CUDA lets no call override; build the engine again");
   }
   SessionOptions options(runtime, threads);
   // weights get memory of their own: in the arena each would be rounded, and the rest of it lost
@@ -78,8 +82,9 @@ std::shared_ptr<const InferenceSession> open_on_cuda(std::shared_ptr<const OnnxR
   try {
     append_cuda(*runtime, options);
   } catch (const OnnxRuntimeFailure& failure) {
-    throw environment_lacks(directory + ": " + cuda_provider + " cannot be used (" + failure.what() +
-                            "): install the CUDA and cuDNN that this onnxruntime-gpu needs, where the loader finds them");
+    throw environment_lacks(
+        directory + ": " + cuda_provider + " cannot be used (" + failure.what() +
+        "): install the CUDA and cuDNN that this onnxruntime-gpu needs, where the loader finds them");
   }
   try {
     auto session = std::make_shared<const InferenceSession>(runtime, path, options);

@@ -12,8 +12,8 @@
 
 namespace l4 {
 
-// ONNX Runtime's options for an engine's graph, on any provider: those of l4export/runtimes/onnxruntime/engine.py, where
-// each has its reason. `threads` 0: one for each core that the process may use.
+// ONNX Runtime's options for an engine's graph, on any provider: those of l4export/runtimes/onnxruntime/engine.py,
+// where each has its reason. `threads` 0: one for each core that the process may use.
 class SessionOptions {
  public:
   SessionOptions(std::shared_ptr<const OnnxRuntime> runtime, int threads, bool fp8_activations = false);

@@ -28,8 +28,8 @@ class OnnxRuntimeFailure : public Error {
 class OnnxRuntime {
  public:
   // Open the library at `path`; empty: that of the variable L4EXPORT_ONNXRUNTIME, else the one that the loader finds.
-  // It stays loaded until the process ends, for it does not bear being unloaded. Raises Error (L4_ENVIRONMENT): there is
-  // none, it is older than 1.21, or it is something else.
+  // It stays loaded until the process ends, for it does not bear being unloaded. Raises Error (L4_ENVIRONMENT): there
+  // is none, it is older than 1.21, or it is something else.
   static std::shared_ptr<const OnnxRuntime> open(const std::string& path);
 
   const OrtApi& api() const { return *api_; }

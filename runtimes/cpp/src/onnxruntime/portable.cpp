@@ -16,7 +16,9 @@ std::shared_ptr<std::byte[]> unpacked(const std::string& directory, const engine
   const std::string path = storage::in_directory(directory, weight.file);
   const storage::MappedFile file(storage::OpenedFile(path, "build the engine again"));
   const std::string_view bytes = file.bytes();
-  const auto damaged = [&] { return bad_input(path + ": does not hold the packed weight " + in_quotes(weight.name) + "; build the engine again"); };
+  const auto damaged = [&] {
+    return bad_input(path + ": does not hold the packed weight " + in_quotes(weight.name) + "; build the engine again");
+  };
   if (weight.shape.size() != 3 || weight.offset < 0) throw damaged();
   const std::int64_t experts = weight.shape[0], n = weight.shape[1], row = weight.shape[2];
   std::int64_t of_expert = 0, all = 0, end = 0;

@@ -17,7 +17,9 @@ void RunOptions::terminate() const noexcept {
   if (OrtStatus* status = runtime_->api().RunOptionsSetTerminate(options_.get())) runtime_->api().ReleaseStatus(status);
 }
 void RunOptions::allow() const noexcept {
-  if (OrtStatus* status = runtime_->api().RunOptionsUnsetTerminate(options_.get())) runtime_->api().ReleaseStatus(status);
+  if (OrtStatus* status = runtime_->api().RunOptionsUnsetTerminate(options_.get())) {
+    runtime_->api().ReleaseStatus(status);
+  }
 }
 
 }  // namespace l4

@@ -18,7 +18,9 @@ class RunOptions {
   void allow() const noexcept;
 
   // As ONNX Runtime's documents have them.
-  void set_entry(const char* key, const char* value) const { runtime_->check(runtime_->api().AddRunConfigEntry(options_.get(), key, value)); }
+  void set_entry(const char* key, const char* value) const {
+    runtime_->check(runtime_->api().AddRunConfigEntry(options_.get(), key, value));
+  }
 
  private:
   std::shared_ptr<const OnnxRuntime> runtime_;

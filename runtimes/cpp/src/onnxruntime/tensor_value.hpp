@@ -19,6 +19,9 @@ std::int64_t elements(const std::int64_t* shape, std::size_t rank);
 Owned<OrtValue> tensor_at(const OnnxRuntime& runtime, const OrtMemoryInfo* where, void* data, const Shape& shape,
                           ONNXTensorElementDataType type, std::int64_t element_bytes);
 
+// The shape of a tensor.
+Shape shape_of(const OnnxRuntime& runtime, const OrtValue* value);
+
 // This machine's memory.
 Owned<OrtMemoryInfo> host_memory(const OnnxRuntime& runtime);
 

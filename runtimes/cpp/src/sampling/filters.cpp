@@ -77,8 +77,8 @@ void weigh(const float* scores, std::size_t count, float peak, double temperatur
 }
 
 void keep_nucleus(const std::vector<double>& mass, double top_p, std::vector<Entry>& entries) {
-  // Entries of at most (1 - top_p) / n each weigh less than 1 - top_p together, so they lie outside the nucleus. Half of
-  // that leaves the likeliest entry in even where all are alike and 1 - top_p rounds to 1.
+  // Entries of at most (1 - top_p) / n each weigh less than 1 - top_p together, so they lie outside the nucleus. Half
+  // of that leaves the likeliest entry in even where all are alike and 1 - top_p rounds to 1.
   const double least = (1 - top_p) / static_cast<double>(mass.size()) / 2;
   entries.clear();
   for (std::size_t i = 0; i < mass.size(); ++i) {

@@ -1,7 +1,7 @@
 // Which tokens may be drawn, and with what weight: the definitions of transformers' processors and warpers.
 //
-// Results go into vectors of the caller, which keep their memory from token to token. Vocabularies have 200,000 tokens, so
-// nothing is sorted but what is looked at.
+// Results go into vectors of the caller, which keep their memory from token to token. Vocabularies have 200,000 tokens,
+// so nothing is sorted but what is looked at.
 #pragma once
 
 #include <cstddef>
@@ -32,8 +32,8 @@ void keep_largest(const float* scores, std::size_t vocab, std::size_t top_k, std
 // `mass` becomes softmax(scores / temperature) in float64; `peak` is the largest score.
 void weigh(const float* scores, std::size_t count, float peak, double temperature, std::vector<double>& mass);
 
-// `entries` become the smallest set of likeliest entries of `mass` that reaches `top_p`, likeliest first, equals by index.
-// 0 < top_p < 1.
+// `entries` become the smallest set of likeliest entries of `mass` that reaches `top_p`, likeliest first, equals by
+// index. 0 < top_p < 1.
 void keep_nucleus(const std::vector<double>& mass, double top_p, std::vector<Entry>& entries);
 
 // Remove the entries below `min_p` of the largest; the others keep their order. In a list of weights they become 0.

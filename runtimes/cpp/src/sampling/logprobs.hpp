@@ -13,9 +13,11 @@ namespace l4::sampling {
 // interface and vLLM give them.
 class Logprobs {
  public:
-  // The log probability of `token`. `top` becomes the `count` likeliest tokens, likeliest first, of equal ones the lowest
-  // first. Raises Error (L4_BAD_INPUT): logits without a distribution, a token that there is none, more than there are.
-  double of(const float* logits, std::size_t vocab, std::int32_t token, std::size_t count, std::vector<l4_logprob>& top);
+  // The log probability of `token`. `top` becomes the `count` likeliest tokens, likeliest first, of equal ones the
+  // lowest first. Raises Error (L4_BAD_INPUT): logits without a distribution, a token that there is none, more than
+  // there are.
+  double of(const float* logits, std::size_t vocab, std::int32_t token, std::size_t count,
+            std::vector<l4_logprob>& top);
 
  private:
   std::vector<double> scores_, mass_;  // keep their memory from token to token

@@ -1,7 +1,6 @@
 #include "sampling/recommended.hpp"
 
 #include <cmath>
-#include <filesystem>
 #include <vector>
 
 #include "base/error.hpp"
@@ -94,7 +93,9 @@ std::int64_t top_k_of(const json::Value& document, std::int64_t otherwise) {
 l4_sampling read_settings(const json::Value& document) {
   l4_sampling settings = kGreedy;
   const json::Value* do_sample = found(document, "do_sample");
-  if (do_sample != nullptr && !do_sample->is_boolean()) throw bad_input("do_sample is neither true nor false; correct it");
+  if (do_sample != nullptr && !do_sample->is_boolean()) {
+    throw bad_input("do_sample is neither true nor false; correct it");
+  }
   // what transformers' `generate` takes where a file with `do_sample` says nothing: temperature 1 and 50 tokens
   if (do_sample != nullptr && do_sample->boolean()) {
     settings.temperature = number_of(document, kTemperature, 1.0);
@@ -110,8 +111,7 @@ l4_sampling read_settings(const json::Value& document) {
 
 l4_sampling recommended_sampling(const std::string& directory) {
   const std::string path = storage::in_directory(directory, "generation_config.json");
-  std::error_code nobody;
-  if (std::filesystem::status(path, nobody).type() == std::filesystem::file_type::not_found) return kGreedy;
+  if (!storage::is_there(path)) return kGreedy;
   const std::string text = storage::read_small(path, kMostBytes, "copy it from the checkpoint again");
   const json::Value document = storage::parse_json_object(text, path);
   for (const Neutral& neutral : neutral_settings()) {

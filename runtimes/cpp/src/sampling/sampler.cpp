@@ -38,7 +38,9 @@ void check(const l4_sampling& settings) {
 }
 
 float checked_peak(const float* scores, std::size_t vocab, const char* what, const char* remedy) {
-  if (vocab == 0) throw bad_input(std::string(what) + " have the shape [0]: give [vocab], those of one row's last position");
+  if (vocab == 0) {
+    throw bad_input(std::string(what) + " have the shape [0]: give [vocab], those of one row's last position");
+  }
   const float peak = peak_of(scores, vocab);
   if (!std::isfinite(peak)) {
     const char* found = std::isnan(peak) ? "contain NaN" : peak > 0 ? "contain +inf" : "are all -inf";

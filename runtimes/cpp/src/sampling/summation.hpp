@@ -5,8 +5,8 @@
 
 namespace l4::sampling {
 
-// The sum of a contiguous array as `numpy.sum` computes it: halves are summed for themselves, blocks of up to 128 in eight
-// partial sums.
+// The sum of a contiguous array as `numpy.sum` computes it: halves are summed for themselves, blocks of up to 128 in
+// eight partial sums.
 inline double pairwise_sum(const double* values, std::size_t count) {
   constexpr std::size_t kBlock = 128, kLanes = 8;
   if (count > kBlock) {

@@ -1,5 +1,6 @@
 #include "session/check_record.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 
@@ -56,6 +57,9 @@ CheckRecord read_check_record(const std::string& path, const engine::CheckCalls&
     if (images != 0) {
       record.features = values<std::byte>(file, "features", "F16", {images, rows, decoder.model.hidden_size});
       ++due;
+    }
+    if (std::count(record.ids.begin(), record.ids.end(), decoder.vision->image_token_id) != images * rows) {
+      throw damaged(path);
     }
   }
   if (file.entries().size() != due) throw damaged(path);

@@ -1,10 +1,12 @@
 #include "session/composition_check.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <numeric>
 #include <set>
 #include <sstream>
@@ -27,8 +29,11 @@ constexpr std::int64_t rows_of_small_tile = 4;
 class Scratch {
  public:
   Scratch() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "l4export-check-XXXXXX").string();
-    if (mkdtemp(pattern.data()) == nullptr) throw storage_error("no temporary directory can be made; check TMPDIR");
+    std::error_code none;
+    std::string pattern = (std::filesystem::temp_directory_path(none) / "l4export-check-XXXXXX").string();
+    if (none || mkdtemp(pattern.data()) == nullptr) {
+      throw storage_error("no temporary directory can be made; check TMPDIR");
+    }
     path_ = pattern;
   }
   ~Scratch() {
@@ -138,7 +143,8 @@ std::vector<double> differences(const engine::CheckCalls& check, const CheckReco
   const std::size_t ends[] = {static_cast<std::size_t>(check.calls[0]) - 1, found.size() - 1};
   for (std::size_t end = 0; end < 2; ++end) {
     for (std::int64_t column = 0; column < vocab; ++column) {
-      compare(ends[end], column, record.whole[end * static_cast<std::size_t>(vocab) + static_cast<std::size_t>(column)]);
+      compare(ends[end], column,
+              record.whole[end * static_cast<std::size_t>(vocab) + static_cast<std::size_t>(column)]);
     }
   }
   return found;
@@ -162,10 +168,11 @@ void check_numbers(const std::string& directory, const engine::CheckCalls& check
   for (std::size_t at = 0; at < found.size(); ++at) {
     if (found[at] <= (check.rounded ? accepted_rounded : accepted)) continue;
     char difference[32];
-    std::snprintf(difference, sizeof(difference), "%.2g", found[at]);
+    const auto end = std::to_chars(difference, std::end(difference), found[at], std::chars_format::general, 2).ptr;
     throw environment_lacks(directory + ": " + provider + " computes the layers " + joined(check.layers) +
-                            " differently from the CPU that built the engine, by " + difference +
-                            " of the largest logit at position " + std::to_string(position_of(check, at)) + "; " + remedy);
+                            " differently from the CPU that built the engine, by " + std::string(difference, end) +
+                            " of the largest logit at position " + std::to_string(position_of(check, at)) + "; " +
+                            remedy);
   }
 }
 
@@ -228,7 +235,8 @@ void judge(const std::string& directory, const engine::Manifest& manifest, const
   std::shared_ptr<ImageFeatures> features;
   if (!record.features.empty()) {
     const auto bytes = static_cast<std::size_t>(rows_of_small_tile * manifest.model.hidden_size) * 2;
-    features = std::make_shared<ImageFeatures>(std::make_unique<const RecordedTower>(std::move(record.features), bytes));
+    features =
+        std::make_shared<ImageFeatures>(std::make_unique<const RecordedTower>(std::move(record.features), bytes));
   }
   const std::int64_t tokens = std::accumulate(check.calls.begin(), check.calls.end(), std::int64_t{0});
   std::vector<float> logits;

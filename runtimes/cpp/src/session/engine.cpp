@@ -64,14 +64,16 @@ std::shared_ptr<const Decoder> open_on_host(const std::shared_ptr<const OnnxRunt
   return std::make_shared<HostDecoder>(session, std::move(provider), options.threads());
 }
 
-// On the first GPU, once it has computed the engine's check graph as the CPU did that built it: before the engine takes its
-// memory.
+// On the first GPU, once it has computed the engine's check graph as the CPU did that built it: before the engine takes
+// its memory.
 std::shared_ptr<const Decoder> open_on_card(const std::shared_ptr<const OnnxRuntime>& runtime,
                                             const std::string& directory, const engine::Manifest& manifest,
                                             int threads) {
   const engine::Graph& graph = manifest.decoder();
   const auto cuda = open_card(*runtime, directory, graph.needs ? &*graph.needs : nullptr);
-  const auto text = [](Cuda::Version version) { return std::to_string(version.first) + "." + std::to_string(version.second); };
+  const auto text = [](Cuda::Version version) {
+    return std::to_string(version.first) + "." + std::to_string(version.second);
+  };
   const VerdictKey installation{{"card", cuda->name()},
                                 {"capability", text(cuda->capability())},
                                 {"driver", "CUDA " + text(cuda->driver()) + " " + cuda->module()},

@@ -39,7 +39,8 @@ Feeding::Feeding(KVCache& cache, const FeedingLimits& limits, Chunks chunks, std
 
 std::size_t Feeding::room(const Rows& rows, bool last_only) const {
   std::size_t count = 1;
-  for (const std::int64_t size : {static_cast<std::int64_t>(rows.size()), last_only ? 1 : longest(rows), limits_.vocab}) {
+  for (const std::int64_t size :
+       {static_cast<std::int64_t>(rows.size()), last_only ? 1 : longest(rows), limits_.vocab}) {
     if (__builtin_mul_overflow(count, static_cast<std::size_t>(size), &count)) throw std::bad_alloc();
   }
   return count;

@@ -33,8 +33,8 @@ struct FeatureInput {
   static std::optional<FeatureInput> of(const engine::Manifest& manifest);
 };
 
-// New tokens of every row on their way through the decoder. `lengths` and `chunks` are this object's own: the session takes
-// them over when all calls have succeeded. One object serves all appends of a session.
+// New tokens of every row on their way through the decoder. `lengths` and `chunks` are this object's own: the session
+// takes them over when all calls have succeeded. One object serves all appends of a session.
 class Feeding {
  public:
   Feeding(KVCache& cache, const FeedingLimits& limits, Chunks chunks, std::optional<FeatureInput> input);

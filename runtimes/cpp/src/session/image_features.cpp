@@ -43,8 +43,9 @@ std::shared_ptr<const Features> ImageFeatures::kept(const std::string& digest) {
 void ImageFeatures::keep(const std::string& digest, const std::shared_ptr<const Features>& features) {
   const std::lock_guard<std::mutex> locked(lock_);
   if (places_.count(digest) != 0) return;  // another thread was faster
-  kept_.emplace_back(digest, features);
-  places_.emplace(kept_.back().first, std::prev(kept_.end()));
+  std::list<Kept> kept{{digest, features}};
+  places_.emplace(kept.front().first, kept.begin());
+  kept_.splice(kept_.end(), kept);  // which cannot fail, and moves nothing in memory
   bytes_ += features->bytes.size();
   while (bytes_ > most_) {
     bytes_ -= kept_.front().second->bytes.size();

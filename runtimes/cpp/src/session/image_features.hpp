@@ -24,7 +24,8 @@ class ImageFeatures {
       : tower_(std::move(tower)), most_(most) {}
 
   // The rows of an image. Raises Error: the tower does not take the tiles, or gives another number of rows for them.
-  std::shared_ptr<const Features> of(const images::ProcessedImages& images, std::size_t index, const RunOptions& options);
+  std::shared_ptr<const Features> of(const images::ProcessedImages& images, std::size_t index,
+                                     const RunOptions& options);
 
   void forget();  // all images
 

@@ -32,8 +32,8 @@ class NewTokens {
   // Raise Error (L4_BAD_INPUT): they are no ids of tokens, are none at all, are those of another number of rows, or are
   // more than there is room for.
   void check_tokens(const SessionState& state, const engine::Manifest& manifest) const;
-  // Raise Error (L4_BAD_INPUT): images where there is no tower (`vision` is NULL), or of another engine; or, with a tower,
-  // image tokens in another number than that of the images' feature rows, which is 0 without images.
+  // Raise Error (L4_BAD_INPUT): images where there is no tower (`vision` is NULL), or of another engine; or, with a
+  // tower, image tokens in another number than that of the images' feature rows, which is 0 without images.
   void check_images(const SessionState& state, const engine::VisionConfig* vision);
 
  private:

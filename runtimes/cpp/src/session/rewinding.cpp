@@ -9,7 +9,9 @@ namespace l4 {
 
 void check_rewind(std::size_t row, const SessionState& state, std::int64_t count, const Chunks& chunks) {
   const std::int64_t had = state.lengths[row], start = state.starts[row];
-  const auto refused = [&](const std::string& why) { return bad_input("row " + std::to_string(row) + ": cannot go back " + why); };
+  const auto refused = [&](const std::string& why) {
+    return bad_input("row " + std::to_string(row) + ": cannot go back " + why);
+  };
   if (count < 0 || count > had) {
     throw refused(std::to_string(count) + " tokens, it has " + std::to_string(had));
   }

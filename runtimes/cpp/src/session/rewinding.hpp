@@ -8,8 +8,8 @@
 
 namespace l4 {
 
-// Whether a row can forget its last `count` tokens. Raises Error (L4_BAD_INPUT): it has fewer, would end within an image,
-// or in a chunk whose keys are gone.
+// Whether a row can forget its last `count` tokens. Raises Error (L4_BAD_INPUT): it has fewer, would end within an
+// image, or in a chunk whose keys are gone.
 void check_rewind(std::size_t row, const SessionState& state, std::int64_t count, const Chunks& chunks);
 
 // Forget them; it has been checked.

@@ -59,7 +59,8 @@ std::string_view bytes_of(const std::vector<std::int64_t>& ids) {
 }
 
 // The tensors of a session, in their order; they point to what they are made of.
-std::vector<storage::NewTensor> tensors_of(const CacheSpec& spec, const SessionState& state, const std::vector<RowArrays>& rows) {
+std::vector<storage::NewTensor> tensors_of(const CacheSpec& spec, const SessionState& state,
+                                           const std::vector<RowArrays>& rows) {
   std::vector<storage::NewTensor> tensors;
   for (std::size_t row = 0; row < state.rows(); ++row) {
     const std::vector<std::int64_t>& ids = state.ids[row];

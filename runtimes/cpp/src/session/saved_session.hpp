@@ -1,10 +1,10 @@
-// Sessions in a file: one safetensors file with the slots that are used, and what makes them usable. The format is that of
-// the Python runtime (l4export/runtimes/saved_session.py), byte for byte.
+// Sessions in a file: one safetensors file with the slots that are used, and what makes them usable. The format is that
+// of the Python runtime (l4export/runtimes/saved_session.py), byte for byte.
 //
-// Tensors are called `{row}.ids`, int64 [tokens], those of all rows first; then `{row}.{layer}.key` and `.value`, [kv_heads,
-// tokens, width]. The metadata hold `format`; `engine`, the SHA-256 of the manifest; `state`, JSON of a `SessionState`; and
-// `sha256`, the digest of the state and of all tensors' bytes in their order. A file is untrusted: nothing in it is used
-// before all of this has been checked.
+// Tensors are called `{row}.ids`, int64 [tokens], those of all rows first; then `{row}.{layer}.key` and `.value`,
+// [kv_heads, tokens, width]. The metadata hold `format`; `engine`, the SHA-256 of the manifest; `state`, JSON of a
+// `SessionState`; and `sha256`, the digest of the state and of all tensors' bytes in their order. A file is untrusted:
+// nothing in it is used before all of this has been checked.
 #pragma once
 
 #include <cstddef>
@@ -33,8 +33,8 @@ struct SavedSession {
 
 // A session as it was saved.
 //
-// Raises Error: L4_BAD_INPUT for no such file, one that is damaged, or one that another engine has saved; L4_STORAGE where
-// reading fails.
+// Raises Error: L4_BAD_INPUT for no such file, one that is damaged, or one that another engine has saved; L4_STORAGE
+// where reading fails.
 SavedSession read_session(const std::string& path, const engine::Manifest& manifest);
 
 }  // namespace l4

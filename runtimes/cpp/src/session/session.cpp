@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "session/rewinding.hpp"
-#include "session/saved_session.hpp"
 
 namespace l4 {
 namespace {
@@ -65,15 +64,6 @@ Session::Session(SessionParts parts, std::int64_t rows, std::int64_t capacity, s
                     " tokens of keys and values; give a smaller capacity or fewer rows");
   }
   feeding_.emplace(*cache_, limits_of(manifest, state_.capacity), chunks(), FeatureInput::of(manifest));
-}
-
-std::shared_ptr<Session> Session::restored(SessionParts parts, SessionState state, const std::vector<RowArrays>& tokens) {
-  const auto rows = static_cast<std::int64_t>(state.rows());
-  auto session = std::make_shared<Session>(std::move(parts), rows, state.capacity, state.starts);
-  session->cache_->make_room(*std::max_element(state.lengths.begin(), state.lengths.end()));
-  for (std::size_t row = 0; row < tokens.size(); ++row) session->cache_->put(row, tokens[row]);
-  session->state_ = std::move(state);
-  return session;
 }
 
 void Session::check(NewTokens& tokens) const {
@@ -164,8 +154,8 @@ float* Session::logits_memory(std::size_t count) {
   return logits_.get();
 }
 
-// So that `commit` allocates nothing. A row's ids get all the room that they can need at its first append, and later ones
-// allocate nothing; the system provides it as it is used.
+// So that `commit` allocates nothing. A row's ids get all the room that they can need at its first append, and later
+// ones allocate nothing; the system provides it as it is used.
 void Session::reserve(const NewTokens& tokens) {
   for (std::size_t row = 0; row < state_.rows(); ++row) {
     std::vector<std::int64_t>& ids = state_.ids[row];
@@ -192,7 +182,8 @@ void Session::commit(NewTokens& tokens) noexcept {
 void Session::undo(const std::string& why) {
   // of rows whose chunk was over, that chunk is written over
   for (std::size_t row = 0; row < state_.rows(); ++row) {
-    const bool losing = std::any_of(losing_.begin(), losing_.end(), [&](const LosingRow& each) { return each.first == row; });
+    const bool losing =
+        std::any_of(losing_.begin(), losing_.end(), [&](const LosingRow& each) { return each.first == row; });
     if (!losing) state_.held[row] = feeding_->chunks().held()[row];
   }
   ++version_;
@@ -227,67 +218,6 @@ void Session::reset() {
   state_ = SessionState::empty(capacity(), state_.starts, parts_.manifest->prefill_cut.value_or(0));
   ++version_;
   is_whole_ = true;
-}
-
-std::shared_ptr<Session> Session::fork(const std::vector<std::int64_t>& rows) const {
-  check_whole();
-  if (rows.empty()) throw bad_input("rows are none: give rows of 0 to " + std::to_string(this->rows() - 1));
-  std::vector<std::size_t> chosen;
-  std::vector<RowTokens> tokens;
-  std::vector<RowArrays> arrays;
-  for (const std::int64_t row : rows) {
-    chosen.push_back(checked_row(row, "a row"));
-    tokens.push_back(tokens_of(chosen.back()));
-    arrays.push_back(tokens.back().arrays);
-  }
-  return restored(parts_, state_.of(chosen), arrays);
-}
-
-void Session::copy_row(std::int64_t row, const Session& source, std::int64_t source_row) {
-  check_whole();
-  source.check_whole();
-  const std::size_t to = checked_row(row, "row"), from = source.checked_row(source_row, "source_row");
-  const SessionState& given = source.state_;
-  if (source.parts_.manifest->sha256 != parts_.manifest->sha256) {
-    throw bad_input("source is a session of another engine: give a session of this engine");
-  }
-  if (given.starts[from] != state_.starts[to]) {
-    throw bad_input("row " + std::to_string(to) + " starts at position " + std::to_string(state_.starts[to]) +
-                    " and the source at " + std::to_string(given.starts[from]) + ": copy rows of one start");
-  }
-  if (given.lengths[from] > capacity()) {
-    throw bad_input("the source has " + std::to_string(given.lengths[from]) +
-                    " tokens, more than this session's capacity of " + std::to_string(capacity()) +
-                    "; rewind it or give a larger capacity");
-  }
-  if (&source == this && to == from) return;
-  std::vector<std::int64_t> ids = given.ids[from];
-  std::vector<PlacedImage> images = given.images[from];
-  cache_->make_room(given.lengths[from]);
-  const RowTokens tokens = source.tokens_of(from);  // after making room, which may have moved them
-  is_whole_ = false;
-  cache_->put(to, tokens.arrays);
-  state_.lengths[to] = given.lengths[from];
-  state_.held[to] = given.held[from];
-  state_.ids[to].swap(ids);
-  state_.images[to].swap(images);
-  ++version_;
-  is_whole_ = true;
-}
-
-void Session::save(const std::string& path) const {
-  check_whole();
-  std::vector<RowTokens> tokens;
-  std::vector<RowArrays> arrays;
-  for (std::size_t row = 0; row < state_.rows(); ++row) {
-    tokens.push_back(tokens_of(row));
-    arrays.push_back(tokens.back().arrays);
-  }
-  write_session(path, *parts_.manifest, state_, arrays);
-}
-
-RowTokens Session::tokens_of(std::size_t row) const {
-  return cache_->tokens(row, state_.lengths[row], chunks().used(row, state_.end(row)));
 }
 
 // Which chunk's keys each row holds, as the state has it.

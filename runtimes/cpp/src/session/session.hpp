@@ -37,8 +37,8 @@ struct Logits {
 // Rows of tokens, each at its own length. Whoever calls a method, other than `cancel`, holds a `Session::Call`.
 class Session {
  public:
-  // A method that runs: a second caller is refused, and from now on `cancel` counts. While it is held, several methods may
-  // be called by who holds it, as a generation does; what cancels one of them cancels all that follow.
+  // A method that runs: a second caller is refused, and from now on `cancel` counts. While it is held, several methods
+  // may be called by who holds it, as a generation does; what cancels one of them cancels all that follow.
   class Call {
    public:
     Call(Session& session, const char* method);  // raises Error (L4_BAD_INPUT): one runs already
@@ -50,12 +50,13 @@ class Session {
     Session& session_;
   };
 
-  // `capacity`: tokens that a row can hold, 0: up to the engine's max_context. `starts`: position of each row's first token,
-  // empty: 0. Raises Error (L4_BAD_INPUT): numbers out of range, or buffers that do not fit into memory.
+  // `capacity`: tokens that a row can hold, 0: up to the engine's max_context. `starts`: position of each row's first
+  // token, empty: 0. Raises Error (L4_BAD_INPUT): numbers out of range, or buffers that do not fit into memory.
   Session(SessionParts parts, std::int64_t rows, std::int64_t capacity, std::vector<std::int64_t> starts);
 
   // A session in a given state; `tokens` holds for each row what a session's `tokens` gives. They are copied.
-  static std::shared_ptr<Session> restored(SessionParts parts, SessionState state, const std::vector<RowArrays>& tokens);
+  static std::shared_ptr<Session> restored(SessionParts parts, SessionState state,
+                                           const std::vector<RowArrays>& tokens);
 
   std::int64_t rows() const { return static_cast<std::int64_t>(state_.rows()); }
   std::int64_t capacity() const { return state_.capacity; }
@@ -68,15 +69,15 @@ class Session {
   // Raise Error (L4_BAD_INPUT) where `append` would refuse the tokens now; places their images.
   void check(NewTokens& tokens) const;
 
-  // Feed new tokens. With `last_only` there is one position, the logits of each row's last new token; else as many as the
-  // row with the most new tokens has. Entries that belong to no new token are NaN.
+  // Feed new tokens. With `last_only` there is one position, the logits of each row's last new token; else as many as
+  // the row with the most new tokens has. Entries that belong to no new token are NaN.
   //
   // An append that fails or is cancelled leaves the session as it was. If even that fails, as it may on a lost GPU, all
   // further calls are refused but `reset`. Raises Error: L4_BAD_INPUT, L4_CANCELLED.
   Logits append(NewTokens& tokens, bool last_only);
 
-  // Feed one chosen token a row, -1 for a row that goes no further; `tokens` [rows]. Should a model choose the image token
-  // itself, that is taken by its embedding. Otherwise as `append`.
+  // Feed one chosen token a row, -1 for a row that goes no further; `tokens` [rows]. Should a model choose the image
+  // token itself, that is taken by its embedding. Otherwise as `append`.
   Logits step(const std::int32_t* tokens);
 
   // Forget the last tokens[row] tokens of every row; see `check_rewind`. The session is as before where it is refused.
@@ -88,6 +89,7 @@ class Session {
   std::shared_ptr<Session> fork(const std::vector<std::int64_t>& rows) const;
   // Make a row the copy of a row of this or of another session of the engine, which is only read. Raises
   // Error (L4_BAD_INPUT): no such rows, another engine or another start, or more tokens than this session's capacity.
+  // Nothing has changed then; only a GPU that is lost while it copies leaves what an append may leave there.
   void copy_row(std::int64_t row, const Session& source, std::int64_t source_row);
   // One file format for all runtimes. Raises Error (L4_STORAGE).
   void save(const std::string& path) const;

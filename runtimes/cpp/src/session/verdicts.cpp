@@ -28,7 +28,9 @@ std::string text_of(VerdictKey key) {
 std::filesystem::path place_of(const std::string& text) {
   const char *chosen = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
   std::filesystem::path caches(chosen != nullptr ? chosen : "");
-  if (!caches.is_absolute()) caches = home != nullptr ? std::filesystem::path(home) / ".cache" : std::filesystem::path();
+  if (!caches.is_absolute()) {
+    caches = home != nullptr ? std::filesystem::path(home) / ".cache" : std::filesystem::path();
+  }
   if (!caches.is_absolute()) return {};
   return caches / "l4export" / ("passed-" + storage::sha256(text).substr(0, 32) + ".json");
 }

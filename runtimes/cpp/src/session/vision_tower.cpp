@@ -26,14 +26,10 @@ void add_rows(const InferenceSession& session, const float* tiles, const Shape& 
   OrtValue* rows = nullptr;
   runtime.check(runtime.api().Run(session.get(), options.get(), &input, &given, 1, &output, 1, &rows));
   const Owned<OrtValue> owned(rows, runtime.api().ReleaseValue);
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  runtime.check(runtime.api().GetTensorTypeAndShape(rows, &info));
-  const Owned<OrtTensorTypeAndShapeInfo> owned_info(info, runtime.api().ReleaseTensorTypeAndShapeInfo);
-  std::int64_t dims[2] = {0, 0};
-  std::size_t rank = 0;
-  runtime.check(runtime.api().GetDimensionsCount(info, &rank));
-  if (rank == 2) runtime.check(runtime.api().GetDimensions(info, dims, 2));
-  if (rank != 2 || dims[1] != width) throw bad_input("the vision tower gives rows of another width; build it again");
+  const Shape dims = shape_of(runtime, rows);
+  if (dims.size() != 2 || dims[1] != width) {
+    throw bad_input("the vision tower gives rows of another width; build it again");
+  }
   void* data = nullptr;
   runtime.check(runtime.api().GetTensorMutableData(rows, &data));
   const auto* bytes = static_cast<const std::byte*>(data);

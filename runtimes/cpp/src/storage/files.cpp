@@ -18,6 +18,14 @@ Error unreadable(const std::string& path, int code) {
   return storage_error(path + ": cannot be read (" + system_reason(code) + "); check its permissions and the disk");
 }
 
+// None where there is nothing of that name.
+std::optional<struct stat> status_of(const std::string& path) {
+  struct stat status;
+  if (stat(path.c_str(), &status) == 0) return status;
+  if (errno == ENOENT || errno == ENOTDIR) return std::nullopt;
+  throw unreadable(path, errno);
+}
+
 int open_regular(const std::string& path, const std::string& remedy) {
   if (!regular_size(path)) {
     const char* what = access(path.c_str(), F_OK) == 0 ? "not a regular file" : "no such file";
@@ -37,14 +45,12 @@ std::string in_directory(std::string_view directory, std::string_view name) {
   return path.append(name);
 }
 
+bool is_there(const std::string& path) { return status_of(path).has_value(); }
+
 std::optional<std::uint64_t> regular_size(const std::string& path) {
-  struct stat status;
-  if (stat(path.c_str(), &status) != 0) {
-    if (errno == ENOENT || errno == ENOTDIR) return std::nullopt;
-    throw unreadable(path, errno);
-  }
-  if (!S_ISREG(status.st_mode)) return std::nullopt;
-  return static_cast<std::uint64_t>(status.st_size);
+  const std::optional<struct stat> status = status_of(path);
+  if (!status || !S_ISREG(status->st_mode)) return std::nullopt;
+  return static_cast<std::uint64_t>(status->st_size);
 }
 
 OpenedFile::OpenedFile(std::string path, std::string remedy)
@@ -94,7 +100,8 @@ std::string read_small(const std::string& path, std::uint64_t limit, const std::
     data.resize(file.read_at(0, data.data(), data.size()));
   }
   if (file.size() > limit || data.size() > file.size()) {
-    throw bad_input(path + ": more than " + std::to_string(file.size() > limit ? limit : file.size()) + " bytes; " + remedy);
+    throw bad_input(path + ": more than " + std::to_string(file.size() > limit ? limit : file.size()) + " bytes; " +
+                    remedy);
   }
   return data;
 }

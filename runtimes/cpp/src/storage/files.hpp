@@ -14,6 +14,9 @@ namespace l4::storage {
 // The path of a file in a directory.
 std::string in_directory(std::string_view directory, std::string_view name);
 
+// Whether there is anything of that name. Raises Error (L4_STORAGE) where it cannot be looked at.
+bool is_there(const std::string& path);
+
 // Bytes of a regular file, or of the one that a link leads to; none for anything else and for what is not there.
 // Raises Error (L4_STORAGE) where it cannot be looked at.
 std::optional<std::uint64_t> regular_size(const std::string& path);
@@ -60,7 +63,8 @@ class MappedFile {
 
   const OpenedFile& file() const { return file_; }
 
-  // All bytes. Raises Error (L4_BAD_INPUT) where the file has become shorter: reading what is lost would kill the process.
+  // All bytes. Raises Error (L4_BAD_INPUT) where the file has become shorter: reading what is lost would kill the
+  // process.
   std::string_view bytes() const;
 
  private:

@@ -25,7 +25,9 @@ constexpr std::pair<std::string_view, unsigned> kDtypeBits[] = {
     {"C64", 64},
 };
 
-std::string named(const std::string& tensor) { return python_repr(json::Value(std::string(utf8::prefix(tensor, 200)))); }
+std::string named(const std::string& tensor) {
+  return python_repr(json::Value(std::string(utf8::prefix(tensor, 200))));
+}
 
 constexpr std::uint64_t kTooMany = std::numeric_limits<std::uint64_t>::max();
 
@@ -82,7 +84,8 @@ TensorEntry read_entry(const std::string& name, const json::Value& value, std::u
 }
 
 // Raise unless the tensors, in the order of their bytes, cover the file from `base` to its end.
-void check_coverage(const std::vector<TensorEntry>& entries, std::uint64_t base, std::uint64_t size, const std::string& path) {
+void check_coverage(const std::vector<TensorEntry>& entries, std::uint64_t base, std::uint64_t size,
+                    const std::string& path) {
   std::uint64_t end = base;
   for (const TensorEntry& entry : entries) {
     if (entry.start != end) {
@@ -116,7 +119,8 @@ void TensorFile::read_header() {
   const std::string_view all = map_.bytes();
   const std::uint64_t size = all.size();
   if (size < 8) {
-    throw bad_input(path() + ": truncated: " + std::to_string(size) + " bytes, a safetensors file has at least 8" + kHint);
+    throw bad_input(path() + ": truncated: " + std::to_string(size) + " bytes, a safetensors file has at least 8" +
+                    kHint);
   }
   std::uint64_t length = 0;
   for (int i = 7; i >= 0; --i) length = length << 8 | static_cast<unsigned char>(all[i]);

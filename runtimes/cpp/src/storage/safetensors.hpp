@@ -1,10 +1,10 @@
 // Reads safetensors files: header first, tensors only as views of a memory map.
 //
-// The format [github.com/huggingface/safetensors, README "Format"]: 8 bytes little-endian header length N; N bytes of UTF-8
-// JSON that start with "{" and may end with spaces; then the tensors' bytes, row-major and little-endian. The JSON maps each
-// name to {"dtype", "shape", "data_offsets": [start, stop]}, offsets counted from the end of the header; the key
-// "__metadata__" maps strings to strings. No key appears twice; tensors cover the rest of the file without gaps or overlaps.
-// A file is untrusted: all of that is checked before anything of it is used.
+// The format [github.com/huggingface/safetensors, README "Format"]: 8 bytes little-endian header length N; N bytes of
+// UTF-8 JSON that start with "{" and may end with spaces; then the tensors' bytes, row-major and little-endian. The
+// JSON maps each name to {"dtype", "shape", "data_offsets": [start, stop]}, offsets counted from the end of the header;
+// the key "__metadata__" maps strings to strings. No key appears twice; tensors cover the rest of the file without gaps
+// or overlaps. A file is untrusted: all of that is checked before anything of it is used.
 #pragma once
 
 #include <cstdint>

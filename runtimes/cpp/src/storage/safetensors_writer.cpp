@@ -71,7 +71,8 @@ std::uint64_t bytes_of(const NewTensor& tensor) {
 }
 
 // What precedes the tensors' bytes, padded with spaces to 8 bytes.
-std::string header_of(const std::vector<std::pair<std::string, std::string>>& metadata, const std::vector<NewTensor>& tensors) {
+std::string header_of(const std::vector<std::pair<std::string, std::string>>& metadata,
+                      const std::vector<NewTensor>& tensors) {
   json::Object header, strings;
   for (const auto& [key, value] : metadata) strings.add(key, value);
   header.add("__metadata__", std::move(strings));
@@ -106,7 +107,9 @@ void write_safetensors(const std::string& path, const std::vector<std::pair<std:
       file.write(piece);
       written += piece.size();
     });
-    if (written != bytes_of(tensor)) throw std::logic_error("tensor " + tensor.name + ": other bytes given than it has");
+    if (written != bytes_of(tensor)) {
+      throw std::logic_error("tensor " + tensor.name + ": other bytes given than it has");
+    }
   }
   file.finish();
 }

@@ -24,7 +24,8 @@ TokenFinder::TokenFinder(std::vector<std::string> texts) {
 bool TokenFinder::find(std::string_view text, std::size_t from, Found& found) const {
   if (texts_.empty()) return false;
   for (std::size_t at = from; at < text.size(); ++at) {
-    if (begins_[static_cast<unsigned char>(text[at])] && longest_at(text, at, found, [](std::size_t) { return true; })) {
+    if (begins_[static_cast<unsigned char>(text[at])] &&
+        longest_at(text, at, found, [](std::size_t) { return true; })) {
       return true;
     }
   }

@@ -1,4 +1,5 @@
-// Tokens that are found in a text before it is cut into words: special ones, and others that were added to a vocabulary.
+// Tokens that are found in a text before it is cut into words: special ones, and others that were added to a
+// vocabulary.
 #pragma once
 
 #include <array>

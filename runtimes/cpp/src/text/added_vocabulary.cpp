@@ -18,7 +18,9 @@ std::size_t before(std::string_view text, std::size_t end) {
   return end;
 }
 
-bool is(std::uint8_t bits, std::string_view text, std::size_t at) { return (class_of(utf8::next(text, at)) & bits) != 0; }
+bool is(std::uint8_t bits, std::string_view text, std::size_t at) {
+  return (class_of(utf8::next(text, at)) & bits) != 0;
+}
 
 bool stands_alone(std::string_view text, std::size_t begin, std::size_t end) {
   return (begin == 0 || !is(kWord, text, before(text, begin))) && (end == text.size() || !is(kWord, text, end));
@@ -88,8 +90,8 @@ std::vector<AddedVocabulary::Part> AddedVocabulary::cut(std::string_view text, b
   return parts;
 }
 
-// As the library does it, also where white space belongs to two tokens: what a token has stripped on its right may begin
-// the next one.
+// As the library does it, also where white space belongs to two tokens: what a token has stripped on its right may
+// begin the next one.
 void AddedVocabulary::cut_once(const Pass& pass, std::string_view text, bool special_as_text,
                                std::vector<Part>& parts) const {
   std::size_t done = 0, from = 0;

@@ -22,8 +22,8 @@ class AddedVocabulary {
     bool was_special;  // at any time: decoding skips it for ever
   };
 
-  // Add tokens, or change the flags of those that are there. One that the vocabulary has keeps its id, others get the next
-  // ones. Raises Refusal where such an id is the vocabulary's, and for a token of more than kLongest bytes.
+  // Add tokens, or change the flags of those that are there. One that the vocabulary has keeps its id, others get the
+  // next ones. Raises Refusal where such an id is the vocabulary's, and for a token of more than kLongest bytes.
   void add(const std::vector<AddedToken>& tokens, Vocabulary& vocabulary);
 
   const std::vector<Entry>& entries() const { return entries_; }

@@ -68,7 +68,9 @@ void WordEncoder::merge(std::string_view word) {
   }
   if (symbols_.empty()) return;
   symbols_.back().next = -1;
-  const auto later = [](const Candidate& a, const Candidate& b) { return a.rank != b.rank ? a.rank > b.rank : a.at > b.at; };
+  const auto later = [](const Candidate& a, const Candidate& b) {
+    return a.rank != b.rank ? a.rank > b.rank : a.at > b.at;
+  };
   const auto offer_to_heap = [&](std::int32_t at) {
     const std::size_t before = candidates_.size();
     offer(at);

@@ -30,7 +30,8 @@ constexpr auto kClasses = make_direct();
 
 std::uint8_t class_of(char32_t point) {
   if (point < kDirect) return kClasses[point];
-  const auto next = std::upper_bound(std::begin(kRanges), std::end(kRanges), static_cast<std::uint32_t>(point) << 8 | 0xFF);
+  const auto next =
+      std::upper_bound(std::begin(kRanges), std::end(kRanges), static_cast<std::uint32_t>(point) << 8 | 0xFF);
   return static_cast<std::uint8_t>(*std::prev(next) & 0xFF);
 }
 

@@ -137,7 +137,8 @@ class MergeReader {
   }
 
   [[noreturn]] static void refuse(std::string_view left, std::string_view right) {
-    throw damaged("the merge of " + in_quotes(left) + " and " + in_quotes(right) + " names a token that the vocabulary lacks");
+    throw damaged("the merge of " + in_quotes(left) + " and " + in_quotes(right) +
+                  " names a token that the vocabulary lacks");
   }
 
   const Vocabulary& vocabulary_;

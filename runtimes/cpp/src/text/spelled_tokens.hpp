@@ -1,7 +1,7 @@
 // Special tokens that a user's text spells out, kept as text: "<|eot|>" typed by a person ends no turn.
 //
-// It is what transformers does with `sanitize_control_tokens=True`: the tokens are marked in the messages, the template is
-// rendered, and what is marked is encoded apart, by a tokenizer that knows no special tokens.
+// It is what transformers does with `sanitize_control_tokens=True`: the tokens are marked in the messages, the template
+// is rendered, and what is marked is encoded apart, by a tokenizer that knows no special tokens.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ class SpelledTokens {
   // Those of the added tokens that are special, or among `control_tokens`.
   SpelledTokens(const std::vector<AddedVocabulary::Entry>& added, const std::vector<std::string>& control_tokens);
 
-  // Mark the tokens in all texts of a JSON value; keys stay as they are. Marks are characters for private use, which are
-  // removed from the texts first.
+  // Mark the tokens in all texts of a JSON value; keys stay as they are. Marks are characters for private use, which
+  // are removed from the texts first.
   json::Value mark(const json::Value& value) const;
 
   // A prompt that was rendered from marked values, cut at its marks. Of the parts, those with an odd index are marked

@@ -10,7 +10,8 @@ namespace l4::text {
 namespace {
 
 constexpr std::string_view kLlama3 =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*)"
+    R"(|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr std::string_view kLlama4 =
     R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
     R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?)"
@@ -25,7 +26,8 @@ struct Character {
   bool is(std::uint8_t bits) const { return (kind & bits) != 0; }
   bool is_line_end() const { return point == '\r' || point == '\n'; }
   bool is_other() const { return point != 0xFFFFFFFF && !is(kLetter | kNumber | kSpace); }  // [^\s\p{L}\p{N}]
-  bool may_lead() const { return point != 0xFFFFFFFF && !is_line_end() && !is(kLetter | kNumber); }  // [^\r\n\p{L}\p{N}]
+  // [^\r\n\p{L}\p{N}]
+  bool may_lead() const { return point != 0xFFFFFFFF && !is_line_end() && !is(kLetter | kNumber); }
 };
 
 Character character_at(std::string_view text, std::size_t at) {
@@ -93,8 +95,9 @@ std::size_t after_letters(std::string_view text, std::size_t at, std::string_vie
   return end > at ? end : white_space(text, at, true);
 }
 
-// [upper]*[lower]+ from `begin` on; `begin` itself where there is none. A character may be of both kinds, so that the first
-// part gives back what the second one needs: the last such character. Otherwise `upper` is where the first part ends.
+// [upper]*[lower]+ from `begin` on; `begin` itself where there is none. A character may be of both kinds, so that the
+// first part gives back what the second one needs: the last such character. Otherwise `upper` is where the first part
+// ends.
 std::size_t upper_and_lower(std::string_view text, std::size_t begin, std::size_t& upper) {
   std::size_t at = begin, behind_both = begin;
   for (Character next = character_at(text, at); next.is(kUpper); next = character_at(text, at)) {

@@ -52,9 +52,11 @@ void check_stop_strings(const std::vector<std::string>& stop_strings) {
   bool too_long = stop_strings.size() > kMostStrings;
   for (const std::string& stop : stop_strings) {
     if (stop.empty()) throw bad_input("stop_strings has an empty one: give texts of at least one character");
-    if (!utf8::is_valid(stop)) throw bad_input("stop_strings: " + in_quotes(stop) + " is not UTF-8: give valid Unicode");
-    const auto characters =
-        std::count_if(stop.begin(), stop.end(), [](char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; });
+    if (!utf8::is_valid(stop)) {
+      throw bad_input("stop_strings: " + in_quotes(stop) + " is not UTF-8: give valid Unicode");
+    }
+    const auto characters = std::count_if(stop.begin(), stop.end(),
+                                          [](char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; });
     too_long |= static_cast<std::size_t>(characters) > kMostStopCharacters;
   }
   if (too_long) {
@@ -86,7 +88,8 @@ std::string_view SpokenText::take(const std::string& piece) {
     const std::size_t at = text.find(stops_[i]);
     if (at == std::string::npos) continue;
     const std::size_t its_end = at + stops_[i].size();
-    const bool better = its_end < end || (its_end == end && stops_[i].size() > stops_[static_cast<std::size_t>(stopped_)].size());
+    const bool better =
+        its_end < end || (its_end == end && stops_[i].size() > stops_[static_cast<std::size_t>(stopped_)].size());
     if (!better) continue;
     end = its_end;
     stopped_ = static_cast<std::int32_t>(i);

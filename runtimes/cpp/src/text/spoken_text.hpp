@@ -13,9 +13,10 @@ namespace l4::text {
 
 // Decodes tokens as they come; the pieces of `push` and the `flush` after them make `decode` of all of the ids.
 //
-// A token may end within a character. Decoding shows the bytes of an unfinished character as one U+FFFD at the end, so that
-// character, and no other, is held back. Only the last tokens are decoded again, so a push costs the same however long the
-// text is: with one byte or more a token and at most three bytes of an unfinished character, four tokens would do.
+// A token may end within a character. Decoding shows the bytes of an unfinished character as one U+FFFD at the end, so
+// that character, and no other, is held back. Only the last tokens are decoded again, so a push costs the same however
+// long the text is: with one byte or more a token and at most three bytes of an unfinished character, four tokens would
+// do.
 class TextStream {
  public:
   explicit TextStream(std::shared_ptr<const Tokenizer> tokenizer) : tokenizer_(std::move(tokenizer)) {}
@@ -38,8 +39,8 @@ void check_stop_strings(const std::vector<std::string>& stop_strings);
 // The text of tokens, which ends before the first stop string.
 //
 // That is the one whose last character comes first, of those that end together the longest: where tokens begin and end
-// makes no difference. Text that may be the beginning of a stop string is held back, and so is a character of which not all
-// bytes have come. Special tokens are no text.
+// makes no difference. Text that may be the beginning of a stop string is held back, and so is a character of which not
+// all bytes have come. Special tokens are no text.
 class SpokenText {
  public:
   // Raises as `check_stop_strings`.

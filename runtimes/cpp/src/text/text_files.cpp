@@ -26,11 +26,6 @@ constexpr const char* kTemplateFolder = "additional_chat_templates";
 constexpr std::array kSpecialTokens = {"bos_token", "eos_token", "unk_token", "sep_token",
                                        "pad_token", "cls_token", "mask_token"};  // those that every tokenizer may name
 
-bool is_there(const std::string& path) {
-  std::error_code ignored;
-  return fs::exists(path, ignored);
-}
-
 bool is_file(const std::string& path) {
   std::error_code ignored;
   return fs::is_regular_file(path, ignored);
@@ -46,7 +41,7 @@ std::string read_text(const std::string& path) {
 
 // An absent file is an empty object.
 json::Object read_json(const std::string& path) {
-  return is_there(path) ? storage::parse_json_object(read_text(path), path).object() : json::Object();
+  return storage::is_there(path) ? storage::parse_json_object(read_text(path), path).object() : json::Object();
 }
 
 // What Python's `or` passes over.
@@ -127,7 +122,9 @@ NamedTexts named_templates(const Value* value, const std::string& path) {
   } else {
     add(&fallback, value);
   }
-  if (!good) throw bad_input(path + ": chat_template is neither text nor a list of name and template: correct or remove it");
+  if (!good) {
+    throw bad_input(path + ": chat_template is neither text nor a list of name and template: correct or remove it");
+  }
   return found;
 }
 
@@ -135,7 +132,8 @@ NamedTexts named_templates(const Value* value, const std::string& path) {
 NamedTexts tokenizer_templates(const std::string& directory, const json::Object& config, std::string& source) {
   NamedTexts found = read_jinja_files(directory);
   if (!found.empty()) {
-    const bool has_default = std::any_of(found.begin(), found.end(), [](const auto& one) { return one.first == "default"; });
+    const bool has_default =
+        std::any_of(found.begin(), found.end(), [](const auto& one) { return one.first == "default"; });
     source = has_default ? "chat_template.jinja" : kTemplateFolder;
     return found;
   }
@@ -202,7 +200,8 @@ AddedToken token_with(const Value& entry, bool special) {
 }
 
 template <typename IsNamed>
-void add_decoder_tokens(const std::string& path, const Value& entries, const IsNamed& is_named, std::vector<AddedEntry>& added) {
+void add_decoder_tokens(const std::string& path, const Value& entries, const IsNamed& is_named,
+                        std::vector<AddedEntry>& added) {
   const auto refuse = [&]() -> Error {
     return bad_input(path + ": added_tokens_decoder is no object of ids and tokens; correct or remove it");
   };
@@ -212,7 +211,9 @@ void add_decoder_tokens(const std::string& path, const Value& entries, const IsN
     std::int64_t id = 0;
     const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
     const Value* content = entry.find("content");
-    if (error != std::errc() || end != key.data() + key.size() || content == nullptr || !content->is_string()) throw refuse();
+    if (error != std::errc() || end != key.data() + key.size() || content == nullptr || !content->is_string()) {
+      throw refuse();
+    }
     by_id.emplace_back(id, &entry);
   }
   std::stable_sort(by_id.begin(), by_id.end(), [](const auto& a, const auto& b) { return a.first < b.first; });

@@ -1,9 +1,9 @@
 // The chat templates and special tokens of a directory, found where transformers 5 finds them.
 //
-// transformers' tokenizer looks for chat templates in chat_template.jinja and additional_chat_templates/*.jinja, or else in
-// tokenizer_config.json; its processor, for models that see images too, in processor_config.json and chat_template.json.
-// The processor's own places count only where the tokenizer has no template. Special tokens stand in
-// tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+// transformers' tokenizer looks for chat templates in chat_template.jinja and additional_chat_templates/*.jinja, or
+// else in tokenizer_config.json; its processor, for models that see images too, in processor_config.json and
+// chat_template.json. The processor's own places count only where the tokenizer has no template. Special tokens stand
+// in tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +36,8 @@ struct TextFiles {
   bool special_as_text = false;  // whether special tokens in a text are read as text
 };
 
-// Read what a checkpoint or an engine has beside its tokenizer.json. Raises Error: L4_BAD_INPUT for a file that is broken
-// or too large, L4_STORAGE for one that cannot be read.
+// Read what a checkpoint or an engine has beside its tokenizer.json. Raises Error: L4_BAD_INPUT for a file that is
+// broken or too large, L4_STORAGE for one that cannot be read.
 TextFiles read_text_files(const std::string& directory);
 
 }  // namespace l4::text

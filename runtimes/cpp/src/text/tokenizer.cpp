@@ -73,7 +73,9 @@ std::vector<std::string> control_tokens(const TextFiles& files, const AddedVocab
 
 std::shared_ptr<const Tokenizer> Tokenizer::open(const std::string& directory, const TextFiles& files) {
   const std::string path = storage::in_directory(directory, "tokenizer.json");
-  if (!storage::regular_size(path)) throw bad_input(directory + ": has no tokenizer.json, which text and stop strings need");
+  if (!storage::regular_size(path)) {
+    throw bad_input(directory + ": has no tokenizer.json, which text and stop strings need");
+  }
   return std::make_shared<const Tokenizer>(read_tokenizer_file(path), files);
 }
 
@@ -142,7 +144,8 @@ std::vector<std::int32_t> Tokenizer::encode_marked(std::string_view prompt) cons
     std::size_t from = 0;
     if (index > 0) {  // after a line end, as the Python runtime does: it tells what a text within another one gives
       encode_to("\n" + std::string(parts[index]), !as_text, piece);
-      const bool begins_so = piece.size() >= line_end.size() && std::equal(line_end.begin(), line_end.end(), piece.begin());
+      const bool begins_so =
+          piece.size() >= line_end.size() && std::equal(line_end.begin(), line_end.end(), piece.begin());
       from = begins_so ? line_end.size() : 0;
       if (!begins_so) piece.clear();
     }
@@ -184,7 +187,8 @@ bool Tokenizer::has_text(std::int32_t id, bool skip_special) const {
   if (id < 0) {
     throw bad_input("token id " + std::to_string(id) + " is negative or above 2^32 - 1: give ids of the vocabulary");
   }
-  return model_.vocabulary.has(id) && !model_.vocabulary.bytes(id).empty() && !(skip_special && has_flag(id, kTextless));
+  return model_.vocabulary.has(id) && !model_.vocabulary.bytes(id).empty() &&
+         !(skip_special && has_flag(id, kTextless));
 }
 
 }  // namespace l4::text

@@ -31,8 +31,8 @@ class Tokenizer {
   // Raises Error (L4_BAD_INPUT) for added tokens that cannot be.
   Tokenizer(TokenizerFile file, const TextFiles& files);
 
-  // The ids of a text. `add_special`: with what the tokenizer adds to one; `special_as_text`: special tokens that the text
-  // spells out stay text. Raises Error (L4_BAD_INPUT) for text that is no UTF-8 or too long.
+  // The ids of a text. `add_special`: with what the tokenizer adds to one; `special_as_text`: special tokens that the
+  // text spells out stay text. Raises Error (L4_BAD_INPUT) for text that is no UTF-8 or too long.
   std::vector<std::int32_t> encode(std::string_view text, bool add_special, bool special_as_text = false) const;
 
   // The text of some ids: bytes that are no UTF-8 give U+FFFD, ids without a token nothing. Raises Error (L4_BAD_INPUT)
@@ -50,8 +50,9 @@ class Tokenizer {
   const std::optional<std::string>& pad_token() const { return pad_token_; }
 
   // Mark the special tokens in all texts of a JSON value; keys stay as they are. A template's prompt that was rendered
-  // from marked values is encoded with `encode_marked`: special tokens that those spelled out stay text, those which the
-  // template writes are tokens. Raises Error (L4_BAD_INPUT) where the tokenizer makes a special token of ordinary text.
+  // from marked values is encoded with `encode_marked`: special tokens that those spelled out stay text, those which
+  // the template writes are tokens. Raises Error (L4_BAD_INPUT) where the tokenizer makes a special token of ordinary
+  // text.
   json::Value mark(const json::Value& value) const { return spelled_.mark(value); }
   std::vector<std::int32_t> encode_marked(std::string_view prompt) const;
 

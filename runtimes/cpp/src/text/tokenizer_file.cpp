@@ -61,12 +61,14 @@ bool is_a(const Value& step, std::string_view type) { return step.find("type")->
 Splitter read_split(const Value& step) {
   const Value* pattern = step.find("pattern");
   const Value* expression = pattern != nullptr ? pattern->find("Regex") : nullptr;
-  if (flag_of(step, "invert", false) || text_of(step.find("behavior"), "behavior") != "Isolated" || expression == nullptr) {
+  if (flag_of(step, "invert", false) || text_of(step.find("behavior"), "behavior") != "Isolated" ||
+      expression == nullptr) {
     throw unsupported("a Split that does not isolate what a regular expression matches");
   }
   const Splitter splitter = splitter_of(text_of(expression, "the pattern of a Split"));
   if (splitter == nullptr) {
-    throw unsupported("the Split pattern " + in_quotes(expression->string()) + ", neither that of Llama 3 nor of Llama 4");
+    throw unsupported("the Split pattern " + in_quotes(expression->string()) +
+                      ", neither that of Llama 3 nor of Llama 4");
   }
   return splitter;
 }
@@ -78,7 +80,9 @@ Splitter read_pre_tokenizer(const Value& part) {
     if (is_a(*steps[i], "Split") && i == 0 && steps.size() == 2) {
       splitter = read_split(*steps[i]);
     } else if (is_a(*steps[i], "ByteLevel") && i + 1 == steps.size()) {
-      if (flag_of(*steps[i], "add_prefix_space", true)) throw unsupported("a pre_tokenizer that adds a space before a text");
+      if (flag_of(*steps[i], "add_prefix_space", true)) {
+        throw unsupported("a pre_tokenizer that adds a space before a text");
+      }
       if (flag_of(*steps[i], "use_regex", true)) {
         if (splitter != nullptr) throw unsupported("a pre_tokenizer that splits by two patterns");
         return split_as_gpt2;
@@ -122,11 +126,14 @@ void read_template(const Value& step, TokenizerFile& file) {
   std::size_t texts = 0;
   for (const Value& piece : single->array()) {
     if (const Value* sequence = piece.find("Sequence")) {
-      if (text_of(sequence->find("id"), "a sequence of the post_processor") != "A") throw damaged("post_processor has a second text");
+      if (text_of(sequence->find("id"), "a sequence of the post_processor") != "A") {
+        throw damaged("post_processor has a second text");
+      }
       ++texts;
     } else {
       const Value* special = piece.find("SpecialToken");
-      const std::string& name = text_of(special != nullptr ? special->find("id") : nullptr, "a piece of the post_processor");
+      const std::string& name =
+          text_of(special != nullptr ? special->find("id") : nullptr, "a piece of the post_processor");
       const std::vector<std::int32_t> ids = special_ids(step, name);
       std::vector<std::int32_t>& side = texts == 0 ? before : after;
       side.insert(side.end(), ids.begin(), ids.end());
@@ -149,14 +156,18 @@ AddedToken read_added_token(json::Reader& reader) {
   AddedToken token;
   int seen = 0;
   reader.object([&](std::string_view key) {
-    const std::pair<const char*, bool*> flags[] = {{"single_word", &token.single_word}, {"lstrip", &token.lstrip},
-                                                   {"rstrip", &token.rstrip},           {"normalized", &token.normalized},
+    const std::pair<const char*, bool*> flags[] = {{"single_word", &token.single_word},
+                                                   {"lstrip", &token.lstrip},
+                                                   {"rstrip", &token.rstrip},
+                                                   {"normalized", &token.normalized},
                                                    {"special", &token.special}};
     for (const auto& [name, flag] : flags) {
       if (key == name) return ++seen, void(*flag = reader.boolean());
     }
     if (key == "content") return ++seen, void(token.content = reader.string());
-    if (key == "id") return ++seen, void(reader.integer());  // ids are given as the library does: by the vocabulary, or the next
+    if (key == "id") {
+      return ++seen, void(reader.integer());  // ids are given as the library does: by the vocabulary, or the next
+    }
     reader.skip();
   });
   if (seen != 7) throw damaged("an added token lacks its content, its id or one of its flags, or has one twice");

@@ -20,8 +20,8 @@ struct TokenizerFile {
   std::optional<std::string> pad_token;     // of "padding"; texts are neither padded nor cut
 };
 
-// Raises Error: L4_BAD_INPUT for a file that is missing, damaged, or says what is not known here; L4_STORAGE for one that
-// cannot be read.
+// Raises Error: L4_BAD_INPUT for a file that is missing, damaged, or says what is not known here; L4_STORAGE for one
+// that cannot be read.
 TokenizerFile read_tokenizer_file(const std::string& path);
 
 // The same for the content of a file. Raises Error (L4_BAD_INPUT).

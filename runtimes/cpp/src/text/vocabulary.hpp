@@ -17,18 +17,20 @@ class Vocabulary {
   // A token as it is spelled in the vocabulary. Raises Refusal where its id is another token's, negative or too high.
   void add(std::string_view spelled, std::int64_t id);
 
-  // Have all tokens found that were added so far; those that are added later are decoded alone. Raises Refusal where two
-  // of them are the same.
+  // Have all tokens found that were added so far; those that are added later are decoded alone. Raises Refusal where
+  // two of them are the same.
   void index();
 
-  std::int32_t find_bytes(std::string_view bytes, std::uint64_t hash) const;  // the token with these bytes; -1: none has
+  std::int32_t find_bytes(std::string_view bytes, std::uint64_t hash) const;  // token with these bytes; -1: none has
   std::int32_t find_bytes(std::string_view bytes) const { return find_bytes(bytes, hash_of(bytes)); }
   std::int32_t find(std::string_view spelled) const;  // the token of that spelling; -1: there is none
   void prefetch(std::uint64_t hash) const { table_.prefetch(hash); }
 
   std::size_t size() const { return indexed_; }       // tokens that can be found
   std::size_t ids() const { return tokens_.size(); }  // the highest id + 1
-  bool has(std::int64_t id) const { return id >= 0 && static_cast<std::size_t>(id) < ids() && tokens_[id].begin != kNone; }
+  bool has(std::int64_t id) const {
+    return id >= 0 && static_cast<std::size_t>(id) < ids() && tokens_[id].begin != kNone;
+  }
 
   // Of an id that it has: the bytes that decoding gives, and the token's spelling.
   std::string_view bytes(std::int64_t id) const {

@@ -2,8 +2,8 @@
 //
 //   conformance DIRECTORY OUT SAVED [at once]
 //
-// The results of the cases in DIRECTORY lie in OUT afterwards; sessions are loaded from SAVED. With "at once" every case has
-// a thread of its own, on one engine. The variable L4EXPORT_ONNXRUNTIME says where ONNX Runtime is.
+// The results of the cases in DIRECTORY lie in OUT afterwards; sessions are loaded from SAVED. With "at once" every
+// case has a thread of its own, on one engine. The variable L4EXPORT_ONNXRUNTIME says where ONNX Runtime is.
 #include <algorithm>
 #include <cstdio>
 #include <fstream>

@@ -44,6 +44,25 @@ std::vector<T> all_of(Give&& give) {
   return values;
 }
 
+template <typename T>
+l4::json::Array listed(const std::vector<T>& values) {
+  l4::json::Array list;
+  for (const T value : values) list.emplace_back(static_cast<std::int64_t>(value));
+  return list;
+}
+
+inline l4::json::Object ids_of(const std::vector<std::int32_t>& ids) {
+  l4::json::Object told;
+  told.add("ids", listed(ids));
+  return told;
+}
+
+inline l4::json::Object text_of(const std::vector<char>& text) {
+  l4::json::Object told;
+  told.add("text", std::string(text.begin(), text.end()));
+  return told;
+}
+
 // A tensor with its bytes, float32.
 inline l4::storage::NewTensor tensor(std::string name, std::vector<std::int64_t> shape, const float* values,
                                      std::size_t count) {

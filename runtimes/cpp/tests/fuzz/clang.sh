@@ -13,13 +13,15 @@ if [ ! -x "$out/clang++" ]; then
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
   only=(--no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances)
-  packages=$(apt-cache depends --recurse "${only[@]}" "clang-$version" "libclang-rt-$version-dev" | grep '^[a-z]' | sort -u)
+  packages=$(apt-cache depends --recurse "${only[@]}" "clang-$version" "libclang-rt-$version-dev" |
+    grep '^[a-z]' | sort -u)
   lacking=$(for package in $packages; do dpkg -s "$package" >/dev/null 2>&1 || echo "$package"; done)
   (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download $lacking)
   rm -rf "$out" && mkdir -p "$out"
   for package in "$work"/*.deb; do dpkg -x "$package" "$out"; done
   libraries=$out/usr/lib/$(gcc -print-multiarch):$out/usr/lib/llvm-$version/lib
-  printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$libraries" "$out/usr/lib/llvm-$version/bin/clang++" >"$out/clang++"
+  printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' \
+    "$libraries" "$out/usr/lib/llvm-$version/bin/clang++" >"$out/clang++"
   chmod +x "$out/clang++"
 fi
 fuzzes "$out/clang++"

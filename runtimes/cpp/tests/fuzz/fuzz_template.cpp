@@ -32,7 +32,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const std::string prompt = templates.render(l4::chat::read_chat(end == input.npos ? kChat : input.substr(end + 1)));
     if (!l4::utf8::is_valid(prompt)) std::abort();
   } catch (const l4::Error& error) {
-    if (error.status() != L4_BAD_INPUT || std::string_view(error.what()).find('\n') != std::string_view::npos) std::abort();
+    if (error.status() != L4_BAD_INPUT || std::string_view(error.what()).find('\n') != std::string_view::npos) {
+      std::abort();
+    }
   }
   return 0;
 }

@@ -1,5 +1,5 @@
-// Any bytes as a text: refused if they are no UTF-8; or else what is encoded is decoded to the same text, at once and token
-// by token. The tokenizers are fixed, one of each way to cut a text.
+// Any bytes as a text: refused if they are no UTF-8; or else what is encoded is decoded to the same text, at once and
+// token by token. The tokenizers are fixed, one of each way to cut a text.
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -19,8 +19,8 @@ namespace {
 using namespace l4::text;
 
 std::shared_ptr<const Tokenizer> tokenizer(Splitter splitter, bool whole_words_first) {
-  constexpr std::array<std::array<std::int32_t, 3>, 6> kMerges = {{{'a', 'a', 256}, {256, 256, 257}, {' ', 'a', 258},
-                                                                   {'\n', '\n', 259}, {0xE6, 0x97, 260}, {'<', '|', 261}}};
+  constexpr std::array<std::array<std::int32_t, 3>, 6> kMerges = {
+      {{'a', 'a', 256}, {256, 256, 257}, {' ', 'a', 258}, {'\n', '\n', 259}, {0xE6, 0x97, 260}, {'<', '|', 261}}};
   TokenizerFile file;
   Vocabulary& vocabulary = file.model.vocabulary;
   for (int byte = 0; byte < 256; ++byte) {

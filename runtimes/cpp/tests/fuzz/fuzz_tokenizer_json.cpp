@@ -11,7 +11,8 @@
 
 namespace {
 
-constexpr const char* kTexts[] = {"the  theory of <|x|> the\n\n1234 don't", "<|x|><y> z <|x|>", "\xE6\x97\xA5\xE6\x9C\xAC \xC3\xA9"};
+constexpr const char* kTexts[] = {"the  theory of <|x|> the\n\n1234 don't", "<|x|><y> z <|x|>",
+                                  "\xE6\x97\xA5\xE6\x9C\xAC \xC3\xA9"};
 
 void use(const l4::text::Tokenizer& tokenizer) {
   for (const std::string_view text : kTexts) {

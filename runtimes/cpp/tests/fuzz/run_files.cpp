@@ -1,5 +1,5 @@
-// Runs a fuzz target where there is no libFuzzer: over the files that it is given (of a directory, those in it), over every
-// beginning of each, and over copies with one byte changed. Sanitizers end the program where something is wrong.
+// Runs a fuzz target where there is no libFuzzer: over the files that it is given (of a directory, those in it), over
+// every beginning of each, and over copies with one byte changed. Sanitizers end the program where something is wrong.
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>

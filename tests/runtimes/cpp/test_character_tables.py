@@ -1,4 +1,4 @@
-"""The table of character classes is the one that its generator makes of what the package `tokenizers` says."""
+"""The tables of characters are those that their generators make: of the package `tokenizers`, and of Python itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import re
+import unicodedata
 from pathlib import Path
 from types import ModuleType
 
@@ -16,8 +17,8 @@ CPP = Path(__file__).parents[3] / "runtimes/cpp"
 TABLE = CPP / "src/text/character_classes.inc"
 
 
-def _generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("character_classes", CPP / "tools/character_classes.py")
+def _generator(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, CPP / f"tools/{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -37,7 +38,7 @@ def _classes() -> list[int]:
 
 def test_some_characters() -> None:
     """Of every block some, by the package's own expressions: another version of Unicode would show."""
-    table, generator = _classes(), _generator()
+    table, generator = _classes(), _generator("character_classes")
     points = [point for point in [*range(0x500), *range(0, 0x110000, 37)] if not 0xD800 <= point < 0xE000]
     text = "".join(map(chr, points))
     for bit, expression in generator.BITS.items():
@@ -56,5 +57,11 @@ def test_every_letter_is_upper_or_lower() -> None:
 def test_the_whole_table() -> None:
     written = io.StringIO()
     with contextlib.redirect_stdout(written):
-        _generator().main()
+        _generator("character_classes").main()
     assert written.getvalue() == TABLE.read_text()
+
+
+def test_characters_as_python_knows_them() -> None:
+    if unicodedata.unidata_version != "14.0.0":
+        pytest.skip(f"this Python has Unicode {unicodedata.unidata_version}, and the table is of 14.0.0")
+    assert (CPP / "src/chat/character_table.inc").read_text() == _generator("python_characters").table()

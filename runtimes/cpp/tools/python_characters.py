@@ -1,17 +1,21 @@
-"""The native runtime's table of characters, written from what Python itself knows of them.
+"""Writes the table of characters, as Python's str knows them, for src/chat/characters.cpp.
 
-python tests/support/native_characters.py runtimes/cpp/src/chat/character_table.hpp
+    python python_characters.py > ../src/chat/character_table.inc
+
+Chat templates call methods of Python's str, so the table is of a Python's version of Unicode. The tokenizer's classes,
+of character_classes.py, are of another version and of other properties. A test compares the table with Python 3.11.
 """
 
 from __future__ import annotations
 
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 POINTS = range(0x110000)
-PROPERTIES: dict[str, Callable[[str], bool]] = {
+NEVER_CUT = "\N{NO-BREAK SPACE}"  # no place for the end of a line
+PROPERTIES: dict[str, Callable[[str], bool]] = {  # in the order of their bits in src/chat/characters.hpp
     "alphabetic": str.isalpha,
     "decimal": str.isdecimal,
     "digit": str.isdigit,
@@ -27,35 +31,10 @@ CASES: dict[str, Callable[[str], str]] = {"upper": str.upper, "lower": str.lower
 
 
 def table() -> str:
-    """The header's text, for the Unicode version of this Python."""
+    """The table's text, for the Unicode version of this Python."""
+    version = f"Unicode {unicodedata.unidata_version}"
     lines = [
-        f"// Characters as Python's str knows them, Unicode {unicodedata.unidata_version}.",
-        "// Written by tests/support/native_characters.py.",
-        "#pragma once",
-        "",
-        "#include <cstdint>",
-        "",
-        "namespace l4::chat {",
-        "",
-        *(f"constexpr std::uint16_t k{name.title()} = {1 << bit};" for bit, name in enumerate(PROPERTIES)),
-        "",
-        "struct CharacterRange {",
-        "  std::uint32_t first, last;",
-        "  std::uint16_t properties;",
-        "};",
-        "",
-        "// Every `step`th character from `first` to `last` becomes the one `delta` further.",
-        "struct CaseRange {",
-        "  std::uint32_t first, last, step;",
-        "  std::int32_t delta;",
-        "};",
-        "",
-        "// A character that becomes several, 0 where there are fewer than three.",
-        "struct LongCase {",
-        "  std::uint32_t from, to[3];",
-        "};",
-        "",
-        "// clang-format off",
+        f"// Made by tools/python_characters.py: characters as Python's str knows them, {version}.",
         *_array("CharacterRange", "kCharacters", [f"{{{a:#x}, {b:#x}, {flags}}}" for a, b, flags in _ranges()]),
     ]
     for name, change in CASES.items():
@@ -64,12 +43,12 @@ def table() -> str:
             "CaseRange", f"k{name.title()}Ranges", [f"{{{a:#x}, {b:#x}, {s}, {d}}}" for a, b, s, d in short]
         )
         lines += _array("LongCase", f"k{name.title()}Long", [f"{{{c:#x}, {{{', '.join(to)}}}}}" for c, to in long])
-    return "\n".join([*lines, "// clang-format on", "", "}  // namespace l4::chat", ""])
+    return "\n".join([*lines, ""])
 
 
 def _array(kind: str, name: str, items: list[str]) -> list[str]:
-    rows = [", ".join(items[start : start + 5]) + "," for start in range(0, len(items), 5)]
-    return [f"constexpr {kind} {name}[] = {{", *rows, "};"]
+    rows = textwrap.wrap(" ".join(f"{item.replace(' ', NEVER_CUT)}," for item in items), 118)
+    return [f"constexpr {kind} {name}[] = {{", *(row.replace(NEVER_CUT, " ") for row in rows), "};"]
 
 
 def _ranges() -> Iterator[tuple[int, int, int]]:
@@ -104,4 +83,4 @@ def _changes(change: Callable[[str], str]) -> tuple[list[list[int]], list[tuple[
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(table(), encoding="utf-8")
+    sys.stdout.write(table())
