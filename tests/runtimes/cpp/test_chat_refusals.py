@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import resource
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +18,7 @@ from transformers.models.llama4.processing_llama4 import chat_template
 
 from l4export.errors import InputError
 from native_chats import called, encode_chat, native_template, outcome, python_chat, render_chat
-from native_library import NativeError
+from native_library import NativeError, run
 
 IMAGE = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "and this?"}]}
 
@@ -69,6 +73,68 @@ def test_hostile_templates_end(source: str) -> None:
         render_chat(native_template(source), [{"role": "user", "content": "x"}])
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
     assert time.perf_counter() - start < 20
+
+
+SLOW_SEARCHES = {
+    "find": ".find(n)",
+    "rfind": ".rfind(n)",
+    "count": ".count(n)",
+    "split": ".split(n) | length",
+    "rsplit": ".rsplit(n) | length",
+    "replace": ".replace(n, '') | length",
+    "partition": ".partition(n) | length",
+}
+
+
+@pytest.mark.parametrize("name", SLOW_SEARCHES)
+def test_a_search_takes_time_in_the_sum_of_the_lengths(name: str) -> None:
+    """Half of what is looked for is found at two million places, which byte by byte takes minutes."""
+    source = "{% set n = 'b' ~ 'a' * 2000000 if NAME[0] == 'r' else 'a' * 2000000 ~ 'b' %}{{ ('a' * 4000000)PART }}"
+    start = time.perf_counter()
+    render_chat(native_template(source.replace("NAME", repr(name)).replace("PART", SLOW_SEARCHES[name])), [])
+    assert time.perf_counter() - start < 20
+
+
+IN_LITTLE_MEMORY = """if True:
+    import resource
+    from native_chats import native_template, render_chat
+    from native_library import NativeError, run
+    render_chat(native_template("fine"), [])
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 30),) * 2)
+    for source in [
+        "{{ strftime_now('a' * 300000000) | length }}",
+        "{{ ('a' * 300000000)[::-1] | length }}",
+        "{{ ('\\n' * 300000000).splitlines() | length }}",
+        "{{ ('\\n' * 300000000) | indent | length }}",
+    ]:
+        try:
+            print(render_chat(native_template(source), []))
+        except NativeError as error:
+            print(error)
+"""
+
+
+def test_what_a_run_takes_is_counted_before_it_is_taken() -> None:
+    """With two gigabytes more than the process has; what is counted too late fails for want of memory."""
+    path = os.pathsep.join(filter(None, sys.path))
+    told = run(sys.executable, "-c", IN_LITTLE_MEMORY, PYTHONPATH=path).splitlines()
+    assert told == ["chat template: it needs too much memory; correct the messages or the template"] * 4
+
+
+def test_a_run_leaves_nothing_behind() -> None:
+    """What a loop has been compared with goes, though it holds the loop itself."""
+    native = native_template("{% set big = 'x' * 4000000 %}{% for i in [1] %}{{ loop.changed(loop, big) }}{% endfor %}")
+    render_chat(native, [])
+    before = _resident()
+    for _ in range(100):
+        render_chat(native, [])
+    assert _resident() - before < 100_000_000
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.mark.parametrize("form", ["{}", "{{{{ {} }}}}"])

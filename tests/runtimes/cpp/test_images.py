@@ -26,7 +26,7 @@ from native_images import NativeImages, Picture, expand
 from native_library import NativeError, check, native_library
 from native_tokenizer import NativeTokenizer
 
-BAD_INPUT = 2
+BAD_INPUT, STORAGE = 2, 4
 CASES = {name: (image, changed) for name, image, changed in pixel_cases()}
 RECORDED = json.loads(RECORD.read_text(encoding="utf-8"))["pixels"]
 
@@ -194,6 +194,12 @@ def test_directories_without_settings(tmp_path: Path) -> None:
     assert_judged_as_python(tmp_path)
     (tmp_path / "preprocessor_config.json").mkdir()
     assert_judged_as_python(tmp_path)
+
+
+def test_a_directory_that_cannot_be_looked_at_is_no_defect_of_the_library(tmp_path: Path) -> None:
+    with pytest.raises(NativeError, match=r"cannot be read \(File name too long\)") as error:
+        NativeImages(tmp_path / ("x" * 300), [])
+    assert error.value.status == STORAGE
 
 
 def created(directory: Path | None, pictures: Any, count: int, max_tiles: int = 0) -> None:
