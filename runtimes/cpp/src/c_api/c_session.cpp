@@ -6,31 +6,30 @@
 namespace l4::c_api {
 namespace {
 
+// A row of so many.
+size_t checked_row(std::int32_t row, std::int64_t rows) {
+  if (row >= 0 && row < rows) return static_cast<size_t>(row);
+  throw bad_input("row is " + std::to_string(row) + ": give a whole number, 0 to " + std::to_string(rows - 1));
+}
+
 // The new tokens of an append, into memory that the session keeps for them.
 NewTokens& new_tokens(l4_session& handle, const l4_row_tokens* rows, size_t count) {
   NewTokens& tokens = handle.tokens;
   tokens.clear();
   for (size_t index = 0; index < count; ++index) {
-    const l4_row_tokens row = element_of<l4_row_tokens>(rows, index, {sizeof(l4_row_tokens), 0, nullptr, 0, nullptr});
-    const auto number = static_cast<size_t>(row.row);
-    if (row.row < 0 || number >= tokens.rows().size()) {
-      throw bad_input("row is " + std::to_string(row.row) + ": give a whole number, 0 to " +
-                      std::to_string(tokens.rows().size() - 1));
-    }
-    if (!tokens.rows()[number].empty()) throw bad_input("row " + std::to_string(row.row) + " is given twice");
-    if (row.count != 0) tokens.set(number, &given(row.ids, "the ids of a row"), row.count,
-                                   row.images != nullptr ? row.images->images : nullptr);
+    const l4_row_tokens from = element_of<l4_row_tokens>(rows, index, {sizeof(l4_row_tokens), 0, nullptr, 0, nullptr});
+    const size_t row = checked_row(from.row, handle.session->rows());
+    if (!tokens.rows()[row].empty()) throw bad_input("row " + std::to_string(row) + " is given twice");
+    if (from.count == 0) continue;
+    tokens.set(row, &given(from.ids, "the ids of a row"), from.count,
+               from.images != nullptr ? from.images->images : nullptr);
   }
   return tokens;
 }
 
 l4_row_info row_info(const Session& session, std::int32_t row) {
   const SessionState& state = session.state();
-  if (row < 0 || row >= session.rows()) {
-    throw bad_input("row is " + std::to_string(row) + ": give a whole number, 0 to " +
-                    std::to_string(session.rows() - 1));
-  }
-  const auto index = static_cast<size_t>(row);
+  const size_t index = checked_row(row, session.rows());
   return {0, state.lengths[index], state.starts[index], state.end(index)};
 }
 
@@ -76,8 +75,7 @@ extern "C" l4_status l4_session_token_ids(const l4_session* session, int32_t row
   return guarded([&] {
     Session& of = session_of(session);
     const Session::Call call(of, "token_ids");
-    row_info(of, row);
-    const std::vector<std::int64_t>& held = of.state().ids[static_cast<size_t>(row)];
+    const std::vector<std::int64_t>& held = of.state().ids[checked_row(row, of.rows())];
     const std::vector<std::int32_t> narrow(held.begin(), held.end());
     give(narrow.data(), narrow.size(), ids, capacity, count);
   });
@@ -91,6 +89,7 @@ extern "C" l4_status l4_session_append(l4_session* session, const l4_row_tokens*
     const l4::Logits given = of.append(new_tokens(*session, tokens, count), last_only != 0);
     if (logits != nullptr) *logits = given.values;
     if (positions != nullptr) *positions = static_cast<size_t>(given.positions);
+    session->tokens.clear();  // the caller may close their images, which then go
   });
 }
 

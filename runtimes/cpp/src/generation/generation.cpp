@@ -111,6 +111,7 @@ void Generation::feed() {
       logits = session_->step(fed_.data());
     } else {
       logits = session_->append(prompts_, true);
+      prompts_ = NewTokens(0);  // the caller may close their images, which then go
     }
   } catch (...) {  // an append that fails is undone, which makes another state
     version_ = session_->version();
