@@ -12,8 +12,6 @@ wheel=$(ls "$work"/dist/*.whl)
 "$work/venv/bin/pip" install --quiet --constraint "$repository/constraints.txt" "$wheel[cpu]"
 headers=$repository/build/onnxruntime-headers
 "$repository/runtimes/cpp/onnxruntime_headers.sh" "$headers"
-# several files a compiler's run, a third of the time; release_wheels.sh compiles them one by one
-CMAKE_ARGS="-DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=10" \
 ONNXRUNTIME_INCLUDE_DIR=$headers/usr/include/onnxruntime "$work/venv/bin/pip" install --quiet "$repository/runtimes/cpp"
 cd "$work"
 cat >use.py <<'PYTHON'
