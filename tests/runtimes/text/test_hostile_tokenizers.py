@@ -86,7 +86,7 @@ MANY_TOKENS = [
     for number in range(60_000)
 ]
 NEVER_FAILING = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
-SLOW = "(A|A|A|A){9}[^A]|."
+SLOW = "(A|A|A|A){11}[^A]|."
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 TEMPLATE = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
 
