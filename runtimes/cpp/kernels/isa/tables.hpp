@@ -1,0 +1,13 @@
+// The tables of the instruction sets, each in a file that is compiled for it.
+#pragma once
+
+#include "kernels.hpp"
+
+namespace l4::cpu {
+
+extern const Kernels scalar_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx512_vnni_kernels;
+#endif
+
+}  // namespace l4::cpu
