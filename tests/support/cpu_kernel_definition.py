@@ -77,7 +77,7 @@ def exponential(x: np.ndarray) -> np.ndarray:
     p = np.full_like(r, 1.98756912e-4)
     for c in (1.39819994e-3, 8.33345205e-3, 4.16657962e-2, 1.66666660e-1, 0.5, 1.0, 1.0):
         p = fma(p, r, F32(c))
-    return np.where(x > 88, F32(np.inf), p * np.exp2(n).astype(F32))
+    return np.where(x > 88, F32(np.inf), np.ldexp(p, np.where(np.isnan(n), 0, n).astype(np.int32)))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -110,9 +110,7 @@ def chosen(logits: np.ndarray, k: int) -> np.ndarray:
     return (order[..., None] == np.arange(logits.shape[1])).any(1)
 
 
-def moe(
-    x: np.ndarray, logits: np.ndarray, k: int, experts: list[Unit], shared: Unit | None, int8: bool
-) -> np.ndarray:
+def moe(x: np.ndarray, logits: np.ndarray, k: int, experts: list[Unit], shared: Unit | None, int8: bool) -> np.ndarray:
     """y [T, H]: the shared expert, then the chosen experts in order of their index."""
     scores = np.where(np.isnan(logits).any(-1, keepdims=True), F32(np.nan), sigmoid(logits))
     mask, y = chosen(logits, k), np.zeros_like(x)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from cpu_kernels import MoeTiles, Tiles, kernel_library_path
+from cpu_kernel_library import MoeTiles, Tiles, kernel_library_path
 from onnx import TensorProto, helper, numpy_helper
 
 DOMAIN = "l4.cpu"
@@ -36,9 +36,11 @@ def moe_attributes(tiles: MoeTiles, experts: int, k: int, activations: str) -> d
     gate_up, down = tiles.layouts[:2]
     sizes = {"hidden": gate_up.columns, "intermediate": down.columns, "experts": experts, "k": k}
     lists = {"bits": "bits", "block_size": "block_size", "zero_points": "zero_points"}
-    return sizes | {"activations": activations} | {
-        name: [int(getattr(layout, field)) for layout in tiles.layouts] for name, field in lists.items()
-    }
+    return (
+        sizes
+        | {"activations": activations}
+        | {name: [int(getattr(layout, field)) for layout in tiles.layouts] for name, field in lists.items()}
+    )
 
 
 def moe_model(arrays: list[np.ndarray], attributes: Mapping[str, Any]) -> onnx.ModelProto:

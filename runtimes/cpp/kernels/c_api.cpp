@@ -59,3 +59,15 @@ L4CPU_EXPORT void l4cpu_moe(const char* isa, const l4cpu_format* formats, int in
 L4CPU_EXPORT void l4cpu_gate(const char* isa, const float* gate, const float* up, std::int64_t count, float* h) {
   for (std::int64_t i = 0; i < count; i += 16) named(isa)->gate(gate + i, up + i, h + i);
 }
+
+// Reads `lines` of 64 bytes once, front to back, and does next to nothing with them: what a kernel cannot be faster than.
+L4CPU_EXPORT std::uint64_t l4cpu_read(const std::uint64_t* memory, std::int64_t lines) {
+  std::uint64_t sums[8] = {};
+  for (std::int64_t line = 0; line < lines; line++, memory += 8) {
+    __builtin_prefetch(memory + 512);
+    for (int i = 0; i < 8; i++) sums[i] ^= memory[i];
+  }
+  std::uint64_t all = 0;
+  for (std::uint64_t sum : sums) all ^= sum;
+  return all;
+}

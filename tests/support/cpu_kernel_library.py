@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,8 @@ def kernel_library() -> ctypes.CDLL:
 @functools.cache
 def instruction_sets() -> list[str]:
     """Those that this processor runs, the fastest first."""
-    names = iter(lambda i=iter(range(99)): kernel_library().l4cpu_isa(next(i)), None)
-    return [name.decode() for name in names]
+    names = map(kernel_library().l4cpu_isa, itertools.count())
+    return [name.decode() for name in itertools.takewhile(lambda name: name is not None, names)]
 
 
 class Tiles:
@@ -107,6 +108,14 @@ def moe(isa: str, tiles: MoeTiles, k: int, x: np.ndarray, logits: np.ndarray, in
         *(pointer(x), pointer(logits), ctypes.c_int64(len(x)), pointer(y)),
     )
     return y
+
+
+def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
+    """float32 arrays are equal, to the sign of a zero; any NaN is any other."""
+    assert found.shape == expected.shape and found.dtype == expected.dtype == np.float32
+    nan = np.isnan(found)
+    np.testing.assert_array_equal(nan, np.isnan(expected))
+    np.testing.assert_array_equal(found.view(np.int32)[~nan], np.ascontiguousarray(expected).view(np.int32)[~nan])
 
 
 def pointer(array: np.ndarray) -> ctypes.c_void_p:
