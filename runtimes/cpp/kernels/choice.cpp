@@ -5,18 +5,33 @@
 
 #include "isa/tables.hpp"
 
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace l4::cpu {
 namespace {
 
-std::vector<const Kernels*> find_runnable() {
-  std::vector<const Kernels*> found;
+void add_fast_kernels(std::vector<const Kernels*>& found) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512vnni")) found.push_back(&avx512_vnni_kernels);
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512vnni")) found.push_back(&avx512_vnni_kernels);
+    found.push_back(&avx512_kernels);
+  }
+  if (__builtin_cpu_supports("avxvnni")) found.push_back(&avx2_vnni_kernels);
+  found.push_back(&avx2_kernels);
+#elif defined(__aarch64__)
+  if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) found.push_back(&neon_kernels);
 #endif
+}
+
+std::vector<const Kernels*> find_runnable() {
+  std::vector<const Kernels*> found;
+  add_fast_kernels(found);
   found.push_back(&scalar_kernels);
   found.push_back(nullptr);
   return found;
