@@ -5,18 +5,32 @@ from __future__ import annotations
 import ctypes
 import functools
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
 from cpu_kernel_definition import Matrix, Unit
-from native_library import build_native
+from native_library import SOURCE, build_native
 
 from l4export.engine.cpu_weight_layout import CpuFormat, gate_up_order, pack_tiles
+
+TILES = SOURCE / "tests/kernels/emulated_tiles.hpp"
+BUILDS = {
+    "native": (),
+    "kernels-emulated-tiles": (f"-DCMAKE_CXX_FLAGS=-include {TILES}",),
+    "kernels-sanitized": (f"-DCMAKE_CXX_FLAGS=-include {TILES} -O1 -g1", "-DL4EXPORT_SANITIZE=address,undefined"),
+}
+"""Builds of the library, by the name of their directory: the usual one, one with AMX in plain C++, and that with
+sanitizers."""
+
+BUILD = "L4CPU_TEST_BUILD"
+"""The environment variable that names the build which is tested."""
 
 
 def kernel_library_path() -> Path:
     """libl4cpu.so, built; in seconds, as nothing else is."""
-    return build_native(target="l4cpu") / "kernels" / "libl4cpu.so"
+    name = os.environ.get(BUILD, "native")
+    return build_native(name, *BUILDS[name], target="l4cpu") / "kernels" / "libl4cpu.so"
 
 
 class Format(ctypes.Structure):

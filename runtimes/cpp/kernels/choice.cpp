@@ -3,7 +3,9 @@
 #include <cstdlib>
 #include <vector>
 
+#include "isa/amx.hpp"
 #include "isa/tables.hpp"
+#include "trial.hpp"
 
 #if defined(__aarch64__)
 #include <asm/hwcap.h>
@@ -19,7 +21,10 @@ void add_fast_kernels(std::vector<const Kernels*>& found) {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
-    if (__builtin_cpu_supports("avx512vnni")) found.push_back(&avx512_vnni_kernels);
+    if (__builtin_cpu_supports("avx512vnni")) {
+      if (amx_permitted() && same_bits(amx_kernels, avx512_vnni_kernels)) found.push_back(&amx_kernels);
+      found.push_back(&avx512_vnni_kernels);
+    }
     found.push_back(&avx512_kernels);
   }
   if (__builtin_cpu_supports("avxvnni")) found.push_back(&avx2_vnni_kernels);

@@ -7,7 +7,7 @@ namespace l4::cpu {
 
 extern const Kernels scalar_kernels;
 #if defined(__x86_64__)
-extern const Kernels avx2_kernels, avx2_vnni_kernels, avx512_kernels, avx512_vnni_kernels;
+extern const Kernels avx2_kernels, avx2_vnni_kernels, avx512_kernels, avx512_vnni_kernels, amx_kernels;
 #elif defined(__aarch64__)
 extern const Kernels neon_kernels;
 #endif

@@ -1,0 +1,35 @@
+"""The tests beside this file over other builds of libl4cpu: with AMX in plain C++, and that with sanitizers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cpu_kernel_library import BUILD, instruction_sets
+
+TESTS = [str(Path(__file__).parent / f"test_{name}.py") for name in ("linear", "moe", "gated_unit", "operators")]
+
+pytestmark = pytest.mark.skipif(BUILD in os.environ, reason="this is another build")
+
+
+def run_tests(build: str, *options: str, **variables: str) -> str:
+    """What pytest says of the tests; AssertionError if one fails, or none ran."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, *TESTS]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), BUILD: build, **variables}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.skipif("amx-int8" in instruction_sets(), reason="this processor has AMX, and the other tests use it")
+def test_amx_without_the_processor() -> None:
+    assert "amx-int8" in run_tests("kernels-emulated-tiles", "-k", "amx or any_cut", "-v")
+
+
+@pytest.mark.sanitized
+def test_with_sanitizers() -> None:
+    found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    run_tests("kernels-sanitized", LD_PRELOAD=found.stdout.strip(), ASAN_OPTIONS="detect_leaks=0")
