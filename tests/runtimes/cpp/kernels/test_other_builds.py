@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cpu_kernel_library import BUILD, instruction_sets
+from native_library import run
 
 TESTS = [str(Path(__file__).parent / f"test_{name}.py") for name in ("linear", "moe", "gated_unit", "operators")]
 
@@ -31,5 +32,6 @@ def test_amx_without_the_processor() -> None:
 
 @pytest.mark.sanitized
 def test_with_sanitizers() -> None:
-    found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    run_tests("kernels-sanitized", LD_PRELOAD=found.stdout.strip(), ASAN_OPTIONS="detect_leaks=0")
+    """libstdc++ is loaded early for the sanitizer to find how exceptions are thrown; Python itself leaks."""
+    early = [run("g++", f"-print-file-name=lib{name}.so").strip() for name in ("asan", "stdc++")]
+    run_tests("kernels-sanitized", LD_PRELOAD=" ".join(early), ASAN_OPTIONS="detect_leaks=0")
