@@ -17,6 +17,7 @@ high one. In a group of 8-bit codes, byte 4 r + j is that of row r and column 4 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ TILE_ROWS = 32
 
 _HALF = TILE_ROWS // 2
 _LINE_BYTES = 64
+_PIECE_BYTES = 256 << 10
 
 Array = NDArray[Any]
 
@@ -127,7 +129,8 @@ def pack_tiles(
     if zero_points is not None:
         _check(zero_points, np.uint8, (*lead, n, layout.blocks), "zero points")
         tiles[..., _LINE_BYTES : layout.header_bytes] = _by_tile(layout, zero_points.astype("<u2")).view(np.uint8)
-    tiles[..., layout.header_bytes :] = _groups(layout, codes).reshape(*tiles.shape[:-1], -1)
+    for matrix, into in zip(codes.reshape(-1, *codes.shape[-2:]), tiles.reshape(-1, *tiles.shape[-3:]), strict=True):
+        _put_codes(layout, matrix, into[..., layout.header_bytes :])
     return tiles.reshape(*lead, *layout.shape)
 
 
@@ -173,10 +176,19 @@ def _by_row(layout: CpuFormat, values: Array) -> Array:
     return np.ascontiguousarray(rows[..., : layout.rows, :])
 
 
+def _put_codes(layout: CpuFormat, codes: Array, groups: Array) -> None:
+    """Codes as stored [N, K * bits / 8] -> groups [T, K / B, bytes of a block]; as many tiles a time as caches hold."""
+    step = max(1, _PIECE_BYTES // (TILE_ROWS * codes.shape[-1]))
+    for first in range(0, layout.tiles, step):
+        piece = codes[first * TILE_ROWS : (first + step) * TILE_ROWS]
+        part = groups[first : first + step]
+        part[...] = _groups(dataclasses.replace(layout, rows=len(piece)), piece).reshape(part.shape)
+
+
 def _groups(layout: CpuFormat, codes: Array) -> Array:
-    """Codes as stored [.., N, K * bits / 8] -> [.., T, K / 4, 16 * bits]."""
+    """Codes as stored [N, K * bits / 8] -> [T, K / 4, 16 * bits]."""
     rows = _padded(layout, codes)
-    if layout.bits == 8:  # [.., T, 32, K / 4, 4] -> [.., T, K / 4, 32, 4]
+    if layout.bits == 8:  # [T, 32, K / 4, 4] -> [T, K / 4, 32, 4]
         quads = rows.view("<u4")
         return np.ascontiguousarray(np.swapaxes(quads, -1, -2)).view(np.uint8)
     low, high = rows[..., :_HALF, :].view("<u2"), rows[..., _HALF:, :].view("<u2")  # 4 codes each
@@ -185,7 +197,7 @@ def _groups(layout: CpuFormat, codes: Array) -> Array:
 
 
 def _codes(layout: CpuFormat, groups: Array) -> Array:
-    """Takes `_groups` back; [.., T, K / B, bytes] -> [.., N, K * bits / 8]."""
+    """Takes `_put_codes` back: [.., T, K / B, bytes] -> [.., N, K * bits / 8]."""
     lead = groups.shape[:-3]
     quads = np.ascontiguousarray(groups).view("<u4")
     lanes = quads.reshape(*lead, layout.tiles, layout.columns // 4, -1).swapaxes(-1, -2)
@@ -199,12 +211,13 @@ def _spread(fours: Array) -> Array:
     """Four codes in 16 bits -> four bytes in 32, the code in the lower half of each."""
     wide = fours.astype("<u4")
     wide = (wide | wide << 8) & 0x00FF00FF
-    return (wide | wide << 4) & 0x0F0F0F0F
+    spread: Array = (wide | wide << 4) & 0x0F0F0F0F
+    return spread
 
 
 def _gathered(fours: Array) -> Array:
     """Takes `_spread` back, whatever the upper halves hold."""
     wide = fours & 0x0F0F0F0F
     wide = (wide | wide >> 4) & 0x00FF00FF
-    fours_again: Array = ((wide | wide >> 8) & 0xFFFF).astype("<u2")
-    return fours_again
+    gathered: Array = ((wide | wide >> 8) & 0xFFFF).astype("<u2")
+    return gathered

@@ -33,8 +33,13 @@ def linear_model(tiles: np.ndarray, attributes: Mapping[str, Any], bias: np.ndar
 
 
 def moe_attributes(tiles: MoeTiles, experts: int, k: int, activations: str) -> dict[str, Any]:
+    return {"experts": experts, "k": k, **gated_attributes(tiles, activations)}
+
+
+def gated_attributes(tiles: MoeTiles, activations: str) -> dict[str, Any]:
+    """Of MLP, and some of MoE."""
     gate_up, down = tiles.layouts[:2]
-    sizes = {"hidden": gate_up.columns, "intermediate": down.columns, "experts": experts, "k": k}
+    sizes = {"hidden": gate_up.columns, "intermediate": down.columns}
     lists = {"bits": "bits", "block_size": "block_size", "zero_points": "zero_points"}
     return (
         sizes
@@ -46,6 +51,10 @@ def moe_attributes(tiles: MoeTiles, experts: int, k: int, activations: str) -> d
 def moe_model(arrays: list[np.ndarray], attributes: Mapping[str, Any]) -> onnx.ModelProto:
     names = ("gate_up", "down", "shared_gate_up", "shared_down")
     return _model("MoE", ["x", "logits"], dict(zip(names, arrays, strict=False)), attributes)
+
+
+def mlp_model(arrays: list[np.ndarray], attributes: Mapping[str, Any]) -> onnx.ModelProto:
+    return _model("MLP", ["x"], dict(zip(("gate_up", "down"), arrays, strict=True)), attributes)
 
 
 def _model(

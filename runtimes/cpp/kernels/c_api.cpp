@@ -49,7 +49,6 @@ L4CPU_EXPORT void l4cpu_moe(const char* isa, const l4cpu_format* formats, int in
   Moe m;
   m.expert = {format_of(formats[0]), format_of(formats[1])};
   m.shared = {format_of(formats[2]), format_of(formats[3])};
-  m.hidden = m.expert.down.rows, m.intermediate = m.expert.down.columns;
   m.experts = experts, m.k = k;
   m.activations = int8_activations != 0 ? Activations::int8 : Activations::float32;
   moe(*named(isa), m, {tiles[0], tiles[1]}, {tiles[2], tiles[3]}, x, logits, rows, y, serial);

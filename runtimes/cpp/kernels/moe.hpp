@@ -1,24 +1,13 @@
 // Llama 4's mixture of experts.
 #pragma once
 
-#include "kernels.hpp"
-#include "parallel.hpp"
+#include "gated.hpp"
 
 namespace l4::cpu {
 
-// down(silu(gate(x)) * up(x)): gate and up in one matrix [2 I, H], in the order of layout.hpp; down [H, I]; I a multiple
-// of 16.
-struct GatedUnit {
-  Format gate_up, down;
-};
-
-struct GatedTiles {
-  const std::uint8_t *gate_up = nullptr, *down = nullptr;
-};
-
 struct Moe {
-  std::int64_t hidden = 0, intermediate = 0, experts = 0, k = 0;
-  GatedUnit expert, shared;
+  std::int64_t experts = 0, k = 0;
+  GatedFormat expert, shared;
   Activations activations = Activations::int8;
 };
 

@@ -7,9 +7,9 @@
 
 namespace l4::cpu {
 
-std::vector<std::vector<Choice>> choose_experts(const Kernels& kernels, const float* logits, std::int64_t rows,
+std::vector<std::vector<WeightedRow>> choose_experts(const Kernels& kernels, const float* logits, std::int64_t rows,
                                                 std::int64_t experts, std::int64_t k) {
-  std::vector<std::vector<Choice>> chosen(static_cast<std::size_t>(experts));
+  std::vector<std::vector<WeightedRow>> chosen(static_cast<std::size_t>(experts));
   std::vector<std::int64_t> order(static_cast<std::size_t>(experts));
   for (std::int64_t row = 0; row < rows; row++, logits += experts) {
     const bool broken = std::any_of(logits, logits + experts, [](float z) { return std::isnan(z); });

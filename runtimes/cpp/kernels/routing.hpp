@@ -4,19 +4,15 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels.hpp"
+#include "gated.hpp"
 
 namespace l4::cpu {
 
-struct Choice {
-  std::int64_t row;
-  float score;  // what the expert's input is multiplied by
-};
 
 // Rows of each expert, in order, from router logits [rows, experts]: a row goes to the k experts with the largest logits,
 // of equal ones to the first; its score is sigmoid(logit). A row with a NaN among its logits has NaN as scores, and goes
 // to the first k.
-std::vector<std::vector<Choice>> choose_experts(const Kernels& kernels, const float* logits, std::int64_t rows,
+std::vector<std::vector<WeightedRow>> choose_experts(const Kernels& kernels, const float* logits, std::int64_t rows,
                                                 std::int64_t experts, std::int64_t k);
 
 }  // namespace l4::cpu

@@ -1,6 +1,7 @@
 // Rows of float activations times a tile. To be included by files of isa/ only.
 #pragma once
 
+#include "kernel/prefetch.hpp"
 #include "kernels.hpp"
 
 namespace l4::cpu {
@@ -53,7 +54,7 @@ static void multiply_float_rows(const std::uint8_t* tile, const Format& format, 
       block.clear();
       const std::uint8_t* group = tile + header + 4 * lane;
       for (std::int64_t i = k; i < k + format.block; i += 4, group += 16 * bits) {
-        __builtin_prefetch(group + 4096);
+        __builtin_prefetch(group + kPrefetchBytes);
         const auto codes = V::load_bytes(group);
         const float* const column = x + i / 16 * slab + i % 16;
         block.template add_column<0>(codes, zeros, column, 16);

@@ -1,11 +1,10 @@
 // Rows of int8 activations times a tile. To be included by files of isa/ only.
 #pragma once
 
+#include "kernel/prefetch.hpp"
 #include "kernels.hpp"
 
 namespace l4::cpu {
-
-static constexpr int kPrefetchBytes = 4096;  // ahead of the weights that are read: 90 % of a core's read rate and more
 
 // A group of codes as vectors of bytes, 4 columns of one row in each lane: vector v has rows lanes * v and on.
 template <class V, int bits>

@@ -3,6 +3,7 @@
 #include <mutex>
 
 #include "operators/linear_op.hpp"
+#include "operators/mlp_op.hpp"
 #include "operators/moe_op.hpp"
 
 namespace l4::cpu {
@@ -15,14 +16,14 @@ OrtCustomOpDomain* domain(const OrtApi& api) {
   static std::mutex mutex;
   static std::map<const OrtApi*, OrtCustomOpDomain*> domains;
   static const CustomOp<LinearOp> linear;
+  static const CustomOp<MlpOp> mlp;
   static const CustomOp<MoeOp> moe;
   const std::lock_guard<std::mutex> lock(mutex);
   OrtCustomOpDomain*& made = domains[&api];
   if (made == nullptr) {
     check(api, api.CreateCustomOpDomain("l4.cpu", &made));
-    for (const OrtCustomOp* op : {static_cast<const OrtCustomOp*>(&linear), static_cast<const OrtCustomOp*>(&moe)}) {
-      check(api, api.CustomOpDomain_Add(made, op));
-    }
+    const OrtCustomOp* const operators[] = {&linear, &mlp, &moe};
+    for (const OrtCustomOp* op : operators) check(api, api.CustomOpDomain_Add(made, op));
   }
   return made;
 }

@@ -26,7 +26,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(sys.executable, "-m", "venv", out / "venv")
     run(out / "venv/bin/pip", "install", "--quiet", "ziglang")
     sources = [
-        KERNELS / f"{name}.cpp" for name in ("c_api", "choice", "linear", "moe", "routing", "trial", "isa/scalar")
+        KERNELS / f"{name}.cpp"
+        for name in ("c_api", "choice", "gated", "linear", "moe", "routing", "trial", "isa/scalar")
     ]
     compiler = [out / "venv/bin/python", "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-static"]
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{KERNELS}"]

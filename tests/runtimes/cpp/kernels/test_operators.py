@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from cpu_kernel_definition import Unit
 from cpu_kernel_library import MoeTiles, Tiles, assert_same_bits, random_matrix
-from cpu_kernel_models import linear_attributes, linear_model, moe_attributes, moe_model, session
+from cpu_kernel_models import (
+    gated_attributes,
+    linear_attributes,
+    linear_model,
+    mlp_model,
+    moe_attributes,
+    moe_model,
+    session,
+)
 from onnx import helper
 
 F32 = np.float32
@@ -62,6 +70,22 @@ def test_moe(moe_tiles: MoeTiles, shared: bool, threads: int) -> None:
         )
         expected = library.moe("scalar", only, 2, x.reshape(-1, HIDDEN), logits.reshape(-1, EXPERTS), True)
         assert_same_bits(made.run(None, {"x": x, "logits": logits})[0], expected.reshape(x.shape))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("activations", ["int8", "float"])
+def test_mlp_is_a_shared_expert_alone(moe_tiles: MoeTiles, activations: str, threads: int) -> None:
+    """It equals the mixture whose experts all have weights 0."""
+    rng = np.random.default_rng(0)
+    alone = MoeTiles.__new__(MoeTiles)
+    alone.arrays, alone.layouts = moe_tiles.arrays[2:], moe_tiles.layouts[2:]
+    made = session(mlp_model(alone.arrays, gated_attributes(alone, activations)), threads)
+    none = [np.zeros_like(array) for array in moe_tiles.arrays[:2]]
+    with_zeros = session(moe_model([*none, *alone.arrays], moe_attributes(moe_tiles, EXPERTS, 1, activations)))
+    for lead in [(1,), (2, 0), (2, 35)]:
+        x = rng.standard_normal((*lead, HIDDEN)).astype(F32)
+        logits = np.zeros((*lead, EXPERTS), F32)
+        assert_same_bits(made.run(None, {"x": x})[0], with_zeros.run(None, {"x": x, "logits": logits})[0])
 
 
 def test_two_callers_of_two_sessions(tiles: Tiles) -> None:
