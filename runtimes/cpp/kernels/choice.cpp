@@ -3,40 +3,24 @@
 #include <cstdlib>
 #include <vector>
 
-#include "isa/amx.hpp"
 #include "isa/tables.hpp"
+#include "processor.hpp"
 #include "trial.hpp"
-
-#if defined(__aarch64__)
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
-#endif
 
 namespace l4::cpu {
 namespace {
 
-void add_fast_kernels(std::vector<const Kernels*>& found) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return;
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
-    if (__builtin_cpu_supports("avx512vnni")) {
-      if (amx_permitted() && same_bits(amx_kernels, avx512_vnni_kernels)) found.push_back(&amx_kernels);
-      found.push_back(&avx512_vnni_kernels);
-    }
-    found.push_back(&avx512_kernels);
-  }
-  if (__builtin_cpu_supports("avxvnni")) found.push_back(&avx2_vnni_kernels);
-  found.push_back(&avx2_kernels);
-#elif defined(__aarch64__)
-  if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) found.push_back(&neon_kernels);
-#endif
-}
-
 std::vector<const Kernels*> find_runnable() {
   std::vector<const Kernels*> found;
-  add_fast_kernels(found);
+#if defined(__x86_64__)
+  if (may_use_amx() && same_bits(amx_kernels, avx512_vnni_kernels)) found.push_back(&amx_kernels);
+  if (has_avx512_vnni()) found.push_back(&avx512_vnni_kernels);
+  if (has_avx512()) found.push_back(&avx512_kernels);
+  if (has_avx_vnni()) found.push_back(&avx2_vnni_kernels);
+  if (has_avx2()) found.push_back(&avx2_kernels);
+#elif defined(__aarch64__)
+  if (has_dot_products()) found.push_back(&neon_kernels);
+#endif
   found.push_back(&scalar_kernels);
   found.push_back(nullptr);
   return found;

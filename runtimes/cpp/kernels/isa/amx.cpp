@@ -1,9 +1,4 @@
 // AMX for many rows of int8 activations; all else as AVX-512 with VNNI has it.
-#include "isa/amx.hpp"
-
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include "isa/avx512_vnni.hpp"
 #include "isa/tables.hpp"
 #include "kernel/table.hpp"
@@ -138,15 +133,5 @@ constexpr Kernels amx = {"amx-int8", vnni.fill, multiply_by_amx, vnni.gate, vnni
 }  // namespace
 
 constexpr Kernels amx_kernels = amx;
-
-bool amx_permitted() {
-#if defined(L4CPU_EMULATED_TILES)
-  return true;
-#else
-  constexpr int request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
-         syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-#endif
-}
 
 }  // namespace l4::cpu
