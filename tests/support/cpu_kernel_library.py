@@ -33,6 +33,10 @@ def kernel_library_path() -> Path:
     return build_native(name, *BUILDS[name], target="l4cpu") / "kernels" / "libl4cpu.so"
 
 
+INSTRUCTION_SETS = ("scalar", "avx2", "avx2-vnni", "avx512", "avx512-vnni", "amx-int8", "neon-dotprod")
+"""All that the library has kernels for."""
+
+
 class Format(ctypes.Structure):
     """l4cpu_format."""
 

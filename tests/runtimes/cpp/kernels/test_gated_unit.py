@@ -9,12 +9,10 @@ from fractions import Fraction
 
 import cpu_kernel_definition as definition
 import numpy as np
-import pytest
-from cpu_kernel_library import assert_same_bits, instruction_sets, kernel_library, pointer
+from cpu_kernel_library import assert_same_bits, kernel_library, pointer
 from exact_float import fma
 
 F32 = np.float32
-isas = pytest.mark.parametrize("isa", instruction_sets())
 
 
 def gated(isa: str, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
@@ -33,7 +31,6 @@ def all_kinds_of_floats(count: int) -> np.ndarray:
     return np.concatenate([special.astype(F32), any_bits, usual.astype(F32)])
 
 
-@isas
 def test_bits_of_the_definition(isa: str) -> None:
     gate = all_kinds_of_floats(16 << 12)
     up = np.roll(gate, 7)

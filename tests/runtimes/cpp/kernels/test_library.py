@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cpu_kernel_library import kernel_library_path
+from cpu_kernel_library import INSTRUCTION_SETS, instruction_sets, kernel_library_path
 from native_library import run
 
 
@@ -31,3 +31,7 @@ def test_files_of_instruction_sets_share_no_function() -> None:
         symbols = [line.split() for line in run("nm", "-C", file).splitlines()]
         shared = [s for s in symbols if len(s) >= 3 and s[1] in {"W", "V", "u"}]
         assert not shared, (file.name, shared)
+
+
+def test_the_tests_know_all_instruction_sets() -> None:
+    assert set(instruction_sets()) <= set(INSTRUCTION_SETS)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 F32 = np.float32
 ROWS = (1, 2, 3, 4, 5, 8, 9, 16, 31, 33, 100)
 
-isas = pytest.mark.parametrize("isa", instruction_sets())
 activations = pytest.mark.parametrize("int8", [True, False], ids=["int8", "float"])
 
 
@@ -23,7 +22,6 @@ def rows(rng: np.random.Generator, count: int, columns: int) -> np.ndarray:
     return (rng.standard_normal((count, columns)) * np.exp2(rng.integers(-9, 9, (count, 1)))).astype(F32)
 
 
-@isas
 @activations
 @pytest.mark.parametrize("zero_points", [False, True])
 @pytest.mark.parametrize("bits", [4, 8])
@@ -38,7 +36,6 @@ def test_bits_of_the_definition(isa: str, n: int, k: int, block: int, bits: int,
     assert_same_bits(linear(isa, tiles, x, int8, bias), expected + bias)
 
 
-@isas
 @activations
 def test_many_columns(isa: str, int8: bool) -> None:
     """More columns than a float's mantissa adds exactly, more tiles than a piece has."""
@@ -47,7 +44,6 @@ def test_many_columns(isa: str, int8: bool) -> None:
     assert_same_bits(linear(isa, Tiles(matrix, False), x, int8), definition.linear(x, matrix, int8))
 
 
-@isas
 @activations
 def test_tiles_may_lie_anywhere(isa: str, int8: bool) -> None:
     rng = np.random.default_rng(1)
@@ -92,7 +88,6 @@ VALUES = {
 }
 
 
-@isas
 @activations
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("name", VALUES)
@@ -109,7 +104,6 @@ def test_extreme_activations(isa: str, name: str, bits: int, int8: bool) -> None
         assert np.isnan(y[1:3]).all()
 
 
-@isas
 @activations
 @pytest.mark.parametrize("bits", [4, 8])
 def test_extreme_scales_and_codes(isa: str, bits: int, int8: bool) -> None:

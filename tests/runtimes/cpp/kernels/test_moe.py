@@ -6,12 +6,11 @@ import cpu_kernel_definition as definition
 import numpy as np
 import pytest
 from cpu_kernel_definition import Unit
-from cpu_kernel_library import MoeTiles, assert_same_bits, instruction_sets, moe, random_matrix
+from cpu_kernel_library import MoeTiles, assert_same_bits, moe, random_matrix
 
 F32 = np.float32
 HIDDEN, WIDTH, EXPERTS = 96, 64, 5
 
-isas = pytest.mark.parametrize("isa", instruction_sets())
 activations = pytest.mark.parametrize("int8", [True, False], ids=["int8", "float"])
 
 
@@ -25,7 +24,6 @@ def tokens(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray
     return rng.standard_normal((count, HIDDEN)).astype(F32), rng.standard_normal((count, EXPERTS)).astype(F32)
 
 
-@isas
 @activations
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -38,7 +36,6 @@ def test_bits_of_the_definition(isa: str, k: int, shared: bool, int8: bool) -> N
         assert_same_bits(moe(isa, tiles, k, x[:count], logits[:count], int8), expected[:count])
 
 
-@isas
 def test_each_matrix_has_its_own_coding(isa: str) -> None:
     rng = np.random.default_rng(0)
     experts = [
@@ -51,7 +48,6 @@ def test_each_matrix_has_its_own_coding(isa: str) -> None:
     assert_same_bits(y, definition.moe(x, logits, 1, experts, shared, True))
 
 
-@isas
 def test_which_experts_are_chosen(isa: str) -> None:
     """Of equal logits the first; infinite ones count; a NaN spoils its row and no other."""
     rng = np.random.default_rng(1)
