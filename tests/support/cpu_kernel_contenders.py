@@ -11,6 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from l4export.engine.cpu_weight_layout import CpuFormat
 
+_RNG = np.random.default_rng(0)
+"""Of weights, of which no two are equal: ONNX Runtime packs equal ones once."""
+
 OPSETS = (("", 20), (DOMAIN, 1), ("com.microsoft", 1))
 
 
@@ -73,7 +76,7 @@ def _coding(layout: CpuFormat) -> dict[str, int]:
 
 
 def _bytes(*shape: int) -> np.ndarray:
-    return np.frombuffer(np.random.default_rng(0).bytes(int(np.prod(shape))), np.uint8).reshape(shape)
+    return np.frombuffer(_RNG.bytes(int(np.prod(shape))), np.uint8).reshape(shape)
 
 
 def _tiles(layout: CpuFormat) -> np.ndarray:
