@@ -8,7 +8,7 @@ import cpu_kernel_definition as definition
 import numpy as np
 import pytest
 from cpu_kernel_library import Tiles, aligned, assert_same_bits, instruction_sets, linear, random_matrix
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 F32 = np.float32
@@ -54,25 +54,33 @@ def test_tiles_may_lie_anywhere(isa: str, int8: bool) -> None:
         assert_same_bits(linear(isa, tiles, x, int8), expected)
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_any_cut_of_the_rows_gives_the_same_bits(data: st.DataObject) -> None:
+def check_any_cut(data: st.DataObject) -> None:
     """Any shape, any values, any cut: a row's results depend on that row alone, and on no instruction set."""
     draw = data.draw
-    bits, block, zero_points = (
-        draw(st.sampled_from([4, 8])),
-        draw(st.sampled_from([16, 32, 64, 128])),
-        draw(st.booleans()),
-    )
+    bits, block = draw(st.sampled_from([4, 8])), draw(st.sampled_from([16, 32, 64, 128]))
     n, k, count = draw(st.integers(1, 100)), block * draw(st.integers(1, 5)), draw(st.integers(1, 40))
-    int8, rng = draw(st.booleans()), np.random.default_rng(draw(st.integers(0, 2**32)))
-    matrix = random_matrix(rng, n, k, bits, block, zero_points)
-    x = rng.integers(0, 2**32, (count, k), np.uint32).view(F32) if draw(st.booleans()) else rows(rng, count, k)
-    tiles, cuts = Tiles(matrix, zero_points), sorted({0, count, *draw(st.lists(st.integers(0, count), max_size=6))})
+    zero_points, int8, any_bits = (draw(st.booleans()) for _ in range(3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    x = rng.integers(0, 2**32, (count, k), np.uint32).view(F32) if any_bits else rows(rng, count, k)
+    tiles = Tiles(random_matrix(rng, n, k, bits, block, zero_points), zero_points)
+    cuts = sorted({0, count, *draw(st.lists(st.integers(0, count), max_size=6))})
     whole = linear("scalar", tiles, x, int8)
     for isa in instruction_sets():
         parts = [linear(isa, tiles, x[a:b], int8) for a, b in itertools.pairwise(cuts)]
         assert_same_bits(np.concatenate(parts), whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_cut_of_the_rows_gives_the_same_bits(data: st.DataObject) -> None:
+    check_any_cut(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_cut_of_many_more(data: st.DataObject) -> None:
+    check_any_cut(data)
 
 
 TINY = 2.0**-119

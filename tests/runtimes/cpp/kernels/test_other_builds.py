@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(BUILD in os.environ, reason="this is another bui
 
 def run_tests(build: str, *options: str, **variables: str) -> str:
     """What pytest says of the tests; AssertionError if one fails, or none ran."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, *TESTS]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", *options, *TESTS]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), BUILD: build, **variables}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
