@@ -10,6 +10,7 @@ from l4export.engine.manifest_checks import check_manifest
 from l4export.engine.manifest_reader import read_manifest
 from l4export.engine.manifest_types import (
     CHECK,
+    CPU_KERNELS,
     DECODER,
     FORMAT,
     FORMAT_VERSION,
@@ -34,6 +35,7 @@ from l4export.storage.safetensors import parse_json_object
 
 __all__ = [
     "CHECK",
+    "CPU_KERNELS",
     "DECODER",
     "FORMAT",
     "FORMAT_VERSION",
