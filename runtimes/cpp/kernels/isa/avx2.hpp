@@ -12,9 +12,14 @@ struct Avx2 {
   using F = __m256;
   using I = __m256i;
   static constexpr int lanes = 8, accumulators = 8, high_shift = 0, byte_bias = 0;
+  static constexpr bool wide_passes = false;
 
   static F set(float x) { return _mm256_set1_ps(x); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static F keep(F a) {
+    __asm__("" : "+x"(a));
+    return a;
+  }
   static void store(float* p, F a) { _mm256_storeu_ps(p, a); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }

@@ -12,9 +12,14 @@ struct Avx512 {
   using F = __m512;
   using I = __m512i;
   static constexpr int lanes = 16, accumulators = 16, byte_bias = 0;
+  static constexpr bool wide_passes = true;
 
   static F set(float x) { return _mm512_set1_ps(x); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static F keep(F a) {
+    __asm__("" : "+v"(a));
+    return a;
+  }
   static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }

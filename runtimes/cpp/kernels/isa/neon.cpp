@@ -11,9 +11,14 @@ struct Neon {
   using F = float32x4_t;
   using I = int32x4_t;
   static constexpr int lanes = 4, accumulators = 16, high_shift = 0, byte_bias = 128;
+  static constexpr bool wide_passes = true;
 
   static F set(float x) { return vdupq_n_f32(x); }
   static F load(const float* p) { return vld1q_f32(p); }
+  static F keep(F a) {
+    __asm__("" : "+w"(a));
+    return a;
+  }
   static void store(float* p, F a) { vst1q_f32(p, a); }
   static F add(F a, F b) { return vaddq_f32(a, b); }
   static F sub(F a, F b) { return vsubq_f32(a, b); }

@@ -37,9 +37,11 @@ struct Scalar {
   using F = Four<float>;
   using I = Four<int>;
   static constexpr int lanes = 4, accumulators = 8, high_shift = 0, byte_bias = 0;
+  static constexpr bool wide_passes = false;
 
   static F set(float x) { return {{x, x, x, x}}; }
   static F load(const float* p) { return read<F>(p); }
+  static F keep(F a) { return a; }
   static void store(float* p, F a) { __builtin_memcpy(p, &a, sizeof a); }
   static F add(F a, F b) { return each([&](int i) { return a.at[i] + b.at[i]; }); }
   static F sub(F a, F b) { return each([&](int i) { return a.at[i] - b.at[i]; }); }

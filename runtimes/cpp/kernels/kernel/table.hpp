@@ -3,7 +3,9 @@
 // V has, for vectors F of `lanes` floats and I of as many int32 (or 4 times as many bytes): loads and stores, the
 // arithmetic that the kernels name, and
 //
-//   accumulators                   vectors of sums that registers hold besides operands
+//   accumulators                   vectors of integer sums that registers hold besides operands
+//   wide_passes                    whether they hold 24 vectors of float sums
+//   keep(a)                        a, in a register: gcc would rather read it from memory at each use
 //   quad(p)                        4 bytes in every lane
 //   dot_nibbles(s, codes, quad)    s + the dot product of 4 unsigned codes, as low_ and high_nibbles gives them, and 4
 //                                  signed bytes in every lane; high_nibbles gives them times 2^high_shift
@@ -15,6 +17,7 @@
 
 #include "kernel/exponential.hpp"
 #include "kernel/fill.hpp"
+#include "kernel/multiply_decoded.hpp"
 #include "kernel/multiply_float.hpp"
 #include "kernel/multiply_int8.hpp"
 
@@ -45,7 +48,11 @@ static void multiply_rows(std::int64_t count, const std::uint8_t* tile, const Fo
 template <class V>
 static void multiply(const std::uint8_t* tile, const Format& format, const Rows& rows, std::int64_t first,
                      std::int64_t count, TileResults y) {
-  const std::int64_t most = rows.kind == Activations::int8 ? most_int8_rows<V> : most_float_rows<V>;
+  const bool is_int8 = rows.kind == Activations::int8;
+  const std::int64_t most = is_int8 ? most_int8_rows<V> : most_float_rows<V>;
+  if (!is_int8 && count > 2 * most) {
+    return (format.bits == 4 ? multiply_decoded<V, 4> : multiply_decoded<V, 8>)(tile, format, rows, first, count, y);
+  }
   for (const std::int64_t end = first + count; first < end;) {
     const std::int64_t in_panel = rows.panel - first % rows.panel, left = end - first < in_panel ? end - first : in_panel;
     const std::int64_t passes = (left + most - 1) / most, now = (left + passes - 1) / passes;
