@@ -41,7 +41,7 @@ L4CPU_EXPORT void l4cpu_linear(const char* isa, const l4cpu_format* format, int 
   linear(*named(isa), {format_of(*format), activations}, tiles, x, rows, bias, y, serial);
 }
 
-// `formats` and `tiles`: gate_up and down of the experts, gate_up and down of the shared expert (tiles NULL: there is none).
+// `formats` and `tiles`: gate_up and down of the experts, gate_up and down of the shared expert (tiles NULL: none).
 L4CPU_EXPORT void l4cpu_moe(const char* isa, const l4cpu_format* formats, int int8_activations, std::int64_t experts,
                             std::int64_t k, const std::uint8_t* const* tiles, const float* x, const float* logits,
                             std::int64_t rows, float* y) {
@@ -59,7 +59,7 @@ L4CPU_EXPORT void l4cpu_gate(const char* isa, const float* gate, const float* up
   for (std::int64_t i = 0; i < count; i += 16) named(isa)->gate(gate + i, up + i, h + i);
 }
 
-// Reads `lines` of 64 bytes once, front to back, and does next to nothing with them: what a kernel cannot be faster than.
+// Reads `lines` of 64 bytes once, front to back, and does next to nothing with them: a kernel cannot be faster.
 L4CPU_EXPORT std::uint64_t l4cpu_read(const std::uint64_t* memory, std::int64_t lines) {
   std::uint64_t sums[8] = {};
   for (std::int64_t line = 0; line < lines; line++, memory += 8) {

@@ -72,14 +72,17 @@ void run_groups(const Kernels& kernels, const std::vector<GatedGroup>& groups, c
   for_each_of(groups, parallel, gate_up_pieces, [&](const GatedGroup& group, std::int64_t i) {
     group.multiply_and_gate(kernels, Pieces(group.format().gate_up)[i]);
   });
-  for_each_of(groups, parallel, size, [&](const GatedGroup& group, std::int64_t r) { group.fill_products(kernels, r); });
+  for_each_of(groups, parallel, size,
+              [&](const GatedGroup& group, std::int64_t r) { group.fill_products(kernels, r); });
 
   const Format& down = groups.front().format().down;
   const Pieces columns(down);  // all groups add to a column in one thread, so that sums have one order
   parallel.run(columns.count(), [&](std::int64_t i) {
     const TileRange range = columns[i];
     const std::int64_t begin = range.begin * kTileRows, end = std::min(range.end * kTileRows, down.rows);
-    for (std::int64_t row = 0; row < rows; row++) std::fill(y + row * down.rows + begin, y + row * down.rows + end, 0.0f);
+    for (std::int64_t row = 0; row < rows; row++) {
+      std::fill(y + row * down.rows + begin, y + row * down.rows + end, 0.0f);
+    }
     for (const GatedGroup& group : groups) group.multiply_and_add(kernels, range, y);
   });
 }

@@ -1,18 +1,18 @@
 // How weights lie in memory: one layout, which the kernels of all instruction sets read front to back.
 //
-// A matrix [N, K] of b bits, b = 4 or 8, in blocks of B along K: rows are padded to whole tiles of 32 with scale 0. Tiles
-// lie one after the other; in a tile, its K / B blocks in order. A block is, all little-endian,
+// A matrix [N, K] of b bits, b = 4 or 8, in blocks of B along K: rows are padded to whole tiles of 32 with scale 0.
+// Tiles lie one after the other; in a tile, its K / B blocks in order. A block is, all little-endian,
 //
 //   64 bytes        32 scales, float16, of the tile's rows 0..31; of any sign
-//   64 bytes        32 zero points, uint16, below 2^b; only where the matrix has zero points, which are 2^(b-1) otherwise
+//   64 bytes        32 zero points, uint16, below 2^b; only where the matrix has them: else all are 2^(b-1)
 //   B / 4 groups    the codes of columns k = 4 g .. 4 g + 3, g = 0, 1, ..
 //
 // A group of 4-bit codes has 64 bytes: byte 4 r + j holds those of column 4 g + j, of row r in the low nibble, of row
 // 16 + r in the high one. A group of 8-bit codes has 128 bytes: byte 4 r + j is that of row r and column 4 g + j.
 //
 // The weight is (code - zero point) * scale. 64 bytes are thus 16 rows x 4 columns: one operand of the dot products of
-// 4 bytes that AVX-512 VNNI has (and halves or quarters of it, of AVX2 and NEON), and a row of an AMX tile as it stands.
-// Rows are lanes, so no sum ever goes across lanes. Everything starts at a multiple of 64 bytes.
+// 4 bytes that AVX-512 VNNI has (and halves or quarters of it, of AVX2 and NEON), and a row of an AMX tile as it
+// stands. Rows are lanes, so no sum ever goes across lanes. Everything starts at a multiple of 64 bytes.
 //
 // Experts [E, N, K] lie one after the other. Of a gated unit, rows 0..15 of tile t are rows 16 t .. 16 t + 15 of the
 // gate, rows 16..31 the same of "up", so that a tile has what the activation needs.

@@ -7,9 +7,9 @@ namespace l4::cpu {
 
 enum class Activations { float32, int8 };
 
-// `count` rows of `columns` values, in panels of `panel` rows (1, 2, 4, 8 or 16). In a panel, slabs of 64 bytes along the
-// columns follow each other (64 int8 codes or 16 floats); a slab has the 64 bytes of each row in turn, so that a kernel
-// for several rows reads one stream, and an AMX tile is a piece of it. What no row fills may be anything.
+// `count` rows of `columns` values, in panels of `panel` rows (1, 2, 4, 8 or 16). In a panel, slabs of 64 bytes along
+// the columns follow each other (64 int8 codes or 16 floats); a slab has the 64 bytes of each row in turn, so that a
+// kernel for several rows reads one stream, and an AMX tile is a piece of it. What no row fills may be anything.
 //
 // int8, by block of B columns, with a = max |x| (each step rounded to float32, nearest even):
 //

@@ -26,7 +26,8 @@ class Pieces {
   std::int64_t tiles_, each_;
 };
 
-// Multiplies all rows by some tiles of a matrix: use(tile, first row, count, results [count][32]) for every part of them.
+// Multiplies all rows by some tiles of a matrix: use(tile, first row, count, results [count][32]) for every part of
+// them.
 template <class Use>
 void multiply_tiles(const Kernels& kernels, const std::uint8_t* tiles, const Format& format, const Rows& rows,
                     TileRange range, Use&& use) {

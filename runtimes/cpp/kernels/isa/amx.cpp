@@ -39,7 +39,7 @@ class ConfiguredTiles {
   Configuration before_;
 };
 
-// The codes of a block, a byte each, as [groups][2 halves of the rows][16 rows x 4 columns]: 8-bit codes lie so already.
+// The codes of a block, a byte each, as [groups][2 halves of the rows][16 rows x 4 columns]: so do 8-bit codes lie.
 const std::uint8_t* codes_of_block(const std::uint8_t* groups, const Format& format, std::uint8_t* space) {
   if (format.bits == 8) return groups;
   for (std::int64_t g = 0; g < format.block / 4; g++) {

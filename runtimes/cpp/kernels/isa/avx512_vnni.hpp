@@ -1,5 +1,5 @@
-// AVX-512 with VNNI, whose dot products of bytes cannot overflow: high nibbles need not be shifted down. To be included by
-// files of isa/ only.
+// AVX-512 with VNNI, whose dot products of bytes cannot overflow: high nibbles need not be shifted down. To be included
+// by files of isa/ only.
 #pragma once
 
 #include "isa/avx512.hpp"

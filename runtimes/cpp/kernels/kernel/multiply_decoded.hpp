@@ -1,5 +1,5 @@
-// Many rows of float activations times a tile: the sums of multiply_float.hpp over weights that are decoded once for all
-// rows, block by block. To be included by files of isa/ only.
+// Many rows of float activations times a tile: the sums of multiply_float.hpp over weights that are decoded once for
+// all rows, block by block. To be included by files of isa/ only.
 #pragma once
 
 #include "kernel/prefetch.hpp"
@@ -25,7 +25,8 @@ static void decode_block(const std::uint8_t* block, const Format& format, Decode
     typename V::F zeros[2];
     for (int half = 0; half < 2; half++) {
       zeros[half] = V::set(static_cast<float>(1 << (bits - 1)));
-      if (format.zero_points) zeros[half] = V::to_float(V::load_uint16(block + kLineBytes + (2 * lane + 32 * half) % 64));
+      const int place = (2 * lane + 32 * half) % 64;
+      if (format.zero_points) zeros[half] = V::to_float(V::load_uint16(block + kLineBytes + place));
     }
     const std::uint8_t* group = block + format.header_bytes() + 4 * lane;
     for (std::int64_t k = 0; k < format.block; k += 4, group += 16 * bits) {
@@ -87,7 +88,9 @@ static void multiply_decoded(const std::uint8_t* tile, const Format& format, con
       const std::int64_t in_panel = rows.panel - (first + m) % rows.panel;
       const std::int64_t left = count - m < in_panel ? count - m : in_panel;
       const std::int64_t passes = (left + 2) / 3, now = (left + passes - 1) / passes;
-      const auto add = now == 3 ? add_decoded_block<V, 3> : now == 2 ? add_decoded_block<V, 2> : add_decoded_block<V, 1>;
+      const auto add = now == 3   ? add_decoded_block<V, 3>
+                       : now == 2 ? add_decoded_block<V, 2>
+                                  : add_decoded_block<V, 1>;
       add(decoded, tile, rows, first + m, k, y + kTileRows * m);
       m += now;
     }

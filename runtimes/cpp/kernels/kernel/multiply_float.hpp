@@ -6,7 +6,8 @@
 
 namespace l4::cpu {
 
-// The sums of one block for V::lanes rows, and with 4-bit codes for as many of the upper half: column k adds to sum k % 4.
+// The sums of one block for V::lanes rows, and with 4-bit codes for as many of the upper half. Column k adds to sum
+// k % 4.
 template <class V, int bits, int count>
 struct FloatSums {
   static constexpr int halves = bits == 4 ? 2 : 1;

@@ -29,8 +29,8 @@ template <class V>
 static constexpr int most_float_rows = V::accumulators / 8;  // 4 sums for each of two halves
 
 template <class V, int bits, int count>
-[[gnu::always_inline]] static inline void multiply_pass(const std::uint8_t* tile, const Format& format, const Rows& rows,
-                                                        std::int64_t first, TileResults y) {
+[[gnu::always_inline]] static inline void multiply_pass(const std::uint8_t* tile, const Format& format,
+                                                        const Rows& rows, std::int64_t first, TileResults y) {
   if (rows.kind == Activations::int8) return multiply_int8_rows<V, bits, count>(tile, format, rows, first, y);
   if constexpr (count <= most_float_rows<V>) multiply_float_rows<V, bits, count>(tile, format, rows, first, y);
 }
@@ -54,7 +54,8 @@ static void multiply(const std::uint8_t* tile, const Format& format, const Rows&
     return (format.bits == 4 ? multiply_decoded<V, 4> : multiply_decoded<V, 8>)(tile, format, rows, first, count, y);
   }
   for (const std::int64_t end = first + count; first < end;) {
-    const std::int64_t in_panel = rows.panel - first % rows.panel, left = end - first < in_panel ? end - first : in_panel;
+    const std::int64_t in_panel = rows.panel - first % rows.panel;
+    const std::int64_t left = end - first < in_panel ? end - first : in_panel;
     const std::int64_t passes = (left + most - 1) / most, now = (left + passes - 1) / passes;
     if (format.bits == 4) {
       multiply_rows<V, 4>(now, tile, format, rows, first, y);

@@ -17,8 +17,9 @@ void LinearOp::compute(const Call& call) const {
   std::vector<std::int64_t> shape = x.shape();
   shape.back() = linear_.format.rows;
   float* const y = call.output(shape);
+  const float* const added = bias ? bias->data<const float>() : nullptr;
   SessionThreads threads = call.threads();
-  linear(kernels_, linear_, tiles_, x.data<const float>(), rows, bias ? bias->data<const float>() : nullptr, y, threads);
+  linear(kernels_, linear_, tiles_, x.data<const float>(), rows, added, y, threads);
 }
 
 }  // namespace l4::cpu

@@ -7,8 +7,8 @@
 namespace l4::cpu {
 
 // MLP(x float [.., H], gate_up uint8 [T, tile bytes], down uint8 [T, tile bytes]) -> y float [.., H].
-// Attributes: hidden, intermediate, activations ("int8", "float"); bits, block_size and zero_points, lists of one number
-// for each input of tiles.
+// Attributes: hidden, intermediate, activations ("int8", "float"); bits, block_size and zero_points, lists of one
+// number for each input of tiles.
 class MlpOp {
  public:
   static constexpr const char* name = "MLP";

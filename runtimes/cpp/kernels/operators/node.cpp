@@ -98,8 +98,8 @@ const std::uint8_t* Node::tiles(std::size_t index, const char* name, const Forma
   if (tensor.type() != ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8) refuse(std::string(name) + " is not of type uint8");
   const std::int64_t tiles = count * format.tiles(), tile_bytes = format.tile_bytes(), bytes = tensor.elements();
   if (bytes % tile_bytes != 0 || bytes / tile_bytes != tiles) {
-    refuse(std::string(name) + " has " + std::to_string(bytes) + " bytes, not the " + std::to_string(tiles) + " tiles of " +
-           std::to_string(tile_bytes) + " bytes that its attributes say");
+    refuse(std::string(name) + " has " + std::to_string(bytes) + " bytes, not the " + std::to_string(tiles) +
+           " tiles of " + std::to_string(tile_bytes) + " bytes that its attributes say");
   }
   return tensor.data<std::uint8_t>();
 }
