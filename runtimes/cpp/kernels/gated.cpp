@@ -8,17 +8,18 @@ namespace {
 
 constexpr std::int64_t kUnits = kTileRows / 2;  // of a gated unit, in one tile
 
-// work(group, i) for every i < size(group) of every group.
-template <class Size, class Work>
-void for_each_of(const std::vector<GatedGroup>& groups, Parallel& parallel, Size&& size, Work&& work) {
-  std::vector<std::pair<const GatedGroup*, std::int64_t>> all;
+using Part = std::pair<const GatedGroup*, std::int64_t>;
+
+// (group, i) for every i < size(group) of every group.
+template <class Size>
+std::vector<Part> parts_of(const std::vector<GatedGroup>& groups, Size&& size) {
+  std::vector<Part> parts;
   for (const GatedGroup& group : groups)
-    for (std::int64_t i = 0; i < size(group); i++) all.emplace_back(&group, i);
-  parallel.run(static_cast<std::int64_t>(all.size()), [&](std::int64_t i) {
-    const auto& [group, part] = all[static_cast<std::size_t>(i)];
-    work(*group, part);
-  });
+    for (std::int64_t i = 0; i < size(group); i++) parts.emplace_back(&group, i);
+  return parts;
 }
+
+Pieces gate_up_pieces(const GatedGroup& group) { return {group.format().gate_up, group.count()}; }
 
 }  // namespace
 
@@ -65,18 +66,23 @@ void GatedGroup::multiply_and_add(const Kernels& kernels, TileRange tiles, float
 void run_groups(const Kernels& kernels, const std::vector<GatedGroup>& groups, const float* x, std::int64_t rows,
                 float* y, Parallel& parallel) {
   if (rows == 0) return;
-  const auto size = [](const GatedGroup& group) { return group.count(); };
-  for_each_of(groups, parallel, size,
-              [&](const GatedGroup& group, std::int64_t r) { group.fill_inputs(kernels, r, x); });
-  const auto gate_up_pieces = [](const GatedGroup& group) { return Pieces(group.format().gate_up).count(); };
-  for_each_of(groups, parallel, gate_up_pieces, [&](const GatedGroup& group, std::int64_t i) {
-    group.multiply_and_gate(kernels, Pieces(group.format().gate_up)[i]);
-  });
-  for_each_of(groups, parallel, size,
-              [&](const GatedGroup& group, std::int64_t r) { group.fill_products(kernels, r); });
-
   const Format& down = groups.front().format().down;
-  const Pieces columns(down);  // all groups add to a column in one thread, so that sums have one order
+  const std::vector<Part> all_rows = parts_of(groups, [](const GatedGroup& group) { return group.count(); });
+  const auto for_all_rows = [&](std::int64_t width, auto&& fill) {
+    parallel.run_rows(static_cast<std::int64_t>(all_rows.size()), width, [&](std::int64_t i) {
+      const auto& [group, r] = all_rows[static_cast<std::size_t>(i)];
+      fill(*group, r);
+    });
+  };
+  const std::vector<Part> tiles = parts_of(groups, [](const GatedGroup& g) { return gate_up_pieces(g).count(); });
+
+  for_all_rows(down.rows, [&](const GatedGroup& group, std::int64_t r) { group.fill_inputs(kernels, r, x); });
+  parallel.run(static_cast<std::int64_t>(tiles.size()), [&](std::int64_t i) {
+    const auto& [group, piece] = tiles[static_cast<std::size_t>(i)];
+    group->multiply_and_gate(kernels, gate_up_pieces(*group)[piece]);
+  });
+  for_all_rows(down.columns, [&](const GatedGroup& group, std::int64_t r) { group.fill_products(kernels, r); });
+  const Pieces columns(down, rows);  // all groups add to a column in one thread, so that sums have one order
   parallel.run(columns.count(), [&](std::int64_t i) {
     const TileRange range = columns[i];
     const std::int64_t begin = range.begin * kTileRows, end = std::min(range.end * kTileRows, down.rows);

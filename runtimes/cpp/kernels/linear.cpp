@@ -12,13 +12,10 @@ void linear(const Kernels& kernels, const Linear& linear, const std::uint8_t* ti
   const Format& format = linear.format;
   if (rows == 0) return;
   const OwnedRows inputs(linear.activations, rows, format.columns, format.block);
-  const auto fill = [&](std::int64_t r) { kernels.fill(inputs.get(), r, x + r * format.columns, 1.0f); };
-  if (rows == 1) {
-    fill(0);
-  } else {
-    parallel.run(rows, fill);
-  }
-  const Pieces pieces(format);
+  parallel.run_rows(rows, format.columns, [&](std::int64_t r) {
+    kernels.fill(inputs.get(), r, x + r * format.columns, 1.0f);
+  });
+  const Pieces pieces(format, rows);
   parallel.run(pieces.count(), [&](std::int64_t i) {
     multiply_tiles(kernels, tiles, format, inputs.get(), pieces[i],
                    [&](std::int64_t tile, std::int64_t first, std::int64_t count, const float* results) {

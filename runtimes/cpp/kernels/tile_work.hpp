@@ -12,17 +12,20 @@ struct TileRange {
   std::int64_t begin, end;
 };
 
-// The tiles that a thread takes at once: some 128 kB of them, less where that would leave few pieces.
+// The tiles that a thread takes at once: some 128 kB of them; less where that would leave few pieces, but no less than
+// takes longer than waking a thread.
 class Pieces {
  public:
-  explicit Pieces(const Format& format) : tiles_(format.tiles()) {
-    const std::int64_t by_bytes = (std::int64_t{128} << 10) / format.tile_bytes(), by_count = tiles_ / 16;
-    each_ = std::max<std::int64_t>(1, std::min(by_bytes, by_count));
+  Pieces(const Format& format, std::int64_t rows) : tiles_(format.tiles()) {
+    const std::int64_t bytes = format.tile_bytes(), work = bytes * std::clamp<std::int64_t>(rows, 1, 16);
+    const std::int64_t most = kMostBytes / bytes, least = kLeastWork / work, for_balance = tiles_ / 16;
+    each_ = std::max<std::int64_t>(1, std::min(most, std::max(least, for_balance)));
   }
   std::int64_t count() const { return (tiles_ + each_ - 1) / each_; }
   TileRange operator[](std::int64_t piece) const { return {piece * each_, std::min((piece + 1) * each_, tiles_)}; }
 
  private:
+  static constexpr std::int64_t kMostBytes = 128 << 10, kLeastWork = 32 << 10;
   std::int64_t tiles_, each_;
 };
 

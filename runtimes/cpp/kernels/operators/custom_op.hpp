@@ -17,8 +17,8 @@ constexpr Input kFloats{ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
 constexpr Input kBytes{ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8};
 constexpr Input optional(Input input) { return {input.type, true}; }
 
-// Work has `name`, `inputs` (an array of Input), a constructor (const Node&) and compute(const Call&); it has one output,
-// of float.
+// Work has `name`, `inputs` (an array of Input), a constructor of const Node& and compute(const Call&). One output, of
+// float.
 template <class Work>
 struct CustomOp : OrtCustomOp {
   CustomOp() : OrtCustomOp{} {
