@@ -77,7 +77,7 @@ static void multiply_int8_rows(const std::uint8_t* tile, const Format& format, c
   for (std::int64_t k = 0; k < format.columns; tile += block_bytes, at += rows.panel) {
     BlockSums<V, bits, count> block;
     block.clear();
-    __builtin_prefetch(tile + kPrefetchBytes);
+    for (std::int64_t line = 0; line < header; line += kLineBytes) __builtin_prefetch(tile + kPrefetchBytes + line);
     const std::uint8_t* group = tile + header;
     for (const std::int64_t end = k + format.block; k < end; k += 16, group += 64 * bits) {
       block.add(group, row + k / 64 * slab + k % 64);
