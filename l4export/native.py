@@ -36,6 +36,7 @@ class NativeFiles:
         path: The directory of it all; `find_package(l4export)` takes it as CMAKE_PREFIX_PATH.
         include: The directory of l4export.h and l4export.hpp.
         library: libl4export.so.
+        kernels: libl4cpu.so, the operators of engines for the target `cpu`.
         l4run: The program. Of two with this name, the one on the PATH starts it with the ONNX Runtime beside it.
         onnxruntime: The library of the package onnxruntime, for L4EXPORT_ONNXRUNTIME; None if that is not installed.
     """
@@ -43,6 +44,7 @@ class NativeFiles:
     path: Path
     include: Path
     library: Path
+    kernels: Path
     l4run: Path
     onnxruntime: Path | None
 
@@ -70,7 +72,8 @@ def native_files() -> NativeFiles:
     if not package.LIBRARY.exists():
         lacking = f"{package.PREFIX} has no library, as it was built without a C++ compiler"
         raise EnvironmentLacks(f"{lacking}; {_INSTALL}")
-    return NativeFiles(package.PREFIX, package.INCLUDE, package.LIBRARY, package.L4RUN, package.onnxruntime_library())
+    paths = (package.PREFIX, package.INCLUDE, package.LIBRARY, package.KERNELS, package.L4RUN)
+    return NativeFiles(*paths, package.onnxruntime_library())
 
 
 def kernel_library() -> Path:

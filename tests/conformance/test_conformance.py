@@ -18,6 +18,8 @@ from write_cases import write_cases
 
 Prepared = Callable[[EngineKind], Path]
 
+pytestmark = pytest.mark.usefixtures("cpu_kernels")
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from l4export import runtimes
+from l4export.benchmark.decode_weights import decode_weight_bytes
+from l4export.checkpoint import read_config
 from l4export.checkpoint.sample import write_sample
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import plan_build
-from l4export.engine.manifest import CPU_KERNELS
+from l4export.engine.manifest import CPU_KERNELS, load_manifest
 from l4export.errors import InputError
 from l4export.inspection.dequantized_weights import dequantized_weights
+from l4export.inspection.graph_file import load_graph
+from l4export.inspection.taps import TappedInference
+from l4export.inspection.weight_bytes import weight_bytes
+from l4export.parity.by_layer import check_layers
 from l4export.parity.whole_model import check_parity
 from l4export.quantization.policy import Policy, Rule, standard_policy
+from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.session import Session
+from l4export.sizing.engine_size import EngineSizes
 from l4export.targets import TARGETS, cpu
-from workshop import LAYOUTS, VARIANTS, Workshop, random_ids
+from workshop import LAYOUTS, VARIANTS, Workshop, assert_close, copy_checkpoint, random_ids
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
 
@@ -143,10 +153,6 @@ def test_an_engine_without_quantised_weights_needs_no_kernels(workshop: Workshop
 
 
 def test_scales_beyond_float16_are_refused_by_the_weights_name(workshop: Workshop, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
-    from workshop import copy_checkpoint
-
     checkpoint = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
     weights = load_file(checkpoint / "model.safetensors")
     weights["model.layers.1.self_attn.o_proj.weight"][3, 4] = 1e6
@@ -155,7 +161,87 @@ def test_scales_beyond_float16_are_refused_by_the_weights_name(workshop: Worksho
         build(checkpoint, tmp_path / "e", BuildOptions(target="cpu", policy=standard_policy("int4")))
 
 
-def fed(engine: runtimes.Engine, ids: np.ndarray, pieces: list[int]) -> np.ndarray:
-    session: Session = engine.session()
-    ends = np.cumsum(pieces)
-    return np.concatenate([session.append(ids[end - n : end])[0] for n, end in zip(pieces, ends, strict=True)])
+def test_both_forms_of_a_graph_read_the_same_bytes_a_token(workshop: Workshop) -> None:
+    """Whole tiles have the bytes of their codes and scales, and a shared expert is not among the chosen ones."""
+    checkpoint = workshop.checkpoint("scout")
+    options = BuildOptions(target="cpu", max_context=128, policy=in_float(SCHEMES["int4"], "scout"))
+    ours = plan_build(checkpoint, options)
+    with pytest.MonkeyPatch.context() as patch:
+        with_onnxruntime(patch)
+        theirs = plan_build(checkpoint, options)
+    read = [decode_weight_bytes(planned.model, planned.config) for planned in (ours, theirs)]
+    assert read[0] == read[1]
+    stored = [weight_bytes(planned.model, planned.config) for planned in (ours, theirs)]
+    assert stored[0] == stored[1]
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+@pytest.mark.parametrize("variant", ["scout", "maverick", "mobile"])
+def test_sizes_are_known_without_weights(workshop: Workshop, variant: str, quant: str) -> None:
+    checkpoint = workshop.checkpoint(variant)
+    planned = plan_build(checkpoint, BuildOptions(target="cpu", max_context=250, policy=standard_policy(quant)))
+    size = EngineSizes(read_config(checkpoint), "cpu").size(quant, "fp32", "static", "fp32", 250)
+    assert size.data == sum(planned.data_files.values())
+
+
+@pytest.mark.parametrize("variant", ["scout-top2", "maverick"])
+def test_every_layer_agrees(workshop: Workshop, tmp_path: Path, variant: str) -> None:
+    """By taps, whose session has the kernels, too."""
+    options = BuildOptions(target="cpu", max_context=128, policy=in_float(SCHEMES["int4"], variant))
+    build(workshop.checkpoint(variant), tmp_path / "e", options)
+    report = check_layers(tmp_path / "e", workshop.checkpoint(variant), 50, 30, dequantized=True)
+    assert report.passed, report.failures
+    assert max(item.hidden for item in report.layers) < 1e-5
+
+
+def test_codes_that_a_calibration_finds_go_into_tiles(workshop: Workshop, tmp_path: Path) -> None:
+    (ids := tmp_path / "ids").write_text(" ".join(map(str, random_ids(600, seed=4))))
+    options = BuildOptions(target="cpu", max_context=128, policy=in_float(SCHEMES["int4"], "scout"), calibrate=ids)
+    build(workshop.checkpoint("scout"), tmp_path / "e", options)
+    report = check_parity(tmp_path / "e", workshop.checkpoint("scout"), 50, 10, dequantized=True)
+    assert report.passed, report.failures
+    assert report.thresholds["max_relative_difference"] == 1e-4
+
+
+def test_another_cache_takes_the_weights_over(workshop: Workshop, tmp_path: Path) -> None:
+    """The unfinished engine measures scales of its cache with the kernels."""
+    (ids := tmp_path / "ids").write_text(" ".join(map(str, random_ids(200, seed=4))))
+    options = BuildOptions(target="cpu", max_context=128, policy=standard_policy("int4"))
+    narrow = dataclasses.replace(options, kv_dtype="int8", kv_calibrate=ids, force=True)
+    build(workshop.checkpoint("scout"), tmp_path / "e", options)
+    told: list[str] = []
+    build(workshop.checkpoint("scout"), tmp_path / "e", narrow, on_notice=told.append)
+    assert any("the weights have not changed" in line for line in told)
+    build(workshop.checkpoint("scout"), tmp_path / "anew", narrow)
+    assert load_manifest(tmp_path / "e").files == load_manifest(tmp_path / "anew").files
+
+
+def test_a_tower_in_fewer_bits(tmp_path: Path) -> None:
+    write_sample(tmp_path / "c", "scout", "tiny", seed=3, vision=True)
+    rule = Rule(("vision_model.model.layers.*_proj.weight", "vision_model.*.fc?.weight"), "int8")
+    policy = Policy((rule,), accuracy_level=1)
+    for target in ("cpu", "ort-cpu"):
+        build(tmp_path / "c", tmp_path / target, BuildOptions(target=target, max_context=64, policy=policy))
+    ours, theirs = (runtimes.load(tmp_path / target, threads=1) for target in ("cpu", "ort-cpu"))
+    assert ours.manifest.requires == (CPU_KERNELS, "vision")
+    tiles = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
+    # scales of one have 11 bits and of the other 24: weights move by 2^-12 of themselves, and codes of 8 bits with them
+    assert_close(ours.image_features(tiles), theirs.image_features(tiles), 2e-2)
+
+
+def test_a_product_has_the_same_bits_however_a_prompt_is_cut(workshop: Workshop, tmp_path: Path) -> None:
+    """The first product of the first layer, behind an embedding and a norm. What follows on attention has not: ONNX
+    Runtime's adds up in another order for other cuts."""
+    options = BuildOptions(target="cpu", max_context=128, policy=standard_policy("int4"))
+    build(workshop.checkpoint("scout"), tmp_path / "e", options)
+    manifest, ids = load_manifest(tmp_path / "e"), random_ids(48)
+    found = []
+    for pieces in ([48], [5, 16, 1, 1, 25], [1] * 48):
+        taps = ["/layers.0/attn/q_proj/MatMul", "/layers.0/attn/v_proj/MatMul"]
+        inference = TappedInference(tmp_path / "e", load_graph(tmp_path / "e", manifest), taps)
+        session = Session(partial(new_host_cache, inference), manifest, 1, 48)
+        for end, count in zip(np.cumsum(pieces), pieces, strict=True):
+            session.append(ids[end - count : end])
+        found.append(np.concatenate([inference.taken(name).reshape(48, -1) for name in taps], axis=1))
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])

@@ -50,7 +50,7 @@ std::string own_directory() {
   return slash == std::string::npos ? "." : path.substr(0, slash);
 }
 
-// The kernels_variable's path, or where the library is; a bare name where only the loader may find it.
+// The path that the variable names, or where the library is; a bare name where only the loader may find it.
 std::string library_path() {
   const char* const given = std::getenv(kernels_variable);
   if (given != nullptr && *given != '\0') return given;
@@ -68,7 +68,9 @@ void check_machine(const std::string& path) {
   Elf64_Ehdr header{};
   const bool whole = std::fread(&header, sizeof(header), 1, file) == 1;
   std::fclose(file);
-  if (!whole || std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) throw kernels_lacking(printable(path) + " is no library");
+  if (!whole || std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) {
+    throw kernels_lacking(printable(path) + " is no library");
+  }
   if (header.e_machine != this_machine) {
     throw kernels_lacking(printable(path) + " is for " + machine_name(header.e_machine) + ", and this is " +
                   machine_name(this_machine));
@@ -83,15 +85,19 @@ void add_cpu_kernels(const OnnxRuntime& runtime, const SessionOptions& options) 
   void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     const char* const why = dlerror();
-    throw kernels_lacking(printable(path) + " cannot be opened (" + printable(why != nullptr ? why : "no reason given", 200) + ")");
+    const std::string reason = printable(why != nullptr ? why : "no reason given", 200);
+    throw kernels_lacking(printable(path) + " cannot be opened (" + reason + ")");
   }
   using Register = OrtStatus* (*)(OrtSessionOptions*, const OrtApiBase*);
   const auto register_operators = reinterpret_cast<Register>(dlsym(library, "RegisterCustomOps"));
-  if (register_operators == nullptr) throw kernels_lacking(printable(path) + " has no operators for ONNX Runtime");
+  if (register_operators == nullptr) {
+    throw kernels_lacking(printable(path) + " has no operators for ONNX Runtime");
+  }
   try {
     runtime.check(register_operators(options.get(), &runtime.base()));
   } catch (const OnnxRuntimeFailure& failure) {
-    throw kernels_lacking(printable(path) + " is not taken by ONNX Runtime " + runtime.version() + " (" + failure.what() + ")");
+    throw kernels_lacking(printable(path) + " is not taken by ONNX Runtime " + runtime.version() + " (" +
+                          failure.what() + ")");
   }
 }
 
