@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from l4export.quantization.policy import Policy
+    from l4export.quantization.schemes import ScaleDtype
 
 __all__ = ["CPU"]
+
+_SCALES: ScaleDtype = "float16"
 
 
 def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
@@ -28,7 +31,7 @@ def _operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
     from l4export import passes
 
     return [
-        *fused_operators(options, scale_dtype="float16"),
+        *fused_operators(options, scale_dtype=_SCALES),
         *(
             [
                 # codes and scales in tiles
@@ -49,7 +52,7 @@ def _vision(policy: Policy | None) -> list[ir.passes.InPlacePass]:
     """The fused operators of a vision tower, and the kernels' own."""
     from l4export import passes
 
-    return [*fused_vision(policy, scale_dtype="float16"), *([passes.TileProducts()] if policy else [])]
+    return [*fused_vision(policy, scale_dtype=_SCALES), *([passes.TileProducts()] if policy else [])]
 
 
 CPU = Target(
@@ -61,6 +64,7 @@ CPU = Target(
     kv_dtypes=("fp16", "int8", "int4"),
     weight_kinds=("int8", "int4", "fp8"),
     calibrates=True,
+    scale_dtype=_SCALES,
     rounds_activations=True,
     reasons=dict.fromkeys(("fp16", "bf16"), "computes in fp32, as its kernels do"),
     lower=_operators,

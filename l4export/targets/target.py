@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from l4export.model.config import ModelConfig
     from l4export.quantization.codes_source import CodesSource
     from l4export.quantization.policy import Policy, Rule
+    from l4export.quantization.schemes import ScaleDtype
 
 __all__ = ["CACHES_IN_PLACE", "GraphOptions", "LayerRange", "Target", "UnfinishedEngine"]
 
@@ -103,6 +104,7 @@ class Target:
         calibrates: Whether the codes of its integer weights can be chosen on a text.
         activations: Types that activations can be rounded to in the graph.
         positive_scales: Whether its integer weights have positive scales only (`Scheme.positive`).
+        scale_dtype: Type of the scales of integer weights in an engine that computes in float32.
         expert_blocks: Block sizes of integer experts; empty: any.
         rounds_activations: Whether its operators round activations to int8 before integer weights, where the policy's
             accuracy level lets them.
@@ -137,6 +139,7 @@ class Target:
     calibrates: bool = False
     activations: tuple[str, ...] = ()
     positive_scales: bool = False
+    scale_dtype: ScaleDtype = "float32"
     expert_blocks: tuple[int, ...] = ()
     rounds_activations: bool = False
     always_rounds: bool = False

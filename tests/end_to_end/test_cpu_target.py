@@ -60,7 +60,8 @@ def test_an_engine_computes_with_its_dequantised_weights(
     for layout in LAYOUTS if scheme == "int4" else ("static",):
         policy = in_float(SCHEMES[scheme], variant)
         options = BuildOptions(target="cpu", kv_layout=layout, max_context=128, policy=policy)
-        assert build(checkpoint, tmp_path / layout, options).requires == (CPU_KERNELS,)
+        of_integers = (variant, scheme) != ("mobile", "fp8")  # whose tied embedding is the only one
+        assert build(checkpoint, tmp_path / layout, options).requires == ((CPU_KERNELS,) if of_integers else ())
         report = check_parity(tmp_path / layout, checkpoint, 50, 30, dequantized=True)
         assert report.passed, report.failures
         assert report.thresholds["max_relative_difference"] == 1e-4  # float level: activations are not rounded
@@ -159,6 +160,15 @@ def test_scales_beyond_float16_are_refused_by_the_weights_name(workshop: Worksho
     save_file(weights, checkpoint / "model.safetensors")
     with pytest.raises(InputError, match=r"layers\.1\.self_attn\.o_proj\.weight.*too large for float16 scales"):
         build(checkpoint, tmp_path / "e", BuildOptions(target="cpu", policy=standard_policy("int4")))
+
+
+def test_a_tied_embedding_is_stored_once(workshop: Workshop) -> None:
+    """So its head stays with ONNX Runtime, which reads the codes that the lookup reads."""
+    planned = plan_build(workshop.checkpoint("mobile"), BuildOptions(target="cpu", policy=standard_policy("int8")))
+    (head,) = (node for node in planned.model.graph if node.op_type == "MatMulNBits")
+    assert head.name == "/lm_head/MatMul"
+    found = weight_bytes(planned.model, planned.config)["model.embed_tokens.weight"]
+    assert 8 * found / (planned.config.vocab_size * planned.config.hidden_size) == 8 + 16 / 64
 
 
 def test_both_forms_of_a_graph_read_the_same_bytes_a_token(workshop: Workshop) -> None:
