@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from l4export.passes.absorb_shared_expert import AbsorbSharedExpert
 from l4export.passes.allow_decomposed_attention import AllowDecomposedAttention
 from l4export.passes.attend_to_packed_qkv import AttendToPackedQKV
 from l4export.passes.cast_kv_cache import CastKVCache
@@ -9,6 +10,7 @@ from l4export.passes.copy_lengths_to_device import CopyLengthsToDevice
 from l4export.passes.fix_cache_capacity import FixCacheCapacity
 from l4export.passes.fuse_attention import FuseAttention
 from l4export.passes.fuse_experts import FuseExperts
+from l4export.passes.fuse_gated_units import FuseGatedUnits
 from l4export.passes.fuse_qk_norm import FuseQKNorm
 from l4export.passes.fuse_residual_norm import FuseResidualNorm
 from l4export.passes.fuse_swish import FuseSwish
@@ -36,9 +38,12 @@ from l4export.passes.require_inputs import RequireInputs
 from l4export.passes.set_activation_scales import SetActivationScales
 from l4export.passes.set_kv_scales import SetKVScales
 from l4export.passes.set_total_to_capacity import SetTotalToCapacity
+from l4export.passes.tile_experts import TileExperts
+from l4export.passes.tile_products import TileProducts
 from l4export.passes.write_out_qk_norm import WriteOutQKNorm
 
 __all__ = [
+    "AbsorbSharedExpert",
     "AllowDecomposedAttention",
     "AttendToPackedQKV",
     "CastKVCache",
@@ -46,6 +51,7 @@ __all__ = [
     "FixCacheCapacity",
     "FuseAttention",
     "FuseExperts",
+    "FuseGatedUnits",
     "FuseQKNorm",
     "FuseResidualNorm",
     "FuseSwish",
@@ -73,5 +79,7 @@ __all__ = [
     "SetActivationScales",
     "SetKVScales",
     "SetTotalToCapacity",
+    "TileExperts",
+    "TileProducts",
     "WriteOutQKNorm",
 ]

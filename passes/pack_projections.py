@@ -1,4 +1,4 @@
-"""Quantised projections of the same input -> one `MatMulNBits` and a `Split`."""
+"""Quantised projections of the same input -> one product and a `Split`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from l4export.engine.cpu_weight_layout import TILE_ROWS
 from l4export.graph.builder import GraphBuilder, remove_unused_initializers, take_over
 from l4export.graph.conditions import require_codes
 from l4export.graph.contents import Weights, weights_of
 from l4export.graph.matching import nodes_of
+from l4export.quantization.cpu_operators import CPU_DOMAIN
 from l4export.weights.evaluation import Output, Stack
 from l4export.weights.recipes import Recipe
 
-__all__ = ["PackProjections", "is_own", "kind", "pack"]
+__all__ = ["PackProjections", "is_own", "kind", "pack", "rows"]
 
 
 class PackProjections(ir.passes.InPlacePass):
@@ -24,8 +26,8 @@ class PackProjections(ir.passes.InPlacePass):
     by `Split`. Every operator quantises its activations and gathers its threads anew, which in decoding costs as much
     as reading half a megabyte of weights.
 
-    Packs `MatMulNBits` that agree in x and all attributes but N, of weights that nothing else reads. The packed
-    initializers hold several weights, and their names join the weights' names by `|`.
+    Packs `MatMulNBits`, or `l4.cpu.Linear` of whole tiles, that agree in x and all attributes but N, of weights that
+    nothing else reads. The packed initializers hold several weights, and their names join the weights' names by `|`.
 
     Raises:
         onnx_ir.passes.PreconditionError: no weight is quantised.
@@ -33,12 +35,13 @@ class PackProjections(ir.passes.InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         """There are products with quantised weights, unless all of these are FP8."""
-        require_codes(model, "QuantizeWeightsForOnnxRuntime")
+        require_codes(model, "QuantizeWeightsForOnnxRuntime", "tiles")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Pack every group of two or more."""
         groups: dict[Hashable, list[ir.Node]] = {}
-        for node in nodes_of(model, "MatMulNBits", "com.microsoft"):
+        tiled = [node for node in nodes_of(model, "Linear", CPU_DOMAIN) if rows(node) % TILE_ROWS == 0]
+        for node in (*nodes_of(model, "MatMulNBits", "com.microsoft"), *tiled):
             if is_own(node):
                 groups.setdefault(kind(node), []).append(node)
         packed = [nodes for nodes in groups.values() if len(nodes) > 1]
@@ -57,6 +60,11 @@ def is_own(node: ir.Node) -> bool:
     )
 
 
+def rows(node: ir.Node) -> int:
+    """N of a product with a weight [N, K]."""
+    return node.attributes.get_int("N") if "N" in node.attributes else _recipe(node.inputs[1]).dims[0]
+
+
 def kind(node: ir.Node) -> Hashable:
     """What products must share to be packed."""
     attributes = {name: attribute.value for name, attribute in node.attributes.items() if name != "N"}
@@ -69,21 +77,21 @@ def pack(graph: ir.Graph, nodes: Sequence[ir.Node], note_rows: bool = False) -> 
 
     Args:
         graph: The graph.
-        nodes: `MatMulNBits` or `FusedMatMul` over [N, K] weights, of one x, one operator and alike but for N.
+        nodes: `MatMulNBits`, `FusedMatMul` or `Linear` over [N, K] weights, of one x, one operator and alike but for N.
         note_rows: Whether to note on the weights how many rows each has, for a graph that loses the `Split`.
     """
     first = nodes[0]
     b = GraphBuilder(scope=str(first.name).rpartition("/")[0].rpartition("/")[0])
     stack = Stack([_recipe(node.inputs[1]) for node in nodes])
-    widths = [_recipe(node.inputs[1]).dims[0] for node in nodes]
+    widths = [rows(node) for node in nodes]
     weights = []
     for operand in range(1, len(first.inputs)):
         values = [node.inputs[operand] for node in nodes]
         recipe, held = _recipe(values[0]), _held(values)
         index = recipe.index if isinstance(recipe, Output) else 0
         name = f"{'|'.join(held.names)}.{held.part}"
-        rows = tuple(widths) if note_rows else ()
-        weights.append(b.initializer(stack.output(index, recipe.dims[1:]), name, replace(held, rows=rows)))
+        noted = replace(held, rows=tuple(widths) if note_rows else ())
+        weights.append(b.initializer(stack.output(index, recipe.dims[1:]), name, noted))
     attributes = {name: attribute.value for name, attribute in first.attributes.items()}
     if "N" in attributes:
         attributes["N"] = sum(widths)

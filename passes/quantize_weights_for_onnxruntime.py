@@ -23,7 +23,7 @@ from l4export.quantization.onnxruntime_operators import (
     replace_operator,
 )
 from l4export.quantization.policy import Policy, Rule
-from l4export.quantization.schemes import Scheme
+from l4export.quantization.schemes import ScaleDtype, Scheme
 from l4export.quantization.weights import CodedWeight, GivenWeight, QuantizedWeight, in_place_of_source, source_of
 from l4export.weights.recipes import Cast, Recipe, as_recipe
 
@@ -37,7 +37,8 @@ class QuantizeWeightsForOnnxRuntime(ir.passes.InPlacePass):
     of one operator must have one scheme.
 
     With a `calibration` codes and scales of a layer's integer weights are those that it will find, and so are the
-    values of routers.
+    values of routers. Scales of integer weights are of `scale_dtype`, or of the weight's own type where that is
+    narrower.
 
     A weight with two readers (tied embeddings) is quantised once. `quantized` maps each weight's checkpoint name to the
     name of its scheme afterwards.
@@ -48,10 +49,13 @@ class QuantizeWeightsForOnnxRuntime(ir.passes.InPlacePass):
         onnx_ir.passes.PreconditionError: experts are not fused, or a product reads the transpose of a weight.
     """
 
-    def __init__(self, policy: Policy, calibration: CodesSource | None = None) -> None:
+    def __init__(
+        self, policy: Policy, calibration: CodesSource | None = None, scale_dtype: ScaleDtype = "float32"
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.calibration = calibration
+        self.scale_dtype = scale_dtype
         self.quantized: dict[str, str] = {}
         self._weights: dict[ir.Value, CodedWeight] = {}
 
@@ -105,6 +109,8 @@ class QuantizeWeightsForOnnxRuntime(ir.passes.InPlacePass):
             recipe = _recipe(weight)
             if recipe.dtype == ir.DataType.FLOAT16:
                 scheme = dataclasses.replace(scheme, scale_dtype="float16")  # the operators want one float type
+            elif scheme.kind != "fp8":
+                scheme = dataclasses.replace(scheme, scale_dtype=self.scale_dtype)
             if as_stored:
                 self._weights[weight] = kept_weight(recipe, scheme)
             elif self.calibration and self.calibration.takes(name, scheme):

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from l4export.quantization.cpu_operators import CPU_DOMAIN
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["decode_weight_bytes"]
 
 _EXPERTS = frozenset({"MoE", "QMoE"})
+_SHARED = {CPU_DOMAIN: {4, 5}}
+"""Inputs of `MoE` that every token needs, by domain: the tiles of the shared expert."""
+
 _TABLES = {"Gather": {0}, "GatherBlockQuantized": {0, 2, 3}, "GroupQueryAttention": {7, 8}}
 """Operators, and the inputs of which one token needs one row."""
 
@@ -21,10 +26,10 @@ _TABLES = {"Gather": {0}, "GatherBlockQuantized": {0, 2, 3}, "GroupQueryAttentio
 def decode_weight_bytes(model: ir.Model, config: ModelConfig) -> int:
     """Bytes of weights that one decode step of one row must read, as they are stored.
 
-    Every initializer counts in full, with two exceptions: of experts (what `MoE`, `QMoE` or an `If` read) only the
-    chosen `num_experts_per_tok / num_local_experts`, and of tables that are looked up (`Gather`,
-    `GatherBlockQuantized`, the angles of `GroupQueryAttention`) one row. A weight with several readers counts once,
-    by the one that needs most: a tied embedding in full. What is computed from initializers alone
+    Every initializer counts in full, with two exceptions: of experts (what `MoE`, `QMoE` or an `If` read, but for a
+    shared expert) only the chosen `num_experts_per_tok / num_local_experts`, and of tables that are looked up
+    (`Gather`, `GatherBlockQuantized`, the angles of `GroupQueryAttention`) one row. A weight with several readers
+    counts once, by the one that needs most: a tied embedding in full. What is computed from initializers alone
     (`DequantizeLinear`) is looked through. The KV cache and activations do not count: they are megabytes where the
     weights are gigabytes.
     """
@@ -41,7 +46,7 @@ def _share(value: ir.Value, config: ModelConfig) -> Fraction:
 
 def _shares(value: ir.Value, node: ir.Node, index: int, config: ModelConfig) -> Iterator[Fraction]:
     """What `node` needs of `value`, its input number `index`."""
-    if node.op_type in _EXPERTS or node.graph is not value.graph:
+    if (node.op_type in _EXPERTS and index not in _SHARED.get(node.domain, ())) or node.graph is not value.graph:
         yield Fraction(config.num_experts_per_tok, config.num_local_experts)
     elif index in _TABLES.get(node.op_type, ()) and value.shape:
         yield Fraction(1, max(1, value.shape.numpy()[0]))

@@ -39,6 +39,7 @@ def command(cflags: bool, libs: bool, path: bool, onnxruntime: bool, as_json: bo
         "path": str(files.path),
         "include": str(files.include),
         "library": str(files.library),
+        "kernels": str(files.kernels),
         "l4run": str(files.l4run),
         "cflags": list(files.cflags),
         "libs": list(files.libs),

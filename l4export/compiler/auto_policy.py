@@ -97,8 +97,9 @@ class WeightChoice:
     @classmethod
     def of_engine(cls, options: BuildOptions) -> WeightChoice:
         """What an engine's target has operators for."""
-        scale_dtype: ScaleDtype = "float16" if options.float_dtype == "fp16" else "float32"
-        return cls(FLOATS[options.float_dtype].bitwidth, scale_dtype, TARGETS[options.target].positive_scales)
+        target = TARGETS[options.target]
+        scale_dtype: ScaleDtype = "float16" if options.float_dtype == "fp16" else target.scale_dtype
+        return cls(FLOATS[options.float_dtype].bitwidth, scale_dtype, target.positive_scales)
 
 
 def with_chosen_policy(

@@ -12,6 +12,7 @@ from l4export.calibration.activation_scales import METHOD as ACTIVATION_METHOD
 from l4export.calibration.kv_scales import METHOD as KV_METHOD
 from l4export.calibration.text import CalibrationText
 from l4export.compiler.check_graph import check_calls, checked_layers, fused_operators, rounds_on_cpu
+from l4export.compiler.compile import CompiledGraph
 from l4export.compiler.inputs import BuildInputs
 from l4export.compiler.options import BuildOptions
 from l4export.compiler.plan import BuildPlan
@@ -21,6 +22,7 @@ from l4export.engine.check_record import CHECK_RECORD
 from l4export.engine.kv_cache import KV_STORAGE, kv_capacities
 from l4export.engine.manifest import (
     CHECK,
+    CPU_KERNELS,
     DECODER,
     PACKED_WEIGHTS,
     PORTABLE,
@@ -38,6 +40,7 @@ from l4export.engine.vision_interface import TILES_PER_CALL
 from l4export.graph.contents import layer_values
 from l4export.graph.layer_excerpt import excerpt_layers
 from l4export.model.config import ModelConfig
+from l4export.quantization.cpu_operators import CPU_DOMAIN
 from l4export.storage.file_records import FileRecord
 from l4export.targets.kept_codes import StoredCodes
 from l4export.targets.onnxruntime_versions import least_onnxruntime
@@ -50,7 +53,11 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
     """The manifest of an engine with these files, from these sources; without them, a draft to compare with."""
     config, options, packed = planned.config, planned.options, packed_weights(planned.graph.files)
     return Manifest(
-        requires=(*((PACKED_WEIGHTS,) if packed else ()), *((VISION,) if planned.tower else ())),
+        requires=(
+            *((CPU_KERNELS,) if any(map(_has_own_operators, planned.graphs)) else ()),
+            *((PACKED_WEIGHTS,) if packed else ()),
+            *((VISION,) if planned.tower else ()),
+        ),
         generator=generator(),
         target=options.target,
         model=config,
@@ -76,6 +83,10 @@ def engine_manifest(planned: BuildPlan, files: dict[str, FileRecord], source: di
         packed_weights=packed,
         vision=planned.inputs.vision if planned.tower else None,
     )
+
+
+def _has_own_operators(graph: CompiledGraph) -> bool:
+    return any(node.domain == CPU_DOMAIN for node in graph.model.graph)
 
 
 def _weight_options(planned: BuildPlan) -> dict[str, Any]:

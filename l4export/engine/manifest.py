@@ -12,6 +12,7 @@ from l4export.engine.manifest_checks import check_manifest
 from l4export.engine.manifest_reader import read_manifest
 from l4export.engine.manifest_types import (
     CHECK,
+    CPU_KERNELS,
     DECODER,
     FORMAT,
     FORMAT_VERSION,
@@ -36,6 +37,7 @@ from l4export.storage.safetensors import parse_json_object
 
 __all__ = [
     "CHECK",
+    "CPU_KERNELS",
     "DECODER",
     "FORMAT",
     "FORMAT_VERSION",

@@ -11,6 +11,7 @@ from l4export.engine.kv_cache import KV_DTYPES, KV_LAYOUTS, KVStorage
 from l4export.engine.manifest_fields import Fields
 from l4export.engine.manifest_types import (
     CHECK,
+    CPU_KERNELS,
     FORMAT,
     FORMAT_VERSION,
     PACKED_WEIGHTS,
@@ -36,7 +37,7 @@ from l4export.storage.file_records import FileRecord
 
 __all__ = ["FEATURES", "read_manifest", "read_model", "read_options", "read_record", "read_vision"]
 
-FEATURES: frozenset[str] = frozenset({PACKED_WEIGHTS, VISION})
+FEATURES: frozenset[str] = frozenset({CPU_KERNELS, PACKED_WEIGHTS, VISION})
 """What `requires` may name: features that came after format version 3 began."""
 
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int8", "uint8")

@@ -15,6 +15,7 @@ from l4export.storage.file_records import FileRecord
 
 __all__ = [
     "CHECK",
+    "CPU_KERNELS",
     "DECODER",
     "FORMAT",
     "FORMAT_VERSION",
@@ -49,6 +50,9 @@ PACKED_WEIGHTS = "packed_weights"
 UNPACKED = "unpacked-weights"
 """The data file that a portable graph names for weights which are packed. There is none: whoever opens the graph gives
 it unpacked weights, and nobody can open it with packed bytes."""
+
+CPU_KERNELS = "cpu_kernels"
+"""The feature that an engine requires whose graphs have operators of l4export's own CPU kernels (domain `l4.cpu`)."""
 
 CHECK = "check"
 """The graph by which a device is judged, in engines of targets that have one."""
@@ -249,6 +253,11 @@ class Manifest:
     def portable(self) -> Graph:
         """The same in the form that a CPU can run: mostly the decoder itself."""
         return self.graphs.get(PORTABLE, self.decoder)
+
+    @property
+    def needs_cpu_kernels(self) -> bool:
+        """Whether a session on the CPU needs l4export's own kernels."""
+        return CPU_KERNELS in self.requires
 
     @property
     def check(self) -> CheckGraph | None:

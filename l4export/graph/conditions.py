@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from l4export.graph.contents import weights_of
+from l4export.graph.contents import Part, weights_of
 from l4export.graph.dialect import DOMAIN
-from l4export.graph.matching import moe_nodes, nodes_of
+from l4export.graph.matching import moe_nodes, nodes_of, producer
 
-__all__ = ["require_codes", "require_constant_experts", "require_dialect", "require_inlined", "require_none"]
+__all__ = [
+    "require_codes",
+    "require_constant_experts",
+    "require_dialect",
+    "require_half_scales",
+    "require_inlined",
+    "require_none",
+]
 
 
 def require_none(model: ir.Model, op_type: str, domain: str, remedy: str) -> None:
@@ -54,12 +61,26 @@ def require_constant_experts(model: ir.Model) -> None:
                 raise ir.passes.PreconditionError(f"{node.name}: expert weights must be initializers")
 
 
-def require_codes(model: ir.Model, first: str) -> None:
+def require_codes(model: ir.Model, first: str, *others: Part) -> None:
     """Require quantised weights.
 
     Raises:
-        onnx_ir.passes.PreconditionError: no initializer holds codes; `first` is the pass that makes them.
+        onnx_ir.passes.PreconditionError: none holds codes, or one of the `others`; `first` is the pass that makes them.
     """
     held = map(weights_of, model.graph.initializers.values())
-    if not any(weights is not None and weights.part == "codes" for weights in held):
+    if not any(weights is not None and weights.part in ("codes", *others) for weights in held):
         raise ir.passes.PreconditionError(f"no weight is quantised; run {first} first")
+
+
+def require_half_scales(model: ir.Model, op_type: str) -> None:
+    """Require that the scales of an operator of ONNX Runtime are float16, and cast to what it computes in.
+
+    Raises:
+        onnx_ir.passes.PreconditionError: those of a node are not.
+    """
+    for node in nodes_of(model, op_type, "com.microsoft"):
+        casts = [cast for value in node.inputs if (cast := producer(value, ("Cast", ""))) is not None]
+        stored = [cast.inputs[0] for cast in casts]
+        if not any(value is not None and value.dtype == ir.DataType.FLOAT16 for value in stored):
+            remedy = 'run QuantizeWeightsForOnnxRuntime(.., scale_dtype="float16") first'
+            raise ir.passes.PreconditionError(f"{node.name}: scales are not float16; {remedy}")

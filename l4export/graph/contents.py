@@ -4,8 +4,8 @@ The notes are the value's `metadata_props`, which ONNX stores with its type and 
 of values are for people: nothing reads them to find out what a value is.
 
     l4export.weights   the weights' names in the checkpoint, a JSON list
-    l4export.layout    stored, transposed or interleaved
-    l4export.part      values, codes, scales or zero_points
+    l4export.layout    stored, transposed, interleaved or in_turn
+    l4export.part      values, codes, scales, zero_points or tiles
     l4export.rows      rows of each weight, a JSON list, where no Split of the product tells them
     l4export.role      merged, residual, router_logits, past_key, past_value, present_key or present_value; in a vision
                        tower residual, embedded, shuffled or adapted
@@ -37,8 +37,8 @@ __all__ = [
     "weights_of",
 ]
 
-Layout = Literal["stored", "transposed", "interleaved"]
-Part = Literal["values", "codes", "scales", "zero_points"]
+Layout = Literal["stored", "transposed", "interleaved", "in_turn"]
+Part = Literal["values", "codes", "scales", "zero_points", "tiles"]
 Role = Literal[
     "merged",
     "residual",
@@ -67,9 +67,11 @@ class Weights:
 
     `layout` compares each with the checkpoint's tensor: `stored` is as it is there, `transposed` has the last two axes
     exchanged, and `interleaved` is [E, 2I, D] for a tensor [E, D, 2I] = [gate | up], transposed with the rows of gate
-    and up in turn. `part` says which of a quantised weight's tensors this is; `values` are the numbers themselves. The
-    layout of scales and zero points is that of their codes. `rows` are those of each weight, where several lie one
-    below the other and no `Split` of their product tells how many each has.
+    and up in turn. `in_turn` are the rows of two `names` in turn. `part` says which of a quantised weight's tensors
+    this is; `values` are the numbers themselves, `tiles` all of a quantised weight in the order of
+    `l4export.engine.cpu_weight_layout`. The layout of scales and zero points is that of their codes, and that of tiles
+    is their rows' before they went into tiles. `rows` are those of each weight, where several lie one below the other
+    and no `Split` of their product tells how many each has.
     """
 
     names: tuple[str, ...]
@@ -81,10 +83,10 @@ class Weights:
         """The same weights with their last two axes exchanged.
 
         Raises:
-            ValueError: the weights are interleaved.
+            ValueError: rows lie in turn.
         """
-        if self.layout == "interleaved":
-            raise ValueError(f"{self.names}: interleaved rows cannot be exchanged with columns")
+        if self.layout in {"interleaved", "in_turn"}:
+            raise ValueError(f"{self.names}: rows in turn cannot be exchanged with columns")
         return dataclasses.replace(self, layout="stored" if self.layout == "transposed" else "transposed")
 
 

@@ -11,17 +11,20 @@ import onnx_ir as ir
 
 from l4export.engine.manifest import load_manifest
 from l4export.graph.contents import Weights, weights_of
+from l4export.graph.matching import producer
 from l4export.inspection.graph_file import load_graph
+from l4export.inspection.tiled_matrices import tiled_matrices
 from l4export.inspection.weight_bytes import weight_bytes
 from l4export.model.weight_names import kind_of
 from l4export.passes.quantize_activations import fp8_products
 from l4export.quantization import Scheme, dequantize
+from l4export.quantization.cpu_operators import layout_of, tile_inputs
 from l4export.runtimes.onnxruntime.portable import unpacked
 
 __all__ = ["DequantizedWeights", "dequantized_weights", "input_scales"]
 
 _FIRST_OPERANDS = {"MatMulNBits": (1,), "QMoE": (2, 5), "GatherBlockQuantized": (0,), "DequantizeLinear": (0,)}
-"""Where each operator has its codes."""
+"""Where each operator of ONNX Runtime has its codes; those of l4export's own kernels have tiles."""
 
 
 def dequantized_weights(engine: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -43,8 +46,8 @@ class DequantizedWeights:
     checkpoint's names (without prefix) and layout.
 
     The values follow from the engine's codes, scales and zero points by the formulas of
-    `l4export.quantization.schemes`, and from the operators' attributes. Packed codes are unpacked, as many experts as
-    are asked for. Nothing that the build knew is used.
+    `l4export.quantization.schemes`, and from the operators' attributes. Packed codes are unpacked, and tiles too, as
+    many experts or rows as are asked for. Nothing that the build knew is used.
     """
 
     half_floats: Mapping[str, str] = {}
@@ -59,7 +62,7 @@ class DequantizedWeights:
         graph = self._model.graph
         self._routers = _routers(graph) if "calibration" in manifest.options["weights"] else {}
         for node in graph:
-            for operand in _FIRST_OPERANDS.get(node.op_type, ()):
+            for operand in tile_inputs(node) or _FIRST_OPERANDS.get(node.op_type, ()):
                 held = weights_of(node.inputs[operand])
                 if held is None:
                     continue  # an activation's codes
@@ -92,13 +95,18 @@ class DequantizedWeights:
         if name not in self._operands:
             return None
         node, operand, own = self._operands[name]
-        asked = slice(own[rows].start, own[rows].stop)
-        values = _matrices(node, operand, asked, self._codes(node.inputs[operand], asked))
+        asked = slice(own[rows].start, own[rows].stop, own[rows].step)
+        if operand in tile_inputs(node):
+            values = tiled_matrices(node, operand, asked, _array(node.inputs[operand]))
+        else:
+            values = _matrices(node, operand, asked, self._codes(node.inputs[operand], asked))
         held = weights_of(node.inputs[operand])
         assert held is not None
         match held.layout:
             case "interleaved":
                 return _gate_up(values)
+            case "in_turn":
+                return values
             case "transposed":
                 return values.swapaxes(-1, -2)
             case "stored":
@@ -118,11 +126,16 @@ def _routers(graph: ir.Graph) -> dict[str, ir.Value]:
 
 
 def _row_ranges(node: ir.Node, operand: int, held: Weights) -> list[range]:
-    """Rows of each weight that lie one below the other: as noted, or as the `Split` of their product shows."""
+    """Rows of each weight, one below the other or in turn: as noted, or as the `Split` of their product shows."""
+    codes = node.inputs[operand]
+    assert codes is not None and codes.const_value is not None
+    dims = codes.const_value.shape.numpy()
+    tiled = operand in tile_inputs(node)
+    count = layout_of(node, operand).rows if tiled and len(dims) == 2 else int(dims[0])
     if len(held.names) == 1:
-        codes = node.inputs[operand]
-        assert codes is not None and codes.const_value is not None
-        return [range(int(codes.const_value.shape.numpy()[0]))]
+        return [range(count)]
+    if held.layout == "in_turn":
+        return [range(first, count, len(held.names)) for first in range(len(held.names))]
     if held.rows:
         ends = np.cumsum(held.rows).tolist()
     else:
@@ -139,7 +152,7 @@ def _matrices(node: ir.Node, operand: int, rows: slice, codes: np.ndarray) -> np
         wide = scales.repeat(block, axis=-1)[..., : codes.shape[-1]] if block else scales[:, None]
         return np.asarray(codes.astype(np.float32) * wide)
     moe = node.op_type == "QMoE"
-    scales = _array(node.inputs[operand + 1 if operand else 2])[rows]
+    scales = _array(_before_cast(node.inputs[operand + 1 if operand else 2]))[rows]
     at = {1: 3, 2: 11, 5: 12, 0: 3}[operand]
     present = len(node.inputs) > at and node.inputs[at] is not None
     zero_points = _array(node.inputs[at])[rows] if present else None
@@ -154,6 +167,12 @@ def _matrices(node: ir.Node, operand: int, rows: slice, codes: np.ndarray) -> np
 def _gate_up(fc1: np.ndarray) -> np.ndarray:
     """[E, 2I, D], gate and up rows in turn -> [E, D, 2I], gate then up."""
     return np.concatenate([fc1[:, 0::2].transpose(0, 2, 1), fc1[:, 1::2].transpose(0, 2, 1)], axis=2)
+
+
+def _before_cast(scales: ir.Value | None) -> ir.Value | None:
+    """What holds scales that may be cast to what an operator takes."""
+    cast = producer(scales, ("Cast", ""))
+    return scales if cast is None else cast.inputs[0]
 
 
 def _array(value: ir.Value | None) -> np.ndarray:

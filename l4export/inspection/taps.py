@@ -17,9 +17,11 @@ from l4export.errors import InputError, printable
 from l4export.graph.contents import LayerValue, Role, layer_values
 from l4export.inspection.graph_file import load_graph
 from l4export.model.routing import likeliest
+from l4export.quantization.cpu_operators import CPU_DOMAIN
 from l4export.runtimes.cache.host_cache import new_host_cache
 from l4export.runtimes.images.image_features import ImageFeatures
 from l4export.runtimes.images.processor import ProcessedImages
+from l4export.runtimes.onnxruntime.cpu_kernels import add_cpu_kernels
 from l4export.runtimes.onnxruntime.engine import session_options
 from l4export.runtimes.onnxruntime.installed import installed_onnxruntime
 from l4export.runtimes.onnxruntime.portable import cpu_session
@@ -122,6 +124,8 @@ def _inference_session(
         if name not in values:
             raise InputError(f"{engine}: no value {name} in the graph; build the engine again")
         model.graph.outputs.append(values[name])
+    if CPU_DOMAIN in model.opset_imports:
+        add_cpu_kernels(options)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(engine.absolute()))
     try:
         return cpu_session(ir.to_proto(model).SerializeToString(), options, engine, packed)

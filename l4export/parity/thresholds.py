@@ -141,16 +141,17 @@ def _routing(manifest: Described, half: bool) -> float:
 
 
 def _rounds_activations(manifest: Described) -> bool:
-    """Whether ONNX Runtime rounds activations to int8. It does at level 4, and before int8 experts at every level."""
+    """Whether activations are rounded to int8. They are at level 4, and by ONNX Runtime before int8 experts at any."""
     policy = manifest.options["weights"].get("policy")
     if policy is None or manifest.target in CHECKPOINT_TARGETS:
         return False
     if manifest.target not in TARGETS:
         raise InputError(f"target {manifest.target!r} is none that this l4export builds for; upgrade l4export")
-    if not TARGETS[manifest.target].rounds_activations:
+    target = TARGETS[manifest.target]
+    if not target.rounds_activations:
         return False
     experts = [f"model.layers.{layer}.feed_forward.experts.down_proj" for layer in manifest.model.moe_layers]
     integers = [rule for rule in policy["rules"] if rule["kind"] != "fp8"]
     at_8_bits = [Rule(tuple(r["weights"]), "int8", but=tuple(r["but"])) for r in integers if r["kind"] == "int8"]
     int8_experts = any(rule.matches(name) for rule in at_8_bits for name in experts)
-    return bool(integers) and (policy["accuracy_level"] == 4 or int8_experts)
+    return bool(integers) and (policy["accuracy_level"] == 4 or (target.always_rounds and int8_experts))

@@ -34,14 +34,19 @@ class Operand:
         """Return codes (in the shape of `codes`, if given), scales and zero points (if there are any) as initializers.
 
         If the weight has a second reader, it gets the initializers of the first. If it reads the codes in another
-        shape, they become another initializer over the same bytes.
+        shape, they become another initializer over the same bytes. Scales of another float type than the weight's are
+        cast to it, as the operators want one type.
         """
         tensors: dict[Part, ir.TensorProtocol | None] = {
             "codes": codes or self.quantized.codes,
             "scales": self.quantized.scales,
             "zero_points": self.quantized.zero_points,
         }
-        return [self._value(b, graph, part, tensor) for part, tensor in tensors.items() if tensor is not None]
+        codes_and_more = [self._value(b, graph, part, tensor) for part, tensor in tensors.items() if tensor is not None]
+        if self.quantized.scales.dtype != (dtype := self.weight.dtype) and dtype is not None:
+            name = f"{self.weight.name}.scales/Cast"
+            codes_and_more[1] = b.op("Cast", codes_and_more[1], name=name, to=int(dtype))
+        return codes_and_more
 
     def _value(self, b: GraphBuilder, graph: ir.Graph, part: Part, tensor: ir.TensorProtocol) -> ir.Value:
         name = f"{self.weight.name}.{part}"

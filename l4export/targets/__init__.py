@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from l4export.targets.checkpoint_target import CheckpointFiles, CheckpointRequest, CheckpointTarget
 from l4export.targets.compressed_tensors.target import COMPRESSED_TENSORS
+from l4export.targets.cpu import CPU
 from l4export.targets.onnxruntime_cpu import ORT_CPU
 from l4export.targets.onnxruntime_cuda import ORT_CUDA
 from l4export.targets.standard_onnx import ONNX
@@ -22,7 +23,7 @@ __all__ = [
     "UnfinishedEngine",
 ]
 
-TARGETS = {target.name: target for target in (ORT_CPU, ORT_CUDA, ONNX, TENSORRT_RTX, TENSORRT)}
+TARGETS = {target.name: target for target in (ORT_CPU, CPU, ORT_CUDA, ONNX, TENSORRT_RTX, TENSORRT)}
 """The targets that give an engine, by the names that `--target` takes. The default is first."""
 
 CHECKPOINT_TARGETS = {target.name: target for target in (COMPRESSED_TENSORS,)}

@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from l4export.quantization.policy import Policy
+    from l4export.quantization.schemes import ScaleDtype
 
 __all__ = ["fused_operators", "fused_vision", "standard_operators", "standard_vision"]
 
 
-def fused_operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
-    """Return the passes to ONNX Runtime's fused operators."""
+def fused_operators(options: GraphOptions, scale_dtype: ScaleDtype = "float32") -> list[ir.passes.InPlacePass]:
+    """Return the passes to ONNX Runtime's fused operators; `scale_dtype` is that of integer weights in float32."""
     from l4export import passes
     from l4export.graph.dtypes import FLOATS
 
@@ -34,7 +35,11 @@ def fused_operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
         # weights stay in the checkpoint's order
         passes.KeepWeightsUntransposed(),
         # weights in fewer bits, as the policy says
-        *([passes.QuantizeWeightsForOnnxRuntime(options.policy, options.calibration)] if options.policy else []),
+        *(
+            [passes.QuantizeWeightsForOnnxRuntime(options.policy, options.calibration, scale_dtype)]
+            if options.policy
+            else []
+        ),
     ]
 
 
@@ -54,8 +59,8 @@ def standard_operators(options: GraphOptions) -> list[ir.passes.InPlacePass]:
     ]
 
 
-def fused_vision(policy: Policy | None) -> list[ir.passes.InPlacePass]:
-    """Return the passes of a vision tower to ONNX Runtime's fused operators."""
+def fused_vision(policy: Policy | None, scale_dtype: ScaleDtype = "float32") -> list[ir.passes.InPlacePass]:
+    """Return the passes of a vision tower to ONNX Runtime's fused operators; `scale_dtype` as `fused_operators`."""
     from l4export import passes
 
     return [
@@ -64,7 +69,11 @@ def fused_vision(policy: Policy | None) -> list[ir.passes.InPlacePass]:
         # weights stay in the checkpoint's order
         passes.KeepWeightsUntransposed(),
         # weights in fewer bits, where the policy names them
-        *([passes.QuantizeWeightsForOnnxRuntime(policy), passes.PackProjections()] if policy else []),
+        *(
+            [passes.QuantizeWeightsForOnnxRuntime(policy, scale_dtype=scale_dtype), passes.PackProjections()]
+            if policy
+            else []
+        ),
     ]
 
 

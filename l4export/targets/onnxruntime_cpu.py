@@ -34,6 +34,7 @@ ORT_CPU = Target(
     weight_kinds=("int8", "int4", "fp8"),
     calibrates=True,
     rounds_activations=True,
+    always_rounds=True,
     reasons=NO_BFLOAT16,
     lower=_operators,
     lower_vision=fused_vision,

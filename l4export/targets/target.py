@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from l4export.model.config import ModelConfig
     from l4export.quantization.codes_source import CodesSource
     from l4export.quantization.policy import Policy, Rule
+    from l4export.quantization.schemes import ScaleDtype
 
 __all__ = ["CACHES_IN_PLACE", "GraphOptions", "LayerRange", "Target", "UnfinishedEngine"]
 
@@ -103,9 +104,11 @@ class Target:
         calibrates: Whether the codes of its integer weights can be chosen on a text.
         activations: Types that activations can be rounded to in the graph.
         positive_scales: Whether its integer weights have positive scales only (`Scheme.positive`).
+        scale_dtype: Type of the scales of integer weights in an engine that computes in float32.
         expert_blocks: Block sizes of integer experts; empty: any.
         rounds_activations: Whether its operators round activations to int8 before integer weights, where the policy's
             accuracy level lets them.
+        always_rounds: Whether its operators do so before experts of 8 bits at every level.
         compute_capabilities: Whether it is compiled for named GPUs.
         is_judged: Whether its engines carry a check graph, by which a runtime judges a device before it trusts it.
         needs: The least that its engines need of a GPU.
@@ -136,8 +139,10 @@ class Target:
     calibrates: bool = False
     activations: tuple[str, ...] = ()
     positive_scales: bool = False
+    scale_dtype: ScaleDtype = "float32"
     expert_blocks: tuple[int, ...] = ()
     rounds_activations: bool = False
+    always_rounds: bool = False
     compute_capabilities: bool = False
     is_judged: bool = False
     needs: DeviceNeeds | None = None
@@ -157,6 +162,6 @@ class Target:
             return "has no zero points"
         if are_experts and rule.kind != "fp8" and self.expert_blocks and rule.block_size not in self.expert_blocks:
             return f"has no kernel for experts in blocks of {rule.block_size}"
-        if exact and self.rounds_activations and rule.kind == "int8":
+        if exact and self.always_rounds and rule.kind == "int8":
             return "would round activations before them; --quant int8 keeps them"
         return ""

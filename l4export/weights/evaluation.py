@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from l4export.weights.recipes import Constant, Recipe, Region
 
-__all__ = ["Evaluation", "Output", "Stack", "evaluation_of", "is_constant", "leaves", "side_bytes"]
+__all__ = ["Evaluation", "InTurn", "Output", "Stack", "evaluation_of", "is_constant", "leaves", "side_bytes"]
 
 
 class Evaluation(abc.ABC):
@@ -94,6 +94,33 @@ class Stack(Evaluation):
 
     def _evaluations(self) -> Iterator[Evaluation]:
         return map(evaluation_of, self.parts)
+
+
+class InTurn(Evaluation):
+    """Two evaluations [n, ..] as one [2 n, ..] whose even rows are the first's and whose odd rows are the second's.
+
+    Each part is named by any of its outputs; both have the same outputs.
+
+    Raises:
+        ValueError: parts that differ, or whose rows belong together (`row_multiple`).
+    """
+
+    def __init__(self, first: Recipe, second: Recipe) -> None:
+        self.parts = (first, second)
+        one, other = map(evaluation_of, self.parts)
+        alike = [[(out.dtype, out.dims) for out in part.outputs] for part in (one, other)]
+        if alike[0] != alike[1] or len(one.lead) != 1 or one.row_multiple * other.row_multiple > 1:
+            raise ValueError(f"cannot lay {first} and {second} in turn: rows must be alike and stand alone")
+        super().__init__((2 * one.lead[0],), row_multiple=2)
+        self.outputs = tuple(
+            Output(self, i, out.dtype, (2 * out.dims[0], *out.dims[1:])) for i, out in enumerate(one.outputs)
+        )
+
+    def evaluate(self, region: Region) -> tuple[np.ndarray, ...]:
+        """Rows from an even one to before an even one."""
+        rows = slice(region[0].start // 2, region[0].stop // 2)
+        both = zip(*(evaluation_of(part).evaluate((rows,)) for part in self.parts), strict=True)
+        return tuple(np.stack(pair, axis=1).reshape(-1, *pair[0].shape[1:]) for pair in both)
 
 
 def is_constant(recipe: Recipe) -> bool:

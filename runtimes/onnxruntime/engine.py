@@ -21,6 +21,7 @@ from l4export.runtimes.engine import Engine
 from l4export.runtimes.images.image_features import ImageFeatures
 from l4export.runtimes.onnxruntime.card import CUDA, Card, open_card
 from l4export.runtimes.onnxruntime.composition_check import Executor, trust
+from l4export.runtimes.onnxruntime.cpu_kernels import add_cpu_kernels
 from l4export.runtimes.onnxruntime.cuda_session import open_on_cuda
 from l4export.runtimes.onnxruntime.execution import CudaExecution
 from l4export.runtimes.onnxruntime.installed import installed_onnxruntime, require_version
@@ -76,6 +77,8 @@ class OnnxRuntimeEngine(Engine):
         else:
             decoder = directory / own.file
             options = session_options(threads, manifest.precision["activations"] == "fp8", profile)
+            if manifest.needs_cpu_kernels:
+                add_cpu_kernels(options)
             self.inference = open_session(decoder, options, manifest.packed_weights)
             _check_interface(self.inference, own, decoder)
         self._tower = VisionTower(directory, manifest, partial(self._load_tower, threads))
@@ -88,7 +91,7 @@ class OnnxRuntimeEngine(Engine):
     def _load_tower(self, threads: int | None, graph: Graph) -> Compute:
         """The vision tower, where the decoder is."""
         if self.device is None:
-            return _tower_on_cpu(self.directory, threads, graph)
+            return _tower_on_cpu(self.directory, self.manifest, threads, graph)
         return _tower_on_card(self.directory, self.manifest, self.device.card, threads, graph)
 
     @property
@@ -126,11 +129,13 @@ def _open_on_card(
 
 def vision_tower(directory: Path, manifest: Manifest, threads: int | None = None) -> VisionTower:
     """An engine's vision tower on the CPU, which is loaded when it is first asked."""
-    return VisionTower(directory, manifest, partial(_tower_on_cpu, directory, threads))
+    return VisionTower(directory, manifest, partial(_tower_on_cpu, directory, manifest, threads))
 
 
-def _tower_on_cpu(directory: Path, threads: int | None, graph: Graph) -> Compute:
+def _tower_on_cpu(directory: Path, manifest: Manifest, threads: int | None, graph: Graph) -> Compute:
     path, options = directory / graph.file, session_options(threads)
+    if manifest.needs_cpu_kernels:
+        add_cpu_kernels(options)
     # A pattern would have the second call of a shape take its memory anew, beside what the first call keeps.
     options.enable_mem_pattern = False
     session = open_session(path, options)
@@ -150,7 +155,8 @@ def _tower_on_card(directory: Path, manifest: Manifest, card: Card, threads: int
         card.check_tower()
         session, _ = open_on_cuda(path, session_options(threads), "an image is computed once")
     _check_interface(session, graph, path)
-    trust_tower(directory, manifest, _installation(card), on_card, partial(_tower_on_cpu, directory, threads, graph))
+    on_cpu = partial(_tower_on_cpu, directory, manifest, threads, graph)
+    trust_tower(directory, manifest, _installation(card), on_card, on_cpu)
     return on_card
 
 

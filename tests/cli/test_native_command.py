@@ -37,11 +37,14 @@ def test_what_it_prints_compiles_links_and_runs(site: dict[str, str], tmp_path: 
 
 def test_its_paths_are_there(site: dict[str, str]) -> None:
     facts = json.loads(native(site, "--json"))
-    assert (Path(facts["include"]) / "l4export.h").is_file() and Path(facts["library"]).is_file()
+    assert (Path(facts["include"]) / "l4export.h").is_file()
+    assert Path(facts["library"]).is_file() and Path(facts["kernels"]).is_file()
     assert (Path(facts["path"]) / "lib/cmake/l4export/l4exportConfig.cmake").is_file()
     assert Path(facts["onnxruntime"]).is_file()
     assert native(site, "--path", "--onnxruntime") == f"{facts['path']} {facts['onnxruntime']}"
-    assert all(str(facts[name]) in native(site) for name in ("path", "include", "library", "l4run", "onnxruntime"))
+    assert all(
+        str(facts[name]) in native(site) for name in ("path", "include", "library", "kernels", "l4run", "onnxruntime")
+    )
 
 
 @pytest.mark.parametrize("package", [None, "without a library"])

@@ -82,13 +82,15 @@ def test_large_budgets_are_counted_in_steps_and_kept() -> None:
 
 
 @pytest.mark.parametrize("variant", ["scout", "maverick", "guard", "mobile"])
-@pytest.mark.parametrize(("target", "dtype"), [("ort-cpu", "fp32"), ("onnx", "fp32"), ("ort-cpu", "fp16")])
+@pytest.mark.parametrize(
+    ("target", "dtype"), [("ort-cpu", "fp32"), ("cpu", "fp32"), ("onnx", "fp32"), ("ort-cpu", "fp16")]
+)
 def test_groups_hold_every_matrix_and_know_their_bytes(
     workshop: Workshop, variant: str, target: str, dtype: str
 ) -> None:
     options = BuildOptions(target=target, dtype=dtype, max_context=64)
     config = plan_build(workshop.checkpoint(variant), options).config
-    found = weight_groups(config, "float32" if dtype == "fp32" else "float16", target != "ort-cpu")
+    found = weight_groups(config, "float16" if dtype == "fp16" or target == "cpu" else "float32", target == "onnx")
     names = [name for group in found for name in group.shapes]
     assert len(names) == len(set(names))
     assert {n for n in tensors(config) if kind_of(n) not in ("router", "norm")} == set(names)

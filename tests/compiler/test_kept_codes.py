@@ -74,6 +74,7 @@ def check_equal(engine: Path, plain: Path, count: int) -> None:
 
 KEPT = [
     *(("scout", name, "ort-cpu") for name in FORMS if name.startswith("int4 ") and name != "int4 reordered"),
+    *(("scout", name, "cpu") for name in FORMS if name.startswith("int") and name != "int4 reordered"),
     *(("scout", name, "onnx") for name in ("int4", "int4 rows", "int8", "int8 rows")),
     *(("scout", name, target) for name in ("fp8", "fp8 tensors", FBGEMM) for target in ("ort-cpu", "onnx")),
     ("scout", "fp8 blocks", "ort-cpu"),
@@ -81,6 +82,7 @@ KEPT = [
 ]
 
 
+@pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize(("variant", "name", "target"), KEPT)
 def test_kept_weights_are_equal_and_logits_float_accurate(
     made: Make, tmp_path: Path, variant: str, name: str, target: str

@@ -28,15 +28,18 @@ class EngineKind:
     kv_dtype: str = "fp32"
     weights: str = "float"
     sees: bool = False
+    target: str = "ort-cpu"
 
     def __str__(self) -> str:
-        return "-".join([self.variant, self.layout, self.kv_dtype, self.weights, *(["sees"] if self.sees else [])])
+        words = [self.variant, self.layout, self.kv_dtype, self.weights, *(["sees"] if self.sees else [])]
+        return "-".join([*words, *([self.target] if self.target != "ort-cpu" else [])])
 
 
 QUICK = (
     EngineKind("scout", "chunked", sees=True),
     EngineKind("maverick", "static", "int8", "int4"),
     EngineKind("mobile", "concat"),
+    EngineKind("scout", "chunked", weights="int4", target="cpu"),
 )
 
 ALL = (
@@ -50,6 +53,12 @@ ALL = (
         )
     ),
     *(EngineKind("scout", layout, sees=True) for layout in ("static", "chunked", "concat")),
+    *(
+        EngineKind(*kind, target="cpu")
+        for kind in itertools.product(
+            ("scout", "maverick", "mobile"), ("static", "chunked", "concat"), ("fp32", "int8"), ("int8", "int4")
+        )
+    ),
 )
 
 
@@ -67,6 +76,7 @@ def build_engine(kind: EngineKind, root: Path) -> Path:
             checkpoint,
             path,
             BuildOptions(
+                target=kind.target,
                 max_context=MAX_CONTEXT,
                 kv_layout=kind.layout,
                 kv_dtype=kind.kv_dtype,

@@ -19,6 +19,8 @@ from native_library import ONNXRUNTIME, build_native, sanitized_native
 
 Prepared = Callable[[EngineKind], Path]
 
+pytestmark = pytest.mark.usefixtures("cpu_kernels")
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:

@@ -17,6 +17,9 @@ from l4export.compiler.options import BuildOptions
 from l4export.compiler.pipeline import pass_name, pipeline, run_passes
 from l4export.compiler.plan import plan_build
 from l4export.model.decoder import build_decoder
+from l4export.quantization.cpu_operators import CPU_DOMAIN
+from l4export.quantization.policy import Policy, Rule
+from l4export.runtimes.onnxruntime.cpu_kernels import add_cpu_kernels
 from l4export.targets import GraphOptions
 from l4export.weights.recipes import Source
 from workshop import LAYOUTS, VARIANTS, Workshop, assert_close, random_ids
@@ -26,7 +29,10 @@ CHUNK, PREFILL, TOTAL = 16, 40, 50
 
 def _run(model: ir.Model, ids: np.ndarray, piece: int = PREFILL) -> np.ndarray:
     """Logits of a prefill in pieces and of single tokens after it, with caches that grow."""
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    if CPU_DOMAIN in model.opset_imports:
+        add_cpu_kernels(options)
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     pasts = {value.name: value for value in model.graph.inputs if str(value.name).startswith("past")}
     caches = {name: np.zeros((1, v.shape[1], 0, v.shape[3]), np.float32) for name, v in pasts.items()}
     logits = []
@@ -57,6 +63,29 @@ def test_every_stage_computes_the_same(workshop: Workshop, variant: str, layout:
     steps = pipeline("ort-cpu", GraphOptions(layout, 64))
     run_passes(model, steps, check)
     assert seen == ["reference", *(pass_name(type(step)) for step in steps)]
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+@pytest.mark.parametrize("variant", ["scout", "scout-top2", "maverick"])
+def test_every_stage_of_quantised_weights_computes_the_same(workshop: Workshop, variant: str) -> None:
+    """From the codes on: by ONNX Runtime's operators, and piece by piece by l4export's own."""
+    checkpoint = open_checkpoint(workshop.checkpoint(variant))
+    model = build_decoder(
+        checkpoint.config, lambda name, shape: Source(checkpoint.tensor(name, shape)), ir.DataType.FLOAT
+    )
+    ids = random_ids((1, TOTAL))
+    found: dict[str, np.ndarray] = {}
+
+    def check(index: int, name: str, stage: ir.Model) -> None:
+        if found or name == "quantize_weights_for_onnxruntime":
+            found[name] = _run(stage, ids)
+
+    policy = Policy((Rule(("model.layers.*_proj*",), "int4", 32, symmetric=False),), accuracy_level=1)
+    run_passes(model, pipeline("cpu", GraphOptions("static", 64, policy)), check)
+    first, *others = found.values()
+    assert [*found][1:5] == ["tile_products", "tile_experts", "fuse_gated_units", "absorb_shared_expert"]
+    for logits in others:
+        assert_close(logits, first, 1e-5)  # float32 in another order of summation
 
 
 def test_values_keep_their_names_from_stage_to_stage(workshop: Workshop) -> None:

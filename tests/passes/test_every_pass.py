@@ -77,12 +77,17 @@ def test_layers_keep_their_values(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_weight_can_be_found(name: str) -> None:
-    """Each is held once as values or codes, and values are the checkpoint's, laid out as the note says."""
+    """Each is held once as values, codes or tiles, and values are the checkpoint's, laid out as the note says."""
     model, stored = reference(wide_config()), reference(wide_config())
     up_to(name, model)
     originals = {name: _as_stored(value) for name, value in stored.graph.initializers.items() if weights_of(value)}
     held = [(weights_of(value), value) for value in model.graph.initializers.values()]
-    found = [each for weights, _ in held if weights and weights.part in ("values", "codes") for each in weights.names]
+    found = [
+        each
+        for weights, _ in held
+        if weights and weights.part in ("values", "codes", "tiles")
+        for each in weights.names
+    ]
     assert sorted(found) == sorted(originals)
     for weights, value in held:
         if weights is not None and weights.part == "values":
@@ -103,6 +108,8 @@ def _as_stored(value: ir.Value) -> np.ndarray:
         case "interleaved":
             rows = tensor.numpy()
             return np.concatenate([rows[:, 0::2], rows[:, 1::2]], axis=1).swapaxes(-1, -2)
+        case "in_turn":
+            raise AssertionError("only tiles lie in turn")
 
 
 # The order
@@ -174,6 +181,10 @@ def test_passes_over_the_dialect_refuse_a_graph_without_it(name: str) -> None:
         ("pack_expert_weights", quantised, "run MarkRawExpertWeights first"),
         ("pack_projections", after(), "run QuantizeWeightsForOnnxRuntime first"),
         ("pack_qkv", after(), "run FuseAttention first"),
+        ("tile_products", after(), "run QuantizeWeightsForOnnxRuntime first"),
+        ("tile_products", quantised, r"scales are not float16; run QuantizeWeightsForOnnxRuntime\("),
+        ("tile_experts", after(), "run FuseExperts and QuantizeWeightsForOnnxRuntime first"),
+        ("tile_experts", quantised, r"scales are not float16; run QuantizeWeightsForOnnxRuntime\("),
         ("set_total_to_capacity", after(), "run FuseAttention first"),
         ("set_total_to_capacity", fused, r'its cache grows; run LayOutKVCache\("static"\) first'),
         ("fuse_swish", after(), "run FuseExperts first"),

@@ -29,12 +29,16 @@ ENGINES: dict[str, dict[str, Any]] = {
     "`ort-cpu`": {},
     "`ort-cpu`, `--quant int4` with `accuracy_level = 1`": {"policy": in_float("int4")},
     "`ort-cpu`, `--quant fp8`": {"policy": standard_policy("fp8")},
+    "`cpu`, `--quant int4` with `accuracy_level = 1`": {"target": "cpu", "policy": in_float("int4")},
+    "`cpu`, `--quant int8` with `accuracy_level = 1`": {"target": "cpu", "policy": in_float("int8")},
     "`onnx`": {"target": "onnx"},
     "`onnx`, `--quant int4`": {"target": "onnx", "policy": standard_policy("int4")},
     "`onnx`, `--quant int8`": {"target": "onnx", "policy": standard_policy("int8")},
     "`ort-cpu`, `--quant int4`": {"policy": standard_policy("int4")},
     "`ort-cpu`, `--quant int8`": {"policy": standard_policy("int8")},
     "`ort-cpu`, `--quant int8` with `accuracy_level = 1`": {"policy": in_float("int8")},
+    "`cpu`, `--quant int4`": {"target": "cpu", "policy": standard_policy("int4")},
+    "`cpu`, `--quant int8`": {"target": "cpu", "policy": standard_policy("int8")},
     "`ort-cpu`, `--dtype fp16`": {"dtype": "fp16"},
     "`ort-cpu`, `--kv-dtype int8`": {"kv_dtype": "int8"},
     "`ort-cpu`, `--kv-dtype int4`": {"kv_dtype": "int4"},
@@ -48,6 +52,7 @@ def test_the_page_tells_of_these_engines() -> None:
     assert WITHIN.keys() == ENGINES.keys()
 
 
+@pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize("name", ENGINES)
 def test_rows_together_are_rows_alone_as_far_as_the_page_says(name: str, tmp_path: Path) -> None:
     build(ROOT / "examples/kjv/model", tmp_path / "e", BuildOptions(max_context=128, **ENGINES[name]))

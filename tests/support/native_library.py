@@ -37,13 +37,14 @@ def onnxruntime_headers() -> Path:
 
 
 @functools.cache
-def build_native(name: str = "native", *options: str) -> Path:
-    """Configure and build runtimes/cpp in build/`name`; the directory. Several processes may ask at once."""
+def build_native(name: str = "native", *options: str, target: str = "all") -> Path:
+    """Configure runtimes/cpp in build/`name` and build it, or one target; the directory. Several processes may ask at
+    once."""
     directory, headers = ROOT / "build" / name, onnxruntime_headers()
     with _one_at_a_time():
         where = f"-DONNXRUNTIME_INCLUDE_DIR={headers}"
         run("cmake", "-S", SOURCE, "-B", directory, "-G", "Ninja", where, STRICT, *TOGETHER, *options)
-        run("cmake", "--build", directory)
+        run("cmake", "--build", directory, "--target", target)
     return directory
 
 

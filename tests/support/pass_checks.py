@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from l4export import passes
 from l4export.quantization.policy import standard_policy
+from l4export.quantization.schemes import ScaleDtype
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 CONTEXT = 64
@@ -26,10 +27,10 @@ def _fp8() -> ir.passes.InPlacePass:
     return passes.QuantizeWeightsInONNX(policy)
 
 
-def _int4() -> ir.passes.InPlacePass:
+def _int4(scale_dtype: ScaleDtype = "float32") -> ir.passes.InPlacePass:
     policy = standard_policy("int4")
     assert policy is not None
-    return passes.QuantizeWeightsForOnnxRuntime(policy)
+    return passes.QuantizeWeightsForOnnxRuntime(policy, scale_dtype=scale_dtype)
 
 
 PASSES: Order = {
@@ -67,6 +68,16 @@ FEWER_BITS: Order = {
     "quantize_weights_for_onnxruntime": _int4,
     "pack_projections": passes.PackProjections,
     "mark_raw_expert_weights": passes.MarkRawExpertWeights,
+}
+
+FOR_CPU: Order = {
+    "fuse_experts": passes.FuseExperts,
+    "keep_weights_untransposed": passes.KeepWeightsUntransposed,
+    "quantize_weights_for_onnxruntime": lambda: _int4("float16"),
+    "tile_products": passes.TileProducts,
+    "tile_experts": passes.TileExperts,
+    "fuse_gated_units": passes.FuseGatedUnits,
+    "absorb_shared_expert": passes.AbsorbSharedExpert,
 }
 
 FOR_CUDA: Order = {
@@ -107,7 +118,7 @@ VISION: Order = {
 }
 """Passes of the vision tower, each of which can be the first."""
 
-ORDERS = (PASSES, STANDARD, FEWER_BITS, FOR_CUDA, OTHER_FLOATS, CUDA)
+ORDERS = (PASSES, STANDARD, FEWER_BITS, FOR_CPU, FOR_CUDA, OTHER_FLOATS, CUDA)
 MAKE = {name: make for order in ORDERS for name, make in order.items()}
 EVERY = list(MAKE)
 

@@ -39,7 +39,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("name", ["lib/libl4export.so", "bin/l4run"])
+@pytest.mark.parametrize("name", ["lib/libl4export.so", "lib/libl4cpu.so", "bin/l4run"])
 def test_they_need_glibc_2_28_and_nothing_else(unpacked: Path, machine: str, name: str) -> None:
     file = unpacked / machine / "l4export_native" / name
     said = run("readelf", "--file-header", "--dynamic", "--version-info", "--wide", file)

@@ -1,4 +1,4 @@
-"""libl4export, its headers and l4run, as they were installed by pip. `l4export native` shows where they are.
+"""libl4export, its headers, l4run and the CPU kernels, as they were installed by pip. `l4export native` shows where.
 
 A wheel that was built where there was no C++ compiler has none of them; then `LIBRARY` does not exist.
 """
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["INCLUDE", "L4RUN", "LIBRARY", "PREFIX", "onnxruntime_library", "run_l4run"]
+__all__ = ["INCLUDE", "KERNELS", "L4RUN", "LIBRARY", "PREFIX", "onnxruntime_library", "run_l4run"]
 
 PREFIX = Path(__file__).parent
 """What `find_package(l4export)` takes as CMAKE_PREFIX_PATH."""
@@ -20,6 +20,7 @@ INCLUDE = PREFIX / "include"
 """The directory of l4export.h and l4export.hpp."""
 
 LIBRARY = PREFIX / "lib" / "libl4export.so"
+KERNELS = PREFIX / "lib" / "libl4cpu.so"
 L4RUN = PREFIX / "bin" / "l4run"
 
 

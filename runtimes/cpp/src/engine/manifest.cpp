@@ -2,6 +2,8 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
+
 #include "base/error.hpp"
 #include "engine/manifest_checks.hpp"
 #include "engine/manifest_reader.hpp"
@@ -20,6 +22,10 @@ bool is_directory(const std::string& path) {
 }
 
 }  // namespace
+
+bool Manifest::needs_cpu_kernels() const {
+  return std::find(requires_features.begin(), requires_features.end(), kCpuKernels) != requires_features.end();
+}
 
 const Graph& Manifest::portable() const {
   const Graph* graph = graphs.find(kPortable);

@@ -20,6 +20,7 @@ constexpr const char* kManifestFile = "manifest.json";
 constexpr const char* kDecoder = "decoder";                   // the graph that every engine has
 constexpr const char* kPortable = "portable";                 // the decoder in the form that a CPU can run
 constexpr const char* kPackedWeights = "packed_weights";      // weights lie in a device's own order
+constexpr const char* kCpuKernels = "cpu_kernels";            // graphs have operators of l4export's own CPU kernels
 constexpr const char* kUnpackedWeights = "unpacked-weights";  // the data file that stands for them, which is not there
 constexpr const char* kCheck = "check";                       // the graph by which a device is judged
 constexpr const char* kVision = "vision";                     // the graph of an engine that sees images
@@ -157,6 +158,7 @@ struct Manifest {
   const Graph& decoder() const { return *graphs.find(kDecoder); }
   const Graph& portable() const;  // the same in the form that a CPU can run: mostly the decoder itself
   const Graph* check() const { return graphs.find(kCheck); }
+  bool needs_cpu_kernels() const;  // whether a session on the CPU needs l4export's own kernels
 };
 
 // Read an engine directory's manifest, and check that it does not contradict itself.

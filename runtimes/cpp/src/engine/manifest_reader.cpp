@@ -31,7 +31,7 @@ void check_format(const json::Value& raw, const std::string& where) {
 std::vector<std::string> read_requires(const Fields& fields) {
   std::vector<std::string> names = fields.texts("requires");
   for (const std::string& name : names) {
-    if (name != kPackedWeights && name != kVision) {
+    if (name != kCpuKernels && name != kPackedWeights && name != kVision) {
       throw bad_input(fields.where() + ": requires " + show(name) +
                       ", which this l4export does not know; upgrade l4export");
     }

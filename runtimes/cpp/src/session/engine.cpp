@@ -5,6 +5,7 @@
 #include "cache/cuda_decoder.hpp"
 #include "cache/host_decoder.hpp"
 #include "engine/file_checks.hpp"
+#include "onnxruntime/cpu_kernels.hpp"
 #include "onnxruntime/interface_check.hpp"
 #include "onnxruntime/portable.hpp"
 #include "session/composition_check.hpp"
@@ -32,7 +33,7 @@ void check_runtime(const std::string& directory, const engine::Manifest& manifes
   const engine::Runtime& runtime = manifest.decoder().runtime;
   if (runtime.name != "onnxruntime") {
     throw bad_input(directory + ": runs on " + runtime.name + " " + runtime.provider +
-                    ", which this library does not have; run it from Python, or build it for ort-cpu or ort-cuda");
+                    ", which this library does not have; run it from Python, or build it for cpu, ort-cpu or ort-cuda");
   }
   if (runtime.provider != "cpu" && runtime.provider != "cuda") {
     throw bad_input(directory + ": runs on " + runtime.name + " " + runtime.provider +
@@ -57,6 +58,7 @@ std::shared_ptr<const Decoder> open_on_host(const std::shared_ptr<const OnnxRunt
                                             int threads) {
   const engine::Graph& graph = manifest.portable();
   const SessionOptions options(runtime, threads, manifest.precision.activations == "fp8");
+  if (manifest.needs_cpu_kernels()) add_cpu_kernels(*runtime, options);
   const auto session = open_on_cpu(runtime, directory, graph.file, options, manifest.packed_weights);
   check_interface(*session, graph, storage::in_directory(directory, graph.file));
   std::string provider = "CPUExecutionProvider";

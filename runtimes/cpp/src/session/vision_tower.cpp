@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "onnxruntime/cpu_kernels.hpp"
 #include "onnxruntime/element_type.hpp"
 #include "onnxruntime/interface_check.hpp"
 #include "onnxruntime/portable.hpp"
@@ -81,6 +82,7 @@ std::shared_ptr<const InferenceSession> HostTower::loaded() const {
   if (!session_) {
     const engine::Graph& graph = *manifest_->graphs.find(engine::kVision);
     const SessionOptions options(runtime_, threads_);
+    if (manifest_->needs_cpu_kernels()) add_cpu_kernels(*runtime_, options);
     // a pattern would have the second call of a shape take its memory anew, beside what the first call keeps
     runtime_->check(runtime_->api().DisableMemPattern(options.get()));
     auto session = open_on_cpu(runtime_, directory_, graph.file, options);
