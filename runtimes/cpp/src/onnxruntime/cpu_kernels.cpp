@@ -16,8 +16,8 @@ namespace {
 constexpr const char* kernels_variable = "L4EXPORT_CPU_KERNELS";
 constexpr const char* kernels_file = "libl4cpu.so";
 constexpr const char* kernels_remedy =
-    "; give the path of libl4cpu.so, which is built with this library, in L4EXPORT_CPU_KERNELS, or build the engine for "
-    "--target ort-cpu, which needs none";
+    "; give the path of libl4cpu.so, which is built with this library, in L4EXPORT_CPU_KERNELS, or build the engine "
+    "for --target ort-cpu, which needs none";
 
 #if defined(__x86_64__)
 constexpr std::uint16_t this_machine = EM_X86_64;
