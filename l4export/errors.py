@@ -5,7 +5,16 @@ Every message is one line: what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
-__all__ = ["CheckFailed", "EnvironmentLacks", "InputError", "L4Error", "StorageError", "one_line", "printable"]
+__all__ = [
+    "CheckFailed",
+    "EnvironmentLacks",
+    "InputError",
+    "L4Error",
+    "NotJudged",
+    "StorageError",
+    "one_line",
+    "printable",
+]
 
 
 class L4Error(Exception):
@@ -36,6 +45,12 @@ class StorageError(L4Error):
     """Reading or writing failed: permissions, a full disk, a device error (exit code 4)."""
 
     exit_code = 4
+
+
+class NotJudged(L4Error):
+    """A check ran to its end, and nothing that it could judge was wrong, but it proves nothing (exit code 5)."""
+
+    exit_code = 5
 
 
 def one_line(error: BaseException, *plain: type[BaseException]) -> str:

@@ -13,6 +13,7 @@ from typing import NoReturn, TextIO
 import click
 
 from l4export import __version__
+from l4export.cli.explain import explain
 from l4export.errors import L4Error
 
 __all__ = ["main"]
@@ -29,9 +30,7 @@ _COMMANDS = {
     "verify": "Check every file of an engine against its manifest.",
     "native": "Show where the native library for C and C++ is, and how to link with it.",
 }
-_INTERRUPTED = 130
 _UNREAD = 141
-_INTERNAL_ERROR = 70
 
 
 class _LazyGroup(click.Group):
@@ -57,7 +56,7 @@ def _group() -> None:
     """Compile Llama 4 checkpoints into inference engines and prove that they compute what PyTorch computes.
 
     Exit codes: 0 done; 1 parity or verification failed, or nothing fits; 2 bad usage or bad input; 3 the environment
-    lacks a package, provider or driver; 4 reading or writing failed.
+    lacks a package, provider or driver; 4 reading or writing failed; 5 nothing could be judged.
     """
 
 
@@ -79,7 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
 
             restart_with_huge_pages()
         # `_group.main` is not used, because it prints its own lines about an interruption.
-        with _group.make_context("l4export", sys.argv[1:] if arguments is None else list(arguments)) as context:
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        with _group.make_context("l4export", list(given), obj=given) as context:
             _group.invoke(context)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -97,9 +97,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, Exception) as error:
         if not isinstance(error, _EXPECTED) and os.environ.get("L4EXPORT_TRACEBACK"):
             raise
-        message, code = _explain(error)
+        message, code = explain(error)
         try:
-            click.echo("l4export: " + " ".join(message.split()), err=True)
+            click.echo(f"l4export: {message}", err=True)
         except OSError:  # the log is closed or full, but there is still the exit code
             _discard(sys.stderr)
         sys.exit(code)
@@ -118,24 +118,3 @@ def _discard(stream: TextIO) -> None:
 
 
 _EXPECTED = (L4Error, click.ClickException, click.Abort, KeyboardInterrupt, OSError, MemoryError)
-
-
-def _explain(error: BaseException) -> tuple[str, int]:
-    """Return the message for a failure, and the exit code."""
-    match error:
-        case L4Error():
-            return str(error), error.exit_code
-        case click.UsageError():
-            command = error.ctx.command_path if error.ctx else "l4export"
-            return f"{error.format_message()} See `{command} --help`.", 2
-        case click.ClickException():
-            return error.format_message(), 2
-        case KeyboardInterrupt() | click.Abort():
-            return "interrupted; no unfinished file was left under its final name", _INTERRUPTED
-        case OSError():
-            return f"{error.filename or 'input or output'}: {error.strerror or error}; check the path and the disk", 4
-        case MemoryError():
-            return "out of memory; close other programs or use a smaller model, batch or context", 4
-        case _:
-            what = f"{type(error).__name__}: {error}"
-            return f"internal error: {what}; please report it, with L4EXPORT_TRACEBACK=1 set", _INTERNAL_ERROR

@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from l4export.cli.judging import accept, identified, show_exercised, show_verdict
 from l4export.cli.reference_options import adapter_option
+from l4export.cli.report_output import (
+    ReportCommand,
+    Reporting,
+    allow_unjudged_option,
+    exit_code_of,
+    report_options,
+)
 from l4export.cli.steps import step_progress
 from l4export.cli.thresholds import parse_threshold
-from l4export.errors import CheckFailed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("quality")
+@click.command("quality", cls=ReportCommand)
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.option(
     "--reference", required=True, type=click.Path(path_type=Path), help="The checkpoint that ENGINE was built from."
@@ -52,7 +59,8 @@ __all__ = ["command"]
 @click.option(
     "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report to this file as an HTML page."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@allow_unjudged_option
+@report_options
 def command(
     engine: Path,
     reference: Path,
@@ -62,6 +70,8 @@ def command(
     breakdown: bool,
     thresholds: tuple[str, ...],
     html: Path | None,
+    allow_unjudged: bool,
+    files: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Compare ENGINE on a text with PyTorch in float32 on the reference checkpoint's own weights.
@@ -71,38 +81,41 @@ def command(
     The report has perplexity, KL(reference || engine) and agreement with 95 % confidence intervals, and the KL that
     each layer and each kind of weight would cause alone.
 
-    The exit code is 1 if a threshold is not met. This command needs the `reference` extra.
+    The exit code is 1 if a threshold is not met, and 5 if none was set. This command needs the `reference` extra.
     """
+    from l4export.quality.document import quality_document
     from l4export.quality.measure import measure_quality
 
-    limits = dict(parse_threshold(item, "kl=0.05") for item in thresholds)
-    if html is not None:
-        html.touch()  # an unwritable file is found now, not after minutes of work
-    with step_progress() as tell:
-        report = measure_quality(engine, reference, text, window, breakdown, limits, tell, adapters)
-    if html is not None:
-        from l4export.quality.page import quality_page
+    with Reporting("quality", files) as reporting:
+        limits = dict(parse_threshold(item, "kl=0.05") for item in thresholds)
+        if html is not None:
+            html.touch()  # an unwritable file is found now, not after minutes of work
+        with step_progress() as tell:
+            report = measure_quality(engine, reference, text, window, breakdown, limits, tell, adapters)
+            identity = identified(reporting, engine, reference, adapters, tell)
+        if html is not None:
+            from l4export.quality.page import quality_page
 
-        html.write_text(quality_page(report), encoding="utf-8")
-    if as_json:
-        click.echo(report.to_json())
-    else:
+            html.write_text(quality_page(report), encoding="utf-8")
+        reporting.finish(quality_document(report, identity, exit_code_of(report.verdict, allow_unjudged)), as_json)
+    if not as_json:
         _show(report)
-    if not report.passed:
-        raise CheckFailed(f"{engine}: not good enough: {'; '.join(report.failures)}")
+    accept(engine, report, "not good enough", allow_unjudged)
 
 
 def _show(report: QualityReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from l4export.quality.document import figures_of
+
     console = Console()
     table = Table(title=f"{report.engine} against {report.reference}", title_justify="left")
     for heading in (f"{report.tokens} tokens", "", "95 % confidence"):
         table.add_column(heading, justify="right" if heading != f"{report.tokens} tokens" else "left")
-    for label, name, form in _ROWS:
-        figure = getattr(report, name)
-        table.add_row(label, format(figure.value, form), f"{figure.low:{form}} to {figure.high:{form}}")
+    for figure in figures_of(report):
+        if figure.interval and figure.phase == "text":
+            table.add_row(figure.label, figure.shown, figure.interval)
     console.print(table)
     console.print(f"bits per weight: {report.facts['bits_per_weight']:.2f}", highlight=False)
     if report.together is not None:
@@ -110,6 +123,8 @@ def _show(report: QualityReport) -> None:
             _show_parts(console, "layer", report.layers)
         _show_parts(console, "kind", report.kinds)
         console.print(f"all of them together, in the reference: KL {report.together:.4g}", highlight=False)
+    show_exercised(console, report)
+    show_verdict(console, "quality", report)
 
 
 def _show_parts(console: Console, what: str, parts: Sequence[Damage]) -> None:
@@ -122,12 +137,3 @@ def _show_parts(console: Console, what: str, parts: Sequence[Damage]) -> None:
         bits = "-" if part.bits_per_weight is None else f"{part.bits_per_weight:.2f}"
         table.add_row(part.name, bits, f"{part.kl.value:.4g}", f"{part.kl.low:.4g} to {part.kl.high:.4g}")
     console.print(table)
-
-
-_ROWS = (
-    ("perplexity", "perplexity", ".4f"),
-    ("... of the reference", "reference_perplexity", ".4f"),
-    ("... ratio, paired", "perplexity_ratio", ".4f"),
-    ("KL(reference || engine), nats a token", "kl", ".4g"),
-    ("top-1 agreement", "top1_agreement", ".4f"),
-)

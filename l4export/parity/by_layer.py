@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from l4export.engine.checkpoint_manifest import is_written_checkpoint
 from l4export.engine.manifest import Manifest, Runtime, load_manifest
 from l4export.errors import CheckFailed, InputError
+from l4export.evidence.exercised import chunk_boundaries
 from l4export.inspection.dequantized_weights import DequantizedWeights
 from l4export.inspection.taps import EngineTaps, tap_engine
 from l4export.parity.image_prompt import Pictures, are_given, image_prompt
@@ -23,11 +24,12 @@ from l4export.parity.images import ImageComparison, compare_seen
 from l4export.parity.logits import LogitComparison, compare_logits, failures_of
 from l4export.parity.thresholds import Demands
 from l4export.parity.tower import TowerComparison, compare_towers
-from l4export.parity.whole_model import chunk_boundaries
+from l4export.parity.verdict import exercised, unjudged
 from l4export.reference.of_engine import open_reference, reference_name, sliced_layers
 from l4export.reference.routing_ties import followed_choices
 from l4export.reference.streamed_model import StreamedReference
-from l4export.reports.verdict import Verdict
+from l4export.reports.exercised import Exercised
+from l4export.reports.verdict import Verdict, is_missed
 from l4export.runtimes.images.image_features import ImageFeatures
 from l4export.runtimes.onnxruntime.engine import vision_tower
 from l4export.runtimes.random_text import random_text
@@ -60,22 +62,27 @@ class LayerComparison:
     expert_agreement: float | None
     near_ties: int | None
 
-    def departures(self, demands: Demands) -> list[str]:
-        """Describe what is above `max_relative_difference` or below `top1_agreement`.
-
-        If the reference follows the engine in ties, a router's logits must also be within twice `demands.tied`.
-        Otherwise a wrong router would be followed.
-        """
-        most, least = (demands.thresholds.get(name) for name in ("max_relative_difference", "top1_agreement"))
-        routing = min((limit for limit in (most, demands.tied and 2 * demands.tied) if limit is not None), default=None)
+    def departures(self, limits: Mapping[str, float]) -> list[str]:
+        """Describe what misses `limits` by name; what is None misses nothing."""
         found = []
-        for name, limit in {"keys": most, "values": most, "router": routing, "hidden": most}.items():
+        for name in ("keys", "values", "router", "hidden", "expert_agreement"):
             value = getattr(self, name)
-            if limit is not None and value is not None and not value <= limit:  # NaN departs
-                found.append(f"{name} by {value:.3g} of the largest, threshold {limit:g}")
-        if least is not None and self.expert_agreement is not None and self.expert_agreement < least:
-            found.append(f"expert_agreement {self.expert_agreement:.3g}, threshold {least:g}")
+            if name in limits and value is not None and is_missed(name, value, limits[name]):
+                how = f"{value:.3g}" if name == "expert_agreement" else f"by {value:.3g} of the largest"
+                found.append(f"{name} {how}, threshold {limits[name]:g}")
         return found
+
+
+def _layer_limits(demands: Demands) -> dict[str, float]:
+    """What is demanded of every layer, by the names of `LayerComparison`.
+
+    If the reference follows the engine in ties, a router's logits must be within twice `demands.tied`, too. Otherwise a
+    wrong router would be followed.
+    """
+    most, least = (demands.thresholds.get(name) for name in ("max_relative_difference", "top1_agreement"))
+    router = min((limit for limit in (most, demands.tied and 2 * demands.tied) if limit is not None), default=None)
+    limits = {"hidden": most, "keys": most, "values": most, "router": router, "expert_agreement": least}
+    return {name: limit for name, limit in limits.items() if limit is not None}
 
 
 @dataclass(frozen=True)
@@ -84,20 +91,25 @@ class LayerParityReport(Verdict):
 
     `first_departure` is the checkpoint's number of the first layer that misses a threshold, or None. `images` says what
     the engine sees in the prompt's images, and `tower` what its vision tower computes of them, stage by stage; both are
-    None if there were none.
+    None if there were none. `layer_thresholds` are those of the figures of `LayerComparison`.
     """
 
     engine: str
+    provider: str
     reference: str
+    seed: int
     prefill_tokens: int
     decode_tokens: int
     chunk_boundaries: int
     layers: tuple[LayerComparison, ...]
     logits: LogitComparison
     thresholds: dict[str, float]
+    layer_thresholds: dict[str, float]
     first_departure: int | None
     images: ImageComparison | None
     tower: TowerComparison | None
+    exercised: tuple[Exercised, ...]
+    unjudged: tuple[str, ...]
     failures: tuple[str, ...]
 
 
@@ -160,25 +172,32 @@ def check_layers(
     say(f"comparing {manifest.model.num_hidden_layers} layers")
     walk = _Walk(reference, engine, demands, first=(sliced_layers(manifest) or (0, 0))[0])
     compared, hidden = walk.compare(hidden, lambda layer: say(f"compared layer {layer}"))
-    departed = [(item.layer, found) for item in compared if (found := item.departures(demands))]
+    limits = _layer_limits(demands)
+    departed = [(item.layer, found) for item in compared if (found := item.departures(limits))]
+    ties = sum(item.near_ties or 0 for item in compared)
     failures = [f"layer {layer} is the first to depart: {', '.join(found)}" for layer, found in departed[:1]]
     if failures and not np.isfinite(engine.logits).all():
         raise CheckFailed(f"{engine_path}: not at parity: {failures[0]}; in the end its logits are not finite")
     logits = compare_logits(reference.logits(hidden)[0], engine.logits, demands.accepted)
     return LayerParityReport(
         engine=str(engine_path),
+        provider="CPUExecutionProvider",
         reference=reference_name(
             checkpoint, adapters, *(["dequantised weights"] if dequantized else []), "layer by layer"
         ),
+        seed=seed,
         prefill_tokens=prefill,
         decode_tokens=decode,
         chunk_boundaries=chunk_boundaries(manifest.model, prefill + decode),
         layers=tuple(compared),
         logits=logits,
         thresholds=demands.thresholds,
+        layer_thresholds=limits,
         first_departure=departed[0][0] if departed else None,
         images=seen,
         tower=stages,
+        exercised=exercised(manifest, prefill, decode, seen, demands, ties, None),
+        unjudged=unjudged(manifest, demands, prefill, decode),
         failures=(
             *(stages.failures if stages else ()),
             *(seen.failures(demands.thresholds) if seen else ()),

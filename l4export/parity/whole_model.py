@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from l4export.model.config import ModelConfig
+from l4export.evidence.exercised import chunk_boundaries
 from l4export.parity.image_prompt import Pictures, are_given, image_prompt
 from l4export.parity.images import ImageComparison, compare_images
 from l4export.parity.logits import LogitComparison, compare_logits, departing, failures_of
 from l4export.parity.thresholds import Demands
+from l4export.parity.verdict import exercised, unjudged
 from l4export.reference.of_engine import load_reference, reference_name
 from l4export.reference.routing_ties import follow_ties
+from l4export.reports.exercised import Exercised
 from l4export.reports.verdict import Verdict, missed
 from l4export.runtimes.random_text import random_text
 
@@ -26,16 +28,12 @@ if TYPE_CHECKING:
     from l4export.reference.transformers_model import HFReference
     from l4export.runtimes.images.processor import ProcessedImages
 
-__all__ = [
-    "ParityReport",
-    "check_parity",
-    "chunk_boundaries",
-]
+__all__ = ["ParityReport", "check_parity"]
 
 
 @dataclass(frozen=True)
 class ParityReport(Verdict):
-    """The verdict on an engine: `passed`, the figures, and the thresholds that they were compared with.
+    """The verdict on an engine, the figures, and the thresholds that they were compared with.
 
     `provider` is what executed the engine: an execution provider of ONNX Runtime, or TensorRT and its GPU.
     `routing_ties` counts the nearly tied choices of experts in which the reference followed the engine
@@ -48,6 +46,7 @@ class ParityReport(Verdict):
     engine: str
     provider: str
     reference: str
+    seed: int
     prefill_tokens: int
     decode_tokens: int
     chunk_boundaries: int
@@ -59,6 +58,8 @@ class ParityReport(Verdict):
     greedy_prefix: float
     greedy_ended_at_near_tie: bool
     thresholds: dict[str, float]
+    exercised: tuple[Exercised, ...]
+    unjudged: tuple[str, ...]
     failures: tuple[str, ...]
 
 
@@ -143,6 +144,7 @@ def check_parity(
         engine=str(engine_path),
         provider=engine.provider,
         reference=reference_name(checkpoint, adapters, *(["dequantised weights"] if dequantized else [])),
+        seed=seed,
         prefill_tokens=prefill,
         decode_tokens=decode,
         chunk_boundaries=chunk_boundaries(engine.config, prefill + decode),
@@ -154,6 +156,8 @@ def check_parity(
         greedy_prefix=greedy.share,
         greedy_ended_at_near_tie=greedy.near_tie,
         thresholds=demands.thresholds,
+        exercised=exercised(engine.manifest, prefill, decode, seen, demands, ties, decode),
+        unjudged=unjudged(engine.manifest, demands, prefill, decode),
         failures=(
             *(seen.failures(demands.thresholds) if seen else ()),
             *_failures(compared, greedy, demands.thresholds),
@@ -224,12 +228,6 @@ def _compare_greedy(
             near = logits[want] - logits[got] <= 2 * follow.demands.accepted * np.abs(logits).max()
             return _Greedy(at / count, bool(near))
     return _Greedy(1.0, near_tie=False)
-
-
-def chunk_boundaries(config: ModelConfig, tokens: int) -> int:
-    """Count the chunk boundaries between the first token and the last. Without any, chunking is not tested."""
-    size = config.attention_chunk_size
-    return (tokens - 1) // size if size and any(config.chunked_layers) else 0
 
 
 def _failures(phases: Mapping[str, LogitComparison], greedy: _Greedy, thresholds: Mapping[str, float]) -> list[str]:

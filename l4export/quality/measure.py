@@ -15,6 +15,7 @@ from l4export.calibration.text import CalibrationText, TextReader, are_messages
 from l4export.checkpoint import open_checkpoint
 from l4export.engine.described import Described
 from l4export.errors import CheckFailed, InputError
+from l4export.evidence.exercised import exercised_by_images, exercised_by_length
 from l4export.inspection.engine_weights import open_weights
 from l4export.model.tensors import parameter_count
 from l4export.quality.window_logits import WindowLogits
@@ -22,6 +23,7 @@ from l4export.reference.of_engine import sliced_layers
 from l4export.reference.token_scores import TokenScores, log_probabilities
 from l4export.reference.transformers_model import check_reference_packages
 from l4export.reports.confidence import BlockBootstrap, Interval
+from l4export.reports.exercised import Exercised
 from l4export.reports.verdict import Verdict, check_thresholds, missed
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ class QualityReport(Verdict):
     """
 
     engine: str
+    provider: str
     reference: str
     facts: dict[str, Any]
     text: dict[str, Any]
@@ -92,6 +95,8 @@ class QualityReport(Verdict):
     kl_by_position: tuple[tuple[int, float], ...]
     worst: tuple[WorstToken, ...]
     thresholds: dict[str, float]
+    exercised: tuple[Exercised, ...]
+    unjudged: tuple[str, ...]
     failures: tuple[str, ...]
 
 
@@ -218,6 +223,12 @@ class _Run:
         codec = self.engine.text
         return " ".join(map(str, ids)) if codec is None else codec.decode(ids, skip_special_tokens=False)
 
+    def exercised(self) -> tuple[Exercised, ...]:
+        """What the longest window goes through, and how many images all of them show."""
+        manifest, longest = self.engine.manifest, max(len(window.ids) for window in self.windows)
+        images = sum(len(conversation.pictures) for conversation in self.text.conversations)
+        return (*exercised_by_length(manifest, longest), exercised_by_images(manifest, images))
+
     def report(self, reference: str, window: int, limits: dict[str, float]) -> QualityReport:
         """Compute the figures and compare them with the thresholds."""
         scores = TokenScores.joined(self.scores)
@@ -234,6 +245,7 @@ class _Run:
         }
         return QualityReport(
             engine=str(self.engine.directory),
+            provider=self.engine.provider,
             reference=reference,
             facts=_facts(self.engine.directory, self.engine.manifest),
             text={"name": self.text.name, **self.text.to_dict()},
@@ -248,6 +260,8 @@ class _Run:
             kl_by_position=_by_position(np.concatenate(self.positions), scores.kl),
             worst=tuple(self.worst),
             thresholds=limits,
+            exercised=self.exercised(),
+            unjudged=() if limits else ("nothing was demanded: set a threshold with --threshold NAME=VALUE",),
             failures=tuple(missed({name: figure.value for name, figure in judged.items()}, limits)),
             **judged,
         )

@@ -106,6 +106,6 @@ def test_the_command(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
         return int(caught.value.code or 0), *capsys.readouterr()
 
     code, out, _ = run(room.engine("guard"))
-    assert code == 0 and json.loads(out)["images"]["prompt_tokens"] == 9 + SIZE
+    assert code == 0 and json.loads(out)["details"]["images"]["prompt_tokens"] == 9 + SIZE
     code, out, err = run(room.engine("guard", vision="none"))
     assert (code, out, err.count("\n")) == (2, "", 1) and "sees no images" in err

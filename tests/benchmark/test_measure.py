@@ -134,7 +134,7 @@ def test_command_line(workshop: Workshop) -> None:
     command = [sys.executable, "-m", "l4export", "bench", str(path), "--prefill", "20", "--decode", "4"]
     command += ["--repeats", "1", "--threads", "1"]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
-    report = BenchReport(**json.loads(done.stdout))
+    report = BenchReport(**json.loads(done.stdout)["details"])
     assert report.engine == str(path) and report.prefill_tokens == 20
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for words in ("prefill of 20 tokens", "decode of 4 tokens", "read bandwidth", "peak memory", "thread, 1 run"):

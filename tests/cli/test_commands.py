@@ -84,10 +84,10 @@ def test_from_sample_to_parity(cli: Callable[..., Result], tmp_path: Path) -> No
     rows = [line.split("  ")[0] for line in cli("inspect", engine).out.splitlines()]
     assert "kv layout" in rows and "engines" not in rows  # none were compiled
     assert cli("verify", engine).code == 0
-    shown = cli("parity", engine, "--reference", checkpoint, "--prefill", 50, "--decode", 30, "--json", report)
+    shown = cli("parity", engine, "--reference", checkpoint, "--prefill", 50, "--decode", 30, "-o", report)
     assert shown.code == 0
     assert "parity: passed" in shown.out
-    assert json.loads(report.read_text())["chunk_boundaries"] == 4
+    assert json.loads(report.read_text())["details"]["chunk_boundaries"] == 4
     tokens = json.loads(cli("run", engine, "--token-ids", "5,6,7", "--max-new-tokens", 4, "--json").out)
     assert len(tokens["token_ids"]) == 4
     assert tokens["finish_reason"] == "max_new_tokens"
@@ -304,7 +304,7 @@ class TestBadEnginesAndPrompts:
             (("--threshold", "nonsense=1"), "nonsense"),
             (("--threshold", "kl_max"), "NAME=VALUE"),
             (("--prefill", "0"), "--prefill"),
-            (("--json", "/"), "is a directory"),
+            (("-o", "report.txt"), "name it so"),
             (("--prefill", "250", "--decode", "10"), "max_context"),
         ],
     )

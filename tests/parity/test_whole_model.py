@@ -72,7 +72,7 @@ def test_a_report_says_how_far_it_went(workshop: Workshop) -> None:
     assert report.passed
     assert (report.prefill.positions, report.decode.positions, report.chunk_boundaries) == (50, 30, 4)  # type: ignore[union-attr]
     assert report.greedy_prefix == 1
-    assert json.loads(report.to_json())["passed"] is True
+    assert json.loads(report.to_json())["verdict"] == "passed"
 
 
 @pytest.mark.parametrize("dequantized", [False, True])

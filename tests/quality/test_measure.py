@@ -228,7 +228,8 @@ def test_command(workshop: Workshop, ids: Path, tmp_path: Path, capsys: pytest.C
     engine, checkpoint = workshop.engine_path("scout", "static"), workshop.checkpoint("scout")
     assert run("--json", "--html", str(tmp_path / "q.html"), "--threshold", "kl=0.001") == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["passed"] and told["tokens"] == 166 and told["kl"]["low"] <= told["kl"]["high"]
+    details = told["details"]
+    assert told["verdict"] == "passed" and details["tokens"] == 166 and details["kl"]["low"] <= details["kl"]["high"]
     assert (tmp_path / "q.html").read_text().startswith("<!doctype html>")
     assert run("--no-breakdown", "--threshold", "top1_agreement=2") == 1
     shown = capsys.readouterr()

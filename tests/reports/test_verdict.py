@@ -15,32 +15,43 @@ from l4export.reports.verdict import Verdict, check_thresholds, missed
 @dataclass(frozen=True)
 class Report(Verdict):
     name: str
-    failures: tuple[str, ...]
+    failures: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
 
 
-def test_a_report_passes_without_failures_and_says_so_first() -> None:
-    assert Report("é", ()).passed and not Report("é", ("kl",)).passed
+def test_a_failure_outweighs_what_was_not_judged_and_that_is_not_passing() -> None:
+    passed, failed = Report("e"), Report("e", ("kl",), ("no boundary",))
+    unjudged = Report("e", (), ("no boundary",))
+    assert (passed.verdict, passed.why, passed.passed) == ("passed", (), True)
+    assert (failed.verdict, failed.why, failed.passed) == ("failed", ("kl",), False)
+    assert (unjudged.verdict, unjudged.why, unjudged.passed) == ("not judged", ("no boundary",), False)
+
+
+def test_a_report_says_its_verdict_first() -> None:
     assert list(json.loads(Report("é", ("kl",)).to_json()).items()) == [
-        ("passed", False),
+        ("verdict", "failed"),
         ("name", "é"),
         ("failures", ["kl"]),
+        ("unjudged", []),
     ]
-    assert Report("é", ()).to_json().isascii()
+    assert Report("é").to_json().isascii()
 
 
 @dataclass(frozen=True)
 class Figures(Verdict):
     figures: tuple[dict[str, float | None], ...]
-    failures: tuple[str, ...]
+    failures: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_json_has_no_word_for_what_is_not_finite(value: float) -> None:
-    told = Figures(({"kl": value, "top1": 0.5},), ()).to_json()
+    told = Figures(({"kl": value, "top1": 0.5},)).to_json()
     assert json.loads(told, parse_constant=pytest.fail) == {
-        "passed": True,
+        "verdict": "passed",
         "figures": [{"kl": None, "top1": 0.5}],
         "failures": [],
+        "unjudged": [],
     }
 
 

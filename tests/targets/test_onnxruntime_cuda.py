@@ -214,8 +214,8 @@ def test_the_command_line(
             "an ort-cuda engine runs on an NVIDIA GPU" in (lines := capsys.readouterr().err) and lines.count("\n") == 1
         )
     assert code(*compare, "--stream") == 2
-    assert code(*compare, "--provider", "cpu", "--json", "-") == 0
+    assert code(*compare, "--provider", "cpu", "--json") == 0
     printed = capsys.readouterr().out
-    assert json.loads(printed)["provider"] == "CPUExecutionProvider instead of CUDAExecutionProvider"
+    assert json.loads(printed)["identity"]["provider"] == "CPUExecutionProvider instead of CUDAExecutionProvider"
     assert code(*compare, "--provider", "cpu") == 0
     assert "executed on CPUExecutionProvider instead of CUDAExecutionProvider" in capsys.readouterr().out

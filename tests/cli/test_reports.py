@@ -1,0 +1,151 @@
+"""The reports of the commands that measure: what is written where, how they end, and what errors leave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from jsonschema import Draft202012Validator
+
+from l4export.cli import main
+from l4export.cli.report_output import Reporting
+from workshop import ROOT, Workshop, random_ids
+
+SCHEMA = Draft202012Validator(json.loads((ROOT / "l4export/reports/report.schema.json").read_text(encoding="utf-8")))
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def parity(workshop: Workshop, run: Run) -> Run:
+    engine, checkpoint = workshop.engine_path("scout", "static"), workshop.checkpoint("scout")
+    return lambda *more: run("parity", engine, "--reference", checkpoint, *more)
+
+
+def report_in(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    SCHEMA.validate(document)
+    return document
+
+
+@pytest.mark.parametrize("stream", [(), ("--stream",)])
+def test_a_comparison_says_what_it_is_of_and_how_it_went(
+    workshop: Workshop, parity: Run, tmp_path: Path, stream: tuple[str, ...]
+) -> None:
+    path = tmp_path / "r.json"
+    code, printed, _ = parity("--prefill", 20, "--decode", 4, "--seed", 3, "-o", path, "--json", *stream)
+    report = report_in(path)
+    assert (code, report["exit_code"], report["verdict"]) == (0, 0, "passed")
+    assert json.loads(printed) == report
+    identity = report["identity"]
+    assert identity["command"].startswith("l4export parity ") and identity["command"].endswith(" ".join(stream))
+    assert (identity["seed"], identity["provider"]) == (3, "CPUExecutionProvider") and identity["seconds"] > 0
+    assert identity["reference"]["is_source"] and identity["engine"]["target"] == "ort-cpu"
+    found = {each["what"]: each["status"] for each in report["exercised"]}
+    assert (found["chunk boundaries"], found["decoding"]) == ("exercised", "exercised")
+    judged = {(figure["phase"], figure["name"]) for figure in report["figures"] if figure["status"] == "met"}
+    assert {("layer 3", "router"), ("logits", "kl_max")} <= judged if stream else ("greedy", "greedy_prefix") in judged
+    assert len(report["details"]["layers"]) == 4 if stream else report["details"]["greedy_tokens"] == 4
+
+
+def test_another_checkpoint_is_not_what_an_engine_was_built_from(
+    workshop: Workshop, parity: Run, run: Run, tmp_path: Path
+) -> None:
+    run("sample", tmp_path / "other", "--variant", "scout", "--seed", 9)
+    code, printed, _ = run(
+        *("parity", workshop.engine_path("scout", "static"), "--reference", tmp_path / "other", "--json")
+    )
+    report = json.loads(printed)
+    assert (code, report["verdict"], report["identity"]["reference"]["is_source"]) == (1, "failed", False)
+    assert report["why"] and report["exit_code"] == 1
+
+
+def test_what_proves_nothing_is_not_judged(parity: Run, tmp_path: Path) -> None:
+    few = ("--prefill", 8, "--decode", 4, "-o", tmp_path / "r.json")
+    code, out, err = parity(*few)
+    assert code == report_in(tmp_path / "r.json")["exit_code"] == 5
+    assert "parity: not judged, because no chunk boundary" in out
+    assert err.count("\n") == 1 and "or accept this with --allow-unjudged" in err
+    code, out, err = parity(*few, "--allow-unjudged")
+    report = report_in(tmp_path / "r.json")
+    assert (code, report["exit_code"], report["verdict"]) == (0, 0, "not judged") and "not judged" in out and not err
+    assert parity(*few, "--threshold", "max_abs_difference=0")[0] == 1  # a failure is one, whatever was exercised
+
+
+def test_quality_and_bench(workshop: Workshop, run: Run, tmp_path: Path) -> None:
+    engine, checkpoint, path = (
+        workshop.engine_path("scout", "static"),
+        workshop.checkpoint("scout"),
+        tmp_path / "r.json",
+    )
+    (tmp_path / "ids.json").write_text(str(random_ids(130).tolist()))
+    measured = ("quality", engine, "--reference", checkpoint, "--text", tmp_path / "ids.json", "--window", 50)
+    code, out, err = run(*measured, "-o", path)
+    assert code == report_in(path)["exit_code"] == 5 and "nothing was demanded" in err and "not judged" in out
+    code, _, _ = run(*measured, "-o", path, "--threshold", "kl=0.1")
+    report = report_in(path)
+    assert (code, report["verdict"]) == (0, "passed") and report["identity"]["reference"]["is_source"]
+    assert next(figure for figure in report["figures"] if figure["name"] == "kl")["status"] == "met"
+    code, _, _ = run("bench", engine, "--prefill", 8, "--decode", 2, "--repeats", 1, "-o", path)
+    report = report_in(path)
+    assert (code, report["verdict"], report["kind"]) == (0, "measured", "bench") and report["details"]["repeats"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--reference", "none"), "none: no such"),
+        (("--prefill", 0), "--prefill 0"),
+        (("--images", "seeded", "--image", "a.png"), "--image names others"),
+        (("--prefill", "many"), "Invalid value for '--prefill'"),
+        (("--unknown",), "No such option"),
+        (("extra",), "unexpected extra argument"),
+        (("--json", "old.json"), "--json old.json: prints the report and takes no file; write it to one with -o FILE"),
+        (("--json=old.json",), "prints the report and takes no file"),
+    ],
+)
+def test_an_error_takes_the_place_of_the_last_report(
+    parity: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ("--prefill", 8, "--decode", 0, "--allow-unjudged")
+    assert parity(*few, "-o", "r.json", "--report=s.json")[0] == 0
+    assert report_in(Path("r.json"))["verdict"] == "not judged"
+    code, out, err = parity("-o", "r.json", "--report=s.json", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1) and words in err
+    for name in ("r.json", "s.json"):
+        report = report_in(Path(name))
+        assert (report["verdict"], report["exit_code"]) == ("error", 2) and words in report["why"][0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "s.json"]
+
+
+def test_a_run_that_was_killed_leaves_no_other_runs_report(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    with Reporting("bench", [path], click.Context(click.Command("bench"))):
+        assert "has not ended" in report_in(path)["why"][0]
+    context = click.Context(click.Command("bench"))
+    with pytest.raises(KeyboardInterrupt), Reporting("bench", [path], context):
+        raise KeyboardInterrupt
+    assert report_in(path)["exit_code"] == 130
+
+
+@pytest.mark.parametrize(("name", "code", "words"), [("e/manifest.json", 2, "lost"), ("none/r.json", 4, "no such")])
+def test_other_files_are_refused_before_any_work(parity: Run, tmp_path: Path, name: str, code: int, words: str) -> None:
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e/manifest.json").write_text("{}")
+    found, out, err = parity("-o", tmp_path / "r.json", "-o", tmp_path / name)
+    assert (found, out, err.count("\n")) == (code, "", 1) and words in err
+    assert (tmp_path / "e/manifest.json").read_text() == "{}" and not (tmp_path / "r.json").exists()
