@@ -52,7 +52,7 @@ def measured(engine: Path, options: argparse.Namespace) -> dict[str, float]:
         subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout
         for arguments in (bench, ["-c", OPENING, str(engine), options.threads])
     ]
-    found: dict[str, float] = {**json.loads(reports[0]), **json.loads(reports[1])}
+    found: dict[str, float] = {**json.loads(reports[0])["details"], **json.loads(reports[1])}
     return found
 
 
