@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from l4export.benchmark.gpu import GpuReport
 from l4export.benchmark.images import ImageReport
@@ -11,6 +11,7 @@ from l4export.benchmark.measure import BenchReport
 from l4export.reports.document import Document
 from l4export.reports.figure import Figure
 from l4export.reports.identity import Identity
+from l4export.reports.sections import Bar, Bars, Table
 from l4export.reports.verdict import finite
 
 __all__ = ["bench_document", "facts_of", "figures_of"]
@@ -75,17 +76,17 @@ def _of_text(report: BenchReport) -> Iterator[Figure]:
 _MEMORY = (
     ("resident_loaded_bytes", "memory after loading"),
     ("resident_steady_bytes", "memory in use"),
-    ("resident_private_bytes", "... not mapped from the engine's files"),
+    ("resident_private_bytes", "memory not mapped from the engine's files"),
     ("resident_peak_bytes", "peak memory"),
     ("weight_bytes", "weights"),
     ("decode_weight_bytes", "weights read for a token"),
 )
 _GPU_MEMORY = (
     ("used_bytes", "GPU memory, peak"),
-    ("memory_bytes", "... of the GPU's"),
-    ("weight_bytes", "... weights"),
-    ("cache_bytes", "... caches"),
-    ("working_bytes", "... working"),
+    ("memory_bytes", "GPU memory, all"),
+    ("weight_bytes", "GPU memory, weights"),
+    ("cache_bytes", "GPU memory, caches"),
+    ("working_bytes", "GPU memory, working"),
 )
 
 
@@ -113,14 +114,14 @@ def _of_images(images: ImageReport) -> Iterator[Figure]:
     for of in images.tower:
         what = f"vision tower, {of.tiles} tile{'s' if of.tiles > 1 else ''}"
         yield Figure(what, "tower_seconds", what, of.seconds, ".3f", "s")
-        yield Figure(what, "features_per_second", "... features", of.features_per_second, ".1f", "features/s")
+        yield Figure(what, "features_per_second", f"{what}, features", of.features_per_second, ".1f", "features/s")
     many = "s" if images.count > 1 else ""
     shown = f"first token, {images.count} image{many} of {images.tiles} tiles in {images.prompt_tokens} tokens"
     yield Figure("images", "first_token_seconds", shown, images.first_token_seconds, ".3f", "s")
     yield Figure(
         "images",
         "seen_first_token_seconds",
-        "... images that were seen before",
+        "first token, images that were seen before",
         images.seen_first_token_seconds,
         ".3f",
         "s",
@@ -128,7 +129,7 @@ def _of_images(images: ImageReport) -> Iterator[Figure]:
     yield Figure(
         "images",
         "text_first_token_seconds",
-        "... as many tokens of text alone",
+        "first token, as many tokens of text alone",
         images.text_first_token_seconds,
         ".3f",
         "s",
@@ -137,12 +138,21 @@ def _of_images(images: ImageReport) -> Iterator[Figure]:
 
 def bench_document(report: BenchReport, identity: Identity) -> Document:
     """The document of a measurement, of which nothing is demanded."""
+    figures = figures_of(report)
     return Document(
         kind="bench",
         verdict="measured",
         why=(),
         exit_code=0,
         identity=dataclasses.replace(identity, provider=report.provider, seed=0),
-        figures=figures_of(report),
+        figures=figures,
         details=finite(dataclasses.asdict(report)),
+        sections=(
+            Table("How it was measured", ("", ""), facts_of(report)),
+            Bars("Memory", tuple(_bars(figure for figure in figures if figure.unit == "bytes")), "bytes"),
+        ),
     )
+
+
+def _bars(figures: Iterable[Figure]) -> Iterator[Bar]:
+    return (Bar(each.label, each.value, each.shown) for each in figures if each.value is not None)

@@ -56,9 +56,6 @@ __all__ = ["command"]
     metavar="NAME=VALUE",
     help="Set a threshold for kl, perplexity_ratio or top1_agreement. May be given several times.",
 )
-@click.option(
-    "--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report to this file as an HTML page."
-)
 @allow_unjudged_option
 @report_options
 def command(
@@ -69,7 +66,6 @@ def command(
     window: int | None,
     breakdown: bool,
     thresholds: tuple[str, ...],
-    html: Path | None,
     allow_unjudged: bool,
     files: tuple[Path, ...],
     as_json: bool,
@@ -88,15 +84,9 @@ def command(
 
     with Reporting("quality", files) as reporting:
         limits = dict(parse_threshold(item, "kl=0.05") for item in thresholds)
-        if html is not None:
-            html.touch()  # an unwritable file is found now, not after minutes of work
         with step_progress() as tell:
             report = measure_quality(engine, reference, text, window, breakdown, limits, tell, adapters)
             identity = identified(reporting, engine, reference, adapters, tell)
-        if html is not None:
-            from l4export.quality.page import quality_page
-
-            html.write_text(quality_page(report), encoding="utf-8")
         reporting.finish(quality_document(report, identity, exit_code_of(report.verdict, allow_unjudged)), as_json)
     if not as_json:
         _show(report)

@@ -59,19 +59,17 @@ class ReportCommand(click.Command):
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             with Reporting(_kind(self.name, "--stream" in given), _files_in(given), ctx):
-                _refuse_old_json(given, error)
+                _refuse_old_spelling(given, error)
                 raise
 
 
-def _refuse_old_json(given: Sequence[str], error: click.UsageError) -> None:
-    """Say what `--json FILE` has become, if that is what was refused."""
-    if any(each.startswith("--json=") for each in given):
-        raise InputError("--json: prints the report and takes no file; write it to one with -o FILE") from error
-    if "--json" in given and "unexpected extra argument" in error.format_message():
-        name = given[given.index("--json") + 1 :][:1]
-        raise InputError(
-            f"--json {' '.join(name)}: prints the report and takes no file; write it to one with -o FILE.json"
-        ) from error
+def _refuse_old_spelling(given: Sequence[str], error: click.UsageError) -> None:
+    """Say what `--json FILE` of parity and `--html FILE` of quality have become, if that is what was refused."""
+    extra = "unexpected extra argument" in error.format_message()
+    if any(each.startswith("--json=") for each in given) or ("--json" in given and extra):
+        raise InputError("--json: prints the report and takes no file; write it to one with -o FILE.json") from error
+    if any(each.partition("=")[0] == "--html" for each in given):
+        raise InputError("--html: is now -o; write a page with -o FILE.html") from error
 
 
 def _files_in(given: Sequence[str]) -> list[Path]:

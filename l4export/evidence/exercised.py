@@ -6,7 +6,7 @@ from l4export.engine.described import Described
 from l4export.model.config import ModelConfig
 from l4export.reports.exercised import Exercised
 
-__all__ = ["chunk_boundaries", "chunks_are_in_reach", "exercised_by_images", "exercised_by_length"]
+__all__ = ["boundary_marks", "chunk_boundaries", "chunks_are_in_reach", "exercised_by_images", "exercised_by_length"]
 
 
 def chunk_boundaries(config: ModelConfig, tokens: int) -> int:
@@ -51,3 +51,10 @@ def exercised_by_images(manifest: Described, images: int) -> Exercised:
     if manifest.vision is None:
         return Exercised("images", "not applicable", "there is no vision tower")
     return Exercised.counted("images", images, f"{images} shown", "none was shown")
+
+
+def boundary_marks(chunk_size: int | None, positions: int) -> tuple[tuple[float, ...], str]:
+    """Where chunks begin on an axis of so many positions, and what such a mark is called; nothing without chunks."""
+    if not chunk_size or positions <= chunk_size:
+        return (), ""
+    return tuple(map(float, range(chunk_size, positions, chunk_size))), f"chunk boundaries, every {chunk_size} tokens"

@@ -22,6 +22,7 @@ from l4export.inspection.taps import EngineTaps, tap_engine
 from l4export.parity.image_prompt import Pictures, are_given, image_prompt
 from l4export.parity.images import ImageComparison, compare_seen
 from l4export.parity.logits import LogitComparison, compare_logits, failures_of
+from l4export.parity.positions import PositionFigures, position_figures
 from l4export.parity.thresholds import Demands
 from l4export.parity.tower import TowerComparison, compare_towers
 from l4export.parity.verdict import exercised, unjudged
@@ -33,6 +34,7 @@ from l4export.reports.verdict import Verdict, is_missed
 from l4export.runtimes.images.image_features import ImageFeatures
 from l4export.runtimes.onnxruntime.engine import vision_tower
 from l4export.runtimes.random_text import random_text
+from l4export.runtimes.text.codec import TextCodec
 
 if TYPE_CHECKING:
     from l4export.reference.streamed_layer import LayerTaps
@@ -49,8 +51,9 @@ class LayerComparison:
     `values` are None if the engine's cache does not hold all of them in its float type. `expert_agreement` is the share
     of positions with the same experts. If the experts of a position differ, but the reference's own logits are nearly
     tied between them, the position is counted in `near_ties` instead. The reference then continues with the engine's
-    experts (`l4export.reference.routing_ties`), so that later layers do not depart only because of this. These two and
-    `router` are None in a dense layer.
+    experts (`l4export.reference.routing_ties`), so that later layers do not depart only because of this.
+    `experts_chosen` counts the tokens for which the engine chose each expert. These three and `router` are None in a
+    dense layer.
     """
 
     layer: int
@@ -61,6 +64,7 @@ class LayerComparison:
     router: float | None
     expert_agreement: float | None
     near_ties: int | None
+    experts_chosen: tuple[int, ...] | None
 
     def departures(self, limits: Mapping[str, float]) -> list[str]:
         """Describe what misses `limits` by name; what is None misses nothing."""
@@ -91,7 +95,8 @@ class LayerParityReport(Verdict):
 
     `first_departure` is the checkpoint's number of the first layer that misses a threshold, or None. `images` says what
     the engine sees in the prompt's images, and `tower` what its vision tower computes of them, stage by stage; both are
-    None if there were none. `layer_thresholds` are those of the figures of `LayerComparison`.
+    None if there were none. `layer_thresholds` are those of the figures of `LayerComparison`. The
+    rest is as in `l4export.parity.whole_model.ParityReport`.
     """
 
     engine: str
@@ -100,9 +105,11 @@ class LayerParityReport(Verdict):
     seed: int
     prefill_tokens: int
     decode_tokens: int
+    chunk_size: int | None
     chunk_boundaries: int
     layers: tuple[LayerComparison, ...]
     logits: LogitComparison
+    positions: PositionFigures
     thresholds: dict[str, float]
     layer_thresholds: dict[str, float]
     first_departure: int | None
@@ -178,7 +185,8 @@ def check_layers(
     failures = [f"layer {layer} is the first to depart: {', '.join(found)}" for layer, found in departed[:1]]
     if failures and not np.isfinite(engine.logits).all():
         raise CheckFailed(f"{engine_path}: not at parity: {failures[0]}; in the end its logits are not finite")
-    logits = compare_logits(reference.logits(hidden)[0], engine.logits, demands.accepted)
+    expected = reference.logits(hidden)[0]
+    logits = compare_logits(expected, engine.logits, demands.accepted)
     return LayerParityReport(
         engine=str(engine_path),
         provider="CPUExecutionProvider",
@@ -188,9 +196,11 @@ def check_layers(
         seed=seed,
         prefill_tokens=prefill,
         decode_tokens=decode,
+        chunk_size=manifest.model.attention_chunk_size,
         chunk_boundaries=chunk_boundaries(manifest.model, prefill + decode),
         layers=tuple(compared),
         logits=logits,
+        positions=position_figures(expected, engine.logits, ids, TextCodec.open(engine_path)),
         thresholds=demands.thresholds,
         layer_thresholds=limits,
         first_departure=departed[0][0] if departed else None,
@@ -271,12 +281,13 @@ class _Walk:
         engine, hidden, router = self.engine, taps.hidden[0], None
         difference = engine.hidden[layer].astype(np.float64) - hidden
         scale = float(np.sqrt(np.mean(hidden.astype(np.float64) ** 2)))
-        agreement, ties = None, None
+        agreement, ties, chosen = None, None, None
         if taps.router_logits is not None and experts is not None:
             router = _relative(taps.router_logits[0], engine.router_logits[layer])
             tied = self.demands.tied or self.demands.accepted
             _, differ, near = followed_choices(taps.router_logits[0], experts, tied)
             agreement, ties = float(1 - (differ & ~near).mean()), int(near.sum())
+            chosen = tuple(np.bincount(experts.ravel(), minlength=taps.router_logits.shape[-1]).tolist())
         return LayerComparison(
             layer=self.first + layer,
             hidden=_relative(hidden, engine.hidden[layer]),
@@ -286,6 +297,7 @@ class _Walk:
             router=router,
             expert_agreement=agreement,
             near_ties=ties,
+            experts_chosen=chosen,
         )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 
 from l4export.parity.by_layer import LayerParityReport
 from l4export.parity.figures import figures_of
+from l4export.parity.sections import sections_of
 from l4export.parity.whole_model import ParityReport
 from l4export.reports.document import Document
 from l4export.reports.identity import Identity
@@ -24,4 +25,5 @@ def parity_document(report: ParityReport | LayerParityReport, identity: Identity
         figures=figures_of(report),
         exercised=report.exercised,
         details=report.to_dict(),
+        sections=sections_of(report),
     )

@@ -15,7 +15,7 @@ __all__ = ["figures_of"]
 
 _LOGITS = (
     ("max_abs_difference", "max |difference|", ".3g"),
-    ("max_relative_difference", "... of the largest |logit|", ".3g"),
+    ("max_relative_difference", "max |difference| of the largest |logit|", ".3g"),
     ("mean_abs_difference", "mean |difference|", ".3g"),
     ("kl_mean", "KL(reference || engine), mean", ".3g"),
     ("kl_max", "KL(reference || engine), max", ".3g"),
@@ -27,7 +27,7 @@ _IMAGES = (
     ("ids_agreement", "equal ids of a prompt", ".4f"),
     ("pixel_difference", "pixels, max |difference|", ".3g"),
     ("max_feature_difference", "features, max |difference|", ".3g"),
-    ("feature_difference", "... of the largest |feature|", ".3g"),
+    ("feature_difference", "features, max |difference| of the largest", ".3g"),
     ("mean_feature_difference", "features, mean |difference|", ".3g"),
 )
 _LAYER = (

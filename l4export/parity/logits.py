@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from l4export.errors import InputError
 from l4export.reports.verdict import missed
 
-__all__ = ["LogitComparison", "compare_logits", "departing", "failures_of"]
+__all__ = ["LogitComparison", "compare_logits", "departing", "divergences", "failures_of"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def compare_logits(
         raise InputError(f"the engine's logits at position {at} are not finite: it was built or loaded wrong")
     difference = np.abs(reference.astype(np.float64) - engine)
     largest = float(np.abs(reference).max())
-    kl = np.asarray([_kl(*pair) for pair in zip(reference, engine, strict=True)])
+    kl = divergences(reference, engine)
     top = reference.argmax(axis=1), engine.argmax(axis=1)
     rows = np.arange(len(reference))
     gap = reference[rows, top[0]] - reference[rows, top[1]]
@@ -82,9 +82,14 @@ def departing(
 ) -> NDArray[np.bool_]:
     """Return for each position [T] of a phase whether it exceeds `max_relative_difference` or `kl_max`."""
     difference = np.abs(reference - engine).max(axis=1) / (np.abs(reference).max() or 1.0)
-    kl = np.asarray([_kl(*pair) for pair in zip(reference, engine, strict=True)])
+    kl = divergences(reference, engine)
     beyond: NDArray[np.bool_] = ~(difference <= limits.get("max_relative_difference", np.inf))
     return beyond | ~(kl <= limits.get("kl_max", np.inf))
+
+
+def divergences(reference: NDArray[np.float32], engine: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return KL(softmax(reference) || softmax(engine)) of each row of logits [T, vocab] in nats: [T]."""
+    return np.asarray([_kl(*pair) for pair in zip(reference, engine, strict=True)])
 
 
 def failures_of(phase: str, figures: LogitComparison, thresholds: Mapping[str, float]) -> list[str]:

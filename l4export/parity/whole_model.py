@@ -15,6 +15,7 @@ from l4export.evidence.exercised import chunk_boundaries
 from l4export.parity.image_prompt import Pictures, are_given, image_prompt
 from l4export.parity.images import ImageComparison, compare_images
 from l4export.parity.logits import LogitComparison, compare_logits, departing, failures_of
+from l4export.parity.positions import PositionFigures, position_figures
 from l4export.parity.thresholds import Demands
 from l4export.parity.verdict import exercised, unjudged
 from l4export.reference.of_engine import load_reference, reference_name
@@ -40,7 +41,8 @@ class ParityReport(Verdict):
     (`l4export.reference.routing_ties`), in prefill and decode together. `greedy_prefix` is the share of the greedy
     continuation, of `greedy_tokens` tokens, before the first departure. If `greedy_ended_at_near_tie` is true, the
     departure was between two nearly tied tokens. This is no failure, but nothing can be said about the tokens after it.
-    `images` says what the engine sees in the prompt's images; it is None if there were none.
+    `images` says what the engine sees in the prompt's images; it is None if there were none. `chunk_size`
+    is the model's, or None, and `positions` has figures of every position.
     """
 
     engine: str
@@ -49,10 +51,12 @@ class ParityReport(Verdict):
     seed: int
     prefill_tokens: int
     decode_tokens: int
+    chunk_size: int | None
     chunk_boundaries: int
     images: ImageComparison | None
     prefill: LogitComparison
     decode: LogitComparison | None
+    positions: PositionFigures
     routing_ties: int
     greedy_tokens: int
     greedy_prefix: float
@@ -147,10 +151,12 @@ def check_parity(
         seed=seed,
         prefill_tokens=prefill,
         decode_tokens=decode,
+        chunk_size=engine.config.attention_chunk_size,
         chunk_boundaries=chunk_boundaries(engine.config, prefill + decode),
         images=seen,
         prefill=compared["prefill"],
         decode=compared.get("decode"),
+        positions=position_figures(expected, given, ids, engine.text),
         routing_ties=ties,
         greedy_tokens=decode,
         greedy_prefix=greedy.share,

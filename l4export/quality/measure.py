@@ -16,6 +16,7 @@ from l4export.checkpoint import open_checkpoint
 from l4export.engine.described import Described
 from l4export.errors import CheckFailed, InputError
 from l4export.evidence.exercised import exercised_by_images, exercised_by_length
+from l4export.evidence.worst_tokens import WorstToken, worst_token
 from l4export.inspection.engine_weights import open_weights
 from l4export.model.tensors import parameter_count
 from l4export.quality.window_logits import WindowLogits
@@ -24,19 +25,19 @@ from l4export.reference.token_scores import TokenScores, log_probabilities
 from l4export.reference.transformers_model import check_reference_packages
 from l4export.reports.confidence import BlockBootstrap, Interval
 from l4export.reports.exercised import Exercised
+from l4export.reports.sections import by_decade
 from l4export.reports.verdict import Verdict, check_thresholds, missed
 
 if TYPE_CHECKING:
     from l4export.quality.breakdown import MeasuredPart
     from l4export.reference.judged import Judged
 
-__all__ = ["DEFAULT_WINDOW", "Damage", "QualityReport", "WorstToken", "measure_quality"]
+__all__ = ["DEFAULT_WINDOW", "Damage", "QualityReport", "measure_quality"]
 
 DEFAULT_WINDOW = 1024
 
 _BINS = 32
 _WORST = 10
-_CONTEXT = 24
 _THRESHOLDS = ("kl", "perplexity_ratio", "top1_agreement")
 
 
@@ -50,30 +51,14 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class WorstToken:
-    """One of the positions where the engine departs most.
-
-    `context` is the text up to the position, and `following` is the token that came next. `reference` and `engine` have
-    the three likeliest tokens of each, with their probabilities. Without a tokenizer, token ids stand for text.
-    """
-
-    window: int
-    position: int
-    kl: float
-    context: str
-    following: str
-    reference: tuple[tuple[str, float], ...]
-    engine: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
 class QualityReport(Verdict):
     """All figures of an engine's quality. KL(reference || engine) is in nats a token.
 
     `perplexity` and `reference_perplexity` are exp(mean negative log likelihood). `perplexity_ratio` is their quotient.
     It has an interval of its own, because both are measured on the same tokens. `kl_by_position` has (first position,
-    mean KL) for stretches of the windows. `together` is the KL of all `layers` and `kinds` at once, without rounding of
-    activations. It is None if nothing was broken down.
+    mean KL) for stretches of the windows, and `kl_decades` (decade, tokens): so many have a KL from 10^decade up to
+    the next. `chunk_size` is the model's, or None. `together` is the KL of all `layers` and `kinds` at once, without
+    rounding of activations. It is None if nothing was broken down.
     """
 
     engine: str
@@ -93,6 +78,8 @@ class QualityReport(Verdict):
     layers: tuple[Damage, ...]
     kinds: tuple[Damage, ...]
     kl_by_position: tuple[tuple[int, float], ...]
+    kl_decades: tuple[tuple[int, int], ...]
+    chunk_size: int | None
     worst: tuple[WorstToken, ...]
     thresholds: dict[str, float]
     exercised: tuple[Exercised, ...]
@@ -203,25 +190,11 @@ class _Run:
             self.positions.append(piece.positions)
             for row in np.argsort(-scores.kl)[:_WORST].tolist():
                 position = int(piece.positions[row])
-                self.worst.append(self.token(piece.window, position, scores.kl[row], piece.expected[row], got[row]))
+                sides = piece.expected[row], got[row]
+                self.worst.append(
+                    worst_token(self.engine.text, window.ids, piece.window, position, scores.kl[row], *sides)
+                )
             self.worst = sorted(self.worst, key=lambda token: -token.kl)[:_WORST]
-
-    def token(
-        self, window: int, position: int, kl: float, expected: NDArray[np.float64], got: NDArray[np.float64]
-    ) -> WorstToken:
-        """Describe one position in words."""
-        ids = self.windows[window].ids
-        likeliest = [
-            tuple((self.words([int(at)]), float(np.exp(side[at]))) for at in np.argsort(-side, kind="stable")[:3])
-            for side in (expected, got)
-        ]
-        context = self.words(ids[max(0, position + 1 - _CONTEXT) : position + 1])
-        return WorstToken(window, position, float(kl), context, self.words([ids[position + 1]]), *likeliest)
-
-    def words(self, ids: Any) -> str:
-        """Return the text of some tokens, or their ids without a tokenizer."""
-        codec = self.engine.text
-        return " ".join(map(str, ids)) if codec is None else codec.decode(ids, skip_special_tokens=False)
 
     def exercised(self) -> tuple[Exercised, ...]:
         """What the longest window goes through, and how many images all of them show."""
@@ -258,6 +231,8 @@ class _Run:
             layers=tuple(groups["layer"]),
             kinds=tuple(groups["kind"]),
             kl_by_position=_by_position(np.concatenate(self.positions), scores.kl),
+            kl_decades=by_decade(scores.kl.tolist()),
+            chunk_size=self.engine.config.attention_chunk_size,
             worst=tuple(self.worst),
             thresholds=limits,
             exercised=self.exercised(),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from l4export.reports.exercised import Exercised
 from l4export.reports.figure import Figure
 from l4export.reports.identity import Identity
+from l4export.reports.sections import Section
 
 __all__ = ["MARK", "SCHEMA_VERSION", "Document", "Kind", "error_document"]
 
@@ -35,6 +36,7 @@ class Document:
         figures: Everything that was measured and can be demanded.
         exercised: What the comparison went through.
         details: All that the command knows, as JSON values.
+        sections: What a person is shown beside the figures.
     """
 
     kind: Kind
@@ -45,6 +47,27 @@ class Document:
     figures: tuple[Figure, ...] = ()
     exercised: tuple[Exercised, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    sections: tuple[Section, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What it is a report of."""
+        engine, reference = self.identity.engine, self.identity.reference
+        of = f": {engine.path}" if engine else ""
+        return f"l4export {self.kind}{of}{f' against {reference.path}' if reference else ''}"
+
+    @property
+    def demanded(self) -> tuple[Figure, ...]:
+        """The figures of which something is demanded."""
+        return tuple(figure for figure in self.figures if figure.threshold is not None)
+
+    @property
+    def phases(self) -> dict[str, list[Figure]]:
+        """All figures, by their phases."""
+        found: dict[str, list[Figure]] = {}
+        for figure in self.figures:
+            found.setdefault(figure.phase, []).append(figure)
+        return found
 
 
 def error_document(kind: Kind, message: str, exit_code: int, identity: Identity) -> Document:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,41 @@ class Identity:
     reference: ReferenceIdentity | None = None
     provider: str | None = None
     seed: int | None = None
+
+    def rows(self) -> tuple[tuple[str, str], ...]:
+        """All of it as (name, text) for a person, without what is not known."""
+        engine, reference, host = self.engine, self.reference, self.host
+        source = "the checkpoint that it was built from" if reference and reference.is_source else "another checkpoint"
+        rows = [
+            ("command", self.command),
+            ("began", self.began),
+            ("took", f"{self.seconds:.1f} s"),
+            ("program", f"l4export {self.program.version}, code {self.program.sha256[:16]}"),
+            ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
+            ("host", ", ".join((host.cpu, f"{host.cores} cores", *host.gpus, host.system))),
+            ("provider", self.provider),
+            ("seed", None if self.seed is None else str(self.seed)),
+        ]
+        if engine is not None:
+            rows += [
+                ("engine", f"{engine.path}, for {engine.target}"),
+                ("its manifest", engine.manifest_sha256),
+                ("built by", engine.built_by),
+                ("built from", engine.source_sha256),
+                *((f"option {name}", json.dumps(value)) for name, value in _options(engine.options)),
+            ]
+        if reference is not None:
+            rows += [("reference", f"{reference.path}, {source}"), ("its files", reference.sha256)]
+        return tuple((name, text) for name, text in rows if text)
+
+
+def _options(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The options of a build one by one; those of a group follow its name."""
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", item) for inner, item in value.items())
+        else:
+            yield name, value
 
 
 def _field(path: Path, name: str) -> str:

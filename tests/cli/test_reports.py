@@ -45,13 +45,19 @@ def report_in(path: Path) -> dict[str, Any]:
 def test_a_comparison_says_what_it_is_of_and_how_it_went(
     workshop: Workshop, parity: Run, tmp_path: Path, stream: tuple[str, ...]
 ) -> None:
-    path = tmp_path / "r.json"
-    code, printed, _ = parity("--prefill", 20, "--decode", 4, "--seed", 3, "-o", path, "--json", *stream)
+    path, others = tmp_path / "r.json", [tmp_path / f"r{suffix}" for suffix in (".xml", ".md", ".html")]
+    files = [argument for file in (path, *others) for argument in ("-o", file)]
+    code, printed, _ = parity("--prefill", 20, "--decode", 4, "--seed", 3, *files, "--json", *stream)
     report = report_in(path)
+    junit, markdown, page = (file.read_text(encoding="utf-8") for file in others)
+    assert 'name="verdict"' in junit and ": passed\n" in markdown and "<strong>passed</strong>" in page
+    assert ("Experts chosen" in page) == bool(stream) and "Difference along the positions" in page
     assert (code, report["exit_code"], report["verdict"]) == (0, 0, "passed")
     assert json.loads(printed) == report
     identity = report["identity"]
-    assert identity["command"].startswith("l4export parity ") and identity["command"].endswith(" ".join(stream))
+    assert identity["command"].startswith("l4export parity ") and identity["command"].endswith(
+        " ".join(("--json", *stream))
+    )
     assert (identity["seed"], identity["provider"]) == (3, "CPUExecutionProvider") and identity["seconds"] > 0
     assert identity["reference"]["is_source"] and identity["engine"]["target"] == "ort-cpu"
     found = {each["what"]: each["status"] for each in report["exercised"]}
@@ -99,7 +105,11 @@ def test_quality_and_bench(workshop: Workshop, run: Run, tmp_path: Path) -> None
     report = report_in(path)
     assert (code, report["verdict"]) == (0, "passed") and report["identity"]["reference"]["is_source"]
     assert next(figure for figure in report["figures"] if figure["name"] == "kl")["status"] == "met"
-    code, _, _ = run("bench", engine, "--prefill", 8, "--decode", 2, "--repeats", 1, "-o", path)
+    page = tmp_path / "r.html"
+    code, _, _ = run(*measured, "-o", page, "--no-breakdown", "--allow-unjudged")
+    assert code == 0 and "KL along the window" in page.read_text(encoding="utf-8")
+    code, _, _ = run("bench", engine, "--prefill", 8, "--decode", 2, "--repeats", 1, "-o", path, "-o", page)
+    assert "weights read for a token" in page.read_text(encoding="utf-8")
     report = report_in(path)
     assert (code, report["verdict"], report["kind"]) == (0, "measured", "bench") and report["details"]["repeats"] == 1
 
@@ -113,8 +123,9 @@ def test_quality_and_bench(workshop: Workshop, run: Run, tmp_path: Path) -> None
         (("--prefill", "many"), "Invalid value for '--prefill'"),
         (("--unknown",), "No such option"),
         (("extra",), "unexpected extra argument"),
-        (("--json", "old.json"), "--json old.json: prints the report and takes no file; write it to one with -o FILE"),
+        (("--json", "old.json"), "--json: prints the report and takes no file; write it to one with -o FILE.json"),
         (("--json=old.json",), "prints the report and takes no file"),
+        (("--html", "old.html"), "--html: is now -o; write a page with -o FILE.html"),
     ],
 )
 def test_an_error_takes_the_place_of_the_last_report(

@@ -26,7 +26,7 @@ import l4export.runtimes
 package = Path(l4export.__file__).parent
 assert "site-packages" in package.parts, package
 assert (package / "py.typed").is_file() and (package / "engine" / "manifest.schema.json").is_file()
-assert (package / "reports" / "report.schema.json").is_file()
+assert (package / "reports" / "report.schema.json").is_file() and (package / "reports" / "report.html.jinja").is_file()
 assert importlib.metadata.version("l4export") == l4export.__version__
 assert importlib.util.find_spec("torch") is None
 engine = l4export.runtimes.load("engine")

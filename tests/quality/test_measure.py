@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +16,12 @@ from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
 from l4export.inspection.dequantized_weights import dequantized_weights
 from l4export.model.weight_names import kind_of, layer_of
+from l4export.quality.document import figures_of, sections_of
 from l4export.quality.measure import QualityReport, measure_quality
-from l4export.quality.page import quality_page
 from l4export.quantization.policy import Policy, Rule, standard_policy
 from l4export.reference.token_scores import log_probabilities
 from l4export.reference.transformers_model import HFReference
+from l4export.reports.sections import Curve
 from workshop import ROOT, Workshop, random_ids
 
 KJV = ROOT / "examples/kjv/model"
@@ -165,41 +164,21 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> QualityReport:
     return measure_quality(work / "e", KJV, work / "t.txt", thresholds={"kl": 1e-9})
 
 
-class Page(HTMLParser):
-    """Checks that elements close in the order in which they opened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.seen: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
-def test_the_page_is_whole_and_needs_nothing(report: QualityReport) -> None:
-    text = quality_page(report)
-    page = Page()
-    page.feed(text)
-    assert page.open == [] and "script" not in page.seen and "link" not in page.seen
-    assert re.findall(r"https?://[^\"]+", text) == ["http://www.w3.org/2000/svg"] * 3  # a name, not an address
-    words = "".join(page.words)
-    for wanted in ("layer 3", "attention o", "5.10 bits per weight", "kl 0.", "<b>", report.text["name"]):
-        assert wanted in words, wanted
-    assert page.seen.count("rect") == len(report.layers) + len(report.kinds)
+def test_what_a_report_shows(report: QualityReport) -> None:
+    layers, kinds, together, along, histogram, worst, facts = sections_of(report)
+    assert [len(section.table.rows) for section in (layers, kinds, together)] == [4, len(report.kinds), 2]
+    assert layers.table.rows[3][0] == "layer 3, 4.25 bits"
+    assert "attention o, 4.25 bits" in [label for label, _, _ in kinds.table.rows]
+    assert isinstance(along, Curve) and along.marks == (64.0, 128.0, 192.0)
+    assert sum(int(count) for _, count, _ in histogram.table.rows) == report.tokens
+    assert len(worst.table.rows) == 10 and "<b>" in "".join(row[2] for row in worst.table.rows)
+    assert dict(facts.table.rows)["bits per weight"] == f"{report.facts['bits_per_weight']:.3f}"
     assert not report.passed and "threshold 1e-09" in report.failures[0]
+    figures = figures_of(report)
+    assert [figure.status for figure in figures if figure.threshold is not None] == ["missed"]
+    assert [
+        section.title for section in sections_of(dataclasses.replace(report, layers=(), kinds=(), together=None))
+    ] == [section.title for section in (along, histogram, worst, facts)]
 
 
 def test_parts_that_are_not_there_have_no_table(report: QualityReport, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,11 +205,11 @@ def test_command(workshop: Workshop, ids: Path, tmp_path: Path, capsys: pytest.C
         return ended.value.code
 
     engine, checkpoint = workshop.engine_path("scout", "static"), workshop.checkpoint("scout")
-    assert run("--json", "--html", str(tmp_path / "q.html"), "--threshold", "kl=0.001") == 0
+    assert run("--json", "-o", str(tmp_path / "q.html"), "--threshold", "kl=0.001") == 0
     told = json.loads(capsys.readouterr().out)
     details = told["details"]
     assert told["verdict"] == "passed" and details["tokens"] == 166 and details["kl"]["low"] <= details["kl"]["high"]
-    assert (tmp_path / "q.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "q.html").read_text().startswith("<!DOCTYPE html>")
     assert run("--no-breakdown", "--threshold", "top1_agreement=2") == 1
     shown = capsys.readouterr()
     assert "perplexity" in shown.out and shown.err.splitlines()[-1].startswith("l4export: ")

@@ -11,8 +11,8 @@ from conversations import shown_and_answered, talking_checkpoint
 from signed_checkpoints import FORMS, written
 
 from l4export.model.weight_names import kind_of, layer_of
+from l4export.quality.document import sections_of
 from l4export.quality.measure import measure_quality
-from l4export.quality.page import quality_page
 from l4export.reference.token_scores import log_probabilities
 from l4export.reference.transformers_engine import TransformersEngine
 from l4export.reference.transformers_model import HFReference
@@ -52,7 +52,7 @@ def test_figures_are_those_of_their_definitions(
     assert report.facts["activations"] == ("fp8" if form == "FP8" else "fp32")
     assert report.facts["quant"] == {"W4A16": "int4", "FP8": "fp8"}[form]
     assert [part.name for part in report.layers] == ["0", "1", "2", "3"]
-    assert "compressed-tensors" in quality_page(report)
+    assert ("target", "compressed-tensors") in sections_of(report)[-1].table.rows
 
 
 def test_a_part_by_itself(workshop: Workshop, tmp_path: Path, ids: Path) -> None:

@@ -6,6 +6,7 @@ from l4export.reports.document import Document
 from l4export.reports.exercised import Exercised
 from l4export.reports.figure import Figure
 from l4export.reports.identity import EngineIdentity, Host, Identity, Program, ReferenceIdentity
+from l4export.reports.sections import Bar, Bars, Counts, Curve, Table
 
 DIGEST = "ab" * 32
 IDENTITY = Identity(
@@ -38,3 +39,18 @@ UNJUDGED = Document("quality", "not judged", ("nothing was demanded",), 5, IDENT
 ALLOWED = Document("quality", "not judged", ("nothing was demanded",), 0, IDENTITY, FIGURES[-1:], EXERCISED, {"a": 1})
 MEASURED = Document("bench", "measured", (), 0, IDENTITY, FIGURES[-1:], (), {"a": 1})
 DOCUMENTS = {"failed": FAILED, "passed": PASSED, "unjudged": UNJUDGED, "allowed": ALLOWED, "measured": MEASURED}
+SECTIONS = (
+    Curve(
+        "KL along positions",
+        ((0, 1e-9), (1, 1e-3), (2, 0.5)),
+        "position",
+        "KL",
+        logarithmic=True,
+        marks=(2.0,),
+        marked="chunk boundaries, every 2 tokens",
+        limit=0.1,
+    ),
+    Bars("By layer", (Bar("layer 0", 0.5, "0.5", 0.4, 0.6), Bar("layer 1", 0.0, "0")), "KL"),
+    Counts("Experts chosen", "layer", ("0", "1"), (("3", (5, 0)),), note="An expert with 0 was not exercised."),
+    Table("Worst tokens", ("KL", "text"), (("0.5", "<script>alert</script> & co"),), numeric=frozenset({0})),
+)
