@@ -49,13 +49,13 @@ def command(
     from l4export.benchmark.measure import bench
     from l4export.cli.judging import identified
 
-    with Reporting("bench", files) as reporting:
+    with Reporting("bench", files, as_json) as reporting:
         with Console(stderr=True).status("") as status:
             report = bench(engine, prefill, decode, repeats, threads, status.update, images)
-        if files or as_json:
+        if reporting.wanted:
             from l4export.benchmark.document import bench_document
 
-            reporting.finish(bench_document(report, identified(reporting, engine)), as_json)
+            reporting.finish(bench_document(report, identified(reporting, engine)))
     if not as_json:
         _show(report)
 

@@ -112,7 +112,7 @@ def command(
     from l4export.parity.document import parity_document
     from l4export.parity.whole_model import check_parity
 
-    with Reporting("parity --stream" if stream else "parity", files) as reporting:
+    with Reporting("parity --stream" if stream else "parity", files, as_json) as reporting:
         if stream and provider is not None:
             raise InputError("--provider: --stream runs everything on a CPU; leave one of them out")
         if image_files and made_images:
@@ -124,8 +124,9 @@ def command(
         check = partial(check, images=images, adapters=adapters)
         with Console(stderr=True).status("") as status:
             report = check(engine, reference, prefill, decode, limits, seed, dequantized, status.update)
-            identity = identified(reporting, engine, reference, adapters, status.update)
-        reporting.finish(parity_document(report, identity, exit_code_of(report.verdict, allow_unjudged)), as_json)
+            if reporting.wanted:
+                identity = identified(reporting, engine, reference, adapters, status.update)
+                reporting.finish(parity_document(report, identity, exit_code_of(report.verdict, allow_unjudged)))
     if not as_json:
         show_parity(report)
     accept(engine, report, "not at parity", allow_unjudged)

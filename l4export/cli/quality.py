@@ -82,12 +82,13 @@ def command(
     from l4export.quality.document import quality_document
     from l4export.quality.measure import measure_quality
 
-    with Reporting("quality", files) as reporting:
+    with Reporting("quality", files, as_json) as reporting:
         limits = dict(parse_threshold(item, "kl=0.05") for item in thresholds)
         with step_progress() as tell:
             report = measure_quality(engine, reference, text, window, breakdown, limits, tell, adapters)
-            identity = identified(reporting, engine, reference, adapters, tell)
-        reporting.finish(quality_document(report, identity, exit_code_of(report.verdict, allow_unjudged)), as_json)
+            if reporting.wanted:
+                identity = identified(reporting, engine, reference, adapters, tell)
+                reporting.finish(quality_document(report, identity, exit_code_of(report.verdict, allow_unjudged)))
     if not as_json:
         _show(report)
     accept(engine, report, "not good enough", allow_unjudged)

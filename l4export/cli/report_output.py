@@ -58,7 +58,7 @@ class ReportCommand(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            with Reporting(_kind(self.name, "--stream" in given), _files_in(given), ctx):
+            with Reporting(_kind(self.name, "--stream" in given), _files_in(given), context=ctx):
                 _refuse_old_spelling(given, error)
                 raise
 
@@ -88,7 +88,8 @@ class Reporting:
     """The files of one run. From its beginning they hold no other run's report, and at its end its own.
 
     Until then they say that the run has not ended: this shows at once whether they can be written, and is what is left
-    if the program is killed. An error that leaves the `with` block is written to them.
+    if the program is killed. An error that leaves the `with` block is written to them. With `as_json` the report is
+    printed, too.
 
     Raises:
         InputError: a file has a suffix of no form, or is not a report and would be lost.
@@ -96,13 +97,15 @@ class Reporting:
         StorageError: a file cannot be written.
     """
 
-    def __init__(self, kind: Kind, files: Sequence[Path], context: click.Context | None = None) -> None:
+    def __init__(
+        self, kind: Kind, files: Sequence[Path], as_json: bool = False, context: click.Context | None = None
+    ) -> None:
         from l4export.reports.document import MARK
         from l4export.reports.forms import form_of
         from l4export.storage.whole_file import check_replaceable
 
         context = context or click.get_current_context()
-        self._kind = kind
+        self._kind, self._as_json = kind, as_json
         self._command = shlex.join(["l4export", *(context.find_root().obj or ())])
         self._began, self._start = datetime.datetime.now(datetime.UTC), time.monotonic()
         self._forms = [(file, form_of(file)) for file in files]
@@ -127,14 +130,19 @@ class Reporting:
         began = self._began.isoformat(timespec="seconds").replace("+00:00", "Z")
         return Identity(this_program(), self._command, began, round(time.monotonic() - self._start, 3))
 
-    def finish(self, document: Document, as_json: bool) -> None:
+    @property
+    def wanted(self) -> bool:
+        """Whether a report is written or printed at all."""
+        return bool(self._forms) or self._as_json
+
+    def finish(self, document: Document) -> None:
         """Write the report to all files, and print it if it is asked for."""
-        from l4export.reports.json_form import as_json as json_of
+        from l4export.reports.json_form import as_json
 
         self._write(document)
         self._finished = True
-        if as_json:
-            click.echo(json_of(document), nl=False)
+        if self._as_json:
+            click.echo(as_json(document), nl=False)
 
     def _write_error(self, message: str, code: int) -> None:
         from l4export.reports.document import error_document

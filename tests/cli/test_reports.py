@@ -145,12 +145,18 @@ def test_an_error_takes_the_place_of_the_last_report(
 
 def test_a_run_that_was_killed_leaves_no_other_runs_report(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    with Reporting("bench", [path], click.Context(click.Command("bench"))):
+    with Reporting("bench", [path], context=click.Context(click.Command("bench"))):
         assert "has not ended" in report_in(path)["why"][0]
     context = click.Context(click.Command("bench"))
-    with pytest.raises(KeyboardInterrupt), Reporting("bench", [path], context):
+    with pytest.raises(KeyboardInterrupt), Reporting("bench", [path], context=context):
         raise KeyboardInterrupt
     assert report_in(path)["exit_code"] == 130
+
+
+def test_digests_are_for_reports_alone(parity: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference may have hundreds of gigabytes."""
+    monkeypatch.setattr("l4export.evidence.identity.reference_identity", lambda *_: pytest.fail("read for nothing"))
+    assert parity("--prefill", 20, "--decode", 2)[0] == 0
 
 
 @pytest.mark.parametrize(("name", "code", "words"), [("e/manifest.json", 2, "lost"), ("none/r.json", 4, "no such")])
