@@ -72,8 +72,8 @@ def test_a_module_counts_by_its_name(copy: Path) -> None:
 
 
 def test_every_package_that_the_compiler_imports_has_a_say() -> None:
-    """But errors, whose texts are in no engine, `native`, which says where a library is, and the version itself. Imports
-    within functions count."""
+    """But errors, whose texts are in no engine, `native`, which says where a library is, and the version itself.
+    Imports within functions count."""
     graph = grimp.build_graph("l4export")
     imported = graph.find_upstream_modules("l4export.compiler", as_package=True) | {"l4export.compiler"}
     packages = {name.split(".")[1] for name in imported if name != "l4export"}
