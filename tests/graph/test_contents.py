@@ -114,7 +114,7 @@ def test_caches_are_told_from_other_values() -> None:
 
 def test_exchanging_axes_twice_changes_nothing() -> None:
     assert SMALL.swapped().layout == "transposed" and SMALL.swapped().swapped() == SMALL
-    with pytest.raises(ValueError, match="interleaved rows"):
+    with pytest.raises(ValueError, match="rows in turn"):
         STACKED.swapped()
 
 
