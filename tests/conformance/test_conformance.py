@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from cases import SAVED
 from comparison import differences
-from engines import ALL, QUICK, EngineKind
 from python_runtime import run_cases
 from write_cases import write_cases
 
+from engines import ALL, QUICK, EngineKind
 from native_library import ONNXRUNTIME, build_native, sanitized_native
 
 Prepared = Callable[[EngineKind], Path]

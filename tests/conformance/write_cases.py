@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from cases import cases_of, write_pictures
-from engines import EngineKind, build_engine
 
+from engines import EngineKind, build_engine
 from l4export.engine.manifest import load_manifest
 
 __all__ = ["write_cases"]
