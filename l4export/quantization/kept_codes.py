@@ -1,8 +1,8 @@
-"""Codes that a checkpoint stores, laid out for an engine's operators: the same codes and scales, nothing is rounded.
+"""Codes that a checkpoint stores, laid out for an engine's operators: the same codes, and scales in the scheme's dtype.
 
-Scales take the engine's float type. Those of a checkpoint, mostly bfloat16, are exact there, but for float16: below
-2^-14 it has multiples of 2^-24 alone, so that a weight moves by at most 2^-25 times its code, 1.4e-5 in FP8; and too
-large ones are an error.
+Those of a checkpoint, mostly bfloat16, are exact in it, but for float16: from 2^-14 upwards float32 ones are rounded by
+at most one part in 2048; below it has multiples of 2^-24 alone, so that a weight moves by at most 2^-25 times its code,
+1.4e-5 in FP8; and too large ones are an error.
 """
 
 from __future__ import annotations
