@@ -144,8 +144,8 @@ def check_layers(
 
     Raises:
         InputError: the tokens exceed the engine's context; a threshold is unknown; the engine has another architecture
-            or is not for a CPU, or is a checkpoint.
-        CheckFailed: a layer departs, of the decoder or of the tower, and the logits or the features are not finite.
+            or is not for a CPU, or is a checkpoint; the reference's logits are not finite.
+        CheckFailed: the engine's logits or features are not finite; if a layer departs, it is named.
         EnvironmentLacks: torch, transformers or onnxruntime is missing.
     """
     engine_path, checkpoint = Path(engine_path), Path(checkpoint)
@@ -207,7 +207,7 @@ def check_layers(
         images=seen,
         tower=stages,
         exercised=exercised(manifest, prefill, decode, seen, demands, ties, None),
-        unjudged=unjudged(manifest, demands, prefill, decode),
+        unjudged=unjudged(manifest, demands, prefill + decode),
         failures=(
             *(stages.failures if stages else ()),
             *(seen.failures(demands.thresholds) if seen else ()),

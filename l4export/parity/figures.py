@@ -10,6 +10,7 @@ from l4export.parity.logits import LogitComparison
 from l4export.parity.tower import TowerComparison
 from l4export.parity.whole_model import ParityReport
 from l4export.reports.figure import Figure
+from l4export.reports.verdict import is_missed
 
 __all__ = ["figures_of"]
 
@@ -62,12 +63,13 @@ def _of_logits(phase: str, logits: LogitComparison, limits: Mapping[str, float])
 
 
 def _of_greedy(report: ParityReport) -> list[Figure]:
-    """The share of the greedy continuation; nothing is demanded of one that ended at a near tie."""
+    """The share of the greedy continuation; what a near tie kept it from reaching is not demanded."""
     if not report.greedy_tokens:
         return []
     remark, limit = "", report.thresholds.get("greedy_prefix")
     if report.greedy_ended_at_near_tie:
-        remark, limit = "it ended at a near tie, and later tokens cannot be compared", None
+        remark = "it ended at a near tie, and later tokens cannot be compared"
+        limit = None if limit is None or is_missed("greedy_prefix", report.greedy_prefix, limit) else limit
     label = f"share of {report.greedy_tokens} greedy tokens before a departure"
     return [Figure("greedy", "greedy_prefix", label, report.greedy_prefix, ".4f", threshold=limit, remark=remark)]
 
@@ -90,6 +92,8 @@ def _of_tower(tower: TowerComparison) -> Iterator[Figure]:
 def _of_layers(report: LayerParityReport) -> Iterator[Figure]:
     for layer in report.layers:
         for name, label, form in _LAYER:
-            if (value := getattr(layer, name)) is not None:
-                limit = report.layer_thresholds.get(name)
-                yield Figure(f"layer {layer.layer}", name, label, value, form, threshold=limit)
+            phase, value = f"layer {layer.layer}", getattr(layer, name)
+            if value is not None:
+                yield Figure(phase, name, label, value, form, threshold=report.layer_thresholds.get(name))
+            elif name in ("keys", "values"):  # the others are None where a dense layer has no such thing
+                yield Figure(phase, name, label, None, form, remark="the cache does not hold all of them as floats")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from l4export.errors import EnvironmentLacks, InputError
+from l4export.errors import CheckFailed, EnvironmentLacks, InputError
 from l4export.parity.image_prompt import ImagePrompt
 from l4export.reference.image_processor import transformers_ids, transformers_tiles
 from l4export.reference.of_engine import load_tower
@@ -86,8 +86,8 @@ def compare_images(
     Also returns the reference's features [rows, D] of the prompt's images.
 
     Raises:
-        InputError: the engine's runtime has no tower; the checkpoint has none or another one; the engine's features are
-            no numbers.
+        InputError: the engine's runtime has no tower; the checkpoint has none or another one.
+        CheckFailed: the engine's features are not finite.
         EnvironmentLacks: torch or transformers is missing.
     """
     if tower is None:
@@ -102,7 +102,7 @@ def compare_seen(
     """The same comparison, where the reference's features [rows, D] are `expected`.
 
     Raises:
-        InputError: the engine's features are no numbers.
+        CheckFailed: the engine's features are not finite.
     """
     processor = compare_processors(checkpoint, prompt)
     return compare_features(prompt, expected, np.concatenate(tower.of(prompt.images)), processor)
@@ -140,14 +140,15 @@ def compare_features(
     """Compare the features [rows, D] of the prompt's images, in float64.
 
     Raises:
-        InputError: the shapes differ, or the engine's features are not finite (a NaN equals nothing).
+        InputError: the shapes differ.
+        CheckFailed: the engine's features are not finite (a NaN equals nothing).
     """
     rows = prompt.tokens.rows_of_a_tile
     if reference.shape != engine.shape:
         raise InputError(f"features of shape {list(engine.shape)} against {list(reference.shape)}: not comparable")
     if not np.isfinite(engine).all():
         at = int(np.argwhere(~np.isfinite(engine))[0][0]) // rows
-        raise InputError(
+        raise CheckFailed(
             f"the engine's features of tile {at} are not finite: its vision tower was built or loaded wrong"
         )
     difference = np.abs(reference.astype(np.float64) - engine)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l4export.errors import InputError
+from l4export.errors import CheckFailed, InputError
+from l4export.reference.token_scores import divergence, log_probabilities
 from l4export.reports.verdict import missed
 
 __all__ = ["LogitComparison", "compare_logits", "departing", "divergences", "failures_of"]
@@ -46,13 +47,15 @@ def compare_logits(
     if they are within twice this difference, because each of them may move by as much and so change the argmax.
 
     Raises:
-        InputError: the shapes differ, or the engine's logits are not finite (a NaN equals nothing).
+        InputError: the shapes differ, or the reference's logits are not finite (a NaN equals nothing).
+        CheckFailed: the engine's logits are not finite.
     """
     if reference.shape != engine.shape:
         raise InputError(f"logits of shape {list(engine.shape)} against {list(reference.shape)}: not comparable")
-    if not np.isfinite(engine).all():
-        at = int(np.argwhere(~np.isfinite(engine))[0][0])
-        raise InputError(f"the engine's logits at position {at} are not finite: it was built or loaded wrong")
+    if (at := _not_finite(reference)) is not None:
+        raise InputError(f"the reference's logits at position {at} are not finite: check the checkpoint's weights")
+    if (at := _not_finite(engine)) is not None:
+        raise CheckFailed(f"the engine's logits at position {at} are not finite: it was built or loaded wrong")
     difference = np.abs(reference.astype(np.float64) - engine)
     largest = float(np.abs(reference).max())
     kl = divergences(reference, engine)
@@ -89,7 +92,8 @@ def departing(
 
 def divergences(reference: NDArray[np.float32], engine: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return KL(softmax(reference) || softmax(engine)) of each row of logits [T, vocab] in nats: [T]."""
-    return np.asarray([_kl(*pair) for pair in zip(reference, engine, strict=True)])
+    rows = zip(reference[:, None], engine[:, None], strict=True)  # float64 of all at once would be many times as large
+    return np.concatenate([divergence(*map(log_probabilities, pair)) for pair in rows])
 
 
 def failures_of(phase: str, figures: LogitComparison, thresholds: Mapping[str, float]) -> list[str]:
@@ -97,16 +101,10 @@ def failures_of(phase: str, figures: LogitComparison, thresholds: Mapping[str, f
     return [f"{phase} {words}" for words in missed(vars(figures), thresholds)]
 
 
-def _kl(reference: NDArray[np.float32], engine: NDArray[np.float32]) -> float:
-    """Return KL(softmax(reference) || softmax(engine)) in nats. Rounding does not make it negative."""
-    p, q = _log_softmax(reference), _log_softmax(engine)
-    return max(0.0, float(np.sum(np.exp(p) * (p - q))))
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - float(logits.max())
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
-    return result
+def _not_finite(logits: NDArray[np.float32]) -> int | None:
+    """Return the first position whose logits [T, vocab] are not all finite, or None."""
+    found = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    return int(found[0]) if len(found) else None
 
 
 def _overlap(reference: NDArray[np.float32], engine: NDArray[np.float32], count: int) -> float:

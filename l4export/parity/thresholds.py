@@ -78,8 +78,9 @@ class Demands:
         are computed in the precision of the vision tower.
 
         Raises:
-            InputError: a threshold is unknown; there are more tokens than the engine takes, or no token of prefill; the
-                tower's weights are quantised and those of the reference are to be `dequantized`.
+            InputError: a threshold is unknown, or of a greedy continuation of no tokens; there are more tokens than the
+                engine takes, or no token of prefill; the tower's weights are quantised and those of the reference are
+                to be `dequantized`.
         """
         images = images and manifest.vision is not None  # an engine that sees none refuses them
         check_thresholds(given, (*_THRESHOLDS, *(IMAGE_FIGURES if images else ())))
@@ -91,13 +92,16 @@ class Demands:
         judged = _judges_arithmetic(manifest, dequantized)
         used = ("compute", "kv_cache", *(("vision",) if images else ()), *(() if dequantized else ("weights",)))
         half = any(manifest.precision[name] != "fp32" for name in used)
+        if not decode and "greedy_prefix" in given:
+            raise InputError("--threshold greedy_prefix: nothing is generated with --decode 0; leave one of them out")
         of_images = image_thresholds(manifest, dequantized) if images else {}
         thresholds = {**of_images, **(_default_thresholds(manifest, half) if judged else {}), **given}
         most = thresholds.get("max_relative_difference")
         accepted = DEFAULT_THRESHOLDS["max_relative_difference"] if most is None else most
         routing = _routing(manifest, half)
         tied = routing if most is None else min(routing, most)
-        return cls(thresholds, accepted, tied if judged else None)
+        demands = cls(thresholds, accepted, tied if judged else None)
+        return demands if decode else demands.without("greedy_prefix")
 
     def of_compared(self, not_compared: Mapping[str, str], given: Mapping[str, float]) -> Demands:
         """Return the demands without those on figures that could not be measured, for the reasons `not_compared`.

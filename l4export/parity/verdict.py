@@ -58,19 +58,18 @@ def _followed(manifest: Described, demands: Demands, ties: int) -> Exercised:
     return Exercised.counted(what, ties, f"the reference followed {ties} of the engine's choices", "none was followed")
 
 
-def unjudged(manifest: Described, demands: Demands, prefill: int, decode: int) -> tuple[str, ...]:
-    """Why meeting all thresholds would prove nothing; empty if it does prove something.
+def unjudged(manifest: Described, demands: Demands, tokens: int) -> tuple[str, ...]:
+    """Why meeting all thresholds on so many tokens would prove nothing; empty if it does prove something.
 
-    Thresholds of what an engine sees judge its vision tower alone, and that of the greedy continuation needs one.
+    Thresholds of what an engine sees judge its vision tower alone.
     """
-    named = set(demands.thresholds) - set(IMAGE_FIGURES) - (set() if decode else {"greedy_prefix"})
     reasons = []
-    if not named:
+    if not set(demands.thresholds) - set(IMAGE_FIGURES):
         reasons.append(
             "nothing is demanded of its logits, because what quantisation costs has no threshold of its own: set one "
             "with --threshold NAME=VALUE"
         )
-    if chunks_are_in_reach(manifest) and not chunk_boundaries(manifest.model, prefill + decode):
+    if chunks_are_in_reach(manifest) and not chunk_boundaries(manifest.model, tokens):
         reasons.append(
             f"no chunk boundary was crossed, so chunked attention was not tested: give more than "
             f"{manifest.model.attention_chunk_size} tokens with --prefill and --decode"

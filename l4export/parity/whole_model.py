@@ -112,7 +112,9 @@ def check_parity(
 
     Raises:
         InputError: the tokens exceed the engine's context; a threshold is unknown; the engine has another architecture;
-            there are images and no vision tower, in the engine or in the checkpoint.
+            there are images and no vision tower, in the engine or in the checkpoint; the reference's logits are not
+            finite.
+        CheckFailed: the engine's logits or features are not finite, so nothing can be compared.
         EnvironmentLacks: torch, transformers, or what runs the engine is missing, or what a given threshold needs.
         StorageError: an image cannot be read.
     """
@@ -163,10 +165,14 @@ def check_parity(
         greedy_ended_at_near_tie=greedy.near_tie,
         thresholds=demands.thresholds,
         exercised=exercised(engine.manifest, prefill, decode, seen, demands, ties, decode),
-        unjudged=unjudged(engine.manifest, demands, prefill, decode),
+        unjudged=(
+            *unjudged(engine.manifest, demands, prefill + decode),
+            *greedy.unjudged(thresholds or {}),
+        ),
         failures=(
             *(seen.failures(demands.thresholds) if seen else ()),
-            *_failures(compared, greedy, demands.thresholds),
+            *(words for name, figures in compared.items() for words in failures_of(name, figures, demands.thresholds)),
+            *greedy.failures(demands.thresholds),
         ),
     )
 
@@ -218,6 +224,19 @@ class _Greedy:
     share: float
     near_tie: bool
 
+    def failures(self, thresholds: Mapping[str, float]) -> list[str]:
+        """Describe the threshold if it is missed, and not for a near tie."""
+        return [] if self.near_tie else missed({"greedy_prefix": self.share}, thresholds)
+
+    def unjudged(self, given: Mapping[str, float]) -> list[str]:
+        """Say so if a near tie is why a threshold that a person has given is not reached."""
+        if not self.near_tie or not missed({"greedy_prefix": self.share}, given):
+            return []
+        return [
+            f"the greedy continuation ended at a near tie after {self.share:.4g} of it, so greedy_prefix could not be "
+            "compared: choose another --seed"
+        ]
+
 
 def _compare_greedy(
     engine: Judged, prompt: list[int], count: int, follow: _Following, images: ProcessedImages | None
@@ -234,8 +253,3 @@ def _compare_greedy(
             near = logits[want] - logits[got] <= 2 * follow.demands.accepted * np.abs(logits).max()
             return _Greedy(at / count, bool(near))
     return _Greedy(1.0, near_tie=False)
-
-
-def _failures(phases: Mapping[str, LogitComparison], greedy: _Greedy, thresholds: Mapping[str, float]) -> list[str]:
-    failures = [words for name, figures in phases.items() for words in failures_of(name, figures, thresholds)]
-    return failures if greedy.near_tie else failures + missed({"greedy_prefix": greedy.share}, thresholds)

@@ -121,7 +121,7 @@ def measure_quality(
 
     Raises:
         InputError: the text is not UTF-8, too short or not in the vocabulary; the window is longer than the engine's
-            context; a threshold is unknown; the checkpoint has another architecture.
+            context; a threshold is unknown; the checkpoint has another architecture, or logits that are not finite.
         CheckFailed: the engine's logits are not finite.
         EnvironmentLacks: torch, transformers, or what runs the engine is missing.
     """
@@ -180,6 +180,8 @@ class _Run:
             if piece.positions[0] == window.positions[0]:
                 engine = WindowLogits(self.engine, window)
             logits = engine.at(piece.positions)
+            if not np.isfinite(piece.expected).all():
+                raise InputError(f"the reference's logits are not finite (window {piece.window + 1}): check its files")
             if not np.isfinite(logits).all():
                 raise CheckFailed(f"{self.engine.directory}: its logits are not finite (window {piece.window + 1})")
             got = log_probabilities(logits)

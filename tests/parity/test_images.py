@@ -17,7 +17,7 @@ from l4export.cli import main
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
 from l4export.engine.manifest import load_manifest
-from l4export.errors import EnvironmentLacks, InputError
+from l4export.errors import CheckFailed, EnvironmentLacks, InputError
 from l4export.parity import images as compared_images
 from l4export.parity.by_layer import check_layers
 from l4export.parity.image_prompt import image_prompt, seeded_pictures
@@ -149,7 +149,7 @@ def test_features_that_are_no_numbers_are_refused(room: Room, monkeypatch: pytes
         return rows
 
     monkeypatch.setattr(ImageFeatures, "of", overflown)
-    with pytest.raises(InputError, match="features of tile 2 are not finite"):
+    with pytest.raises(CheckFailed, match="features of tile 2 are not finite"):
         check_parity(room.engine("guard"), room.checkpoint("guard"), 20, 4, images="seeded")
 
 

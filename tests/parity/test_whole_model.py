@@ -12,8 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from l4export.compiler.build import build
 from l4export.compiler.options import BuildOptions
-from l4export.errors import InputError
-from l4export.parity.logits import compare_logits
+from l4export.errors import CheckFailed, InputError
+from l4export.parity.figures import figures_of
+from l4export.parity.logits import compare_logits, divergences
 from l4export.parity.whole_model import check_parity
 from l4export.quantization.policy import standard_policy
 from workshop import Workshop, copy_checkpoint
@@ -56,10 +57,13 @@ def test_near_ties_are_told_apart_from_disagreements() -> None:
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
-    engine = _logits(0)
-    engine[3, 4] = np.nan
-    with pytest.raises(InputError, match="position 3"):
-        compare_logits(_logits(0), engine)
+    broken = _logits(0)
+    broken[3, 4] = np.nan
+    with pytest.raises(CheckFailed, match="the engine's logits at position 3"):
+        compare_logits(_logits(0), broken)
+    with pytest.raises(InputError, match="the reference's logits at position 3"):
+        compare_logits(broken, _logits(0))
+    assert np.isnan(divergences(broken, _logits(0))).tolist() == [False] * 3 + [True] + [False] * 3
 
 
 def test_shapes_that_differ_are_refused() -> None:
@@ -133,6 +137,20 @@ def test_tokens_that_tie_are_not_reported_as_agreement(workshop: Workshop, tmp_p
     assert report.passed
     assert report.greedy_prefix < 1
     assert report.greedy_ended_at_near_tie
+    demanded = check_parity(tmp_path / "e", reference, 20, 8, {"greedy_prefix": 1.0})
+    assert demanded.verdict == "not judged" and "ended at a near tie" in demanded.unjudged[0]
+    (share,) = (figure for figure in figures_of(demanded) if figure.phase == "greedy")
+    assert (share.status, share.remark[:20]) == ("not demanded", "it ended at a near t")
+    met = check_parity(tmp_path / "e", reference, 20, 8, {"greedy_prefix": report.greedy_prefix})
+    assert met.passed and figures_of(met)[-1].status == "met"
+
+
+def test_a_continuation_of_no_tokens_meets_no_threshold(workshop: Workshop) -> None:
+    engine, checkpoint = workshop.engine_path("scout", "static"), workshop.checkpoint("scout")
+    with pytest.raises(InputError, match="--threshold greedy_prefix: nothing is generated with --decode 0"):
+        check_parity(engine, checkpoint, 20, 0, {"greedy_prefix": 0.5})
+    report = check_parity(engine, checkpoint, 20, 0)
+    assert report.passed and "greedy_prefix" not in report.thresholds
 
 
 def test_an_engine_of_a_target_that_is_not_known_is_refused(workshop: Workshop, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from l4export import runtimes
 from l4export.cli.quality import _show
@@ -22,7 +23,7 @@ from l4export.quantization.policy import Policy, Rule, standard_policy
 from l4export.reference.token_scores import log_probabilities
 from l4export.reference.transformers_model import HFReference
 from l4export.reports.sections import Curve
-from workshop import ROOT, Workshop, random_ids
+from workshop import ROOT, Workshop, copy_checkpoint, random_ids
 
 KJV = ROOT / "examples/kjv/model"
 ROUGH = Policy((Rule(("*_proj.weight", "*.experts.*"), "int4", 32), Rule(("lm_head.weight",), "int8", 32)), 1)
@@ -153,6 +154,15 @@ def test_other_bad_input(workshop: Workshop, ids: Path, tmp_path: Path) -> None:
         measure_quality(engine, checkpoint, tmp_path / "single.json")
     with pytest.raises(InputError, match="another model than the engine's"):
         measure_quality(engine, workshop.checkpoint("maverick"), ids)
+
+
+def test_a_reference_of_no_numbers_judges_nothing(workshop: Workshop, ids: Path, tmp_path: Path) -> None:
+    broken = copy_checkpoint(workshop.checkpoint("scout"), tmp_path / "c")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:] = 3e38  # a finite number, which overflows in the product
+    save_file(weights, broken / "model.safetensors")
+    with pytest.raises(InputError, match="reference's logits are not finite \\(window 1\\)"):
+        measure_quality(workshop.engine_path("scout", "static"), broken, ids, breakdown=False)
 
 
 @pytest.fixture(scope="module")
