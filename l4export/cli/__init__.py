@@ -13,7 +13,7 @@ from typing import NoReturn, TextIO
 import click
 
 from l4export import __version__
-from l4export.cli.explain import explain
+from l4export.cli.explain import UNREAD, explain
 from l4export.errors import L4Error
 
 __all__ = ["main"]
@@ -30,7 +30,6 @@ _COMMANDS = {
     "verify": "Check every file of an engine against its manifest.",
     "native": "Show where the native library for C and C++ is, and how to link with it.",
 }
-_UNREAD = 141
 
 
 class _LazyGroup(click.Group):
@@ -109,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _leave_unread(stream: TextIO) -> NoReturn:
     """Exit like a program that SIGPIPE ended. Nobody reads the output any more, and the work may be unfinished."""
     _discard(stream)
-    sys.exit(_UNREAD)
+    sys.exit(UNREAD)
 
 
 def _discard(stream: TextIO) -> None:

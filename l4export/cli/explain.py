@@ -6,9 +6,11 @@ import click
 
 from l4export.errors import L4Error
 
-__all__ = ["INTERRUPTED", "explain"]
+__all__ = ["INTERRUPTED", "UNREAD", "explain"]
 
 INTERRUPTED = 130
+UNREAD = 141
+"""As of a program that SIGPIPE ended."""
 _INTERNAL_ERROR = 70
 
 
@@ -29,6 +31,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
             return error.format_message(), 2
         case KeyboardInterrupt() | click.Abort():
             return "interrupted; no unfinished file was left under its final name", INTERRUPTED
+        case BrokenPipeError():
+            return "the reader of the output has gone, so the work may be unfinished", UNREAD
         case OSError():
             return f"{error.filename or 'input or output'}: {error.strerror or error}; check the path and the disk", 4
         case MemoryError():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from l4export.cli.explain import explain
-from l4export.errors import InputError
+from l4export.errors import InputError, L4Error
 
 if TYPE_CHECKING:
     from l4export.reports.document import Document, Kind
@@ -74,9 +74,9 @@ def _refuse_old_spelling(given: Sequence[str], error: click.UsageError) -> None:
 
 def _files_in(given: Sequence[str]) -> list[Path]:
     """The files of `-o` in arguments that cannot be parsed."""
-    apart = [Path(file) for name, file in itertools.pairwise(given) if name in _NAMES]
-    joined = [Path(each.partition("=")[2]) for each in given if each.startswith("--report=")]
-    return [*apart, *joined]
+    apart = [file for name, file in itertools.pairwise(given) if name in _NAMES]
+    joined = [each.removeprefix(start) for start in ("-o", "--report=") for each in given if each.startswith(start)]
+    return [Path(file) for file in (*apart, *joined) if file]
 
 
 def _kind(command: str | None, stream: bool) -> Kind:
@@ -88,8 +88,8 @@ class Reporting:
     """The files of one run. From its beginning they hold no other run's report, and at its end its own.
 
     Until then they say that the run has not ended: this shows at once whether they can be written, and is what is left
-    if the program is killed. An error that leaves the `with` block is written to them. With `as_json` the report is
-    printed, too.
+    if the program is killed. An error that leaves the `with` block is written to them, and that one of them is refused
+    to all others. With `as_json` the report is printed, too.
 
     Raises:
         InputError: a file has a suffix of no form, or is not a report and would be lost.
@@ -108,10 +108,19 @@ class Reporting:
         self._kind, self._as_json = kind, as_json
         self._command = shlex.join(["l4export", *(context.find_root().obj or ())])
         self._began, self._start = datetime.datetime.now(datetime.UTC), time.monotonic()
-        self._forms = [(file, form_of(file)) for file in files]
-        for file in files:
-            check_replaceable(file, MARK)
+        self._forms: list[tuple[Path, Callable[[Document], str]]] = []
         self._finished = False
+        refused: list[L4Error] = []
+        for file in files:
+            try:
+                form = form_of(file)
+                check_replaceable(file, MARK)
+                self._forms.append((file, form))
+            except L4Error as error:
+                refused.append(error)
+        if refused:
+            self._write_error(*explain(refused[0]))
+            raise refused[0]
 
     def __enter__(self) -> Reporting:
         if self._forms:

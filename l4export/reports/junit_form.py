@@ -26,7 +26,7 @@ def as_junit(document: Document) -> str:
         if name == "verdict":
             properties = ET.SubElement(suite, "properties")
             for key, value in document.identity.rows():
-                ET.SubElement(properties, "property", name=key, value=printable(value))
+                ET.SubElement(properties, "property", name=printable(key), value=printable(value))
         for case in cases:
             case.set("classname", f"{command}.{printable(name)}")
             suite.append(case)

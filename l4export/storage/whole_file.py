@@ -11,11 +11,11 @@ from l4export.errors import InputError, StorageError
 
 __all__ = ["check_replaceable", "replace_file"]
 
-_HEAD_BYTES = 4096
+_HEAD_BYTES = 256
 
 
 def check_replaceable(path: Path, mark: str) -> None:
-    """Check that a path leads to nothing, to an empty file, or to one that has `mark` in its first 4 KiB.
+    """Check that a path leads to nothing, to an empty file, or to one that has `mark` in its first 256 bytes.
 
     Raises:
         InputError: it leads to a directory, a device or another program's file.

@@ -133,14 +133,15 @@ def test_an_error_takes_the_place_of_the_last_report(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     few = ("--prefill", 8, "--decode", 0, "--allow-unjudged")
-    assert parity(*few, "-o", "r.json", "--report=s.json")[0] == 0
+    files = ("-o", "r.json", "--report=s.json", "-ot.json")
+    assert parity(*few, *files)[0] == 0
     assert report_in(Path("r.json"))["verdict"] == "not judged"
-    code, out, err = parity("-o", "r.json", "--report=s.json", *arguments)
+    code, out, err = parity(*files, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1) and words in err
-    for name in ("r.json", "s.json"):
+    for name in ("r.json", "s.json", "t.json"):
         report = report_in(Path(name))
         assert (report["verdict"], report["exit_code"]) == ("error", 2) and words in report["why"][0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "s.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "s.json", "t.json"]
 
 
 def test_a_run_that_was_killed_leaves_no_other_runs_report(tmp_path: Path) -> None:
@@ -148,9 +149,14 @@ def test_a_run_that_was_killed_leaves_no_other_runs_report(tmp_path: Path) -> No
     with Reporting("bench", [path], context=click.Context(click.Command("bench"))):
         assert "has not ended" in report_in(path)["why"][0]
     context = click.Context(click.Command("bench"))
-    with pytest.raises(KeyboardInterrupt), Reporting("bench", [path], context=context):
-        raise KeyboardInterrupt
-    assert report_in(path)["exit_code"] == 130
+    for error, code in (
+        (KeyboardInterrupt(), 130),
+        (BrokenPipeError(32, "Broken pipe"), 141),
+        (OSError(28, "Full"), 4),
+    ):
+        with pytest.raises(type(error)), Reporting("bench", [path], context=context):
+            raise error
+        assert report_in(path)["exit_code"] == code
 
 
 def test_digests_are_for_reports_alone(parity: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,4 +171,8 @@ def test_other_files_are_refused_before_any_work(parity: Run, tmp_path: Path, na
     (tmp_path / "e/manifest.json").write_text("{}")
     found, out, err = parity("-o", tmp_path / "r.json", "-o", tmp_path / name)
     assert (found, out, err.count("\n")) == (code, "", 1) and words in err
-    assert (tmp_path / "e/manifest.json").read_text() == "{}" and not (tmp_path / "r.json").exists()
+    assert (tmp_path / "e/manifest.json").read_text() == "{}" and not (tmp_path / "none").exists()
+    report = report_in(tmp_path / "r.json")  # an earlier run's would be taken for this one's
+    assert (report["verdict"], report["exit_code"]) == ("error", code) and words in report["why"][0]
+    assert parity("-o", tmp_path / name, "-o", tmp_path / "r.json", "--unknown")[0] == code
+    assert words in report_in(tmp_path / "r.json")["why"][0]

@@ -69,6 +69,9 @@ def test_layers_and_experts(workshop: Workshop, tmp_path: Path) -> None:
     assert [sum(counts) for _, counts in experts.rows] == [34, 34]  # one expert a token
     departed = {figure.phase for figure in figures_of(report) if figure.status == "missed"}
     assert {"layer 2", "layer 3"} <= departed and not {"layer 0", "layer 1"} & departed
+    cached = check_layers(workshop.engine_path("scout", "static", 256, "int8"), workshop.checkpoint("scout"), 20, 4)
+    keys = [figure for figure in figures_of(cached) if figure.name == "keys"]
+    assert len(keys) == 4 and {(figure.status, figure.remark != "") for figure in keys} == {("not measured", True)}
     healthy = check_layers(tmp_path / "e", other, 30, 4)
     assert sections_of(healthy)[0].note == "No layer departs."
     assert all(figure.status != "missed" for figure in figures_of(healthy))

@@ -82,7 +82,11 @@ def test_every_figure_is_a_case_of_its_phase() -> None:
 
 def test_control_characters_are_no_xml() -> None:
     figure = dataclasses.replace(FAILED.figures[1], phase="a\x00b", label="\x1b[31mred")
-    assert suites(dataclasses.replace(FAILED, figures=(figure,), why=("\x07",))).find("testsuite[2]") is not None
+    assert IDENTITY.engine is not None
+    engine = dataclasses.replace(IDENTITY.engine, path="\ufffe", options={"\x01": {"\x02": "\x03"}})
+    identity = dataclasses.replace(IDENTITY, engine=engine)
+    document = dataclasses.replace(FAILED, figures=(figure,), why=("\x07",), identity=identity)
+    assert suites(document).find("testsuite[2]") is not None
 
 
 # Markdown ------------------------------------------------------------------------------------------------------------
