@@ -58,12 +58,18 @@ def test_the_program_finds_the_library_where_both_are_installed(tmp_path: Path) 
     environment = {**os.environ, "L4EXPORT_ONNXRUNTIME": str(ONNXRUNTIME)}
     environment.pop("L4EXPORT_CPU_KERNELS", None)
 
-    def say(program: Path) -> subprocess.CompletedProcess[str]:
-        command = [program, tmp_path / "kjv", "--prompt", "In the beginning", "--max-new-tokens", "4"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    def say(program: Path, called: str = "l4run") -> subprocess.CompletedProcess[str]:
+        command = [called, tmp_path / "kjv", "--prompt", "In the beginning", "--max-new-tokens", "4"]
+        there = tmp_path / "kjv"
+        return subprocess.run(
+            command, executable=program, cwd=there, env=environment, capture_output=True, text=True, check=False
+        )
 
     done = say(tmp_path / "prefix/bin/l4run")
     assert (done.returncode, done.stderr) == (0, "") and done.stdout
+    (tmp_path / "kjv/libl4cpu.so").write_text("no library")
+    elsewhere = say(tmp_path / "prefix/bin/l4run", "./l4run")  # as a program that was started elsewhere
+    assert (elsewhere.returncode, elsewhere.stdout) == (0, done.stdout), elsewhere.stderr
     alone = say(Path(shutil.copy(tmp_path / "prefix/bin/l4run", tmp_path)))
     assert alone.returncode == ENVIRONMENT and alone.stderr.count("\n") == 1
     assert "the engine needs l4export's CPU kernels: libl4cpu.so cannot be opened" in alone.stderr

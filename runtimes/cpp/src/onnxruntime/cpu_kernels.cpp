@@ -4,10 +4,11 @@
 #include <elf.h>
 #include <unistd.h>
 
-#include <cstdint>
+#include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <string>
 
 namespace l4 {
@@ -37,26 +38,30 @@ Error kernels_lacking(const std::string& why) {
   return environment_lacks("the engine needs l4export's CPU kernels: " + why + kernels_remedy);
 }
 
-// The directory of the library or program that this code is in.
-std::string own_directory() {
-  Dl_info info;
-  std::string path = dladdr(reinterpret_cast<void*>(&add_cpu_kernels), &info) != 0 ? info.dli_fname : "";
-  char program[4096];
-  if (path.find('/') == std::string::npos) {  // a program that was found on the PATH
-    const ssize_t length = readlink("/proc/self/exe", program, sizeof(program));
-    path = length > 0 ? std::string(program, static_cast<std::size_t>(length)) : "";
+// The path of the library or program that this code is in; empty where it is not known. dladdr has the one by which it
+// was opened, which may be relative to a directory that the process has left since: the working directory, perhaps an
+// engine's, would decide what code is run.
+std::string own_path() {
+  const auto here = reinterpret_cast<std::uintptr_t>(&add_cpu_kernels);
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {  // first-behind rights offset device inode path
+    std::uintptr_t first = 0, behind = 0;
+    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR, &first, &behind) != 2) continue;
+    if (here < first || here >= behind) continue;
+    const std::size_t path = line.find('/');
+    return path == std::string::npos ? "" : line.substr(path);
   }
-  const std::size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "." : path.substr(0, slash);
+  return "";
 }
 
 // The path that the variable names, or where the library is; a bare name where only the loader may find it.
 std::string library_path() {
   const char* const given = std::getenv(kernels_variable);
   if (given != nullptr && *given != '\0') return given;
-  const std::string here = own_directory();
-  for (const std::string& path : {here + "/" + kernels_file, here + "/../lib/" + kernels_file}) {
-    if (access(path.c_str(), F_OK) == 0) return path;
+  const std::string own = own_path();
+  const std::string here = own.substr(0, own.rfind('/') + 1);
+  for (const std::string& path : {here + kernels_file, here + "../lib/" + kernels_file}) {
+    if (!here.empty() && access(path.c_str(), F_OK) == 0) return path;
   }
   return kernels_file;
 }
