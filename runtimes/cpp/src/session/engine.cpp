@@ -96,9 +96,9 @@ Engine::Engine(std::string directory, const EngineOptions& options) : directory_
   parts_.manifest = std::make_shared<const engine::Manifest>(options.verify ? engine::verify_files(directory_)
                                                                             : engine::load_manifest(directory_));
   check_runtime(directory_, *parts_.manifest, options.provider);
-  std::future<void> digests = engine::check_files(directory_, parts_.manifest);
+  const std::shared_future<void> digests = engine::check_files(directory_, parts_.manifest);
   try {
-    load(options);
+    load(options, digests);
   } catch (const Error&) {
     digests.get();  // a file that has been changed is the better reason
     throw;
@@ -106,12 +106,13 @@ Engine::Engine(std::string directory, const EngineOptions& options) : directory_
   digests.get();
 }
 
-void Engine::load(const EngineOptions& options) {
+void Engine::load(const EngineOptions& options, const std::shared_future<void>& digests) {
   const engine::Manifest& manifest = *parts_.manifest;
   const auto runtime = OnnxRuntime::open(options.onnxruntime);
   const auto threads = static_cast<int>(options.threads);
   const bool on_card = manifest.decoder().runtime.provider == "cuda" && options.provider != "cpu";
   check_version(*runtime, directory_, manifest, on_card);
+  if (on_card) digests.get();  // a GPU's verdict is kept, so what it is judged by must be what was built
   parts_.decoder = on_card ? open_on_card(runtime, directory_, manifest, threads)
                            : open_on_host(runtime, directory_, manifest, threads);
   if (manifest.vision) {  // on the CPU, whatever executes the decoder: the numbers by which a GPU's tower is judged

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,7 +40,8 @@ class Engine {
   }
 
  private:
-  void load(const EngineOptions& options);  // what the manifest names, with the ONNX Runtime of the options
+  // What the manifest names, with the ONNX Runtime of the options. Of `digests` see engine::check_files.
+  void load(const EngineOptions& options, const std::shared_future<void>& digests);
 
   std::string directory_;
   SessionParts parts_;
