@@ -41,6 +41,12 @@ def test_what_the_header_declares_leaves_the_library_and_nothing_else() -> None:
     assert exported(build_native() / "libl4export.so") == declared()
 
 
+@pytest.mark.parametrize("header", sorted(path.name for path in (SOURCE / "include/l4export").iterdir()))
+def test_each_header_of_the_wrapper_includes_what_it_uses(header: str) -> None:
+    flags = ("-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{SOURCE / 'include'}")
+    run("c++", *flags, "-include", f"l4export/{header}", "-xc++", "/dev/null")
+
+
 def test_one_version() -> None:
     assert native_library().l4_version().decode() == __version__
 
