@@ -1,10 +1,8 @@
-"""Generation of the native library against the Python runtime's: tokens, texts, ends, failures, cancelling."""
+"""Generation of the native library against the Python runtime's: tokens, texts, ends, failures."""
 
 from __future__ import annotations
 
 import math
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from l4export.compiler.options import BuildOptions
 from l4export.errors import InputError
 from l4export.runtimes.engine import Engine
 from l4export.runtimes.sampling.settings import Sampling
-from native_generation import L4Token, NativeGeneration, Row
+from native_generation import L4Token, NativeGeneration
 from native_library import NativeError
 from native_sampling import L4Sampling, native_sampling, settings_of
 from native_session import NativeEngine
@@ -30,7 +28,7 @@ EACH = [
     native_sampling(temperature=1.0, seed=5, repetition_penalty=1.3),
     native_sampling(temperature=0.8, top_k=20, min_p=0.02, seed=5),
 ]
-BAD_INPUT, CANCELLED = 2, 130
+BAD_INPUT = 2
 
 
 @pytest.fixture(scope="module")
@@ -225,82 +223,6 @@ class TestSessions:
                 assert str(error) == "the logits processor failed with 9" and error.status == BAD_INPUT
                 failed += 1
         assert failed == 2 and generation.rows == due
-
-
-def _generate_while_a_thread_cancels(engine: NativeEngine) -> tuple[list[Row], int]:
-    """What is generated, and how many steps were cancelled and asked for again."""
-    session = engine.session(3)
-    generation = NativeGeneration(session, PROMPTS, 30, EACH, []).start()
-    done, cancelled = threading.Event(), 0
-
-    def cancels() -> None:
-        while not done.wait(0.0005):
-            session.cancel()
-
-    thread = threading.Thread(target=cancels)
-    thread.start()
-    try:
-        while True:
-            try:
-                if not generation.step():
-                    return generation.rows, cancelled
-            except NativeError as error:
-                assert error.status == CANCELLED
-                cancelled += 1
-    finally:
-        done.set()
-        thread.join()
-
-
-class TestCancelling:
-    def test_between_two_tokens(self, engine: NativeEngine) -> None:
-        """Within one call: the callback's thread may cancel, too. The session goes on with what was given."""
-        due = NativeGeneration(engine.session(), PROMPTS[:1], 12, EACH[1:2], []).run().rows[0].tokens
-        session = engine.session()
-        called = NativeGeneration(session, PROMPTS[:1], 12, EACH[1:2], [])
-
-        def cancels(token: L4Token) -> int:
-            if len(called.rows[0].tokens) == 5:
-                session.cancel()
-            return 0
-
-        with pytest.raises(NativeError) as error:
-            called.run(cancels)
-        assert error.value.status == CANCELLED and called.rows[0].tokens == due[:5]
-        assert session.token_ids() == PROMPTS[0] + due[:4]
-        session.cancel()  # nothing runs: nothing happens
-        session.append([due[4:5]])
-        assert session.token_ids() == PROMPTS[0] + due[:5]
-
-    def test_from_another_thread_and_on(self, engine: NativeEngine) -> None:
-        """A thread cancels again and again; each time the step is asked for again, and nothing is lost."""
-        due = NativeGeneration(engine.session(3), PROMPTS, 30, EACH, []).run().rows
-        for _ in range(100):  # a step takes less than a millisecond, and a busy machine may run it between two cancels
-            rows, cancelled = _generate_while_a_thread_cancels(engine)
-            assert rows == due
-            if cancelled:
-                return
-        raise AssertionError("no call was cancelled")
-
-    def test_during_a_prompt(self, speaking: Path) -> None:
-        session = NativeEngine(speaking).session()
-        prompt = NativeTokenizer(speaking).encode("In the beginning " * 60)[:250]
-        generation = NativeGeneration(session, [prompt], 2, stop_token_ids=[]).start()
-        statuses: list[int] = []
-
-        def runs() -> None:
-            try:
-                generation.step()
-            except NativeError as error:
-                statuses.append(error.status)
-
-        thread = threading.Thread(target=runs)
-        thread.start()
-        while thread.is_alive():
-            session.cancel()
-            time.sleep(0.0002)
-        assert statuses == [CANCELLED] and session.lengths == [0]
-        assert generation.step() != [] and session.lengths == [250]
 
     def test_a_session_in_use(self, engine: NativeEngine) -> None:
         """The session belongs to the call, also while the callback runs."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fuzz_json import dumps, mutate_json
 from l4export.errors import InputError
 from l4export.runtimes.sampling import filters
 from l4export.runtimes.sampling import logprobs as python_logprobs
 from l4export.runtimes.sampling.filters import largest, nucleus, weights
 from l4export.runtimes.sampling.logprobs import token_logprobs
 from l4export.runtimes.sampling.random_stream import uniform
-from l4export.runtimes.sampling.recommended import recommended_sampling
 from l4export.runtimes.sampling.sampler import Sampler
 from native_library import NativeError
-from native_sampling import fresh_seed, logprobs, native_sampling, recommended, sample, settings_of
+from native_messages import told
+from native_sampling import fresh_seed, logprobs, native_sampling, sample, settings_of
 
 MOST = 2**64 - 1
 
@@ -68,16 +64,6 @@ SETTINGS = st.fixed_dictionaries(
     }
 )
 NUMBERS = st.integers(0, 9) | st.just(MOST) | st.integers(0, MOST)
-
-
-def told(call: Any, *arguments: Any) -> Any:
-    """What a call returns, or the message of its refusal."""
-    try:
-        return call(*arguments)
-    except (InputError, NativeError) as error:
-        if isinstance(error, NativeError):
-            assert error.status == 2
-        return str(error)
 
 
 @settings(deadline=None, max_examples=300)
@@ -286,74 +272,3 @@ def test_a_struct_of_an_older_program() -> None:
     sampling.size = 0
     with pytest.raises(NativeError, match="the size of a struct is not set"):
         sample(logits, sampling)
-
-
-class TestRecommended:
-    """generation_config.json; tests/runtimes/sampling/test_recommended.py says what is right."""
-
-    def both(self, directory: Path) -> tuple[Any, Any]:
-        found = told(lambda: settings_of(recommended(directory)))
-        return found, told(recommended_sampling, directory)
-
-    def test_without_a_file_it_is_greedy(self, tmp_path: Path) -> None:
-        found, due = self.both(tmp_path)
-        assert found == due
-
-    @pytest.mark.parametrize(
-        "text",
-        [
-            {"eos_token_id": [1, 2], "temperature": 0.6, "top_p": 0.9},
-            {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
-            {"do_sample": True, "top_k": 0, "min_p": 0.05},
-            {"do_sample": True, "top_k": None, "num_beams": 1, "typical_p": 1.0, "num_beam_groups": True},
-            {"do_sample": False, "repetition_penalty": 1.2, "suppress_tokens": [], "min_length": False},
-            {"do_sample": "yes"},
-            {"do_sample": 1},
-            {"do_sample": True, "temperature": "hot"},
-            {"do_sample": True, "temperature": -1},
-            {"do_sample": True, "temperature": 1e999},
-            {"do_sample": True, "top_k": 5.0},
-            {"do_sample": True, "top_p": True},
-            {"do_sample": True, "min_p": {"a": None}},
-            {"repetition_penalty": [1.1]},
-            {"num_beams": 4},
-            {"no_repeat_ngram_size": 3},
-            {"suppress_tokens": [1]},
-        ],
-    )
-    def test_it_says_the_same(self, tmp_path: Path, text: dict[str, Any]) -> None:
-        (tmp_path / "generation_config.json").write_text(json.dumps(text).replace("Infinity", "1e999"))
-        found, due = self.both(tmp_path)
-        assert found == due
-
-    @pytest.mark.parametrize("text", ["", "[]", "{", '{"do_sample": NaN}', '{"a": 1, "a": 2}', "[" * 5000])
-    def test_a_broken_file(self, tmp_path: Path, text: str) -> None:
-        (tmp_path / "generation_config.json").write_text(text)
-        found, due = self.both(tmp_path)
-        assert isinstance(found, str) and isinstance(due, str) and "generation_config.json: " in found
-
-    def test_a_directory_in_its_place(self, tmp_path: Path) -> None:
-        (tmp_path / "generation_config.json").mkdir()
-        found, due = self.both(tmp_path)
-        assert found == due and "not a regular file" in found
-
-    def test_files_that_are_almost_right(self, tmp_path: Path) -> None:
-        valid = {"do_sample": True, "temperature": 0.6, "top_k": 40, "top_p": 0.9, "min_p": 0.1}
-        valid |= {"repetition_penalty": 1.1, "num_beams": 1, "eos_token_id": [1, 2], "suppress_tokens": None}
-        path, rng = tmp_path / "generation_config.json", random.Random(0)
-        outcomes = set()
-        for _ in range(500):
-            changed, what = mutate_json(valid, rng, [0.5, 50, "0.5"])
-            path.write_text(dumps(changed), encoding="utf-8", errors="surrogatepass")
-            found, due = self.both(tmp_path)
-            if "0" * 40 in what:  # Python's integers have no end, but up to 4300 digits in a file
-                continue
-            if "half a surrogate pair" in str(found):  # which Python takes
-                continue
-            assert type(found) is type(due), (what, found, due)
-            if isinstance(found, str):
-                assert found.startswith(str(path)) and "\n" not in found
-            else:
-                assert found == due, what
-            outcomes.add(type(found))
-        assert len(outcomes) == 2
