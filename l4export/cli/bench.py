@@ -74,4 +74,4 @@ def _show(report: BenchReport) -> None:
         table.add_row(figure.label, figure.shown)
     for fact in facts:
         table.add_row(*fact)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)

@@ -36,7 +36,7 @@ def _show(facts: dict[str, Any]) -> None:
     for name, value in facts.items():
         if value != {}:  # compiled parts, a check graph and quantised weights are not everywhere
             table.add_row(name.replace("_", " "), _text(name, value))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _text(name: str, value: Any) -> str:

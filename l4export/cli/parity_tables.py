@@ -23,7 +23,7 @@ __all__ = ["show_parity"]
 
 def show_parity(report: ParityReport | LayerParityReport) -> None:
     """Print the figures, what the comparison went through, and the verdict."""
-    console, figures = Console(), figures_of(report)
+    console, figures = Console(markup=False, emoji=False), figures_of(report)
     if isinstance(report, ParityReport):
         _show_logits(console, report, figures)
     else:

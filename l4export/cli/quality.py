@@ -100,7 +100,7 @@ def _show(report: QualityReport) -> None:
 
     from l4export.quality.document import figures_of
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     table = Table(title=f"{report.engine} against {report.reference}", title_justify="left")
     for heading in (f"{report.tokens} tokens", "", "95 % confidence"):
         table.add_column(heading, justify="right" if heading != f"{report.tokens} tokens" else "left")

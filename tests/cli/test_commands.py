@@ -377,7 +377,9 @@ def test_a_log_that_cannot_be_written_leaves_the_exit_code(tmp_path: Path) -> No
             assert l4export_process("inspect", tmp_path / "nowhere", stderr=log) == 2
 
 
-@pytest.mark.parametrize(("encoding", "name"), [("ascii:strict", "\xe9"), ("utf-8:strict", "\udcff")])
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("ascii:strict", "\xe9"), ("utf-8:strict", "\udcff"), ("utf-8:strict", "[red]:cat:")]
+)
 def test_names_that_the_terminal_cannot_show(workshop: Workshop, tmp_path: Path, encoding: str, name: str) -> None:
     (tmp_path / name).symlink_to(workshop.checkpoint("scout"))
     command = [sys.executable, "-m", "l4export", "inspect", name]

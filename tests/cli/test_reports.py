@@ -67,6 +67,22 @@ def test_a_comparison_says_what_it_is_of_and_how_it_went(
     assert len(report["details"]["layers"]) == 4 if stream else report["details"]["greedy_tokens"] == 4
 
 
+def test_names_are_shown_as_they_are(
+    workshop: Workshop, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is markup to the library that prints is a part of a name to others."""
+    monkeypatch.chdir(tmp_path)
+    Path("e[red]:cat:").symlink_to(workshop.engine_path("scout", "static"))
+    Path("c").symlink_to(workshop.checkpoint("scout"))
+    for stream in ((), ("--stream",)):
+        code, out, _ = run("parity", "e[red]:cat:", "--reference", "c", "--prefill", 20, "--decode", 2, *stream)
+        assert code == 0 and "e[red]:cat: against c" in out
+    assert "e[red]:cat:" in run("bench", "e[red]:cat:", "--prefill", 4, "--decode", 2, "--repeats", 1)[1]
+    Path("ids.json").write_text(str(random_ids(130).tolist()))
+    measured = ("--reference", "c", "--text", "ids.json", "--no-breakdown", "--allow-unjudged")
+    assert "e[red]:cat: against c" in run("quality", "e[red]:cat:", *measured)[1]
+
+
 def test_another_checkpoint_is_not_what_an_engine_was_built_from(
     workshop: Workshop, parity: Run, run: Run, tmp_path: Path
 ) -> None:
